@@ -1,0 +1,47 @@
+"""Federated learning in JAX: a round, a run and a sweep are each one XLA call.
+
+import fedjax_sim as fs
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fedjax_sim import aggregation as aggregation
+from fedjax_sim import execution as execution
+from fedjax_sim import partition as partition
+from fedjax_sim import sampling as sampling
+from fedjax_sim.algorithms import fedavg as fedavg
+from fedjax_sim.algorithms import fedprox as fedprox
+from fedjax_sim.algorithms import fedsgd as fedsgd
+from fedjax_sim.algorithms import scaffold as scaffold
+from fedjax_sim.base import ClientOutput as ClientOutput
+from fedjax_sim.base import ClientUpdate as ClientUpdate
+from fedjax_sim.base import Coefficients as Coefficients
+from fedjax_sim.base import Cohort as Cohort
+from fedjax_sim.base import FederatedAlgorithm as FederatedAlgorithm
+from fedjax_sim.base import FederatedState as FederatedState
+from fedjax_sim.base import LocalTraining as LocalTraining
+from fedjax_sim.base import RoundContext as RoundContext
+from fedjax_sim.base import RoundMetrics as RoundMetrics
+from fedjax_sim.data import FederatedData as FederatedData
+from fedjax_sim.evaluation import Evaluation as Evaluation
+from fedjax_sim.evaluation import evaluate as evaluate
+from fedjax_sim.round import Communication as Communication
+from fedjax_sim.round import communication as communication
+from fedjax_sim.round import init as init
+from fedjax_sim.round import make_round as make_round
+from fedjax_sim.simulation import History as History
+from fedjax_sim.simulation import run as run
+
+if TYPE_CHECKING:
+    from fedjax_sim import datasets as datasets
+    from fedjax_sim import models as models
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded where used: models bring in flax, datasets read files.
+    if name in ("models", "datasets"):
+        return importlib.import_module(f"fedjax_sim.{name}")
+    raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")

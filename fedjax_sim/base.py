@@ -1,0 +1,187 @@
+"""The core types. Everything else in the package is a function on these.
+
+Axes in the comments: `[K]` the federation, `[m]` the cohort, `[B]` a block of
+examples. A client-level function never sees `[K]` or `[m]`: it is written for one
+client, and the engine decides how clients are executed together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+Params = PyTree
+Array = jax.Array
+Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
+
+# loss_fn(params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
+# losses[i] may depend on example i alone: the engine masks padding afterwards.
+LossFn = Callable[[Params, PyTree, Array | None], Any]
+
+
+class Cohort(NamedTuple):
+    """The clients of one round.
+
+    A slot with `mask` False is padding: it costs time but changes nothing. A client
+    with `mask` True and `reports` False is a dropout: it was given the model and never
+    answered. A client also does not report if it completes no local step (it has no
+    examples, or its share of `work` is less than one step), or if its id is not in
+    `[0, K)`.
+    """
+
+    client_ids: Array  # Int[m]
+    mask: Array  # Bool[m], was given the model
+    reports: Array | None = None  # Bool[m], sent an update back; None: as mask
+    inclusion: Array | None = None  # Float[m], probability (or expected draws) of being picked
+    work: Array | None = None  # Float[m] in [0, 1], completed share of the local steps; None: all
+
+
+class LocalTraining(NamedTuple):
+    """How a client passes over its examples: E local epochs in blocks of B.
+
+    A client with n_k examples takes `E * ceil(n_k / B)` local steps. The last block of
+    a pass may hold fewer than B examples; its loss is the mean over those it has.
+
+    Attributes:
+      epochs: E >= 1.
+      batch_size: B >= 1, or None for the full batch (B = infinity, one step an epoch).
+      shuffle: a new permutation of the client's examples each epoch.
+      order: "epochs" passes over all blocks E times (McMahan et al. 2017, Algorithm 1);
+        "blocks" takes E steps on each block in turn, over one permutation.
+    """
+
+    epochs: int = 1
+    batch_size: int | None = 10
+    shuffle: bool = True
+    order: str = "epochs"
+
+
+class ClientOutput(NamedTuple):
+    """What one client hands over. `update` and `total` are the uplink."""
+
+    update: PyTree  # averaged with the aggregation rule's coefficients; floating leaves
+    total: PyTree = ()  # summed with the client's fixed share p_k: control variates
+    client_state: PyTree = ()  # kept by the client until it is picked again
+    metrics: Metrics | tuple[()] = ()  # pooled over reporters, never weighted by coefficients
+
+
+class ClientUpdate(NamedTuple):
+    """One client's local training in phases, so that the engine can interleave clients.
+
+    There is no batch axis over clients anywhere. `step` returns its metrics beside the
+    carry: the engine sums them over the steps, so that whatever values a loss reports
+    need no slot in the carry.
+    """
+
+    # (message, client_state, probed, key) -> carry
+    init: Callable[[PyTree, PyTree, PyTree, Array], PyTree]
+    # (carry, message, client_state, batch, mask[B], key) -> (carry, metrics)
+    step: Callable[[PyTree, PyTree, PyTree, PyTree, Array, Array], tuple[PyTree, Metrics]]
+    # (carry, message, client_state, num_examples, num_steps, key) -> ClientOutput
+    finish: Callable[[PyTree, PyTree, PyTree, Array, Array, Array], ClientOutput]
+    # (message, client_state, batch, mask[B]) -> pytree, summed over the client's blocks
+    # (one pass, in storage order) before `init` sees it; None: `init` is given ()
+    probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
+
+
+class RoundContext(NamedTuple):
+    """What the server knows of a round beside the averages."""
+
+    round: Array  # Int[], t
+    num_clients: int  # K
+    num_reporting: Array  # Int[], updates that count in the average
+    weight_sum: Array  # Float[], sum of their aggregation weights a_k
+    reporting_share: Array  # Float[], sum of their fixed shares p_k
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated algorithm: the mathematics of one client and one server."""
+
+    init: Callable[[Params], PyTree]  # params -> server_state
+    params: Callable[[PyTree], Params]  # server_state -> params; a module-level function
+    init_client: Callable[[Params], PyTree]  # params -> client_state; () where stateless
+    broadcast: Callable[[PyTree, Array], PyTree]  # (server_state, round) -> message, the downlink
+    client: ClientUpdate
+    # (server_state, update, total, RoundContext) -> server_state
+    server_update: Callable[[PyTree, PyTree, PyTree, RoundContext], PyTree]
+    local: LocalTraining
+    # (message, batch, weights[B], keys[B]) -> (update, {"loss": losses[B], ...}): a shortcut
+    # to the result of `client` for full-batch methods of one step. `update` is the sum over
+    # examples of weight times contribution, summed by the engine over blocks of the cohort's
+    # examples with weight a_k / n_k, so that no client has a model of its own.
+    pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
+    # (params, examples) -> None, raises ValueError; `fs.init` calls it before anything runs.
+    check: Callable[[Params, PyTree], None] | None = None
+
+
+class Coefficients(NamedTuple):
+    """What an aggregation rule says of a round.
+
+    The new model is `w + sum_k a_k d_k / denominator` over the clients that report. A
+    rule may return the pair `(weights, denominator)` alone.
+    """
+
+    weights: Array  # Float[m], a_k
+    denominator: Array | None  # Float[]; None: the sum of a_k over those that report
+    shares: Array | None = None  # Float[m], fixed p_k for `total`; None: weight over all weights
+    num_receivers: Array | None = None  # Int[]; None: the distinct clients of the cohort
+
+
+# (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients
+AggregationRule = Callable[[Cohort, Array, Array], Coefficients | tuple[Array, Array | None]]
+
+
+class Tasks(NamedTuple):
+    """What each slot of a round has to do. A slot with `num_steps` 0 does nothing."""
+
+    client_ids: Array  # Int[m], in [0, K)
+    num_steps: Array  # Int[m]
+    weights: Array  # Float[m], a_k
+    shares: Array  # Float[m], p_k
+
+
+class Executed(NamedTuple):
+    """What an execution strategy returns."""
+
+    update: PyTree  # sum of a_k update_k over the counted tasks, at least float32
+    total: PyTree  # sum of p_k total_k over the counted tasks
+    client_states: PyTree  # [m, ...]
+    metrics: Metrics  # summed over the counted tasks
+    counted: Array  # Bool[m], did at least one step and (if dropping) is finite
+    finite: Array  # Bool[m], update, total and new state hold no NaN and no infinity
+
+
+class RoundMetrics(NamedTuple):
+    """What is reported of a round. Never fed back into it."""
+
+    train: dict[str, Array]  # means over the local steps' examples of all that counted
+    receivers: Array  # Int[], distinct clients that were given the model
+    senders: Array  # Int[], distinct clients that sent an update
+    reporting: Array  # Int[], updates counted in the average, repeated draws included
+    nonfinite: Array  # Int[], updates that hold a NaN or an infinity
+    client_steps: Array  # Int[], local steps of those that reported
+    reporting_share: Array  # Float[], sum of p_k over those counted: n_V / n
+    empty: Array  # Bool[], nothing was aggregated and the server state stayed as it was
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["server", "clients", "round"],
+    meta_fields=["get_params"],
+)
+@dataclass(frozen=True)
+class FederatedState:
+    """What passes from round to round; a pytree. Made by `fs.init`."""
+
+    server: PyTree  # the algorithm's server state
+    clients: PyTree  # leaves [K, ...]; () for an algorithm that keeps no client state
+    round: Array  # Int[], rounds done so far
+    get_params: Callable[[PyTree], Params]  # static: the algorithm's `params`
+
+    @property
+    def params(self) -> Params:
+        """The global model w_t."""
+        return self.get_params(self.server)

@@ -1,0 +1,44 @@
+"""Refusing arguments out of range, before anything compiles."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+def is_concrete(x: Any) -> bool:
+    """Has x a value now, or is it being traced?"""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def check_count(name: str, value: Any, otherwise: str = "") -> None:
+    """Refuses what is not a whole number, at least 1.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1{otherwise}; got {value!r}")
+
+
+def check_number(name: str, value: ArrayLike, allowed: Callable[[float], bool], says: str) -> None:
+    """Refuses a hyper-parameter out of range; a traced one is taken as it is.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    if not is_concrete(value):
+        return
+    if not isinstance(value, (int, float)) and jnp.shape(value) != ():
+        raise ValueError(f"{name} must be a scalar; got shape {jnp.shape(value)} (vmap over it)")
+    try:
+        number = float(np.asarray(value))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, {says}; got {value!r}") from None
+    if not (math.isfinite(number) and allowed(number)):
+        raise ValueError(f"{name} must be finite and {says}; got {value}")

@@ -1,0 +1,14 @@
+"""What a data set is."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Dataset(NamedTuple):
+    """Training and test examples, `{"x": [N, ...], "y": [N]}`, not yet split over clients."""
+
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    num_classes: int | None  # None: regression
+    client_ids: np.ndarray | None = None  # Int[N] of train: natural clients, where it has them

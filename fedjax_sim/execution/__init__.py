@@ -1,0 +1,9 @@
+"""How the clients of a round are executed. Every strategy gives the same result, to
+float rounding; they differ in speed, memory and what can be differentiated.
+
+A strategy is a callable `(algorithm, data, key, message, client_states, tasks,
+drop_nonfinite) -> Executed`, with the states and tasks of the cohort's m slots.
+"""
+
+from fedjax_sim.execution.packed import packed as packed
+from fedjax_sim.execution.vmapped import vmapped as vmapped

@@ -1,0 +1,79 @@
+"""One weighted gradient over the cohort's examples, for algorithms that are just that."""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, Executed, PyTree, Tasks
+from fedjax_sim.local import Engine
+from fedjax_sim.loss import totals
+from fedjax_sim.masking import add_where, all_finite, zeros_of
+from fedjax_sim.randomness import STEP, stream
+
+_BLOCK = 4096  # examples a block: bounds the memory of activations
+
+
+def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -> Executed:
+    """The cohort's examples end to end, in blocks, whomever they belong to.
+
+    Which client's update is not finite can only be told from its losses; if none is to
+    blame and the sum is not finite, all that report are marked.
+
+    Args:
+      dynamic: as many blocks as the cohort fills, in a loop that cannot be
+        differentiated in reverse; or the most any cohort of m could fill.
+    """
+    data, gradient = engine.data, engine.algorithm.pooled_gradient
+    assert gradient is not None
+    slots = tasks.client_ids.shape[0]
+    reports = tasks.num_steps > 0
+    clients = jax.vmap(engine.client)(tasks.client_ids)
+    sizes = jnp.where(reports, clients.num_examples, 0)
+    ends = jnp.cumsum(sizes)
+    size = max(1, min(_BLOCK, slots * data.max_num_examples))
+
+    def value(block: Array) -> tuple[PyTree, PyTree, Array]:
+        positions = block * size + jnp.arange(size, dtype=jnp.int32)
+        mask = positions < ends[-1]
+        # Padding repeats the block's first example, with weight 0.
+        positions = jnp.where(mask, positions, positions[:1])
+        slot = jnp.searchsorted(ends, positions, side="right")
+        slot = jnp.minimum(slot, slots - 1)
+        within = positions - (ends - sizes)[slot]
+        rows = clients.offset[slot] + within
+        batch = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), data.examples)
+        keys = jax.vmap(lambda key, i: stream(key, STEP, i))(clients.key[slot], within)
+        scale = tasks.weights / jnp.maximum(sizes, 1).astype(tasks.weights.dtype)
+        update, values = gradient(engine.message, batch, jnp.where(mask, scale[slot], 0), keys)
+        bad = (
+            jnp.zeros(slots, jnp.int32)
+            .at[slot]
+            .max((mask & ~jnp.isfinite(values["loss"])).astype(jnp.int32))
+        )
+        update = jax.tree.map(lambda u: u.astype(jnp.promote_types(u.dtype, jnp.float32)), update)
+        return update, totals(values, mask), bad
+
+    def add(block: Array, total: PyTree) -> PyTree:
+        return add_where(block * size < ends[-1], total, value(block))
+
+    total = zeros_of(jax.eval_shape(value, jnp.int32(0)))
+    if dynamic:
+        blocks = -(-ends[-1] // size)
+        total = jax.lax.fori_loop(0, blocks, add, total)
+    else:
+        most = -(-slots * data.max_num_examples // size)
+        total = jax.lax.scan(
+            lambda total, block: (add(block, total), None),
+            total,
+            jnp.arange(most, dtype=jnp.int32),
+        )[0]
+    update, metrics, bad = total
+    blamed = bad > 0
+    finite = ~jnp.where(jnp.any(blamed) | all_finite(update), blamed, reports)
+    return Executed(
+        update=update,
+        total=(),
+        client_states=client_states,
+        metrics=metrics,
+        counted=reports,
+        finite=finite,
+    )

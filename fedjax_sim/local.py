@@ -1,0 +1,157 @@
+"""One client's local training: its blocks, the order of its steps, its phases.
+
+The functions here run for one client and one step; `execution/` repeats them, vmapped
+or packed. Which examples step t sees is computed from (client key, t), so nothing is
+carried and nothing depends on the padding.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import (
+    Array,
+    ClientOutput,
+    FederatedAlgorithm,
+    LocalTraining,
+    Metrics,
+    PyTree,
+)
+from fedjax_sim.checks import check_count
+from fedjax_sim.data import FederatedData
+from fedjax_sim.masking import add_where, zeros_of
+from fedjax_sim.randomness import FINISH, INIT, SHUFFLE, STEP, permute, stream
+
+
+def check_local(local: LocalTraining) -> LocalTraining:
+    """Refuses E < 1, B < 1 and unknown orders, and returns `local`.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+
+    if not isinstance(local, LocalTraining):
+        raise ValueError(f"local must be an fs.LocalTraining; got {local!r}")
+    check_count("epochs", local.epochs)
+    if local.batch_size is not None:
+        check_count("batch_size", local.batch_size, ", or None for the full batch")
+    if local.order not in ("epochs", "blocks"):
+        raise ValueError(f'order must be "epochs" or "blocks"; got {local.order!r}')
+    return local
+
+
+def block_size(local: LocalTraining, data: FederatedData) -> int:
+    """B, or the largest client for the full batch."""
+    return data.max_num_examples if local.batch_size is None else local.batch_size
+
+
+def num_blocks(local: LocalTraining, num_examples: Array) -> Array:
+    """Blocks in one pass: `ceil(n_k / B)`."""
+    if local.batch_size is None:
+        return jnp.minimum(num_examples, 1)
+    return -(-num_examples // local.batch_size)
+
+
+def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = None) -> Array:
+    """Local steps a client completes: `floor(work * E * ceil(n_k / B))`."""
+    steps = local.epochs * num_blocks(local, num_examples)
+    if work is None:
+        return steps
+    work = jnp.clip(jnp.asarray(work, jnp.result_type(float)), 0, 1)
+    return jnp.floor(work * steps.astype(work.dtype)).astype(jnp.int32)
+
+
+def max_num_blocks(local: LocalTraining, data: FederatedData) -> int:
+    """Blocks of the largest client, static."""
+    return -(-data.max_num_examples // block_size(local, data))
+
+
+class Client(NamedTuple):
+    """One client in one round, as the engine drives it. No axis over clients."""
+
+    key: Array
+    num_examples: Array  # Int[]
+    offset: Array  # Int[]
+
+
+class Engine(NamedTuple):
+    """An algorithm's client bound to a round: message, data and key.
+
+    `start`, `step` and `finish` are for one client; `start` includes the probe.
+    """
+
+    algorithm: FederatedAlgorithm
+    data: FederatedData
+    key: Array  # of the round
+    message: PyTree
+
+    def client(self, client_id: Array) -> Client:
+        return Client(
+            stream(self.key, client_id),
+            self.data.num_examples[client_id],
+            self.data.offsets[client_id],
+        )
+
+    def _block(self, client: Client, block: Array, epoch: Array | None) -> tuple[PyTree, Array]:
+        """Block `block` of a pass: batch [B, ...] and mask [B]. epoch None: storage order.
+
+        Padding repeats the block's first example, so that it brings in no number the
+        client has not got.
+        """
+        size = block_size(self.algorithm.local, self.data)
+        positions = block * size + jnp.arange(size, dtype=jnp.int32)
+        mask = positions < client.num_examples
+        positions = jnp.where(mask, positions, positions[:1])
+        if epoch is not None:
+            positions = permute(stream(client.key, SHUFFLE, epoch), positions, client.num_examples)
+        rows = client.offset + positions
+        return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self.data.examples), mask
+
+    def batch(self, client: Client, step: Array) -> tuple[PyTree, Array]:
+        """What local step `step` sees: batch [B, ...] and mask [B]."""
+        local = self.algorithm.local
+        blocks = jnp.maximum(num_blocks(local, client.num_examples), 1)
+        if local.order == "epochs":
+            epoch, block = step // blocks, step % blocks
+        else:
+            epoch, block = jnp.zeros_like(step), step // local.epochs
+        # Within a full batch the order of the examples does not matter.
+        shuffle = local.shuffle and local.batch_size is not None
+        return self._block(client, block, epoch if shuffle else None)
+
+    def start(self, client: Client, client_state: PyTree) -> PyTree:
+        update = self.algorithm.client
+        probed: PyTree = ()
+        if update.probe is not None:
+            probed = self._probe(update.probe, client, client_state)
+        return update.init(self.message, client_state, probed, stream(client.key, INIT))
+
+    def _probe(self, probe: Callable[..., PyTree], client: Client, client_state: PyTree) -> PyTree:
+        blocks = num_blocks(self.algorithm.local, client.num_examples)
+
+        def value(block: Array) -> PyTree:
+            return probe(self.message, client_state, *self._block(client, block, None))
+
+        def add(total: PyTree, block: Array) -> tuple[PyTree, None]:
+            return add_where(block < blocks, total, value(block)), None
+
+        most = max_num_blocks(self.algorithm.local, self.data)
+        zeros = zeros_of(jax.eval_shape(value, jnp.int32(0)))
+        return jax.lax.scan(add, zeros, jnp.arange(most, dtype=jnp.int32))[0]
+
+    def step(
+        self, client: Client, carry: PyTree, client_state: PyTree, step: Array
+    ) -> tuple[PyTree, Metrics]:
+        batch, mask = self.batch(client, step)
+        key = stream(client.key, STEP, step)
+        return self.algorithm.client.step(carry, self.message, client_state, batch, mask, key)
+
+    def finish(
+        self, client: Client, carry: PyTree, client_state: PyTree, steps: Array
+    ) -> ClientOutput:
+        key = stream(client.key, FINISH)
+        return self.algorithm.client.finish(
+            carry, self.message, client_state, client.num_examples, steps, key
+        )

@@ -1,0 +1,80 @@
+"""The loss of a block: checking what a user's `loss_fn` returns, and its masked mean."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, LossFn, Metrics, Params, PyTree
+
+
+def per_example(
+    loss_fn: LossFn, params: Params, batch: PyTree, key: Array | None, name: str = "loss_fn"
+) -> dict[str, Array]:
+    """Calls `loss_fn` and returns `{"loss": losses[B], **values}`.
+
+    Raises:
+      ValueError: if the losses or a named value do not have shape `[B]`.
+    """
+    result = loss_fn(params, batch, key)
+    losses, extra = result if isinstance(result, tuple) else (result, {})
+    if not isinstance(extra, dict):
+        raise ValueError(
+            f"{name} must return losses[B] or (losses[B], {{name: values[B]}}); "
+            f"got a tuple with a {type(extra).__name__}"
+        )
+    if "loss" in extra:
+        raise ValueError(f'{name} must not name a value "loss": that is the loss itself')
+    size = jax.tree.leaves(batch)[0].shape[0]
+    values = {"loss": losses, **extra}
+    for what, value in values.items():
+        if jnp.shape(value) != (size,):
+            raise ValueError(
+                f"{name} must return one {what} for each example, shape ({size},); got shape "
+                f"{jnp.shape(value)} (return them one by one, not their mean or sum)"
+            )
+    return {what: jnp.asarray(value) for what, value in values.items()}
+
+
+def totals(values: dict[str, Array], mask: Array) -> Metrics:
+    """`{name: (sum over the mask, size of the mask)}`, summed in float32 or better."""
+
+    def total(value: Array) -> tuple[Array, Array]:
+        dtype = jnp.promote_types(value.dtype, jnp.float32)
+        return (
+            jnp.sum(jnp.where(mask, value, 0), dtype=dtype),
+            jnp.sum(mask, dtype=dtype),
+        )
+
+    return {name: total(value) for name, value in values.items()}
+
+
+def mean_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, Metrics]]:
+    """`(params, batch, mask[B], key) -> (gradient of the masked mean loss, metrics)`.
+
+    `g = grad_w (1/|mask|) sum_{i in mask} loss_i(w)`.
+    """
+
+    def objective(params: Params, batch: PyTree, mask: Array, key: Array) -> tuple[Array, Metrics]:
+        values = per_example(loss_fn, params, batch, key)
+        losses = values["loss"]
+        size = jnp.maximum(jnp.sum(mask, dtype=losses.dtype), 1)
+        return jnp.sum(jnp.where(mask, losses, 0)) / size, totals(values, mask)
+
+    return jax.grad(objective, has_aux=True)
+
+
+def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
+    """Refuses, without computing anything, a loss that does not fit params and data.
+
+    Raises:
+      ValueError: from `per_example`, and from the loss's own `check(params, examples)`
+        where it has one.
+    """
+    own: Any = getattr(loss_fn, "check", None)
+    if own is not None:
+        own(params, examples)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(lambda p, b, k: per_example(loss_fn, p, b, k), params, batch, key)

@@ -1,0 +1,57 @@
+"""Choosing and adding pytrees under a mask.
+
+Always with `where`, never by multiplying: NaN times zero is NaN.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, PyTree
+
+
+def zeros_of(tree: PyTree) -> PyTree:
+    """Zeros for a pytree of shapes."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
+
+
+def where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+    """Leaf by leaf, the new value where a condition (scalar or [m]) holds."""
+
+    def choose(x: Array, y: Array) -> Array:
+        shape = condition.shape + (1,) * (jnp.ndim(x) - condition.ndim)
+        return jnp.where(condition.reshape(shape), x, y)
+
+    return jax.tree.map(choose, new, old)
+
+
+def add_where(condition: Array, total: PyTree, value: PyTree) -> PyTree:
+    """`total + value` where the condition holds; a NaN elsewhere does no harm."""
+    return jax.tree.map(lambda t, v: t + jnp.where(condition, v, jnp.zeros_like(v)), total, value)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Bool[]: no floating leaf holds a NaN or an infinity."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves] or [jnp.array(True)]).all()
+
+
+def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
+    """`sum_k weights_k x_k` over the leading axis where `counted`, in float32 or better."""
+
+    def total(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                "ClientOutput.update and .total must have floating leaves, since they are "
+                f"averaged; got {x.dtype}"
+            )
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        kept = where(counted, x.astype(dtype), jnp.zeros_like(x, dtype))
+        a = jnp.where(counted, weights, 0).astype(dtype)
+        return jnp.tensordot(a, kept, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.tree.map(total, tree)
+
+
+def sum_where(counted: Array, tree: PyTree) -> PyTree:
+    """Sums over the leading axis where `counted`."""
+    return jax.tree.map(lambda x: jnp.sum(jnp.where(counted, x, jnp.zeros_like(x)), axis=0), tree)

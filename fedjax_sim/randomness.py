@@ -1,0 +1,96 @@
+"""Random streams: who draws from which key, and permutations without a sort.
+
+Randomness is a contract. A stream is folded by purpose, round and client id, never by
+slot, lane or padded size, so a client draws the same numbers wherever it runs.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array
+
+# Purposes. The numbers are part of the contract: changing one changes every result.
+CLIENT = 1  # a client's local training
+COHORT = 2  # who takes part
+INIT = 3  # the phases of a client, below CLIENT
+STEP = 4
+FINISH = 5
+SHUFFLE = 6
+
+_PERMUTATION_ROUNDS = 16
+
+
+def check_key(key: Array, name: str = "key") -> None:
+    """Refuses what is not one typed key of a counter-based generator.
+
+    Raises:
+      ValueError: for old-style `uint32` keys, for a batch of keys, and for `rbg` keys,
+        which ignore all but the first key under `vmap`.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"{name} must be a typed key, as jax.random.key(seed) makes; got "
+            f"{type(key).__name__ if dtype is None else f'an array of {dtype}'}"
+        )
+    if key.shape != ():
+        raise ValueError(
+            f"{name} must be one key; got an array of keys of shape {key.shape} "
+            "(vmap over them, or pass one)"
+        )
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(
+            f"{name} must be of a counter-based generator such as threefry2x32; got "
+            f"{jax.random.key_impl(key)}, which is wrong under vmap"
+        )
+
+
+def stream(key: Array, *path: Array | int) -> Array:
+    """The key at `path` below `key`: a purpose, then round, client or step numbers."""
+    for part in path:
+        key = jax.random.fold_in(key, part)
+    return key
+
+
+def _mix(h: Array) -> Array:
+    """A 32-bit finaliser (Wellons' lowbias32): every input bit reaches the top bit."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
+    h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
+    return h ^ (h >> 16)
+
+
+def permute(key: Array, positions: Array, size: Array | int) -> Array:
+    """Where a keyed random permutation of `[0, size)` sends `positions`.
+
+    A swap-or-not shuffle (Hoang, Morris, Rogaway, CRYPTO 2012): in each round the pair
+    {x, K - x mod size} changes places or not, by a keyed bit of the pair. It is a
+    bijection for every size, and costs the positions asked for, not the size: no sort,
+    nothing kept, and the same numbers whatever array the client is padded to.
+
+    Args:
+      key: one typed key.
+      positions: Int[...]; those outside `[0, size)` give meaningless results.
+      size: Int[], may be traced; at least 1 to be meaningful.
+
+    Returns:
+      Int[...], the image of each position.
+
+    >>> import jax, jax.numpy as jnp
+    >>> sorted(permute(jax.random.key(0), jnp.arange(5), 5).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    size = jnp.maximum(jnp.asarray(size, jnp.int32), 1)
+    seeds = jax.random.bits(key, (2,), jnp.uint32)
+    counter = jnp.arange(_PERMUTATION_ROUNDS, dtype=jnp.uint32)
+    pivots = _mix(seeds[0] + counter * jnp.uint32(0x9E3779B9))
+    pivots = (pivots % size.astype(jnp.uint32)).astype(jnp.int32)
+    salts = _mix(seeds[1] + counter * jnp.uint32(0x85EBCA77))
+    x = positions.astype(jnp.int32)
+    for r in range(_PERMUTATION_ROUNDS):
+        partner = pivots[r] - x
+        partner = jnp.where(partner < 0, partner + size, partner)
+        # The pair's bit: the top bit of a shorter mix, which depends on all the others.
+        bits = (jnp.maximum(x, partner).astype(jnp.uint32) ^ salts[r]) * jnp.uint32(0x7FEB352D)
+        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+        x = jnp.where(bits.astype(jnp.int32) < 0, partner, x)
+    return x

@@ -1,0 +1,190 @@
+"""Samplers: who takes part in a round, inside the graph.
+
+A sampler folds the round into the key itself, so that with one base key
+
+    cohort = sampler.sample(key, state.round, data)
+    state, metrics = round_fn(key, state, data, cohort)
+
+is the body of `fs.run`. It gives each client's inclusion probability pi_k, the
+probability of being picked (with replacement: the expected number of draws), which the
+`unbiased` rule divides by.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, Cohort
+from fedjax_sim.checks import check_count, is_concrete
+from fedjax_sim.data import FederatedData
+from fedjax_sim.randomness import COHORT, check_key, permute, stream
+
+
+class Sampler(NamedTuple):
+    """How cohorts are drawn. A custom one folds `round` into `key` (see `stream_key`)."""
+
+    size: int | None  # m, the cohort's slots; None: K
+    with_replacement: bool  # may a client occur twice in a cohort?
+    sample: Callable[[Array, Array, FederatedData], Cohort]  # (key, round, data) -> Cohort
+
+
+def stream_key(key: Array, round: Array | int) -> Array:
+    """The key a sampler draws round `round` from."""
+    check_key(key)
+    return stream(key, COHORT, round)
+
+
+def uniform(m: int) -> Sampler:
+    """m of the K clients, each set equally likely; pi_k = m/K. Costs O(m), not O(K).
+
+    Raises:
+      ValueError: if m < 1, and on sampling if m > K.
+    """
+    check_count("m", m)
+
+    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+        num_clients = _check_fits(m, data)
+        slots = jnp.arange(m, dtype=jnp.int32)
+        ids = permute(stream_key(key, round), slots, num_clients)
+        return Cohort(ids, jnp.ones(m, bool), inclusion=jnp.full(m, m / num_clients))
+
+    return Sampler(m, False, sample)
+
+
+def bernoulli(q: float | Array, capacity: int | None = None) -> Sampler:
+    """Every client takes part with probability q on its own; pi_k = q.
+
+    A cohort can be empty. It has K slots with a mask, or `capacity` slots, into which
+    the same cohort is packed.
+
+    Args:
+      q: Float[], in (0, 1]; may be traced if `capacity` is None.
+      capacity: slots of the cohort; None for K.
+
+    Raises:
+      ValueError: if q is not in (0, 1], if capacity < 1, and on sampling if more than
+        `capacity` clients would come with a probability above 1e-9 a round.
+    """
+    concrete = is_concrete(q)
+    if concrete and not 0 < float(q) <= 1:
+        raise ValueError(f"q must be in (0, 1]; got {q}")
+    if capacity is not None:
+        check_count("capacity", capacity)
+        if not concrete:
+            raise ValueError("q must be a number where capacity is given; got a traced array")
+
+    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+        num_clients = data.num_clients
+        if capacity is not None:
+            _check_overflow(float(q), capacity, num_clients)
+        draws = jax.random.uniform(stream_key(key, round), (num_clients,))
+        mask = draws < jnp.asarray(q, draws.dtype)
+        ids = jnp.arange(num_clients, dtype=jnp.int32)
+        if capacity is not None and capacity < num_clients:
+            (ids,) = jnp.nonzero(mask, size=capacity, fill_value=0)
+            ids, mask = ids.astype(jnp.int32), jnp.arange(capacity) < jnp.sum(mask)
+        inclusion = jnp.broadcast_to(jnp.asarray(q, draws.dtype), ids.shape)
+        return Cohort(ids, mask, inclusion=inclusion)
+
+    return Sampler(capacity, False, sample)
+
+
+def weighted(m: int) -> Sampler:
+    """m distinct clients with pi_k proportional to their weight, capped at 1.
+
+    Systematic sampling over a fresh random order: `pi_k = min(1, c p_k)` with c such
+    that they sum to m (m p_k where no client is large). Costs O(K log K). If fewer than m
+    clients have a positive weight, those all take part and the other slots are masked.
+
+    Raises:
+      ValueError: if m < 1, and on sampling if m > K.
+    """
+    check_count("m", m)
+
+    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+        num_clients = _check_fits(m, data)
+        key = stream_key(key, round)
+        inclusion = _capped_proportional(data.client_weights, m)
+        order = permute(stream(key, 0), jnp.arange(num_clients, dtype=jnp.int32), num_clients)
+        upper = jnp.cumsum(inclusion[order])
+        points = jax.random.uniform(stream(key, 1), dtype=upper.dtype) + jnp.arange(m)
+        points = points * (upper[-1] / jnp.round(upper[-1]))  # undoes the rounding of the sums
+        # No interval is longer than 1, so points share one only where rounding makes them.
+        index = jnp.searchsorted(upper, points, side="right")
+        ids = order[jnp.minimum(index, num_clients - 1)]
+        fresh = jnp.concatenate([jnp.ones(1, bool), index[1:] != index[:-1]])
+        mask = fresh & (index < num_clients) & (inclusion[ids] > 0)
+        return Cohort(ids, mask, inclusion=inclusion[ids])
+
+    return Sampler(m, False, sample)
+
+
+def with_replacement(m: int) -> Sampler:
+    """m independent draws with probability p_k; pi_k = m p_k, the expected draws.
+
+    Scheme I of Li et al. 2020 (arXiv 1907.02189). A client drawn twice is one w_k
+    counted twice. Refused for algorithms that keep client state.
+
+    Raises:
+      ValueError: if m < 1.
+    """
+    check_count("m", m)
+
+    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+        upper = jnp.cumsum(data.client_weights)
+        points = jax.random.uniform(stream_key(key, round), (m,), dtype=upper.dtype) * upper[-1]
+        # Rounding may put a point on the last sum: the last client with a weight takes it.
+        last = jnp.searchsorted(upper, upper[-1], side="left")
+        ids = jnp.minimum(jnp.searchsorted(upper, points, side="right"), last).astype(jnp.int32)
+        inclusion = m * data.client_weights[ids] / upper[-1]
+        return Cohort(ids, jnp.ones(m, bool), inclusion=inclusion)
+
+    return Sampler(m, True, sample)
+
+
+def everyone() -> Sampler:
+    """All K clients in every round; pi_k = 1."""
+
+    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+        num_clients = data.num_clients
+        ones = jnp.ones(num_clients)
+        return Cohort(
+            jnp.arange(num_clients, dtype=jnp.int32), jnp.ones(num_clients, bool), inclusion=ones
+        )
+
+    return Sampler(None, False, sample)
+
+
+def _check_fits(m: int, data: FederatedData) -> int:
+    if m > data.num_clients:
+        raise ValueError(f"m must be at most K = {data.num_clients} clients; got {m}")
+    return data.num_clients
+
+
+def _check_overflow(q: float, capacity: int, num_clients: int) -> None:
+    """Chernoff's bound on more than `capacity` successes of K with probability q each."""
+    if capacity >= num_clients:
+        return
+    share = (capacity + 1) / num_clients
+    if share > q:
+        kl = share * math.log(share / q)
+        kl += (1 - share) * math.log((1 - share) / (1 - q)) if share < 1 else 0.0
+        if math.exp(-num_clients * kl) <= 1e-9:
+            return
+    raise ValueError(
+        f"capacity must hold every cohort of K = {num_clients} clients at q = {q} but for a "
+        f"chance of 1e-9 a round; got {capacity}, which may be exceeded more often"
+    )
+
+
+def _capped_proportional(weights: Array, m: int) -> Array:
+    """min(1, c w_k) with c such that the sum is m, or that every positive w_k has 1."""
+    largest = jnp.sort(weights)[::-1]
+    rest = jnp.cumsum(largest[::-1])[::-1]  # the sum of w from this one down
+    left = m - jnp.arange(len(largest))  # what is left to share if all above have 1
+    capped = jnp.argmax(left * largest <= rest)  # the first that need not be capped
+    scale = jnp.where(rest[capped] > 0, left[capped] / rest[capped], jnp.inf)
+    return jnp.where(weights > 0, jnp.minimum(1, scale * weights), 0)
