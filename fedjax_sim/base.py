@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 Params = PyTree
@@ -20,6 +21,11 @@ Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
 # loss_fn(params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
 # losses[i] may depend on example i alone: the engine masks padding afterwards.
 LossFn = Callable[[Params, PyTree, Array | None], Any]
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype to sum values of `dtype` in: itself, or float32 if that is wider."""
+    return dtype if jnp.dtype(dtype).itemsize > 4 else jnp.dtype(jnp.float32)
 
 
 class Cohort(NamedTuple):

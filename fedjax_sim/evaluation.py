@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, LossFn, Params, PyTree
+from fedjax_sim.base import Array, LossFn, Params, PyTree, accumulator
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData
 from fedjax_sim.loss import per_example
@@ -58,9 +58,7 @@ def evaluate(
         batch: PyTree = jax.tree.map(lambda x: x[rows], data.examples)
         block_key = None if key is None else jax.random.fold_in(key, number)
         values = per_example(metric_fn, params, batch, block_key, "metric_fn")
-        return {
-            name: v.astype(jnp.promote_types(v.dtype, jnp.float32)) for name, v in values.items()
-        }
+        return {name: v.astype(accumulator(v.dtype)) for name, v in values.items()}
 
     values = jax.lax.map(block, jnp.arange(blocks, dtype=jnp.int32))
     values = {name: v.reshape(-1)[:total] for name, v in values.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, LossFn, Metrics, Params, PyTree
+from fedjax_sim.base import Array, LossFn, Metrics, Params, PyTree, accumulator
 
 
 def per_example(
@@ -41,11 +41,9 @@ def totals(values: dict[str, Array], mask: Array) -> Metrics:
     """`{name: (sum over the mask, size of the mask)}`, summed in float32 or better."""
 
     def total(value: Array) -> tuple[Array, Array]:
-        dtype = jnp.promote_types(value.dtype, jnp.float32)
-        return (
-            jnp.sum(jnp.where(mask, value, 0), dtype=dtype),
-            jnp.sum(mask, dtype=dtype),
-        )
+        dtype = accumulator(value.dtype)
+        kept = jnp.where(mask, value.astype(dtype), jnp.zeros((), dtype))
+        return jnp.sum(kept), jnp.sum(mask, dtype=dtype)
 
     return {name: total(value) for name, value in values.items()}
 

@@ -6,7 +6,7 @@ Always with `where`, never by multiplying: NaN times zero is NaN.
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, PyTree
+from fedjax_sim.base import Array, PyTree, accumulator
 
 
 def zeros_of(tree: PyTree) -> PyTree:
@@ -44,7 +44,7 @@ def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
                 "ClientOutput.update and .total must have floating leaves, since they are "
                 f"averaged; got {x.dtype}"
             )
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = accumulator(x.dtype)
         kept = where(counted, x.astype(dtype), jnp.zeros_like(x, dtype))
         a = jnp.where(counted, weights, 0).astype(dtype)
         return jnp.tensordot(a, kept, axes=1, precision=jax.lax.Precision.HIGHEST)

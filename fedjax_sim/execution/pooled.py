@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Executed, PyTree, Tasks
+from fedjax_sim.base import Array, Executed, PyTree, Tasks, accumulator
 from fedjax_sim.local import Engine
 from fedjax_sim.loss import totals
 from fedjax_sim.masking import add_where, all_finite, zeros_of
@@ -49,7 +49,7 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
             .at[slot]
             .max((mask & ~jnp.isfinite(values["loss"])).astype(jnp.int32))
         )
-        update = jax.tree.map(lambda u: u.astype(jnp.promote_types(u.dtype, jnp.float32)), update)
+        update = jax.tree.map(lambda u: u.astype(accumulator(u.dtype)), update)
         return update, totals(values, mask), bad
 
     def add(block: Array, total: PyTree) -> PyTree:

@@ -1,0 +1,428 @@
+"""One round: hand-computed numbers, identities, compilation, odd updates, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_sim as fs
+from tests.conftest import SIZES, federation, flat, linear_loss, standard_promotion, zeros
+from tests.reference import Server
+
+K = len(SIZES)
+FULL = fs.LocalTraining(epochs=1, batch_size=None)
+
+
+def square_loss(w, batch, key):
+    return (w - batch) ** 2 / 2  # a step of SGD at rate 1 goes to the mean of the batch
+
+
+def mean_clients(*values):
+    """One client for each list; a full-batch step at rate 1 goes to its mean."""
+    return fs.FederatedData.from_clients([np.array(v, np.float32) for v in values])
+
+
+def cohort_of(ids, **fields):
+    return fs.Cohort(jnp.asarray(ids, jnp.int32), jnp.ones(len(ids), bool), **fields)
+
+
+def one_round(rule, data, cohort, algorithm=None, start=1.0, **options):
+    algorithm = algorithm or fs.fedavg(square_loss, optax.sgd(1.0), FULL)
+    round_fn = jax.jit(fs.make_round(algorithm, getattr(fs.aggregation, rule), **options))
+    return round_fn(jax.random.key(0), fs.init(algorithm, start, data), data, cohort)
+
+
+# Clients of 1, 2 and 5 examples with means 2, 4 and 8; w_0 = 1; clients 0 and 1 selected.
+HAND = {
+    "selected": (1 * 2 + 2 * 4) / 3,
+    "all_clients": (1 * 2 + 2 * 4 + 5 * 1) / 8,
+    "uniform": (2 + 4) / 2,
+    "unbiased": 1 + (1 / 8) / (2 / 3) * (2 - 1) + (2 / 8) / (2 / 3) * (4 - 1),
+}
+
+
+@pytest.mark.parametrize("rule", HAND)
+def test_hand_computed(rule):
+    data = mean_clients([2.0], [3.0, 5.0], [8.0] * 5)
+    cohort = cohort_of([0, 1], inclusion=jnp.full(2, 2 / 3))
+    state, metrics = one_round(rule, data, cohort)
+    assert float(state.params) == pytest.approx(HAND[rule], abs=1e-6)
+    # The loss before the step, over the examples: 0.5 ((1-2)^2 + (1-3)^2 + (1-5)^2) / 3.
+    assert float(metrics.train["loss"]) == pytest.approx(0.5 * (1 + 4 + 16) / 3)
+    share = 2 / 3 if rule == "uniform" else 3 / 8
+    assert float(metrics.reporting_share) == pytest.approx(share)
+    assert (int(metrics.client_steps), int(metrics.reporting)) == (2, 2)
+
+
+@pytest.mark.parametrize("local", [FULL, fs.LocalTraining(3, None), fs.LocalTraining(2, 4)])
+def test_identity_of_the_modes(data, local):
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), local)
+    state = fs.init(algorithm, {"w": np.ones(4, np.float32), "b": np.float32(1)}, data)
+    one = jax.jit(fs.make_round(algorithm, fs.aggregation.selected))
+    both = jax.jit(fs.make_round(algorithm, fs.aggregation.all_clients))
+    sampler = fs.sampling.uniform(3)
+    for t in range(5):
+        cohort = sampler.sample(jax.random.key(5), t, data)
+        selected, metrics = one(jax.random.key(1), state, data, cohort)
+        everyone, _ = both(jax.random.key(1), state, data, cohort)
+        w = flat(state.params)
+        share = float(metrics.reporting_share)
+        expected = w + share * (flat(selected.params) - w)
+        np.testing.assert_allclose(flat(everyone.params), expected, atol=3e-7)
+        state = selected
+
+
+@pytest.mark.parametrize("rule", ["selected", "all_clients"])
+@pytest.mark.parametrize(
+    "local",
+    [fs.LocalTraining(3, None), fs.LocalTraining(3, 4, shuffle=False)],
+    ids=["full", "minibatches"],
+)
+def test_ten_rounds_against_numpy(clients, data, rule, local):
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), local)
+    round_fn = jax.jit(fs.make_round(algorithm, getattr(fs.aggregation, rule)))
+    state = fs.init(algorithm, zeros(), data)
+    reference = Server("fedavg", clients, SIZES, 5, 0.05)
+    sampler, key, ones = fs.sampling.uniform(4), jax.random.key(2), np.ones(4)
+    for t in range(10):
+        cohort = sampler.sample(key, t, data)
+        state, _ = round_fn(key, state, data, cohort)
+        ids = np.asarray(cohort.client_ids)
+        reference.round(rule, ids, ones, ones, ones, ones, 3, local.batch_size, "epochs")
+        np.testing.assert_allclose(flat(state.params), reference.w, atol=1e-5)
+    assert np.abs(reference.w).max() > 0.3
+
+
+@pytest.mark.parametrize("rule", ["selected", "all_clients"])
+@pytest.mark.parametrize("kind", ["fedavg", "scaffold"])
+@standard_promotion()
+def test_masked_over_all_equals_gathered(data, rule, kind):
+    local = fs.LocalTraining(2, 4)
+    algorithm = {
+        "fedavg": fs.fedavg(linear_loss, optax.adam(0.05), local),
+        "scaffold": fs.scaffold(linear_loss, 0.05, local),
+    }[kind]
+    state = fs.init(algorithm, zeros(), data)
+    key = jax.random.key(4)
+    for execution, exact in ((fs.execution.vmapped(), False), (fs.execution.packed(3), True)):
+        round_fn = jax.jit(fs.make_round(algorithm, getattr(fs.aggregation, rule), execution))
+        gathered = masked = state
+        for t in range(3):
+            ids = np.sort(np.asarray(fs.sampling.uniform(4).sample(key, t, data).client_ids))
+            mask = np.zeros(K, bool)
+            mask[ids] = True
+            whole = fs.Cohort(jnp.arange(K, dtype=jnp.int32), jnp.asarray(mask))
+            gathered, small = round_fn(key, gathered, data, cohort_of(ids))
+            masked, large = round_fn(key, masked, data, whole)
+            if exact:
+                np.testing.assert_array_equal(flat(gathered.params), flat(masked.params))
+            np.testing.assert_allclose(flat(gathered.params), flat(masked.params), atol=1e-6)
+            for a, b in zip(jax.tree.leaves(small), jax.tree.leaves(large), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+def test_one_trace_one_executable_no_callback(data, execution):
+    traces = []
+
+    def loss_fn(params, batch, key):
+        traces.append(1)
+        return linear_loss(params, batch, key)
+
+    algorithm = fs.scaffold(loss_fn, 0.05, fs.LocalTraining(2, 4))
+    state = fs.init(algorithm, zeros(), data)
+    round_fn = jax.jit(fs.make_round(algorithm, execution=execution))
+    rng = np.random.default_rng(0)
+    counts = set()
+    traces.clear()
+    for i in range(50):
+        cohort = fs.Cohort(
+            jnp.asarray(rng.permutation(K)[:5], jnp.int32), jnp.asarray(rng.random(5) < 0.7)
+        )
+        state, _ = round_fn(jax.random.key(i), state, data, cohort)
+        counts.add(len(traces))
+    assert len(counts) == 1  # nothing was traced after the first call
+    assert round_fn._cache_size() == 1
+
+    arguments = (jax.random.key(0), state, data, cohort)
+    jaxpr = str(jax.make_jaxpr(fs.make_round(algorithm, execution=execution))(*arguments))
+    assert "scan" in jaxpr or "while" in jaxpr
+    assert "callback" not in jaxpr
+    text = round_fn.lower(*arguments).compile().as_text()
+    assert text.count("HloModule") == 1
+    assert "custom-call" not in text or "callback" not in text
+
+
+def test_jit_equals_no_jit(data):
+    for execution in (fs.execution.vmapped(), fs.execution.packed(2)):
+        algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), fs.LocalTraining(1, 8))
+        round_fn = fs.make_round(algorithm, execution=execution)
+        state, key = fs.init(algorithm, zeros(), data), jax.random.key(0)
+        plain, _ = round_fn(key, state, data, cohort_of([1, 4, 6]))
+        jitted, _ = jax.jit(round_fn)(key, state, data, cohort_of([1, 4, 6]))
+        np.testing.assert_allclose(flat(plain.params), flat(jitted.params), atol=1e-6)
+
+
+@standard_promotion()
+def test_empty_round_keeps_momentum_bit_for_bit(data):
+    algorithm = fs.fedavg(
+        linear_loss, optax.sgd(0.05), FULL, server_optimizer=optax.adam(0.1, b1=0.9)
+    )
+    round_fn = jax.jit(fs.make_round(algorithm))
+    key, state = jax.random.key(0), fs.init(algorithm, zeros(), data)
+    state, metrics = round_fn(key, state, data, cohort_of([0, 1, 4]))
+    assert not bool(metrics.empty)
+    nobody = fs.Cohort(jnp.arange(3, dtype=jnp.int32), jnp.zeros(3, bool))
+    after, metrics = round_fn(key, state, data, nobody)
+    assert bool(metrics.empty)
+    assert np.isnan(metrics.train["loss"])
+    assert int(after.round) == int(state.round) + 1
+    for old, new in zip(jax.tree.leaves(state.server), jax.tree.leaves(after.server), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_zero_weights_change_nothing():
+    data = fs.FederatedData.from_clients(
+        [np.ones(2, np.float32), np.ones(3, np.float32)], client_weights=[0, 1]
+    )
+    for rule in ("selected", "all_clients"):
+        state, metrics = one_round(rule, data, cohort_of([0]), start=5.0)
+        assert float(state.params) == 5.0
+        assert bool(metrics.empty)
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedsgd", "scaffold"])
+def test_nonfinite_is_counted_and_dropped(execution, algorithm):
+    data = mean_clients([2.0], [4.0, 4.0], [0.0], [3.0])
+
+    def loss_fn(w, batch, key):  # client 2 diverges: its gradient is infinite
+        return jnp.where(batch == 0, jnp.inf, 1.0) * (w - batch) ** 2 / 2
+
+    made = {
+        "fedavg": fs.fedavg(loss_fn, optax.sgd(1.0), FULL),
+        "fedsgd": fs.fedsgd(loss_fn, optax.sgd(1.0)),
+        "scaffold": fs.scaffold(loss_fn, 1.0, FULL),
+    }[algorithm]
+    cohort = cohort_of([0, 1, 2])
+    kept, metrics = one_round("selected", data, cohort, made, execution=execution)
+    assert not np.isfinite(float(kept.params))
+    assert (int(metrics.nonfinite), int(metrics.reporting)) == (1, 3)
+    state, metrics = one_round(
+        "selected", data, cohort, made, execution=execution, nonfinite="drop"
+    )
+    assert float(state.params) == pytest.approx((1 * 2 + 2 * 4) / 3)
+    assert (int(metrics.nonfinite), int(metrics.reporting)) == (1, 2)
+    assert int(metrics.senders) == 3  # it did send
+    assert np.isfinite(jax.tree.leaves(state.clients)).all()
+
+
+def test_repeated_draws_count_each_but_send_once():
+    data = mean_clients([2.0], [4.0], [8.0], [1.0])
+    cohort = cohort_of([1, 1, 0], inclusion=jnp.full(3, 3 / 4))
+    for rule in ("selected", "uniform", "unbiased"):  # w_0 = 0; p_k/pi_k = (1/4)/(3/4)
+        state, metrics = one_round(rule, data, cohort, start=0.0)
+        assert float(state.params) == pytest.approx((4 + 4 + 2) / 3)
+        assert (int(metrics.receivers), int(metrics.senders), int(metrics.reporting)) == (2, 2, 3)
+
+
+@standard_promotion()
+def test_bytes_are_exact(data):
+    params = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
+    local = fs.LocalTraining()
+    size = 5 * 4
+    avg = fs.communication(fs.fedavg(linear_loss, optax.sgd(0.1), local), params, data)
+    assert avg == (size, size)
+    assert (
+        fs.communication(fs.fedprox(linear_loss, optax.adam(0.1), local, 0.1), params, data) == avg
+    )
+    assert fs.communication(fs.fedsgd(linear_loss, optax.sgd(0.1)), params, data) == avg
+    twice = fs.communication(fs.scaffold(linear_loss, 0.1, local), params, data)
+    assert twice == (2 * size, 2 * size)
+    scheduled = fs.fedavg(linear_loss, lambda t: optax.sgd(0.1 / (1 + t)), local)
+    assert fs.communication(scheduled, params, data) == (size + 4, size)  # the round is sent
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+    assert (
+        fs.communication(fs.fedavg(linear_loss, optax.sgd(0.1), local), half, data)[0] == size // 2
+    )
+
+    # Receivers and senders: 4 given the model, client 2 has no examples, one drops out.
+    cohort = fs.Cohort(
+        jnp.array([1, 2, 4, 5, 7]),
+        mask=jnp.array([True, True, True, True, False]),
+        reports=jnp.array([True, True, False, True, True]),
+        inclusion=jnp.full(5, 0.5),
+    )
+    for rule in ("selected", "all_clients", "uniform", "unbiased"):
+        algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), local)
+        round_fn = jax.jit(fs.make_round(algorithm, getattr(fs.aggregation, rule)))
+        _, metrics = round_fn(jax.random.key(0), fs.init(algorithm, params, data), data, cohort)
+        assert int(metrics.receivers) == (K if rule == "all_clients" else 4)
+        assert int(metrics.senders) == 2
+
+
+def test_learning_rate_schedule_over_rounds():
+    data = mean_clients([2.0, 2.0])
+    algorithm = fs.fedavg(square_loss, lambda t: optax.sgd(jnp.where(t < 1, 0.0, 1.0)), FULL)
+    round_fn = jax.jit(fs.make_round(algorithm))
+    state = fs.init(algorithm, 0.0, data)
+    state, _ = round_fn(jax.random.key(0), state, data, cohort_of([0]))
+    assert float(state.params) == 0
+    state, _ = round_fn(jax.random.key(0), state, data, cohort_of([0]))
+    assert float(state.params) == 2
+
+
+def test_custom_rule_is_a_function():
+    data = mean_clients([2.0], [4.0], [8.0])
+
+    def largest_only(cohort, weights, all_weights):
+        return jnp.array([0.0, 1.0]), None
+
+    algorithm = fs.fedavg(square_loss, optax.sgd(1.0), FULL)
+    state, _ = fs.make_round(algorithm, largest_only)(
+        jax.random.key(0), fs.init(algorithm, 0.0, data), data, cohort_of([0, 2])
+    )
+    assert float(state.params) == 8
+
+
+def test_low_precision_models_are_averaged_in_float32():
+    data = mean_clients([1.0], [1.0], [1.0])
+    algorithm = fs.fedavg(lambda w, b, key: (w - b.astype(w.dtype)) ** 2 / 2, optax.sgd(1.0), FULL)
+    state = fs.init(algorithm, jnp.zeros((), jnp.bfloat16), data)
+    state, _ = jax.jit(fs.make_round(algorithm))(
+        jax.random.key(0), state, data, cohort_of([0, 1, 2])
+    )
+    assert state.params.dtype == jnp.bfloat16
+    assert float(state.params) == 1
+
+
+# Refusals.
+
+
+def fedavg(loss_fn=linear_loss, optimizer=None, local=FULL, **kwargs):
+    return fs.fedavg(loss_fn, optimizer or optax.sgd(0.1), local, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: fedavg(local=fs.LocalTraining(epochs=0)), "epochs must be a whole number.*got 0"),
+        (lambda: fedavg(local=fs.LocalTraining(epochs=1.5)), "epochs must be .*got 1.5"),
+        (lambda: fedavg(local=fs.LocalTraining(batch_size=0)), "batch_size must be .*got 0"),
+        (lambda: fedavg(local=fs.LocalTraining(order="rows")), "order must be .*got 'rows'"),
+        (lambda: fedavg(local=3), "local must be an fs.LocalTraining; got 3"),
+        (lambda: fedavg(optimizer=0.1), "client_optimizer must be an optax.*got 0.1"),
+        (lambda: fedavg(server_optimizer=0.1), "server_optimizer must be an optax.*got 0.1"),
+        (lambda: fs.fedprox(linear_loss, optax.sgd(0.1), FULL, mu=-1), "mu must be .*got -1"),
+        (lambda: fs.fedprox(linear_loss, optax.sgd(0.1), FULL, mu=jnp.ones(2)), "mu must be a sc"),
+        (lambda: fs.scaffold(linear_loss, 0.0, FULL), "client_lr must be .*positive; got 0"),
+        (lambda: fs.scaffold(linear_loss, np.nan, FULL), "client_lr must be finite"),
+        (lambda: fs.make_round(fedavg(), "selected"), "aggregation must be one of .*'selected'"),
+        (lambda: fs.make_round(fedavg(), execution="vmap"), "execution must be one of .*'vmap'"),
+        (lambda: fs.make_round(fedavg(), nonfinite="skip"), "nonfinite must be .*'skip'"),
+        (lambda: fs.execution.packed(0), "lanes must be .*got 0"),
+    ],
+)
+def test_refused_when_built(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "params", "message"),
+    [
+        (lambda: fedavg(lambda p, b, k: linear_loss(p, b, k).mean()), None, r"shape \(3,\); got sh"),
+        (lambda: fedavg(lambda p, b, k: (linear_loss(p, b, k), {"a": 1.0})), None, "return one a"),
+        (lambda: fedavg(lambda p, b, k: (linear_loss(p, b, k), 1.0)), None, "got a tuple with a"),
+        (fedavg, {"w": np.zeros(4, int), "b": 0.0}, r"floating arrays; got int32 at params\['w'\]"),
+        (
+            lambda: fedavg(optimizer=optax.multi_transform({"a": optax.sgd(0.1)}, {"x": "a"})),
+            None, "client_optimizer does not fit params",
+        ),
+        (
+            lambda: fedavg(
+                server_optimizer=optax.multi_transform({"a": optax.sgd(0.1)}, {"x": "a"})
+            ),
+            None, "server_optimizer does not fit params",
+        ),
+        (lambda: fedavg(optimizer=lambda t: 0.1), None, "what client_optimizer returns must be"),
+    ],
+)  # fmt: skip
+def test_refused_by_init(data, algorithm, params, message):
+    with pytest.raises(ValueError, match=message):
+        fs.init(algorithm(), zeros() if params is None else params, data)
+
+
+def test_refused_by_the_round(data):
+    algorithm = fs.scaffold(linear_loss, 0.1, FULL)
+    round_fn = fs.make_round(algorithm)
+    state, key = fs.init(algorithm, zeros(), data), jax.random.key(0)
+
+    def refused(message, key=key, state=state, data=data, cohort=None, round_fn=round_fn):
+        with pytest.raises(ValueError, match=message):
+            round_fn(key, state, data, cohort_of([0, 1]) if cohort is None else cohort)
+
+    refused("must not repeat a client.*got client 4 2 times", cohort=cohort_of([4, 1, 4]))
+    refused(r"client_ids must lie in \[0, 8\); got 8", cohort=cohort_of([1, 8]))
+    refused("client_ids must be integers", cohort=fs.Cohort(jnp.ones(2), jnp.ones(2, bool)))
+    refused("mask must have shape", cohort=fs.Cohort(jnp.arange(2), jnp.ones(3, bool)))
+    refused("work must lie in", cohort=cohort_of([0, 1], work=jnp.array([0.5, 1.5])))
+    refused("inclusion must be positive", cohort=cohort_of([0, 1], inclusion=jnp.array([0.5, 0])))
+    refused("cohort must be an fs.Cohort", cohort=[0, 1])
+    refused("key must be a typed key", key=jax.random.PRNGKey(0))
+    refused("key must be one key", key=jax.random.split(key))
+    refused("wrong under vmap", key=jax.random.key(0, impl="rbg"))
+    refused("state must come from fs.init; got dict", state=zeros())
+    other = fs.init(fedavg(), zeros(), data)
+    refused("another structure", state=other)
+    refused("state must come from fs.init with this federation of 2", data=mean_clients([1], [2]))
+    refused(
+        "unbiased rule needs cohort.inclusion",
+        round_fn=fs.make_round(algorithm, fs.aggregation.unbiased),
+    )
+    refused(
+        "aggregation must return weights",
+        round_fn=fs.make_round(algorithm, lambda cohort, w, all_w: (all_w, None)),
+    )
+    # The same client twice is fine in padding, and where no state is kept.
+    twice = fs.Cohort(jnp.array([4, 1, 4]), jnp.array([True, True, False]))
+    round_fn(key, state, data, twice)
+    fs.make_round(fedavg())(key, other, data, cohort_of([4, 1, 4]))
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedsgd"])
+def test_reverse_mode_through_packed_is_refused(data, algorithm):
+    def last(lr, execution):
+        made = {
+            "fedavg": lambda: fedavg(optimizer=optax.sgd(lr), local=fs.LocalTraining(1, 8)),
+            "fedsgd": lambda: fs.fedsgd(linear_loss, optax.sgd(lr)),
+        }[algorithm]()
+        state = fs.init(made, zeros(), data)
+        round_fn = fs.make_round(made, execution=execution)
+        for _ in range(2):  # FedSGD's first gradient does not depend on the learning rate
+            state, _ = round_fn(jax.random.key(0), state, data, cohort_of([0, 1, 4]))
+        return state.params["b"]
+
+    with pytest.raises(ValueError, match=r"use execution.vmapped\(\)"):
+        jax.grad(last)(jnp.float32(0.1), fs.execution.packed(2))
+    backward = jax.grad(last)(jnp.float32(0.1), fs.execution.vmapped())
+    _, forward = jax.jvp(
+        lambda lr: last(lr, fs.execution.packed(2)), (jnp.float32(0.1),), (jnp.float32(1),)
+    )
+    np.testing.assert_allclose(backward, forward, rtol=1e-5)
+
+
+def test_ids_out_of_range_in_a_trace_are_padding(data):
+    algorithm = fedavg()
+    round_fn = jax.jit(fs.make_round(algorithm))
+    state, key = fs.init(algorithm, zeros(), data), jax.random.key(0)
+    one, metrics = round_fn(key, state, data, cohort_of([1, 99, -1]))
+    two, _ = round_fn(key, state, data, cohort_of([1]))
+    np.testing.assert_allclose(flat(one.params), flat(two.params), atol=1e-6)
+    assert int(metrics.receivers) == 1
+
+
+def test_data_weights_do_not_depend_on_federation(clients):
+    data = federation(clients, client_weights=np.arange(8))
+    assert data.client_weights.tolist() == list(range(8))

@@ -1,0 +1,146 @@
+"""Runs: one scan equals a loop, resumes, vmaps over hyper-parameters, differentiates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_sim as fs
+from tests.conftest import federation, flat, linear_loss, zeros
+
+LOCAL = fs.LocalTraining(2, 4)
+SAMPLER = fs.sampling.uniform(4)
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+def test_run_is_a_loop_and_resumes_with_the_same_bits(data, execution):
+    algorithm = fs.scaffold(linear_loss, 0.05, LOCAL)
+    round_fn = fs.make_round(algorithm, execution=execution)
+    key, start = jax.random.key(7), fs.init(algorithm, zeros(), data)
+
+    def run(state, rounds):
+        return jax.jit(
+            lambda state: fs.run(round_fn, key, state, data, SAMPLER, rounds, lambda p: p["b"])
+        )(state)
+
+    whole, history = run(start, 7)
+    part, first = run(start, 3)
+    resumed, second = run(part, 4)
+    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
+    for a, b in zip(
+        jax.tree.leaves((whole, history)), jax.tree.leaves((resumed, both)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert history.evaluation.shape == (7,)
+    assert float(history.evaluation[-1]) == float(whole.params["b"])
+    assert int(whole.round) == 7
+
+    step, state = jax.jit(round_fn), start
+    for t in range(7):
+        state, metrics = step(key, state, data, SAMPLER.sample(key, state.round, data))
+        np.testing.assert_allclose(
+            metrics.train["loss"], history.rounds.train["loss"][t], rtol=1e-5
+        )
+    np.testing.assert_allclose(flat(state.params), flat(whole.params), atol=1e-6)
+
+    other, _ = jax.jit(lambda state: fs.run(round_fn, jax.random.key(8), state, data, SAMPLER, 7))(
+        start
+    )
+    assert not np.allclose(flat(other.params), flat(whole.params), atol=1e-3)
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(3)])
+def test_sweep_is_a_vmap(data, execution):
+    traces = []
+
+    def experiment(lr, mu, key):
+        traces.append(1)
+        algorithm = fs.fedprox(linear_loss, optax.sgd(lr), LOCAL, mu=mu)
+        state = fs.init(algorithm, zeros(), data)
+        round_fn = fs.make_round(algorithm, fs.aggregation.all_clients, execution)
+        state, history = fs.run(round_fn, key, state, data, SAMPLER, 5)
+        return state.params, history
+
+    lrs, mus = jnp.array([0.01, 0.02, 0.05, 0.03]), jnp.array([0.0, 1.0, 0.1, 0.0])
+    keys = jax.random.split(jax.random.key(0), 4)
+    sweep = jax.jit(jax.vmap(experiment))
+    together = sweep(lrs, mus, keys)
+    sweep(lrs * 2, mus, keys)
+    assert len(traces) == 1
+    assert sweep._cache_size() == 1
+    one = jax.jit(experiment)
+    for i in range(4):
+        alone = one(lrs[i], mus[i], keys[i])
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6)
+    assert len(traces) == 2
+
+
+def test_learning_rates_sweep_with_shared_cohorts_keeps_control_flow_unbatched(data):
+    def experiment(lr):
+        algorithm = fs.scaffold(linear_loss, lr, LOCAL)
+        round_fn = fs.make_round(algorithm, execution=fs.execution.packed(2))
+        state = fs.init(algorithm, zeros(), data)
+        return fs.run(round_fn, jax.random.key(0), state, data, SAMPLER, 2)[0].params
+
+    jaxpr = str(jax.make_jaxpr(jax.vmap(experiment))(jnp.array([0.01, 0.02])))
+    assert "cond[" in jaxpr  # under a batched predicate it would have become a select
+
+
+def test_gradient_by_the_learning_rate(clients):
+    with jax.enable_x64(True):
+        data = fs.FederatedData.from_clients([{"x": x, "y": y} for x, y in clients])
+        assert data.client_weights.dtype == jnp.float64
+        test = {"x": jnp.asarray(clients[5][0]), "y": jnp.asarray(clients[5][1])}
+        start = {"w": jnp.zeros(4), "b": jnp.zeros(())}
+
+        def last_loss(lr):
+            algorithm = fs.fedavg(linear_loss, optax.sgd(lr), LOCAL)
+            round_fn = fs.make_round(algorithm)
+            state = fs.init(algorithm, start, data)
+            state, history = fs.run(
+                round_fn, jax.random.key(0), state, data, SAMPLER, 5,
+                evaluate=lambda params: linear_loss(params, test, None).mean(),
+            )  # fmt: skip
+            return history.evaluation[-1]
+
+        last_loss = jax.jit(last_loss)
+        lr, step = jnp.float64(0.02), 1e-5
+        central = (last_loss(lr + step) - last_loss(lr - step)) / (2 * step)
+        got = jax.jit(jax.grad(last_loss))(lr)
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, central, rtol=1e-6)
+        assert abs(float(got)) > 1e-3
+
+
+def test_refusals(data):
+    algorithm = fs.scaffold(linear_loss, 0.05, LOCAL)
+    round_fn, key = fs.make_round(algorithm), jax.random.key(0)
+    state = fs.init(algorithm, zeros(), data)
+
+    def refused(message, key=key, sampler=SAMPLER, rounds=2):
+        with pytest.raises(ValueError, match=message):
+            fs.run(round_fn, key, state, data, sampler, rounds)
+
+    refused("num_rounds must be a whole number.*got 0", rounds=0)
+    refused("m must be at most K = 8 clients; got 9", sampler=fs.sampling.uniform(9))
+    refused("sampler must not draw with replacement", sampler=fs.sampling.with_replacement(2))
+    refused("sampler must be one of fs.sampling", sampler=4)
+    refused("key must be a typed key", key=0)
+
+
+def test_the_same_client_trains_alike_in_any_federation(clients):
+    """Same id, same key: the sizes of the others, and so the padding, change no draw."""
+    local = fs.LocalTraining(3, 4)
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.02), local)
+    cohort = fs.Cohort(jnp.array([4, 1], jnp.int32), jnp.array([True, False]))
+    results = []
+    for others in (clients, [*clients[:5], (np.ones((90, 4)), np.ones(90))]):
+        data = federation(others)
+        for execution in (fs.execution.vmapped(), fs.execution.packed(1)):
+            round_fn = jax.jit(fs.make_round(algorithm, execution=execution))
+            state, _ = round_fn(jax.random.key(0), fs.init(algorithm, zeros(), data), data, cohort)
+            results.append(flat(state.params))
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], atol=1e-6)
