@@ -108,6 +108,9 @@ def _compare(options: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     chunks, complete = _train(setting, problem, console)
+    if not chunks:
+        console.print("Interrupted before the first rounds were computed.", style="bold")
+        return _INTERRUPTED
     curves = report.curves(chunks, exchange)
     table = report.rows(setting, curves, exchange)
     console.print(_table(setting, problem.score_name, table))
@@ -141,7 +144,7 @@ def _train(setting: Any, problem: Any, console: Any) -> tuple[list[Any], bool]:
 
     from fedjax_sim import comparison
 
-    chunk = max(1, -(-setting.rounds // 10))
+    chunk = min(25, -(-setting.rounds // 10))  # often enough for a lively bar
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rounds"),
         TimeElapsedColumn(), TimeRemainingColumn(),
@@ -172,7 +175,7 @@ def _table(setting: Any, score_name: str, rows: list[Any]) -> Any:
         box=box.SIMPLE_HEAD,
         padding=0,
         caption=f"{score_name}: mean ± standard deviation over {setting.seeds} seeds after "
-        f"{rows[0].rounds if rows else 0} rounds.\nMB: 10^6 bytes over the whole run, all clients "
+        f"{setting.rounds} rounds.\nMB: 10^6 bytes over the whole run, all clients "
         "together;\nin brackets, if all K clients send in every round.",
         caption_justify="left",
     )
@@ -190,9 +193,11 @@ def _table(setting: Any, score_name: str, rows: list[Any]) -> Any:
         up = f"{row.megabytes_up:.2f}"
         if row.mode == "all_clients":
             up = f"({row.megabytes_up_all_send:.2f}) {up}"
+        score = f"{row.score_mean:.3f} ± {row.score_std:.3f}"
+        if row.rounds < setting.rounds:
+            score += f" after {row.rounds} round{'s' if row.rounds > 1 else ''}"
         table.add_row(
-            f"{row.fraction:g}", str(row.cohort), row.mode,
-            f"{row.score_mean:.3f} ± {row.score_std:.3f}", reached,
+            f"{row.fraction:g}", str(row.cohort), row.mode, score, reached,
             f"{row.megabytes_down:.2f}", up,
         )  # fmt: skip
     return table

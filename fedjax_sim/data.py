@@ -225,20 +225,20 @@ def _check_same_length(leaves: list[np.ndarray], names: list[str], where: str) -
 
 
 def _check_values(x: np.ndarray, name: str, offsets: np.ndarray) -> None:
+    kept = jax.dtypes.canonicalize_dtype(x.dtype)  # 32 bits unless JAX is told otherwise
     if jnp.issubdtype(x.dtype, jnp.inexact):
-        finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(x.astype(kept)).reshape(len(x), -1).all(axis=1)
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             client = int(np.searchsorted(offsets, row, side="right")) - 1
             raise ValueError(
-                f"{name} must be finite: {(~finite).sum()} examples hold NaN or infinity, the "
-                f"first of them example {row - int(offsets[client])} of client {client}"
+                f"{name} must be finite in {kept}: {(~finite).sum()} examples hold NaN or "
+                f"infinity, first example {row - int(offsets[client])} of client {client}"
             )
-    elif jnp.result_type(x.dtype) != x.dtype and x.size:
-        # JAX keeps 32 bits unless told otherwise; a label must not wrap round.
-        kept = np.iinfo(jnp.result_type(x.dtype))
-        if x.max() > kept.max or x.min() < kept.min:
+    elif kept != x.dtype and x.size:  # a label must not wrap round
+        limits = np.iinfo(kept)
+        if x.max() > limits.max or x.min() < limits.min:
             raise ValueError(
-                f"{name} must fit {kept.dtype}, which JAX keeps; got values from "
-                f"{x.min()} to {x.max()}"
+                f"{name} must fit {kept}, which JAX keeps; got values from {x.min()} to {x.max()}"
             )

@@ -110,7 +110,8 @@ def weighted(m: int) -> Sampler:
         inclusion = _capped_proportional(data.client_weights, m)
         order = permute(stream(key, 0), jnp.arange(num_clients, dtype=jnp.int32), num_clients)
         upper = jnp.cumsum(inclusion[order])
-        points = jax.random.uniform(stream(key, 1), dtype=upper.dtype) + jnp.arange(m)
+        points = jnp.arange(m, dtype=upper.dtype)
+        points = points + jax.random.uniform(stream(key, 1), dtype=upper.dtype)
         points = points * (upper[-1] / jnp.round(upper[-1]))  # undoes the rounding of the sums
         # No interval is longer than 1, so points share one only where rounding makes them.
         index = jnp.searchsorted(upper, points, side="right")
@@ -184,7 +185,8 @@ def _capped_proportional(weights: Array, m: int) -> Array:
     """min(1, c w_k) with c such that the sum is m, or that every positive w_k has 1."""
     largest = jnp.sort(weights)[::-1]
     rest = jnp.cumsum(largest[::-1])[::-1]  # the sum of w from this one down
-    left = m - jnp.arange(len(largest))  # what is left to share if all above have 1
+    # What is left to share out if all larger ones have 1.
+    left = (m - jnp.arange(len(largest))).astype(weights.dtype)
     capped = jnp.argmax(left * largest <= rest)  # the first that need not be capped
     scale = jnp.where(rest[capped] > 0, left[capped] / rest[capped], jnp.inf)
     return jnp.where(weights > 0, jnp.minimum(1, scale * weights), 0)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from tests.conftest import SIZES, federation, flat, linear_loss, standard_promotion, zeros
+from tests.conftest import SIZES, flat, linear_loss, standard_promotion, zeros
 from tests.reference import Server
 
 K = len(SIZES)
@@ -332,7 +332,7 @@ def test_refused_when_built(build, message):
 @pytest.mark.parametrize(
     ("algorithm", "params", "message"),
     [
-        (lambda: fedavg(lambda p, b, k: linear_loss(p, b, k).mean()), None, r"shape \(3,\); got sh"),
+        (lambda: fedavg(lambda p, b, k: linear_loss(p, b, k).mean()), None, r"\(3,\); got shape"),
         (lambda: fedavg(lambda p, b, k: (linear_loss(p, b, k), {"a": 1.0})), None, "return one a"),
         (lambda: fedavg(lambda p, b, k: (linear_loss(p, b, k), 1.0)), None, "got a tuple with a"),
         (fedavg, {"w": np.zeros(4, int), "b": 0.0}, r"floating arrays; got int32 at params\['w'\]"),
@@ -421,8 +421,3 @@ def test_ids_out_of_range_in_a_trace_are_padding(data):
     two, _ = round_fn(key, state, data, cohort_of([1]))
     np.testing.assert_allclose(flat(one.params), flat(two.params), atol=1e-6)
     assert int(metrics.receivers) == 1
-
-
-def test_data_weights_do_not_depend_on_federation(clients):
-    data = federation(clients, client_weights=np.arange(8))
-    assert data.client_weights.tolist() == list(range(8))

@@ -1,0 +1,230 @@
+"""The command line, as a user meets it: in a process of its own where that matters."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedjax_sim.cli import main
+from fedjax_sim.comparison import Setting, cohort_size, rounds_to_target
+from fedjax_sim.report import FILES
+
+SMALL = ("--rounds", "4", "--seeds", "2", "--fractions", "0.2", "0.5", "--clients", "10")
+
+
+def compare(*options, out):
+    return main(["compare", "--out", str(out), *options])
+
+
+def test_compare_writes_what_it_promises(tmp_path, capsys):
+    assert compare(*SMALL, "--target", "0.3", out=tmp_path) == 0
+    said = capsys.readouterr().out
+    for mode in ("selected", "all_clients", "uniform", "unbiased"):
+        assert said.count(f" {mode} ") >= 2
+    assert "all_clients = w + (n_V/n) (selected - w)" in said
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["complete"]
+    assert summary["seeds"] == [0, 1]
+    assert summary["configuration"]["partition"] == "dirichlet"
+    assert summary["configuration"]["alpha"] == 0.3
+    assert {"jax", "jaxlib", "fedjax-sim", "python"} <= set(summary["versions"])
+    size = 4 * 650  # 8 x 8 x 10 weights and 10 biases
+    assert summary["bytes"] == {"down": size, "up": size}
+    for row in summary["rows"]:
+        m = {0.2: 2, 0.5: 5}[row["fraction"]]
+        receivers = 10 if row["mode"] == "all_clients" else m
+        assert row["cohort"] == m
+        assert row["megabytes_down"] == pytest.approx(4 * receivers * size / 1e6)
+        assert row["megabytes_up"] == pytest.approx(4 * m * size / 1e6)
+        assert row["megabytes_up_all_send"] == pytest.approx(4 * 10 * size / 1e6)
+
+    with (tmp_path / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert len(history) == 2 * 4 * 2 * 4  # fractions, modes, seeds, rounds
+    last = [h for h in history if h["round"] == "4"]
+    for row in summary["rows"]:
+        scores = [
+            float(h["score"]) for h in last
+            if (h["mode"], float(h["fraction"])) == (row["mode"], row["fraction"])
+        ]  # fmt: skip
+        assert np.mean(scores) == pytest.approx(row["score_mean"], abs=1e-5)
+        assert np.std(scores, ddof=1) == pytest.approx(row["score_std"], abs=1e-5)
+    one = [h for h in history if (h["mode"], h["seed"], h["fraction"]) == ("selected", "0", "0.2")]
+    assert [int(h["bytes_down"]) for h in one] == [2 * size * t for t in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("execution", ["vmapped", "packed:3"])
+def test_same_seed_same_history_in_any_chunks(tmp_path, execution):
+    from fedjax_sim import comparison
+
+    setting = Setting(
+        clients=10, fractions=(0.5,), modes=("selected",), rounds=4, seeds=2, execution=execution
+    ).resolved()
+    problem = comparison.build(setting)
+    whole = list(comparison.compare(setting, problem, 4))
+    parts = list(comparison.compare(setting, problem, 3))
+    assert [part.score.shape[1] for part in parts] == [3, 1]
+    joined = np.concatenate([part.train_loss for part in parts], axis=1)
+    np.testing.assert_array_equal(whole[0].train_loss, joined)
+    assert (whole[0].train_loss[0] != whole[0].train_loss[1]).all()
+
+
+def test_modes_coincide_where_the_identity_says(tmp_path):
+    common = ("--clients", "10", "--rounds", "3", "--seeds", "1", "--partition", "iid")
+    assert compare(*common, "-C", "1", out=tmp_path / "everyone") == 0
+    rows = json.loads((tmp_path / "everyone" / "summary.json").read_text())["rows"]
+    scores = {row["mode"]: row["score_mean"] for row in rows}
+    assert scores["selected"] == pytest.approx(scores["all_clients"], abs=1e-6)
+    assert scores["selected"] == pytest.approx(scores["unbiased"], abs=1e-6)
+
+
+def test_wind_is_a_regression(tmp_path, capsys):
+    options = ("--dataset", "wind", "--rounds", "5", "--seeds", "1", "-C", "0.5", "-B", "full")
+    assert compare(*options, "--modes", "selected", out=tmp_path) == 0
+    assert "R^2" in capsys.readouterr().out
+    configuration = json.loads((tmp_path / "summary.json").read_text())["configuration"]
+    assert configuration["partition"] == "natural"
+    assert configuration["clients"] == 10
+    assert configuration["batch_size"] is None
+
+
+def test_results_are_not_overwritten_unasked(tmp_path, capsys):
+    options = (*SMALL, "--modes", "selected", "--rounds", "1", "--fractions", "0.2")
+    assert compare(*options, out=tmp_path) == 0
+    before = (tmp_path / "summary.json").read_bytes()
+    with pytest.raises(SystemExit) as exit:
+        compare(*options, out=tmp_path)
+    assert exit.value.code == 2
+    assert "holds results already" in capsys.readouterr().err
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert compare(*options, "--overwrite", out=tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "mnits"], "dataset must be one of digits, wind; got 'mnits'"),
+        (["--partition", "nat"], "partition must be one of .*'nat'"),
+        (["--partition", "natural"], "natural needs a dataset with natural clients"),
+        (["--dataset", "wind", "--partition", "shards"], "splits by label, and wind has none"),
+        (["--alpha", "0.1", "--partition", "iid"], "alpha belongs to partition dirichlet"),
+        (["--alpha", "-1"], "alpha must be .*positive; got -1"),
+        (["--modes", "selected", "mean"], "mode must be one of .*'mean'"),
+        (["--modes", "selected", "selected"], "modes must be at least one, each once"),
+        (["--execution", "pmap"], "execution must be .*'pmap'"),
+        (["--execution", "packed:0"], "lanes must be .*got 0"),
+        (["--fractions", "0"], r"must be in \(0, 1\]; got 0"),
+        (["--fractions", "lots"], "invalid fraction value: 'lots'"),
+        (["--clients", "0"], "clients must be .*got 0"),
+        (["--clients", "1438"], "at most the 1437 examples; got 1438"),
+        (["--clients", "800", "--partition", "shards"], "1600 shards"),
+        (["--epochs", "0"], "epochs must be .*got 0"),
+        (["--batch-size", "0"], "batch_size must be .*got 0"),
+        (["--batch-size", "ten"], "must be a whole number or full; got 'ten'"),
+        (["--client-lr", "0"], "client_lr must be .*positive; got 0"),
+        (["--server-lr", "nan"], "server_lr must be finite"),
+        (["--rounds", "0"], "rounds must be .*got 0"),
+        (["--seeds", "0"], "seeds must be .*got 0"),
+        (["--target", "2"], "target must be .*at most 1; got 2"),
+        (["--model", "cnn"], "model must be one of logistic, 2nn, mlp; got 'cnn'"),
+        (["--round", "3"], "unrecognized arguments: --round 3"),
+    ],
+)
+def test_bad_options_end_with_one_line_and_code_2(tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit) as exit:
+        compare(*options, out=tmp_path / "out")
+    assert exit.value.code == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err)
+    assert len(captured.err.splitlines()) == 1
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_an_out_that_cannot_be_written_is_said_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit) as exit:
+        compare(*SMALL, out=tmp_path / "file")
+    assert exit.value.code == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def interrupted(compare, after):
+    """`compare`, with a Ctrl-C after so many chunks."""
+
+    def run(*arguments):
+        chunks = compare(*arguments)
+        for _ in range(after):
+            yield next(chunks)
+        signal.raise_signal(signal.SIGINT)
+        yield from chunks
+
+    return run
+
+
+def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
+    from fedjax_sim import comparison
+
+    monkeypatch.setattr(comparison, "compare", interrupted(comparison.compare, 5))
+    assert compare(*SMALL, "--fractions", "0.5", out=tmp_path) == 130
+    said = capsys.readouterr().out
+    assert "Interrupted: what was computed until then is kept." in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert not summary["complete"]
+    assert [(row["mode"], row["rounds"]) for row in summary["rows"]] == [
+        ("selected", 4),
+        ("all_clients", 1),
+    ]
+    assert "after 1 round" in said
+    assert (tmp_path / "compare.png").exists()
+
+
+def test_ctrl_c_before_anything_is_computed_writes_nothing(tmp_path, capsys, monkeypatch):
+    from fedjax_sim import comparison
+
+    monkeypatch.setattr(comparison, "compare", interrupted(comparison.compare, 0))
+    assert compare(*SMALL, out=tmp_path) == 130
+    assert "Interrupted before the first rounds were computed" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_extra_is_said_in_one_line(tmp_path):
+    code = (
+        "import sys; sys.modules['rich'] = None; from fedjax_sim.cli import main; "
+        f"main(['compare', '--out', {str(tmp_path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "install the cli extra: fedjax-sim[cli]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_import_brings_in_neither_flax_nor_matplotlib():
+    code = (
+        "import sys, fedjax_sim as fs; "
+        "print([m for m in ('flax', 'matplotlib', 'rich', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_rounds_to_target_by_hand():
+    # Best so far 0.2, 0.5, 0.5, 0.9: 0.7 is half way between rounds 3 and 4.
+    assert rounds_to_target(np.array([0.2, 0.5, 0.4, 0.9]), 0.7) == pytest.approx(3.5)
+    assert rounds_to_target(np.array([0.8, 0.9]), 0.7) == 1
+    assert rounds_to_target(np.array([0.2, 0.5]), 0.7) is None
+    assert rounds_to_target(np.array([np.nan, 0.9]), 0.7) == 2
+
+
+@pytest.mark.parametrize(
+    ("fraction", "clients", "m"), [(0.001, 100, 1), (0.1, 100, 10), (0.5, 5, 3), (1.0, 7, 7)]
+)
+def test_cohort_size(fraction, clients, m):
+    assert cohort_size(fraction, clients) == m

@@ -1,0 +1,72 @@
+"""Keyed permutations and the streams' contract."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedjax_sim.randomness import check_key, permute
+
+PADDED = 64
+permute_padded = jax.jit(lambda seed, n: permute(jax.random.key(seed), jnp.arange(PADDED), n))
+
+
+@given(seed=st.integers(0, 2**31 - 1), size=st.integers(1, PADDED))
+def test_is_a_bijection_whatever_the_padding(seed, size):
+    image = np.asarray(permute_padded(seed, size))[:size]
+    assert sorted(image) == list(range(size))
+
+
+def test_a_block_sees_what_the_whole_sees():
+    key = jax.random.key(1)
+    whole = permute(key, jnp.arange(1000), 1000)
+    np.testing.assert_array_equal(permute(key, jnp.arange(40, 50), 1000), whole[40:50])
+    assert sorted(permute(key, jnp.arange(100_000), 100_000).tolist()) == list(range(100_000))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_permutation_is_equally_likely(size):
+    """Chi-square over the size! permutations, at a level of about 1e-6."""
+    keys = jax.random.split(jax.random.key(size), 100_000)
+    images = np.asarray(jax.jit(jax.vmap(lambda k: permute(k, jnp.arange(size), size)))(keys))
+    codes = images @ (size ** np.arange(size))
+    all_codes = [np.dot(p, size ** np.arange(size)) for p in itertools.permutations(range(size))]
+    counts = np.array([(codes == code).sum() for code in all_codes])
+    assert counts.sum() == len(keys)
+    expected = len(keys) / len(counts)
+    degrees = len(counts) - 1
+    assert ((counts - expected) ** 2 / expected).sum() < degrees + 5 * np.sqrt(2 * degrees) + 12
+
+
+def test_neighbours_part():
+    """Where neighbours go is uniform over the distances: batches do not keep together."""
+    size, keys = 31, jax.random.split(jax.random.key(0), 60_000)
+    images = np.asarray(jax.jit(jax.vmap(lambda k: permute(k, jnp.arange(2), size)))(keys))
+    counts = np.bincount((images[:, 1] - images[:, 0]) % size, minlength=size)
+    assert counts[0] == 0
+    expected = len(keys) / (size - 1)
+    assert ((counts[1:] - expected) ** 2 / expected).sum() < 29 + 5 * np.sqrt(58) + 12
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32"])
+def test_typed_keys_pass(impl):
+    check_key(jax.random.key(0, impl=impl))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0, "typed key.*got int"),
+        (jax.random.PRNGKey(0), "typed key.*uint32"),
+        (jax.random.split(jax.random.key(0)), "one key"),
+        (jax.random.key(0, impl="rbg"), "wrong under vmap"),
+        (jax.random.key(0, impl="unsafe_rbg"), "wrong under vmap"),
+    ],
+)
+def test_other_keys_are_refused(key, message):
+    with pytest.raises(ValueError, match=message):
+        check_key(key)

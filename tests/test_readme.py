@@ -1,0 +1,46 @@
+"""README.md's snippets run as they stand, one after another."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import fedjax_sim as fs
+from tests.conftest import standard_promotion
+
+TEXT = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    namespace = {}
+    with standard_promotion(), jax.numpy_rank_promotion("allow"):
+        exec(BLOCKS[0], namespace)
+    return namespace
+
+
+def test_round_run_and_sweep(namespace):
+    accuracy = np.asarray(namespace["history"].evaluation)
+    assert accuracy.shape == (3, 30)
+    assert accuracy[:, -1].max() > 0.85
+    assert int(namespace["metrics"].receivers) == 50
+
+
+@pytest.mark.parametrize("block", BLOCKS[1:], ids=lambda block: block.splitlines()[0][2:])
+def test_your_model(namespace, block):
+    own = dict(namespace)
+    with standard_promotion():
+        exec(block, own)
+        algorithm = fs.fedavg(own["loss_fn"], own["optax"].sgd(0.1), own["local"])
+        state = fs.init(algorithm, own["params"], own["data"])
+        round_fn = jax.jit(fs.make_round(algorithm))
+        losses = []
+        for _ in range(6):
+            cohort = own["sampler"].sample(own["key"], state.round, own["data"])
+            state, metrics = round_fn(own["key"], state, own["data"], cohort)
+            losses.append(float(metrics.train["loss"]))
+    assert losses[-1] < losses[0]
+    assert jax.tree.structure(state.params) == jax.tree.structure(own["params"])
