@@ -15,6 +15,24 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
+def check_same_spec(name: str, of: str, before: Any, after: Any) -> None:
+    """Refuses a pytree that differs from another in structure, shape or dtype.
+
+    Raises:
+      ValueError: naming the argument, and what it makes of what.
+    """
+    specs = [
+        [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in jax.tree.leaves(tree)]
+        for tree in (before, after)
+    ]
+    if jax.tree.structure(before) != jax.tree.structure(after) or specs[0] != specs[1]:
+        raise ValueError(
+            f"{name} must keep the structure, shapes and dtypes of {of}; it makes "
+            f"{', '.join(specs[1])} in {jax.tree.structure(after)} of "
+            f"{', '.join(specs[0])} in {jax.tree.structure(before)}"
+        )
+
+
 def check_count(name: str, value: Any, otherwise: str = "") -> None:
     """Refuses what is not a whole number, at least 1.
 

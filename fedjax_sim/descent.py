@@ -21,6 +21,7 @@ from fedjax_sim.base import (
     PyTree,
     RoundContext,
 )
+from fedjax_sim.checks import check_same_spec
 from fedjax_sim.loss import check_loss, mean_gradient
 
 # An optax transformation, or a function of the round returning one.
@@ -191,13 +192,5 @@ def check_fit(name: str, optimizer: Optimizer, params: Params) -> None:
         new, state, new_state = jax.eval_shape(once, params)
     except Exception as error:
         raise ValueError(f"{name} does not fit params: {error}") from error
-    for what, before, after in (("params", params, new), ("its state", state, new_state)):
-        if jax.tree.map(_spec, before) != jax.tree.map(_spec, after):
-            raise ValueError(
-                f"{name} must keep the structure, shapes and dtypes of {what}; it makes "
-                f"{jax.tree.map(_spec, after)} of {jax.tree.map(_spec, before)}"
-            )
-
-
-def _spec(x: Any) -> str:
-    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+    check_same_spec(name, "params", params, new)
+    check_same_spec(name, "its state", state, new_state)

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_sim import __version__
 from fedjax_sim.comparison import Chunk, Setting, cohort_size, rounds_to_target
 from fedjax_sim.round import Communication
 
@@ -129,9 +130,10 @@ def identity(setting: Setting, table: list[Row]) -> list[str]:
 
 def versions() -> dict[str, str]:
     """What made a result: packages, Python, machine."""
-    packages = ("fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
     return {
+        "fedjax-sim": __version__,
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

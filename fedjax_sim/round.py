@@ -23,7 +23,7 @@ from fedjax_sim.base import (
     RoundMetrics,
     Tasks,
 )
-from fedjax_sim.checks import is_concrete
+from fedjax_sim.checks import check_same_spec, is_concrete
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution import vmapped
 from fedjax_sim.local import Engine, num_steps
@@ -157,7 +157,7 @@ def make_round(
             reporting_share=share,
         )
         server = algorithm.server_update(state.server, update, executed.total, context)
-        _check_same_spec("server_update", state.server, server)
+        check_same_spec("server_update", "the server state", state.server, server)
 
         # Only slots that counted write back: a padding slot may carry any id.
         target = jnp.where(counted & ~empty, ids, data.num_clients)
@@ -260,31 +260,17 @@ def _check_choice(name: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{name} must be one of {allowed}, or a function; got {value!r}")
 
 
-def _spec(x: Any) -> tuple[Any, ...]:
-    return jnp.shape(x), jnp.result_type(x)
-
-
-def _check_same_spec(name: str, old: PyTree, new: PyTree) -> None:
-    before, after = jax.tree.map(_spec, old), jax.tree.map(_spec, new)
-    if before != after:
-        raise ValueError(
-            f"{name} must return a state like the one it is given: {before}; got {after}"
-        )
-
-
 def _check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData) -> None:
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     try:
         expected = jax.eval_shape(lambda s: algorithm.init(algorithm.params(s)), state.server)
-        fits = jax.tree.map(_spec, expected) == jax.tree.map(_spec, state.server)
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError):
-        fits = False
-    if not fits:
+        check_same_spec("", "", expected, state.server)
+    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
             "state must come from fs.init with this algorithm: its server state has another "
             "structure (was it made with another algorithm, optimizer or model?)"
-        )
+        ) from error
     for x in jax.tree.leaves(state.clients):
         if x.shape[0] != data.num_clients:
             raise ValueError(
