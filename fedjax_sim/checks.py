@@ -25,11 +25,11 @@ def check_same_spec(name: str, of: str, before: Any, after: Any) -> None:
         [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in jax.tree.leaves(tree)]
         for tree in (before, after)
     ]
-    if jax.tree.structure(before) != jax.tree.structure(after) or specs[0] != specs[1]:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (before, after)]
+    if structures[0] != structures[1] or specs[0] != specs[1]:
         raise ValueError(
             f"{name} must keep the structure, shapes and dtypes of {of}; it makes "
-            f"{', '.join(specs[1])} in {jax.tree.structure(after)} of "
-            f"{', '.join(specs[0])} in {jax.tree.structure(before)}"
+            f"{', '.join(specs[1])} in {structures[1]} of {', '.join(specs[0])} in {structures[0]}"
         )
 
 
