@@ -26,12 +26,12 @@ from fedjax_sim.base import RoundMetrics as RoundMetrics
 from fedjax_sim.data import FederatedData as FederatedData
 from fedjax_sim.evaluation import Evaluation as Evaluation
 from fedjax_sim.evaluation import evaluate as evaluate
-from fedjax_sim.round import Communication as Communication
-from fedjax_sim.round import communication as communication
 from fedjax_sim.round import init as init
 from fedjax_sim.round import make_round as make_round
 from fedjax_sim.simulation import History as History
 from fedjax_sim.simulation import run as run
+from fedjax_sim.traffic import Communication as Communication
+from fedjax_sim.traffic import communication as communication
 
 if TYPE_CHECKING:
     from fedjax_sim import datasets as datasets

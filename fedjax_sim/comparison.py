@@ -17,8 +17,9 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.evaluation import evaluate
 from fedjax_sim.local import check_local
 from fedjax_sim.randomness import INIT, stream
-from fedjax_sim.round import Communication, communication, init, make_round
+from fedjax_sim.round import init, make_round
 from fedjax_sim.simulation import History, run
+from fedjax_sim.traffic import Communication, communication
 
 _PARTITION = 11  # the key's purpose: one split for all seeds, so that they differ in training only
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedjax_sim import __version__
 from fedjax_sim.comparison import Chunk, Setting, cohort_size, rounds_to_target
-from fedjax_sim.round import Communication
+from fedjax_sim.traffic import Communication
 
 FILES = ("summary.json", "history.csv", "compare.png")
 

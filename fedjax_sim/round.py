@@ -1,12 +1,10 @@
 """One federated round as one pure function."""
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_sim import aggregation as rules
 from fedjax_sim.base import (
@@ -18,17 +16,17 @@ from fedjax_sim.base import (
     FederatedAlgorithm,
     FederatedState,
     Params,
-    PyTree,
     RoundContext,
     RoundMetrics,
     Tasks,
 )
-from fedjax_sim.checks import check_same_spec, is_concrete
+from fedjax_sim.checks import check_same_spec
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution import vmapped
-from fedjax_sim.local import Engine, num_steps
+from fedjax_sim.local import num_steps
 from fedjax_sim.masking import where
 from fedjax_sim.randomness import CLIENT, check_key, stream
+from fedjax_sim.sampling import check_cohort, count_distinct
 
 RoundFn = Callable[
     [Array, FederatedState, FederatedData, Cohort], tuple[FederatedState, RoundMetrics]
@@ -119,7 +117,7 @@ def make_round(
     ) -> tuple[FederatedState, RoundMetrics]:
         check_key(key)
         _check_state(algorithm, state, data)
-        _check_cohort(cohort, data.num_clients, bool(jax.tree.leaves(state.clients)))
+        check_cohort(cohort, data.num_clients, bool(jax.tree.leaves(state.clients)))
 
         ids = jnp.asarray(cohort.client_ids, jnp.int32)
         given = jnp.asarray(cohort.mask, bool) & (ids >= 0) & (ids < data.num_clients)
@@ -146,7 +144,7 @@ def make_round(
         share = jnp.sum(jnp.where(counted, shares, 0))
         denominator = coefficients.denominator
         denominator = weight_sum if denominator is None else denominator
-        empty = ~jnp.any(counted) | (weight_sum == 0)
+        empty = ~jnp.any(counted & (weights != 0)) | (denominator == 0)
         safe = jnp.where(denominator == 0, 1, denominator)
         update = jax.tree.map(lambda u: u / safe.astype(u.dtype), executed.update)
         context = RoundContext(
@@ -173,8 +171,8 @@ def make_round(
                 name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
                 for name, (total, count) in executed.metrics.items()
             },
-            receivers=_count_distinct(ids, given) if receivers is None else receivers,
-            senders=_count_distinct(ids, sent),
+            receivers=count_distinct(ids, given) if receivers is None else receivers,
+            senders=count_distinct(ids, sent),
             reporting=context.num_reporting,
             nonfinite=jnp.sum(sent & ~executed.finite, dtype=jnp.int32),
             client_steps=jnp.sum(steps, dtype=jnp.int32),
@@ -192,44 +190,6 @@ def make_round(
     return round_fn
 
 
-class Communication(NamedTuple):
-    """Bytes of one exchange, exact: multiply by `receivers` and `senders` of the metrics."""
-
-    down: int  # bytes of the message, for each receiver
-    up: int  # bytes of update and total, for each sender
-
-
-def communication(
-    algorithm: FederatedAlgorithm, params: Params, data: FederatedData
-) -> Communication:
-    """What one client is sent and sends back in a round, in bytes; computes nothing.
-
-    `down = bytes(message)`, `up = bytes(update) + bytes(total)`. A round's bytes are
-    `metrics.receivers * down` and `metrics.senders * up`: multiply in Python or int64.
-
-    >>> import fedjax_sim as fs, optax
-    >>> data = fs.FederatedData.from_clients([{"x": np.ones((3, 2))}])
-    >>> loss_fn = lambda w, batch, key: batch["x"] @ w
-    >>> fs.communication(fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining()), jnp.ones(2), data)
-    Communication(down=8, up=8)
-    """
-
-    def exchange(key: Array, params: Params, data: FederatedData) -> tuple[PyTree, PyTree]:
-        message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
-        engine = Engine(algorithm, data, key, message)
-        client, state = engine.client(jnp.zeros((), jnp.int32)), algorithm.init_client(params)
-        output = engine.finish(client, engine.start(client, state), state, jnp.ones((), jnp.int32))
-        return message, (output.update, output.total)
-
-    params = jax.tree.map(jnp.asarray, params)
-    down, up = jax.eval_shape(exchange, jax.random.key(0), params, data)
-    return Communication(_bytes(down), _bytes(up))
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def _coefficients(
     rule: AggregationRule, cohort: Cohort, data: FederatedData, ids: Array
 ) -> tuple[Coefficients, Array]:
@@ -245,14 +205,6 @@ def _coefficients(
     if answer.shares is None:
         return answer, weights / jnp.sum(data.client_weights)
     return answer, answer.shares
-
-
-def _count_distinct(ids: Array, mask: Array) -> Array:
-    """How many different ids the mask leaves: a client drawn twice is one receiver."""
-    last = jnp.iinfo(jnp.int32).max
-    ordered = jnp.sort(jnp.where(mask, ids, last))
-    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    return jnp.sum(first & (ordered < last), dtype=jnp.int32)
 
 
 def _check_choice(name: str, value: Any, allowed: str) -> None:
@@ -276,46 +228,4 @@ def _check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: Fed
             raise ValueError(
                 f"state must come from fs.init with this federation of {data.num_clients} "
                 f"clients; it holds states of {x.shape[0]}"
-            )
-
-
-def _check_cohort(cohort: Cohort, num_clients: int, stateful: bool) -> None:
-    """Shapes always; values where they are known."""
-    if not isinstance(cohort, Cohort):
-        raise ValueError(f"cohort must be an fs.Cohort; got {type(cohort).__name__}")
-    shape = jnp.shape(cohort.client_ids)
-    if len(shape) != 1 or shape[0] == 0:
-        raise ValueError(f"cohort.client_ids must have shape (m,) with m >= 1; got {shape}")
-    if not jnp.issubdtype(jnp.result_type(cohort.client_ids), jnp.integer):
-        raise ValueError(
-            f"cohort.client_ids must be integers; got {jnp.result_type(cohort.client_ids)}"
-        )
-    for name, value in zip(cohort._fields[1:], cohort[1:], strict=True):
-        given: Any = value
-        if (given is not None or name == "mask") and jnp.shape(given) != shape:
-            raise ValueError(
-                f"cohort.{name} must have shape {shape}, as client_ids; got {jnp.shape(given)}"
-            )
-    if not all(is_concrete(x) for x in cohort):
-        return
-    mask = np.asarray(cohort.mask, bool)
-    ids = np.asarray(cohort.client_ids)[mask]
-    if ids.size and not (ids.min() >= 0 and ids.max() < num_clients):
-        wrong = ids[(ids < 0) | (ids >= num_clients)][0]
-        raise ValueError(f"cohort.client_ids must lie in [0, {num_clients}); got {wrong}")
-    if stateful and len(np.unique(ids)) != len(ids):
-        values, counts = np.unique(ids, return_counts=True)
-        raise ValueError(
-            "cohort.client_ids must not repeat a client where the algorithm keeps client state; "
-            f"got client {values[counts > 1][0]} {counts.max()} times"
-        )
-    if cohort.inclusion is not None:
-        inclusion = np.asarray(cohort.inclusion)[mask]
-        if not (np.isfinite(inclusion).all() and (inclusion > 0).all()):
-            raise ValueError(f"cohort.inclusion must be positive; got {inclusion.min()}")
-    if cohort.work is not None:
-        work = np.asarray(cohort.work)[mask]
-        if not ((work >= 0) & (work <= 1)).all():
-            raise ValueError(
-                f"cohort.work must lie in [0, 1]; got values from {work.min()} to {work.max()}"
             )

@@ -12,10 +12,11 @@ probability of being picked (with replacement: the expected number of draws), wh
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array, Cohort
 from fedjax_sim.checks import check_count, is_concrete
@@ -190,3 +191,53 @@ def _capped_proportional(weights: Array, m: int) -> Array:
     capped = jnp.argmax(left * largest <= rest)  # the first that need not be capped
     scale = jnp.where(rest[capped] > 0, left[capped] / rest[capped], jnp.inf)
     return jnp.where(weights > 0, jnp.minimum(1, scale * weights), 0)
+
+
+def count_distinct(ids: Array, mask: Array) -> Array:
+    """How many different ids the mask leaves: a client drawn twice is one receiver."""
+    last = jnp.iinfo(jnp.int32).max
+    ordered = jnp.sort(jnp.where(mask, ids, last))
+    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    return jnp.sum(first & (ordered < last), dtype=jnp.int32)
+
+
+def check_cohort(cohort: Cohort, num_clients: int, stateful: bool) -> None:
+    """Shapes always; values where they are known."""
+    if not isinstance(cohort, Cohort):
+        raise ValueError(f"cohort must be an fs.Cohort; got {type(cohort).__name__}")
+    shape = jnp.shape(cohort.client_ids)
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(f"cohort.client_ids must have shape (m,) with m >= 1; got {shape}")
+    if not jnp.issubdtype(jnp.result_type(cohort.client_ids), jnp.integer):
+        raise ValueError(
+            f"cohort.client_ids must be integers; got {jnp.result_type(cohort.client_ids)}"
+        )
+    for name, value in zip(cohort._fields[1:], cohort[1:], strict=True):
+        given: Any = value
+        if (given is not None or name == "mask") and jnp.shape(given) != shape:
+            raise ValueError(
+                f"cohort.{name} must have shape {shape}, as client_ids; got {jnp.shape(given)}"
+            )
+    if not all(is_concrete(x) for x in cohort):
+        return
+    mask = np.asarray(cohort.mask, bool)
+    ids = np.asarray(cohort.client_ids)[mask]
+    if ids.size and not (ids.min() >= 0 and ids.max() < num_clients):
+        wrong = ids[(ids < 0) | (ids >= num_clients)][0]
+        raise ValueError(f"cohort.client_ids must lie in [0, {num_clients}); got {wrong}")
+    if stateful and len(np.unique(ids)) != len(ids):
+        values, counts = np.unique(ids, return_counts=True)
+        raise ValueError(
+            "cohort.client_ids must not repeat a client where the algorithm keeps client state; "
+            f"got client {values[counts > 1][0]} {counts.max()} times"
+        )
+    if cohort.inclusion is not None:
+        inclusion = np.asarray(cohort.inclusion)[mask]
+        if not (np.isfinite(inclusion).all() and (inclusion > 0).all()):
+            raise ValueError(f"cohort.inclusion must be positive; got {inclusion.min()}")
+    if cohort.work is not None:
+        work = np.asarray(cohort.work)[mask]
+        if not ((work >= 0) & (work <= 1)).all():
+            raise ValueError(
+                f"cohort.work must lie in [0, 1]; got values from {work.min()} to {work.max()}"
+            )

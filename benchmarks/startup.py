@@ -1,0 +1,81 @@
+"""What starting costs: `python -m benchmarks.startup` writes benchmarks/STARTUP.md.
+
+Every figure is of whole fresh processes, interleaved, the median of several.
+"""
+
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+IMPORTS = {
+    "import jax, optax": "import jax, optax",
+    "import jax, optax, fedjax_sim": "import jax, optax, fedjax_sim",
+    "import jax, optax, fedjax_sim and its models (flax)": (
+        "import jax, optax, fedjax_sim; fedjax_sim.models"
+    ),
+}
+
+
+def seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def time_imports(runs: int = 9) -> dict[str, float]:
+    taken: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for i in range(runs + 1):  # the first round warms the disk's cache
+        for name, code in IMPORTS.items():
+            elapsed = seconds([sys.executable, "-c", code])
+            if i:
+                taken[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def time_compare(runs: int = 3) -> list[float]:
+    """`fedjax-sim compare` with its defaults; nothing is cached from run to run."""
+    taken = []
+    for _ in range(runs):
+        folder = tempfile.mkdtemp()
+        command = [sys.executable, "-m", "fedjax_sim.cli", "compare", "--out", folder]
+        taken.append(seconds([*command, "--overwrite"]))
+        shutil.rmtree(folder)
+    return taken
+
+
+def main() -> None:
+    imports, compare = time_imports(), time_compare()
+    base = next(iter(imports.values()))
+    lines = [
+        "# Start-up",
+        "",
+        "`python -m benchmarks.startup`: whole processes, interleaved, median of 9; compare, of 3.",
+        "",
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, jax {version('jax')}, optax {version('optax')}, "
+        f"flax {version('flax')}.",
+        "",
+        "| process | seconds | ratio |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{name}` | {s:.2f} | {s / base:.2f} |" for name, s in imports.items()]
+    low, middle, high = min(compare), statistics.median(compare), max(compare)
+    lines += [
+        "",
+        f"`fedjax-sim compare` with its defaults, cold, compilation included: {middle:.0f} s "
+        f"({low:.0f} to {high:.0f}).",
+    ]
+    text = "\n".join(lines) + "\n"
+    (Path(__file__).parent / "STARTUP.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
