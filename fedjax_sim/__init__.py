@@ -45,3 +45,8 @@ def __getattr__(name: str) -> Any:
     if name in ("models", "datasets"):
         return importlib.import_module(f"fedjax_sim.{name}")
     raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    hidden = {"Any", "TYPE_CHECKING", "importlib"}
+    return sorted(({*globals()} | {"datasets", "models"}) - hidden)

@@ -36,13 +36,22 @@ class Cohort(NamedTuple):
     answered. A client also does not report if it completes no local step (it has no
     examples, or its share of `work` is less than one step), or if its id is not in
     `[0, K)`.
+
+    Attributes:
+      client_ids: Int[m], in [0, K).
+      mask: Bool[m], was given the model; None for all.
+      reports: Bool[m], sent an update back; None for all with mask.
+      inclusion: Float[m], the probability of being picked (with replacement: the expected
+        draws), which the `unbiased` rule divides by; None if not known.
+      work: Float[m] in [0, 1], the share of its local steps a straggler completes, rounded
+        down to whole steps; None for all of them.
     """
 
-    client_ids: Array  # Int[m]
-    mask: Array  # Bool[m], was given the model
-    reports: Array | None = None  # Bool[m], sent an update back; None: as mask
-    inclusion: Array | None = None  # Float[m], probability (or expected draws) of being picked
-    work: Array | None = None  # Float[m] in [0, 1], completed share of the local steps; None: all
+    client_ids: Array
+    mask: Array | None = None
+    reports: Array | None = None
+    inclusion: Array | None = None
+    work: Array | None = None
 
 
 class LocalTraining(NamedTuple):
@@ -66,12 +75,19 @@ class LocalTraining(NamedTuple):
 
 
 class ClientOutput(NamedTuple):
-    """What one client hands over. `update` and `total` are the uplink."""
+    """What one client hands over. `update` and `total` are the uplink.
 
-    update: PyTree  # averaged with the aggregation rule's coefficients; floating leaves
-    total: PyTree = ()  # summed with the client's fixed share p_k: control variates
-    client_state: PyTree = ()  # kept by the client until it is picked again
-    metrics: Metrics | tuple[()] = ()  # pooled over reporters, never weighted by coefficients
+    Attributes:
+      update: averaged with the aggregation rule's coefficients; floating leaves.
+      total: summed with the client's fixed share p_k: control variates and their kind.
+      client_state: kept by the client until it is picked again.
+      metrics: {name: (sum, count)}, pooled over reporters, never weighted by coefficients.
+    """
+
+    update: PyTree
+    total: PyTree = ()
+    client_state: PyTree = ()
+    metrics: Metrics | tuple[()] = ()
 
 
 class ClientUpdate(NamedTuple):
@@ -94,13 +110,21 @@ class ClientUpdate(NamedTuple):
 
 
 class RoundContext(NamedTuple):
-    """What the server knows of a round beside the averages."""
+    """What the server knows of a round beside the averages.
 
-    round: Array  # Int[], t
-    num_clients: int  # K
-    num_reporting: Array  # Int[], updates that count in the average
-    weight_sum: Array  # Float[], sum of their aggregation weights a_k
-    reporting_share: Array  # Float[], sum of their fixed shares p_k
+    Attributes:
+      round: Int[], t.
+      num_clients: K.
+      num_reporting: Int[], updates that count in the average.
+      weight_sum: Float[], the sum of their aggregation weights a_k.
+      reporting_share: Float[], the sum of their fixed shares p_k.
+    """
+
+    round: Array
+    num_clients: int
+    num_reporting: Array
+    weight_sum: Array
+    reporting_share: Array
 
 
 class FederatedAlgorithm(NamedTuple):
@@ -128,12 +152,18 @@ class Coefficients(NamedTuple):
 
     The new model is `w + sum_k a_k d_k / denominator` over the clients that report. A
     rule may return the pair `(weights, denominator)` alone.
+
+    Attributes:
+      weights: Float[m], a_k.
+      denominator: Float[]; None for the sum of a_k over those that report.
+      shares: Float[m], the fixed p_k for `total`; None for weight over all weights.
+      num_receivers: Int[], who is sent the model; None for the cohort's distinct clients.
     """
 
-    weights: Array  # Float[m], a_k
-    denominator: Array | None  # Float[]; None: the sum of a_k over those that report
-    shares: Array | None = None  # Float[m], fixed p_k for `total`; None: weight over all weights
-    num_receivers: Array | None = None  # Int[]; None: the distinct clients of the cohort
+    weights: Array
+    denominator: Array | None
+    shares: Array | None = None
+    num_receivers: Array | None = None
 
 
 # (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients
@@ -161,16 +191,28 @@ class Executed(NamedTuple):
 
 
 class RoundMetrics(NamedTuple):
-    """What is reported of a round. Never fed back into it."""
+    """What is reported of a round. Never fed back into it.
 
-    train: dict[str, Array]  # means over the local steps' examples of all that counted
-    receivers: Array  # Int[], distinct clients that were given the model
-    senders: Array  # Int[], distinct clients that sent an update
-    reporting: Array  # Int[], updates counted in the average, repeated draws included
-    nonfinite: Array  # Int[], updates that hold a NaN or an infinity
-    client_steps: Array  # Int[], local steps of those that reported
-    reporting_share: Array  # Float[], sum of p_k over those counted: n_V / n
-    empty: Array  # Bool[], nothing was aggregated and the server state stayed as it was
+    Attributes:
+      train: name -> Float[], means over the examples of all local steps of those counted:
+        "loss" and what else the loss names. NaN if nobody reports.
+      receivers: Int[], distinct clients that were given the model.
+      senders: Int[], distinct clients that sent an update.
+      reporting: Int[], updates counted in the average, repeated draws included.
+      nonfinite: Int[], updates that hold a NaN or an infinity.
+      client_steps: Int[], local steps of those that sent.
+      reporting_share: Float[], the sum of p_k over those counted: n_V / n.
+      empty: Bool[], nothing was aggregated and the server state stayed as it was.
+    """
+
+    train: dict[str, Array]
+    receivers: Array
+    senders: Array
+    reporting: Array
+    nonfinite: Array
+    client_steps: Array
+    reporting_share: Array
+    empty: Array
 
 
 @partial(
@@ -180,12 +222,20 @@ class RoundMetrics(NamedTuple):
 )
 @dataclass(frozen=True)
 class FederatedState:
-    """What passes from round to round; a pytree. Made by `fs.init`."""
+    """What passes from round to round; a pytree. Made by `fs.init`.
 
-    server: PyTree  # the algorithm's server state
-    clients: PyTree  # leaves [K, ...]; () for an algorithm that keeps no client state
-    round: Array  # Int[], rounds done so far
-    get_params: Callable[[PyTree], Params]  # static: the algorithm's `params`
+    Attributes:
+      params: the global model w_t.
+      server: the algorithm's server state.
+      clients: leaves [K, ...]; () for an algorithm that keeps no client state.
+      round: Int[], rounds done so far.
+      get_params: the algorithm's `params`, static.
+    """
+
+    server: PyTree
+    clients: PyTree
+    round: Array
+    get_params: Callable[[PyTree], Params]
 
     @property
     def params(self) -> Params:

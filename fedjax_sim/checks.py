@@ -41,7 +41,9 @@ def check_count(name: str, value: Any, otherwise: str = "") -> None:
     """
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1{otherwise}; got {value!r}")
+        shape = getattr(value, "shape", ())
+        given = f"an array of shape {shape}" if shape else repr(value)
+        raise ValueError(f"{name} must be a whole number, at least 1{otherwise}; got {given}")
 
 
 def check_number(name: str, value: ArrayLike, allowed: Callable[[float], bool], says: str) -> None:
@@ -52,10 +54,10 @@ def check_number(name: str, value: ArrayLike, allowed: Callable[[float], bool], 
     """
     if not is_concrete(value):
         return
-    if not isinstance(value, (int, float)) and jnp.shape(value) != ():
-        raise ValueError(f"{name} must be a scalar; got shape {jnp.shape(value)} (vmap over it)")
+    if isinstance(value, (np.ndarray, jax.Array)) and value.shape != ():
+        raise ValueError(f"{name} must be a scalar; got shape {value.shape} (vmap over it)")
     try:
-        number = float(np.asarray(value))
+        number = float(value)  # type: ignore[arg-type]  # what it cannot take is refused
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, {says}; got {value!r}") from None
     if not (math.isfinite(number) and allowed(number)):

@@ -1,6 +1,9 @@
 """The command line: parses, calls, prints."""
 
 import argparse
+import io
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -8,6 +11,7 @@ from typing import Any, NoReturn
 from fedjax_sim import __version__
 
 _INTERRUPTED = 130
+_NARROWEST = 76  # columns that the table needs
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,7 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
         description="Trains FedAvg with every aggregation mode, several participation "
         "fractions and several seeds; prints a table and writes compare.png, history.csv and "
         "summary.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     _add_compare_options(compare)
@@ -38,10 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
         import rich  # noqa: F401
     except ImportError as error:
         compare.error(f"{error.name} is missing; install the cli extra: fedjax-sim[cli]")
+    # What stdout cannot encode (a plus-minus sign in an ASCII locale) is replaced.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         return _compare(options)
     except ValueError as error:
         compare.error(str(error))
+    except BrokenPipeError:  # whoever read the output has gone; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -58,29 +67,40 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
             raise argparse.ArgumentTypeError(f"must be a whole number or full; got {text!r}")
         return int(text)
 
+    def folder(text: str) -> Path:
+        if not text:
+            raise argparse.ArgumentTypeError("must name a folder; got an empty string")
+        return Path(text)
+
     # The defaults are those of comparison.Setting, said here so that --help is instant.
     add = parser.add_argument
-    add("--dataset", default="digits", help="digits (10 classes) or wind (regression)")
-    add("--partition", metavar="HOW", help="iid, shards, dirichlet or natural "
-        "(default: dirichlet for digits, natural for wind)")  # fmt: skip
+    add("--dataset", default="digits", help="digits (10 classes; default) or wind (regression)")
+    add("--partition", metavar="HOW", help="iid, shards, dirichlet (default for digits) or "
+        "natural (default for wind)")  # fmt: skip
     add("--alpha", type=float, help="of --partition dirichlet (default: 0.3)")
     add("--shards-per-client", type=int, metavar="S", help="of --partition shards (default: 2)")
-    add("--partition-seed", type=int, default=0, metavar="SEED", help="the split, for all seeds")
-    add("--model", help="logistic, 2nn or mlp (default: logistic for digits, mlp for wind)")
-    add("--clients", "-K", type=int, metavar="K", help="number of clients (default: 50, wind 10)")
+    add("--partition-seed", type=int, default=0, metavar="SEED",
+        help="the split, one for all seeds (default: 0)")  # fmt: skip
+    add("--model", help="logistic (default for digits), 2nn or mlp (default for wind)")
+    add("--clients", "-K", type=int, metavar="K", help="clients (default: 50; for wind 10)")
     add("--fractions", "-C", type=fraction, nargs="+", default=[0.1, 0.3, 1.0], metavar="C",
-        help="participation fractions; the cohort is max(1, round(C K))")  # fmt: skip
+        help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)")  # fmt: skip
     add("--modes", nargs="+", default=["selected", "all_clients", "uniform", "unbiased"],
-        metavar="MODE", help="aggregation modes")  # fmt: skip
-    add("--epochs", "-E", type=int, default=5, metavar="E", help="local epochs")
-    add("--batch-size", "-B", type=batch, default=10, metavar="B", help="block size, or full")
-    add("--client-lr", type=float, default=0.1, metavar="ETA", help="clients' SGD learning rate")
-    add("--server-lr", type=float, default=1.0, metavar="ETA", help="server's learning rate")
-    add("--rounds", type=int, default=100, metavar="R", help="rounds of each run")
-    add("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1")
-    add("--target", type=float, help="score to reach (default: accuracy 0.9; R^2 0.8 for wind)")
-    add("--execution", default="packed:8", help="vmapped, packed or packed:LANES")
-    add("--out", type=Path, default=Path("compare-results"), metavar="DIR", help="results folder")
+        metavar="MODE", help="selected, all_clients, uniform, unbiased (default: all)")  # fmt: skip
+    add("--epochs", "-E", type=int, default=5, metavar="E", help="local epochs (default: 5)")
+    add("--batch-size", "-B", type=batch, default=10, metavar="B",
+        help="block size, or full (default: 10)")  # fmt: skip
+    add("--client-lr", type=float, metavar="ETA",
+        help="clients' SGD learning rate (default: 0.1; for wind 0.02)")  # fmt: skip
+    add("--server-lr", type=float, default=1.0, metavar="ETA",
+        help="server's learning rate (default: 1)")  # fmt: skip
+    add("--rounds", type=int, default=100, metavar="R", help="rounds of each run (default: 100)")
+    add("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default: 5)")
+    add("--target", type=float, help="score to reach (default: accuracy 0.9; for wind R^2 0.75)")
+    add("--execution", default="packed:8", help="vmapped, packed or packed:LANES "
+        "(default: packed:8)")  # fmt: skip
+    add("--out", type=folder, default=Path("compare-results"), metavar="DIR",
+        help="results folder (default: compare-results)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the results in --out")
 
 
@@ -99,40 +119,69 @@ def _compare(options: argparse.Namespace) -> int:
     problem = comparison.build(setting)
     exchange = comparison.bytes_of(setting, problem)
 
-    console = Console()
+    console = Console(highlight=False)
+    console.width = max(console.width, _NARROWEST)
     sizes = problem.data.num_examples
     console.print(
         f"FedAvg on {setting.dataset} ({setting.partition}): K={setting.clients} clients of "
         f"{int(sizes.min())} to {int(sizes.max())} examples, {exchange.down:,} bytes a model",
-        highlight=False,
         soft_wrap=True,
     )
-    chunks, complete = _train(setting, problem, console)
-    if not chunks:
-        console.print("Interrupted before the first rounds were computed.", style="bold")
-        return _INTERRUPTED
-    curves = report.curves(chunks, exchange)
-    table = report.rows(setting, curves, exchange)
+    with _Interrupt() as interrupt:
+        chunks = _train(setting, problem, Console(stderr=True, highlight=False), interrupt)
+        if not chunks:
+            console.print("Interrupted before the first rounds were computed.")
+            return _INTERRUPTED
+        curves = report.curves(chunks, exchange)
+        table = report.rows(setting, curves, exchange)
+        # Written before anything is printed, which can fail (a closed pipe).
+        names = report.write(
+            options.out, setting, problem.score_name, curves, table, exchange,
+            complete=not interrupt.received,
+        )  # fmt: skip
     console.print(_table(setting, problem.score_name, table))
+    for line in _legend(setting, problem.score_name, table):
+        console.print(line)
     console.print(
-        "all_clients = w + (n_V/n) (selected - w): the modes are equal at these server learning "
-        "rates, exactly where n_V/n does not vary.",
-        highlight=False,
+        "\nall_clients = w + (n_V/n) (selected - w), where the clients selected hold n_V of the n "
+        "examples: the two modes differ by a server learning rate."
     )
     for line in report.identity(setting, table):
-        console.print(f"  {line}", highlight=False, soft_wrap=True)
-    report.write(
-        options.out, setting, problem.score_name, curves, table, exchange, complete=complete
-    )
-    names = ", ".join(name for name in report.FILES if (options.out / name).exists())
-    if not complete:
-        console.print("Interrupted: what was computed until then is kept.", style="bold")
-    console.print(f"Wrote {names} to {options.out}", highlight=False)
-    return 0 if complete else _INTERRUPTED
+        console.print(line)
+    if interrupt.received:
+        console.print("Interrupted: what was computed until then is kept.")
+    console.print(f"Wrote {', '.join(names)} to {options.out}", soft_wrap=True)
+    return _INTERRUPTED if interrupt.received else 0
 
 
-def _train(setting: Any, problem: Any, console: Any) -> tuple[list[Any], bool]:
-    """All chunks, and whether that is all of them: Ctrl-C ends the training, not the program."""
+class _Interrupt:
+    """Ctrl-C and SIGTERM ask the training to stop after the rounds at hand.
+
+    An exception in the middle of an XLA call would leave it running while Python ends.
+    The second signal ends the program at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Interrupt":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.received:
+            os._exit(_INTERRUPTED)
+        self.received = True
+
+
+def _train(setting: Any, problem: Any, console: Any, interrupt: _Interrupt) -> list[Any]:
+    """All chunks, or those until an interrupt."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -151,36 +200,46 @@ def _train(setting: Any, problem: Any, console: Any) -> tuple[list[Any], bool]:
     )  # fmt: skip
     chunks: list[Any] = []
     cells = len(setting.modes) * len(setting.fractions)
-    try:
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("compiling", total=cells * setting.rounds)
-            for part in comparison.compare(setting, problem, chunk):
-                chunks.append(part)
-                progress.update(
-                    task,
-                    advance=part.score.shape[1],
-                    description=f"{part.mode} C={part.fraction:g} "
-                    f"{problem.score_name} {part.score[:, -1].mean():.3f}",
-                )
-    except KeyboardInterrupt:
-        return chunks, False
-    return chunks, True
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("compiling", total=cells * setting.rounds)
+        for part in comparison.compare(setting, problem, chunk):
+            chunks.append(part)
+            done = part.first + part.score.shape[1]
+            says = (
+                f"{part.mode} C={part.fraction:g} "
+                f"{problem.score_name} {part.score[:, -1].mean():.3f}"
+            )
+            progress.update(task, advance=part.score.shape[1], description=says)
+            if done == setting.rounds and not console.is_terminal:
+                console.print(f"{says} after {done} rounds")
+            if interrupt.received:
+                break
+    return chunks
+
+
+def _legend(setting: Any, score_name: str, rows: list[Any]) -> list[str]:
+    """What the table's columns mean."""
+    several = setting.seeds > 1
+    spread = f", mean ± sample standard deviation of {setting.seeds} seeds" if several else ""
+    lines = [
+        f"{score_name}: on the test set after {setting.rounds} rounds{spread}.",
+        f"rounds to {setting.target:g}: until the best {score_name} so far reaches it, "
+        "interpolated; mean of the seeds that do.",
+        "MB: 10^6 bytes over the whole run, all clients together. all_clients sends the model to "
+        "all K; in brackets, if all K also send theirs back.",
+    ]
+    diverged = [f"{row.mode} at C={row.fraction:g}" for row in rows if row.diverged]
+    if diverged:
+        lines.append(f"DIVERGED (an update not finite): {', '.join(diverged)}.")
+    return lines
 
 
 def _table(setting: Any, score_name: str, rows: list[Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        caption=f"{score_name}: mean ± standard deviation over {setting.seeds} seeds after "
-        f"{setting.rounds} rounds.\nMB: 10^6 bytes over the whole run, all clients "
-        "together;\nin brackets, if all K clients send in every round.",
-        caption_justify="left",
-    )
-    target = f"to {setting.target:g}"
-    for name in ("C", "m", "mode", score_name, f"rounds {target}", "MB down", "MB up"):
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for name in ("C", "m", "mode", score_name, f"rounds to {setting.target:g}", "MB down", "MB up"):
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     previous = None
     for row in rows:
@@ -192,8 +251,10 @@ def _table(setting: Any, score_name: str, rows: list[Any]) -> Any:
             reached += f" ({row.target_reached} of {row.seeds})"
         up = f"{row.megabytes_up:.2f}"
         if row.mode == "all_clients":
-            up = f"({row.megabytes_up_all_send:.2f}) {up}"
-        score = f"{row.score_mean:.3f} ± {row.score_std:.3f}"
+            up += f" ({row.megabytes_up_all_send:.2f})"
+        score = f"{row.score_mean:.3f}"
+        if row.score_std is not None:
+            score += f" ± {row.score_std:.3f}"
         if row.rounds < setting.rounds:
             score += f" after {row.rounds} round{'s' if row.rounds > 1 else ''}"
         table.add_row(

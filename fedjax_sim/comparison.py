@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ class Setting:
     modes: tuple[str, ...] = tuple(aggregation.RULES)
     epochs: int = 5  # E
     batch_size: int | None = 10  # B; None: the full batch
-    client_lr: float = 0.1
+    client_lr: float | None = None  # None: 0.1, and 0.02 for wind
     server_lr: float = 1.0
     rounds: int = 100
     seeds: int = 5  # seeds 0, 1, ...
-    target: float | None = None  # score to reach; None: 0.9 accuracy, 0.8 R^2
+    target: float | None = None  # score to reach; None: 0.9 accuracy, 0.75 R^2
     execution: str = "packed:8"  # vmapped | packed | packed:LANES
 
     def resolved(self) -> "Setting":
@@ -66,31 +66,44 @@ class Setting:
             if getattr(self, name) is not None and split != of:
                 raise ValueError(f"{name} belongs to partition {of}; the partition is {split}")
         model = self.model or ("mlp" if wind else "logistic")
-        _check_name("model", model, ("mlp",) if wind else ("logistic", "2nn", "mlp"))
+        allowed = ("mlp",) if wind else ("logistic", "2nn", "mlp")
+        _check_name(f"model (of {self.dataset})", model, allowed)
         for mode in self.modes:
             _check_name("mode", mode, tuple(aggregation.RULES))
         for name in ("modes", "fractions"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must be at least one, each once; got {values}")
+        clients = self.clients if self.clients is not None else (10 if wind else 50)
+        for name, count in (("rounds", self.rounds), ("seeds", self.seeds), ("clients", clients)):
+            check_count(name, count)
         for fraction in self.fractions:
             check_number("fraction", fraction, lambda c: 0 < c <= 1, "in (0, 1]")
-        for name in ("rounds", "seeds"):
-            check_count(name, getattr(self, name))
-        if self.clients is not None:
-            check_count("clients", self.clients)
+        cohorts = [cohort_size(fraction, clients) for fraction in self.fractions]
+        if len(set(cohorts)) != len(cohorts):
+            raise ValueError(
+                f"fractions must make cohorts of different sizes; {self.fractions} of {clients} "
+                f"clients make {cohorts}"
+            )
         for name in ("client_lr", "server_lr"):
-            check_number(name, getattr(self, name), lambda x: x > 0, "positive")
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), lambda x: x > 0, "positive")
         check_local(self.local)
         _strategy(self.execution)
-        target = self.target if self.target is not None else (0.8 if wind else 0.9)
+        target = self.target if self.target is not None else (0.75 if wind else 0.9)
         check_number("target", target, lambda x: x <= 1, "at most 1")
-        filled: dict[str, Any] = {"partition": split, "model": model, "target": target}
+        filled: dict[str, Any] = {
+            "partition": split, "model": model, "target": target, "clients": clients
+        }  # fmt: skip
         if split == "dirichlet":
             filled["alpha"] = 0.3 if self.alpha is None else self.alpha
+            check_number("alpha", filled["alpha"], lambda x: x > 0, "positive")
         if split == "shards":
-            filled["shards_per_client"] = self.shards_per_client or 2
-        filled["clients"] = self.clients or (10 if wind else 50)
+            given = self.shards_per_client
+            filled["shards_per_client"] = 2 if given is None else given
+            check_count("shards_per_client", filled["shards_per_client"])
+        if self.client_lr is None:
+            filled["client_lr"] = 0.02 if wind else 0.1
         return Setting(**{**asdict(self), **filled})
 
     @property
@@ -120,6 +133,7 @@ class Chunk(NamedTuple):
     receivers: np.ndarray  # Int64[seeds, rounds]
     senders: np.ndarray  # Int64[seeds, rounds]
     share: np.ndarray  # [seeds, rounds], n_V / n
+    nonfinite: np.ndarray  # Int64[seeds, rounds], updates that diverged
 
 
 def cohort_size(fraction: float, num_clients: int) -> int:
@@ -145,9 +159,11 @@ def build(setting: Setting) -> Problem:
     elif setting.partition == "iid":
         client_ids = partition.iid(key, len(labels), setting.clients)
     elif setting.partition == "shards":
-        client_ids = partition.shards(key, labels, setting.clients, setting.shards_per_client or 2)
+        client_ids = partition.shards(
+            key, labels, setting.clients, cast(int, setting.shards_per_client)
+        )
     else:
-        client_ids = partition.dirichlet(key, labels, setting.clients, setting.alpha or 0.3)
+        client_ids = partition.dirichlet(key, labels, setting.clients, cast(float, setting.alpha))
     data = FederatedData.from_arrays(train, client_ids, setting.clients)
     test = FederatedData.from_clients([dataset.test])
     shape = train["x"].shape[1:]
@@ -175,7 +191,10 @@ def build(setting: Setting) -> Problem:
 def algorithm_of(setting: Setting, problem: Problem) -> FederatedAlgorithm:
     """FedAvg as the setting says."""
     return fedavg(
-        problem.loss_fn, optax.sgd(setting.client_lr), setting.local, optax.sgd(setting.server_lr)
+        problem.loss_fn,
+        optax.sgd(cast(float, setting.client_lr)),
+        setting.local,
+        optax.sgd(setting.server_lr),
     )
 
 
@@ -247,6 +266,7 @@ def _to_host(mode: str, fraction: float, first: int, history: History) -> Chunk:
         receivers=np.asarray(rounds.receivers, np.int64),
         senders=np.asarray(rounds.senders, np.int64),
         share=np.asarray(rounds.reporting_share, np.float64),
+        nonfinite=np.asarray(rounds.nonfinite, np.int64),
     )
 
 

@@ -72,6 +72,11 @@ class FederatedData:
         >>> data
         FederatedData(2 clients, ['x']: float32[3], largest client 2)
         """
+        if not isinstance(clients, (list, tuple)):
+            raise ValueError(
+                "clients must be a list with one pytree of arrays for each client; got "
+                f"{type(clients).__name__}"
+            )
         if len(clients) == 0:
             raise ValueError("clients must hold at least one client; got none")
         flat: list[list[np.ndarray]] = []
@@ -134,7 +139,13 @@ class FederatedData:
         names = [_name(path) for path, _ in paths]
         leaves = [_as_array(x, n) for n, (_, x) in zip(names, paths, strict=True)]
         _check_same_length(leaves, names, "")
-        ids = np.asarray(client_ids)
+        try:
+            ids = np.asarray(client_ids)
+        except ValueError:
+            raise ValueError(
+                "client_ids must be integers, the client of each example; got a ragged list "
+                "(for lists of rows by client use from_clients)"
+            ) from None
         if ids.shape != leaves[0].shape[:1]:
             raise ValueError(
                 f"client_ids must have one entry for each of the {len(leaves[0])} examples; "
@@ -191,6 +202,20 @@ class FederatedData:
             num_examples=jnp.asarray(sizes, jnp.int32),
             client_weights=jnp.asarray(weights, jnp.result_type(float)),
             max_num_examples=int(sizes.max()),
+        )
+
+
+def check_data(data: Any) -> None:
+    """Refuses what is not a federation.
+
+    Raises:
+      ValueError: saying how to make one.
+    """
+    if not isinstance(data, FederatedData):
+        raise ValueError(
+            "data must be an fs.FederatedData; got "
+            f"{type(data).__name__} (a plain data set is a federation of one client: "
+            "fs.FederatedData.from_clients([examples]))"
         )
 
 

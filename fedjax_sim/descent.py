@@ -166,6 +166,9 @@ def check_optimizer(name: str, optimizer: Any, may_be_schedule: bool = False) ->
     """
     if isinstance(optimizer, optax.GradientTransformation):
         return
+    if getattr(optimizer, "__module__", "").startswith("optax"):
+        name_given = f"optax.{getattr(optimizer, '__name__', '')}"
+        raise ValueError(f"{name} must be an optimizer; got {name_given} itself: call it")
     if may_be_schedule and callable(optimizer):
         return
     allowed = "an optax transformation, as optax.sgd(0.1)"

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, LossFn, Params, PyTree, accumulator
 from fedjax_sim.checks import check_count
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.loss import per_example
 
 
 class Evaluation(NamedTuple):
-    """Means of what the metric function returns, by name ("loss" and its named values)."""
+    """Means of what the metric function returns, by name ("loss" and its named values).
 
-    mean: dict[str, Array]  # Float[], over all N examples
-    clients: dict[str, Array]  # Float[K], over each client's examples; NaN without any
+    Attributes:
+      mean: name -> Float[], over all N examples.
+      clients: name -> Float[K], over each client's examples; NaN without any.
+    """
+
+    mean: dict[str, Array]
+    clients: dict[str, Array]
 
 
 def evaluate(
@@ -48,6 +53,7 @@ def evaluate(
     >>> float(result.mean["loss"]), result.clients["loss"].tolist()
     (2.0, [1.0, 4.0])
     """
+    check_data(data)
     check_count("batch_size", batch_size)
     total = data.total_num_examples
     size = min(batch_size, total)

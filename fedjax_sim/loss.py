@@ -1,5 +1,6 @@
 """The loss of a block: checking what a user's `loss_fn` returns, and its masked mean."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,10 @@ def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
       ValueError: from `per_example`, and from the loss's own `check(params, examples)`
         where it has one.
     """
+    try:
+        inspect.signature(loss_fn).bind(params, examples, None)
+    except TypeError as error:
+        raise ValueError(f"loss_fn must take (params, batch, key): {error}") from None
     own: Any = getattr(loss_fn, "check", None)
     if own is not None:
         own(params, examples)

@@ -182,4 +182,7 @@ class SquaredError:
 
 def _check_batch(examples: PyTree) -> None:
     if not (isinstance(examples, dict) and {"x", "y"} <= set(examples)):
-        raise ValueError('the losses of fs.models take examples {"x": ..., "y": ...}')
+        given = sorted(examples) if isinstance(examples, dict) else type(examples).__name__
+        raise ValueError(
+            f'the losses of fs.models take examples {{"x": ..., "y": ...}}; got {given}'
+        )

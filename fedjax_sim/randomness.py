@@ -4,6 +4,8 @@ Randomness is a contract. A stream is folded by purpose, round and client id, ne
 slot, lane or padded size, so a client draws the same numbers wherever it runs.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 
@@ -79,7 +81,9 @@ def permute(key: Array, positions: Array, size: Array | int) -> Array:
     >>> sorted(permute(jax.random.key(0), jnp.arange(5), 5).tolist())
     [0, 1, 2, 3, 4]
     """
+    # XLA's CPU compiler fails on what it folds a constant size of 1 to; so it sees none.
     size = jnp.maximum(jnp.asarray(size, jnp.int32), 1)
+    size = cast(Array, jax.lax.optimization_barrier(size))
     seeds = jax.random.bits(key, (2,), jnp.uint32)
     counter = jnp.arange(_PERMUTATION_ROUNDS, dtype=jnp.uint32)
     pivots = _mix(seeds[0] + counter * jnp.uint32(0x9E3779B9))

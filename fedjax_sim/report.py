@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import platform
 import tempfile
@@ -32,6 +33,7 @@ class Curve(NamedTuple):
     bytes_down: np.ndarray  # Int64, cumulative
     bytes_up: np.ndarray  # Int64, cumulative
     share: np.ndarray  # n_V / n
+    nonfinite: np.ndarray  # Int64
 
 
 class Row(NamedTuple):
@@ -43,7 +45,8 @@ class Row(NamedTuple):
     seeds: int
     rounds: int
     score_mean: float  # after the last round
-    score_std: float  # sample standard deviation over seeds; 0 for one seed
+    score_std: float | None  # sample standard deviation over seeds; None for one seed
+    diverged: int  # seeds with an update that held a NaN or an infinity
     target_reached: int  # seeds that reached the target
     rounds_to_target: float | None  # mean over the seeds that did
     megabytes_down: float  # 10^6 bytes, the whole run, mean over seeds
@@ -72,6 +75,7 @@ def curves(chunks: list[Chunk], exchange: Communication) -> list[Curve]:
             bytes_down=np.cumsum(join(parts, "receivers"), axis=1) * exchange.down,
             bytes_up=np.cumsum(join(parts, "senders"), axis=1) * exchange.up,
             share=join(parts, "share"),
+            nonfinite=join(parts, "nonfinite"),
         )
         for (mode, fraction), parts in cells.items()
     ]
@@ -96,7 +100,8 @@ def rows(setting: Setting, found: list[Curve], exchange: Communication) -> list[
                 seeds=seeds,
                 rounds=rounds,
                 score_mean=float(last.mean()),
-                score_std=float(last.std(ddof=1)) if seeds > 1 else 0.0,
+                score_std=float(last.std(ddof=1)) if seeds > 1 else None,
+                diverged=int((curve.nonfinite.sum(axis=1) > 0).sum()),
                 target_reached=len(times),
                 rounds_to_target=float(np.mean(times)) if times else None,
                 megabytes_down=float(curve.bytes_down[:, -1].mean()) / 1e6,
@@ -120,11 +125,19 @@ def identity(setting: Setting, table: list[Row]) -> list[str]:
     lines = []
     for fraction in dict.fromkeys(row.fraction for row in table):
         row = next(row for row in table if row.fraction == fraction)
-        lines.append(
-            f"C={fraction:g}: n_V/n = {row.mean_share:.4g} ({row.min_share:.3g} to "
-            f"{row.max_share:.3g} by round); selected at {row.mean_share * lr:.4g} is all_clients "
-            f"at {lr:g}, all_clients at {lr / row.mean_share:.4g} is selected at {lr:g}"
-        )
+        held = f"C={fraction:g}: those selected hold {100 * row.mean_share:.3g} % of the examples"
+        if row.max_share - row.min_share < 1e-6:
+            lines.append(f"{held} in every round.")
+        else:
+            held += f" ({100 * row.min_share:.3g} to {100 * row.max_share:.3g} % by round)."
+            lines.append(held)
+        if row.min_share < 1 - 1e-6:
+            lines[-1] += (
+                f" all_clients with server lr {lr / row.mean_share:.3g} is selected with {lr:g}; "
+                f"selected with {row.mean_share * lr:.3g} is all_clients with {lr:g}."
+            )
+        else:
+            lines[-1] += " The modes coincide."
     return lines
 
 
@@ -169,7 +182,7 @@ def write(
     table: list[Row],
     exchange: Communication,
     complete: bool,
-) -> None:
+) -> tuple[str, ...]:
     """Writes summary.json, history.csv and compare.png, each whole or not at all."""
     summary = {
         "configuration": asdict(setting),
@@ -183,11 +196,20 @@ def write(
     }
     _replace(
         folder / "summary.json",
-        lambda file: file.write((json.dumps(summary, indent=2) + "\n").encode()),
+        lambda file: file.write((json.dumps(_no_nan(summary), indent=2) + "\n").encode()),
     )
     _replace(folder / "history.csv", lambda file: _write_history(file, setting, found))
-    if found:
-        _replace(folder / "compare.png", lambda file: _plot(file, setting, score_name, found))
+    _replace(folder / "compare.png", lambda file: _plot(file, setting, score_name, found))
+    return FILES
+
+
+def _no_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _no_nan(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_no_nan(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _replace(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
@@ -224,9 +246,9 @@ def _write_history(file: IO[bytes], setting: Setting, found: list[Curve]) -> Non
 # Widest and palest first, so that curves that coincide all show, in greyscale too.
 _STYLES: dict[str, dict[str, Any]] = {
     "selected": {"color": "#9ecae1", "linestyle": "-", "linewidth": 6.0},
-    "unbiased": {"color": "#756bb1", "linestyle": "-", "linewidth": 2.6},
-    "uniform": {"color": "#00441b", "linestyle": (0, (1, 1.6)), "linewidth": 1.8},
-    "all_clients": {"color": "#b30000", "linestyle": (0, (6, 2)), "linewidth": 1.8},
+    "unbiased": {"color": "#756bb1", "linestyle": "-", "linewidth": 2.6, "marker": "D"},
+    "uniform": {"color": "#00441b", "linestyle": (0, (1, 1.6)), "linewidth": 1.8, "marker": "^"},
+    "all_clients": {"color": "#b30000", "linestyle": (0, (6, 2)), "linewidth": 1.8, "marker": "s"},
 }
 
 
@@ -249,9 +271,10 @@ def _plot(file: IO[bytes], setting: Setting, score_name: str, found: list[Curve]
             for ax, x in zip(axes[line], (np.arange(1, len(mean) + 1), megabytes), strict=True):
                 ax.fill_between(
                     x, mean - std, mean + std,
-                    color=_STYLES[mode]["color"], alpha=0.16, linewidth=0, zorder=1,
+                    color=_STYLES[mode]["color"], alpha=0.13, linewidth=0, zorder=1,
                 )  # fmt: skip
-                ax.plot(x, mean, **_STYLES[mode], label=mode, zorder=2 + order)
+                marks = (order * len(x) // 24, max(1, len(x) // 6))
+                ax.plot(x, mean, **_STYLES[mode], label=mode, zorder=2 + order, markevery=marks)
         cohort = cohort_size(fraction, setting.clients or 1)
         axes[line, 0].set_ylabel(f"C = {fraction:g} (m = {cohort})\ntest {score_name}")
         for ax in axes[line]:
@@ -262,10 +285,15 @@ def _plot(file: IO[bytes], setting: Setting, score_name: str, found: list[Curve]
             f"target {setting.target:g}", (0.01, setting.target),
             xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.3",
         )  # fmt: skip
+    # Limits are set, not found: a curve that diverged has nothing to find them from.
     _limit(axes[0, 0], found)
+    megabytes = [(curve.bytes_down + curve.bytes_up).mean(axis=0) / 1e6 for curve in found]
+    axes[0, 0].set_xlim(0, 1.02 * max(len(x) for x in megabytes))
+    axes[0, 1].set_xlim(0.8 * min(x[0] for x in megabytes), 1.25 * max(x[-1] for x in megabytes))
     axes[-1, 0].set_xlabel("round")
     axes[-1, 1].set_xlabel("megabytes sent, down and up, all clients together (log scale)")
     axes[-1, 1].set_xscale("log")
+    axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
     batch = "full" if setting.batch_size is None else setting.batch_size
     seeds = found[0].score.shape[0]
     figure.suptitle(
@@ -284,7 +312,7 @@ def _plot(file: IO[bytes], setting: Setting, score_name: str, found: list[Curve]
         handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles),
         frameon=False, handlelength=4,
     )  # fmt: skip
-    figure.savefig(file, format="png", dpi=130)
+    figure.savefig(file, format="png", dpi=160)
 
 
 def _limit(ax: Any, found: list[Curve]) -> None:

@@ -1,7 +1,7 @@
 """One federated round as one pure function."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ from fedjax_sim.base import (
     Tasks,
 )
 from fedjax_sim.checks import check_same_spec
-from fedjax_sim.data import FederatedData
-from fedjax_sim.execution import vmapped
+from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.execution import packed, vmapped
 from fedjax_sim.local import num_steps
 from fedjax_sim.masking import where
 from fedjax_sim.randomness import CLIENT, check_key, stream
-from fedjax_sim.sampling import check_cohort, count_distinct
+from fedjax_sim.sampling import as_arrays, count_distinct
 
 RoundFn = Callable[
     [Array, FederatedState, FederatedData, Cohort], tuple[FederatedState, RoundMetrics]
@@ -45,6 +45,9 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
         losses[B], an optimizer does not fit params, or labels do not fit the classes of
         a loss from `fs.models`.
     """
+    if not isinstance(algorithm, FederatedAlgorithm):
+        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
+    check_data(data)
     params = jax.tree.map(jnp.asarray, params)
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -106,9 +109,15 @@ def make_round(
     >>> float(state.params)  # two of four clients went to 1, the others hold 0
     0.5
     """
+    if not isinstance(algorithm, FederatedAlgorithm):
+        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
     _check_choice("aggregation", aggregation, "fs.aggregation." + ", .".join(rules.RULES))
     execution = vmapped() if execution is None else execution
     _check_choice("execution", execution, "fs.execution.vmapped(), .packed(lanes)")
+    for factory in (vmapped, packed):
+        if cast(Any, execution) is factory:
+            name = f"fs.execution.{factory.__name__}"
+            raise ValueError(f"execution must be a strategy; got {name} itself: call it, {name}()")
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f'nonfinite must be "keep" or "drop"; got {nonfinite!r}')
 
@@ -117,12 +126,12 @@ def make_round(
     ) -> tuple[FederatedState, RoundMetrics]:
         check_key(key)
         _check_state(algorithm, state, data)
-        check_cohort(cohort, data.num_clients, bool(jax.tree.leaves(state.clients)))
+        stateful = bool(jax.tree.leaves(state.clients))
+        cohort, mask, reports = as_arrays(cohort, data.num_clients, stateful)
 
-        ids = jnp.asarray(cohort.client_ids, jnp.int32)
-        given = jnp.asarray(cohort.mask, bool) & (ids >= 0) & (ids < data.num_clients)
-        ids = jnp.clip(ids, 0, data.num_clients - 1)
-        asked = given if cohort.reports is None else given & jnp.asarray(cohort.reports, bool)
+        ids = jnp.clip(cohort.client_ids, 0, data.num_clients - 1)
+        there = ids == cohort.client_ids
+        given, asked = there & mask, there & reports
         steps = num_steps(algorithm.local, data.num_examples[ids], cohort.work)
         steps = jnp.where(asked, steps, 0)
 
@@ -195,7 +204,13 @@ def _coefficients(
 ) -> tuple[Coefficients, Array]:
     """The rule's answer, and its shares or their default."""
     weights = data.client_weights[ids]
-    answer = Coefficients(*rule(cohort, weights, data.client_weights))
+    answer = rule(cohort, weights, data.client_weights)
+    if not isinstance(answer, tuple) or not 2 <= len(answer) <= 4:
+        raise ValueError(
+            "aggregation must return (weights[m], denominator or None), or fs.Coefficients; got "
+            f"{type(answer).__name__}"
+        )
+    answer = Coefficients(*answer)
     for name, value in (("weights", answer.weights), ("shares", answer.shares)):
         if value is not None and jnp.shape(value) != ids.shape:
             raise ValueError(
@@ -213,6 +228,7 @@ def _check_choice(name: str, value: Any, allowed: str) -> None:
 
 
 def _check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData) -> None:
+    check_data(data)
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     try:

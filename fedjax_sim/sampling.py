@@ -12,7 +12,7 @@ probability of being picked (with replacement: the expected number of draws), wh
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +25,56 @@ from fedjax_sim.randomness import COHORT, check_key, permute, stream
 
 
 class Sampler(NamedTuple):
-    """How cohorts are drawn. A custom one folds `round` into `key` (see `stream_key`)."""
+    """How cohorts are drawn. Make your own with `custom`.
 
-    size: int | None  # m, the cohort's slots; None: K
-    with_replacement: bool  # may a client occur twice in a cohort?
-    sample: Callable[[Array, Array, FederatedData], Cohort]  # (key, round, data) -> Cohort
+    Attributes:
+      size: m, the cohort's slots; None for K.
+      with_replacement: may a client occur twice in a cohort?
+      sample: (key, round, data) -> Cohort; folds the round into the key.
+    """
+
+    size: int | None
+    with_replacement: bool
+    sample: Callable[[Array, Array | int, FederatedData], Cohort]
 
 
-def stream_key(key: Array, round: Array | int) -> Array:
-    """The key a sampler draws round `round` from."""
-    check_key(key)
-    return stream(key, COHORT, round)
+def custom(
+    size: int | None,
+    draw: Callable[[Array, FederatedData], Cohort],
+    with_replacement: bool = False,
+) -> Sampler:
+    """A sampler from a function `draw(key, data) -> Cohort`, given a fresh key each round.
+
+    Args:
+      size: m, the slots of the cohorts it draws; None for K.
+      draw: traced once, so its random numbers must come from `key`.
+      with_replacement: may it draw a client twice?
+
+    Half of ten selected clients drop out:
+
+    >>> import jax, jax.numpy as jnp
+    >>> def draw(key, data):
+    ...     cohort = uniform(10).sample(key, 0, data)
+    ...     return cohort._replace(reports=jax.random.bernoulli(key, 0.5, (10,)))
+    >>> sampler = custom(10, draw)
+    """
+    if size is not None:
+        check_count("size", size, ", or None for K")
+
+    def sample(key: Array, round: Array | int, data: FederatedData) -> Cohort:
+        check_key(key)
+        cohort = draw(stream(key, COHORT, round), data)
+        if not isinstance(cohort, Cohort):
+            raise ValueError(f"draw must return an fs.Cohort; got {type(cohort).__name__}")
+        slots = data.num_clients if size is None else size
+        if jnp.shape(cohort.client_ids) != (slots,):
+            raise ValueError(
+                f"draw must return a cohort of {slots} slots; got client_ids of shape "
+                f"{jnp.shape(cohort.client_ids)}"
+            )
+        return cohort
+
+    return Sampler(size, with_replacement, sample)
 
 
 def uniform(m: int) -> Sampler:
@@ -46,13 +85,13 @@ def uniform(m: int) -> Sampler:
     """
     check_count("m", m)
 
-    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+    def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = _check_fits(m, data)
         slots = jnp.arange(m, dtype=jnp.int32)
-        ids = permute(stream_key(key, round), slots, num_clients)
+        ids = permute(key, slots, num_clients)
         return Cohort(ids, jnp.ones(m, bool), inclusion=jnp.full(m, m / num_clients))
 
-    return Sampler(m, False, sample)
+    return custom(m, draw)
 
 
 def bernoulli(q: float | Array, capacity: int | None = None) -> Sampler:
@@ -77,20 +116,20 @@ def bernoulli(q: float | Array, capacity: int | None = None) -> Sampler:
         if not concrete:
             raise ValueError("q must be a number where capacity is given; got a traced array")
 
-    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+    def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = data.num_clients
         if capacity is not None:
             _check_overflow(float(q), capacity, num_clients)
-        draws = jax.random.uniform(stream_key(key, round), (num_clients,))
+        draws = jax.random.uniform(key, (num_clients,))
         mask = draws < jnp.asarray(q, draws.dtype)
         ids = jnp.arange(num_clients, dtype=jnp.int32)
-        if capacity is not None and capacity < num_clients:
+        if capacity is not None:
             (ids,) = jnp.nonzero(mask, size=capacity, fill_value=0)
             ids, mask = ids.astype(jnp.int32), jnp.arange(capacity) < jnp.sum(mask)
         inclusion = jnp.broadcast_to(jnp.asarray(q, draws.dtype), ids.shape)
         return Cohort(ids, mask, inclusion=inclusion)
 
-    return Sampler(capacity, False, sample)
+    return custom(capacity, draw)
 
 
 def weighted(m: int) -> Sampler:
@@ -105,9 +144,8 @@ def weighted(m: int) -> Sampler:
     """
     check_count("m", m)
 
-    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+    def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = _check_fits(m, data)
-        key = stream_key(key, round)
         inclusion = _capped_proportional(data.client_weights, m)
         order = permute(stream(key, 0), jnp.arange(num_clients, dtype=jnp.int32), num_clients)
         upper = jnp.cumsum(inclusion[order])
@@ -121,7 +159,7 @@ def weighted(m: int) -> Sampler:
         mask = fresh & (index < num_clients) & (inclusion[ids] > 0)
         return Cohort(ids, mask, inclusion=inclusion[ids])
 
-    return Sampler(m, False, sample)
+    return custom(m, draw)
 
 
 def with_replacement(m: int) -> Sampler:
@@ -135,29 +173,29 @@ def with_replacement(m: int) -> Sampler:
     """
     check_count("m", m)
 
-    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+    def draw(key: Array, data: FederatedData) -> Cohort:
         upper = jnp.cumsum(data.client_weights)
-        points = jax.random.uniform(stream_key(key, round), (m,), dtype=upper.dtype) * upper[-1]
+        points = jax.random.uniform(key, (m,), dtype=upper.dtype) * upper[-1]
         # Rounding may put a point on the last sum: the last client with a weight takes it.
         last = jnp.searchsorted(upper, upper[-1], side="left")
         ids = jnp.minimum(jnp.searchsorted(upper, points, side="right"), last).astype(jnp.int32)
         inclusion = m * data.client_weights[ids] / upper[-1]
         return Cohort(ids, jnp.ones(m, bool), inclusion=inclusion)
 
-    return Sampler(m, True, sample)
+    return custom(m, draw, with_replacement=True)
 
 
 def everyone() -> Sampler:
     """All K clients in every round; pi_k = 1."""
 
-    def sample(key: Array, round: Array, data: FederatedData) -> Cohort:
+    def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = data.num_clients
         ones = jnp.ones(num_clients)
         return Cohort(
             jnp.arange(num_clients, dtype=jnp.int32), jnp.ones(num_clients, bool), inclusion=ones
         )
 
-    return Sampler(None, False, sample)
+    return custom(None, draw)
 
 
 def _check_fits(m: int, data: FederatedData) -> int:
@@ -201,26 +239,46 @@ def count_distinct(ids: Array, mask: Array) -> Array:
     return jnp.sum(first & (ordered < last), dtype=jnp.int32)
 
 
-def check_cohort(cohort: Cohort, num_clients: int, stateful: bool) -> None:
-    """Shapes always; values where they are known."""
+def as_arrays(cohort: Cohort, num_clients: int, stateful: bool) -> tuple[Cohort, Array, Array]:
+    """The cohort as arrays, its mask and its reports, all filled in, after refusing what cannot be.
+
+    Types and shapes are checked always, values where they are known: inside a trace, ids
+    out of range are padding and `work` is clipped to [0, 1].
+
+    Raises:
+      ValueError: naming the field, what was given and what is allowed.
+    """
     if not isinstance(cohort, Cohort):
         raise ValueError(f"cohort must be an fs.Cohort; got {type(cohort).__name__}")
-    shape = jnp.shape(cohort.client_ids)
-    if len(shape) != 1 or shape[0] == 0:
-        raise ValueError(f"cohort.client_ids must have shape (m,) with m >= 1; got {shape}")
-    if not jnp.issubdtype(jnp.result_type(cohort.client_ids), jnp.integer):
+    fields = [None if x is None else jnp.asarray(x) for x in cohort]
+    if fields[0] is None or fields[0].ndim != 1 or fields[0].shape[0] == 0:
         raise ValueError(
-            f"cohort.client_ids must be integers; got {jnp.result_type(cohort.client_ids)}"
+            "cohort.client_ids must have shape (m,) with m >= 1; got "
+            f"{None if fields[0] is None else fields[0].shape}"
         )
-    for name, value in zip(cohort._fields[1:], cohort[1:], strict=True):
-        given: Any = value
-        if (given is not None or name == "mask") and jnp.shape(given) != shape:
+    ids = fields[0]
+    kinds = (jnp.integer, jnp.bool_, jnp.bool_, jnp.number, jnp.number)
+    for name, kind, value in zip(cohort._fields, kinds, fields, strict=True):
+        if value is None:
+            continue
+        if value.shape != ids.shape:
             raise ValueError(
-                f"cohort.{name} must have shape {shape}, as client_ids; got {jnp.shape(given)}"
+                f"cohort.{name} must have shape {ids.shape}, as client_ids; got {value.shape}"
             )
-    if not all(is_concrete(x) for x in cohort):
-        return
-    mask = np.asarray(cohort.mask, bool)
+        if not jnp.issubdtype(value.dtype, kind):
+            says = {jnp.integer: "integers", jnp.bool_: "booleans", jnp.number: "numbers"}[kind]
+            raise ValueError(f"cohort.{name} must be {says}; got {value.dtype}")
+    arrays = Cohort(ids.astype(jnp.int32), *fields[1:])
+    mask = jnp.ones(ids.shape, bool) if arrays.mask is None else arrays.mask
+    reports = mask if arrays.reports is None else mask & arrays.reports
+    arrays = arrays._replace(mask=mask, reports=reports)
+    if all(x is None or is_concrete(x) for x in arrays):
+        _check_values(arrays, num_clients, stateful)
+    return arrays, mask, reports
+
+
+def _check_values(cohort: Cohort, num_clients: int, stateful: bool) -> None:
+    mask = np.asarray(cohort.mask)
     ids = np.asarray(cohort.client_ids)[mask]
     if ids.size and not (ids.min() >= 0 and ids.max() < num_clients):
         wrong = ids[(ids < 0) | (ids >= num_clients)][0]

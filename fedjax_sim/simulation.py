@@ -7,17 +7,22 @@ import jax
 
 from fedjax_sim.base import Array, FederatedState, Params, PyTree, RoundMetrics
 from fedjax_sim.checks import check_count
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.randomness import check_key
 from fedjax_sim.round import RoundFn
 from fedjax_sim.sampling import Sampler
 
 
 class History(NamedTuple):
-    """What is reported of R rounds, each leaf `[R, ...]`."""
+    """What is reported of R rounds, each leaf `[R, ...]`.
+
+    Attributes:
+      rounds: the `RoundMetrics` of each round.
+      evaluation: what `evaluate` returned after each round; () without one.
+    """
 
     rounds: RoundMetrics
-    evaluation: PyTree  # what `evaluate` returned after each round; () without one
+    evaluation: PyTree
 
 
 def run(
@@ -57,6 +62,11 @@ def run(
     [0.2, 0.36, 0.488]
     """
     check_key(key)
+    check_data(data)
+    if not callable(round_fn):
+        raise ValueError(f"round_fn must come from fs.make_round; got {type(round_fn).__name__}")
+    if not isinstance(state, FederatedState):
+        raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     check_count("num_rounds", num_rounds)
     if not isinstance(sampler, Sampler):
         raise ValueError(

@@ -5,17 +5,37 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fedjax_sim.base import Array, FederatedAlgorithm, Params, PyTree
+from fedjax_sim.base import Array, FederatedAlgorithm, Params, PyTree, RoundMetrics
 from fedjax_sim.data import FederatedData
 from fedjax_sim.local import Engine
 
 
 class Communication(NamedTuple):
-    """Bytes of one exchange, exact: multiply by `receivers` and `senders` of the metrics."""
+    """Bytes of one exchange, exact.
 
-    down: int  # bytes of the message, for each receiver
-    up: int  # bytes of update and total, for each sender
+    Attributes:
+      down: bytes of the message, for each receiver.
+      up: bytes of update and total, for each sender.
+    """
+
+    down: int
+    up: int
+
+    def total(self, rounds: RoundMetrics) -> tuple[int, int]:
+        """Bytes down and up of a round, or of all rounds of a history, as Python integers.
+
+        `receivers * down` and `senders * up`, summed on the host: in the graph, 32 bits
+        would overflow.
+
+        >>> import fedjax_sim as fs, jax.numpy as jnp
+        >>> rounds = fs.RoundMetrics({}, jnp.array([50, 50]), jnp.array([5, 4]), *5 * [None])
+        >>> Communication(down=10**8, up=10**8).total(rounds)
+        (10000000000, 900000000)
+        """
+        receivers, senders = (np.asarray(x, np.int64) for x in (rounds.receivers, rounds.senders))
+        return int(receivers.sum()) * self.down, int(senders.sum()) * self.up
 
 
 def communication(
@@ -23,8 +43,8 @@ def communication(
 ) -> Communication:
     """What one client is sent and sends back in a round, in bytes; computes nothing.
 
-    `down = bytes(message)`, `up = bytes(update) + bytes(total)`. A round's bytes are
-    `metrics.receivers * down` and `metrics.senders * up`: multiply in Python or int64.
+    `down = bytes(message)`, `up = bytes(update) + bytes(total)`; `.total(metrics)` or
+    `.total(history.rounds)` then gives the bytes of a round or a run.
 
     >>> import fedjax_sim as fs, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones((3, 2))}])

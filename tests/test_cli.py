@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -117,6 +119,10 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys):
         (["--dataset", "wind", "--partition", "shards"], "splits by label, and wind has none"),
         (["--alpha", "0.1", "--partition", "iid"], "alpha belongs to partition dirichlet"),
         (["--alpha", "-1"], "alpha must be .*positive; got -1"),
+        (["--alpha", "0"], "alpha must be .*positive; got 0"),
+        (["--partition", "shards", "--shards-per-client", "0"], "shards_per_client .*got 0"),
+        (["--fractions", "0.1", "0.101"], r"different sizes.*make \[5, 5\]"),
+        (["--dataset", "wind", "--model", "2nn"], r"model \(of wind\) must be one of mlp"),
         (["--modes", "selected", "mean"], "mode must be one of .*'mean'"),
         (["--modes", "selected", "selected"], "modes must be at least one, each once"),
         (["--execution", "pmap"], "execution must be .*'pmap'"),
@@ -134,7 +140,7 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys):
         (["--rounds", "0"], "rounds must be .*got 0"),
         (["--seeds", "0"], "seeds must be .*got 0"),
         (["--target", "2"], "target must be .*at most 1; got 2"),
-        (["--model", "cnn"], "model must be one of logistic, 2nn, mlp; got 'cnn'"),
+        (["--model", "cnn"], r"model \(of digits\) must be one of logistic, 2nn, mlp; got 'cnn'"),
         (["--round", "3"], "unrecognized arguments: --round 3"),
     ],
 )
@@ -161,10 +167,10 @@ def interrupted(compare, after):
 
     def run(*arguments):
         chunks = compare(*arguments)
-        for _ in range(after):
-            yield next(chunks)
-        signal.raise_signal(signal.SIGINT)
-        yield from chunks
+        for done, chunk in enumerate(chunks, 1):
+            if done == after:
+                signal.raise_signal(signal.SIGINT)
+            yield chunk
 
     return run
 
@@ -186,13 +192,63 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "compare.png").exists()
 
 
-def test_ctrl_c_before_anything_is_computed_writes_nothing(tmp_path, capsys, monkeypatch):
-    from fedjax_sim import comparison
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_time_ends_cleanly(tmp_path, number):
+    """The real process: no crash in a running XLA call, and whole files."""
+    command = [
+        sys.executable, "-m", "fedjax_sim.cli", "compare", "--rounds", "1000000", "--seeds", "1",
+        "--clients", "10", "-C", "0.2", "--modes", "selected", "--out", str(tmp_path),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    first = process.stdout.readline()  # training starts behind it
+    time.sleep(1)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, said
+    assert first.startswith("FedAvg on digits")
+    assert "Interrupted: what was computed until then is kept." in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert not summary["complete"]
+    assert 0 < summary["rows"][0]["rounds"] < 1_000_000
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
 
-    monkeypatch.setattr(comparison, "compare", interrupted(comparison.compare, 0))
-    assert compare(*SMALL, out=tmp_path) == 130
-    assert "Interrupted before the first rounds were computed" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+
+def test_a_closed_pipe_loses_nothing(tmp_path):
+    command = (
+        f"{sys.executable} -m fedjax_sim.cli compare --rounds 2 --seeds 1 --clients 10 -C 0.2 "
+        f"--modes selected --out {tmp_path} | head -1"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+
+
+def test_an_ascii_terminal_is_enough(tmp_path):
+    command = [
+        sys.executable, "-m", "fedjax_sim.cli", "compare", "--rounds", "2", "--seeds", "2",
+        "--clients", "10", "-C", "0.2", "--modes", "selected", "--out", str(tmp_path),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert " selected " in done.stdout
+
+
+def test_a_run_that_diverges_says_so(tmp_path, capsys):
+    options = ("--dataset", "wind", "--rounds", "3", "--seeds", "1", "-C", "0.3")
+    assert compare(*options, "--modes", "selected", "--client-lr", "1000", out=tmp_path) == 0
+    assert "DIVERGED" in capsys.readouterr().out
+    text = (tmp_path / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert summary["rows"][0]["diverged"] == 1
+    assert summary["rows"][0]["score_mean"] is None
+    assert (tmp_path / "compare.png").exists()
+
+
+def test_one_client(tmp_path):
+    options = ("--clients", "1", "-C", "1", "--rounds", "2", "--seeds", "1", "--partition", "iid")
+    assert compare(*options, out=tmp_path) == 0
 
 
 def test_missing_extra_is_said_in_one_line(tmp_path):

@@ -51,6 +51,7 @@ def make(x, y=None):
     ("build", "message"),
     [
         (lambda c: c([]), "at least one client; got none"),
+        (lambda c: c({"a": np.ones(1)}), "clients must be a list.*got dict"),
         (lambda c: c([make([1.0, 2.0], [1.0])]), r"same length: got 1 for \['y'\], and 2 for"),
         (lambda c: c([make([1.0]), {"x": np.ones(1)}]), "structure of client 0.*client 1"),
         (lambda c: c([np.ones((1, 2)), np.ones((1, 3))]), "one dtype and one shape.*client 1"),
@@ -76,6 +77,7 @@ def test_from_clients_refuses(build, message):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda c: c(np.ones(3), [[0, 1], [2]]), "got a ragged list"),
         (lambda c: c(np.ones(3), [0, 1]), "one entry for each of the 3 examples"),
         (lambda c: c(np.ones(2), [0, 2], 2), r"must lie in \[0, 2\); got 2 at row 1"),
         (lambda c: c(np.ones(2), [0, -1]), r"must lie in \[0, 1\); got -1"),

@@ -313,6 +313,11 @@ def fedavg(loss_fn=linear_loss, optimizer=None, local=FULL, **kwargs):
         (lambda: fedavg(local=fs.LocalTraining(order="rows")), "order must be .*got 'rows'"),
         (lambda: fedavg(local=3), "local must be an fs.LocalTraining; got 3"),
         (lambda: fedavg(optimizer=0.1), "client_optimizer must be an optax.*got 0.1"),
+        (lambda: fedavg(optimizer=optax.sgd), "got optax.sgd itself: call it"),
+        (lambda: fedavg(server_optimizer=optax.adam), "got optax.adam itself: call it"),
+        (lambda: fs.make_round(linear_loss), "algorithm must be made by fs.fedavg"),
+        (lambda: fs.make_round(fedavg(), execution=fs.execution.packed), "packed itself: call it"),
+        (lambda: fs.scaffold(linear_loss, optax.sgd(0.1), FULL), "client_lr must be a number"),
         (lambda: fedavg(server_optimizer=0.1), "server_optimizer must be an optax.*got 0.1"),
         (lambda: fs.fedprox(linear_loss, optax.sgd(0.1), FULL, mu=-1), "mu must be .*got -1"),
         (lambda: fs.fedprox(linear_loss, optax.sgd(0.1), FULL, mu=jnp.ones(2)), "mu must be a sc"),
@@ -335,6 +340,7 @@ def test_refused_when_built(build, message):
         (lambda: fedavg(lambda p, b, k: linear_loss(p, b, k).mean()), None, r"\(3,\); got shape"),
         (lambda: fedavg(lambda p, b, k: (linear_loss(p, b, k), {"a": 1.0})), None, "return one a"),
         (lambda: fedavg(lambda p, b, k: (linear_loss(p, b, k), 1.0)), None, "got a tuple with a"),
+        (lambda: fedavg(lambda p, b: 0), None, r"loss_fn must take \(params, batch, key\)"),
         (fedavg, {"w": np.zeros(4, int), "b": 0.0}, r"floating arrays; got int32 at params\['w'\]"),
         (
             lambda: fedavg(optimizer=optax.multi_transform({"a": optax.sgd(0.1)}, {"x": "a"})),
@@ -366,6 +372,7 @@ def test_refused_by_the_round(data):
     refused("must not repeat a client.*got client 4 2 times", cohort=cohort_of([4, 1, 4]))
     refused(r"client_ids must lie in \[0, 8\); got 8", cohort=cohort_of([1, 8]))
     refused("client_ids must be integers", cohort=fs.Cohort(jnp.ones(2), jnp.ones(2, bool)))
+    refused("reports must be booleans; got float", cohort=cohort_of([0, 1], reports=jnp.ones(2)))
     refused("mask must have shape", cohort=fs.Cohort(jnp.arange(2), jnp.ones(3, bool)))
     refused("work must lie in", cohort=cohort_of([0, 1], work=jnp.array([0.5, 1.5])))
     refused("inclusion must be positive", cohort=cohort_of([0, 1], inclusion=jnp.array([0.5, 0])))
@@ -385,6 +392,17 @@ def test_refused_by_the_round(data):
         "aggregation must return weights",
         round_fn=fs.make_round(algorithm, lambda cohort, w, all_w: (all_w, None)),
     )
+    refused(
+        "aggregation must return .*got Array",
+        round_fn=fs.make_round(algorithm, lambda cohort, w, all_w: w),
+    )
+    refused("data must be an fs.FederatedData; got dict", data={"x": np.ones(3)})
+    with pytest.raises(ValueError, match="algorithm must be made by"):
+        fs.init(zeros(), algorithm, data)
+    # Lists will do, and a cohort without a mask is given the model as a whole.
+    one, _ = round_fn(key, state, data, fs.Cohort([4, 1]))
+    two, _ = round_fn(key, state, data, cohort_of([4, 1]))
+    np.testing.assert_array_equal(flat(one.params), flat(two.params))
     # The same client twice is fine in padding, and where no state is kept.
     twice = fs.Cohort(jnp.array([4, 1, 4]), jnp.array([True, True, False]))
     round_fn(key, state, data, twice)

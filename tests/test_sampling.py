@@ -104,6 +104,22 @@ def test_capped_proportional(weights, m):
         np.testing.assert_allclose(pi[free] / w[free], (pi[free] / w[free])[0], rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["uniform", "weighted", "with_replacement", "everyone"])
+def test_a_federation_of_one(name):
+    """Under jit, with all sizes constant: XLA once failed to compile it."""
+    data = fs.FederatedData.from_clients([np.ones(1, np.float32)])
+    sampler = {"everyone": fs.sampling.everyone()}.get(name) or getattr(fs.sampling, name)(1)
+    algorithm = fs.fedavg(lambda w, b, key: (w - b) ** 2 / 2, optax.sgd(1.0), fs.LocalTraining())
+    for execution in (fs.execution.vmapped(), fs.execution.packed(2)):
+        round_fn = fs.make_round(algorithm, execution=execution)
+        state = jax.jit(
+            lambda f=round_fn: fs.run(
+                f, jax.random.key(0), fs.init(algorithm, 0.0, data), data, sampler, 2
+            )
+        )()[0]
+        assert float(state.params) == 1
+
+
 def test_weighted_with_fewer_positive_weights_than_slots():
     data = fs.FederatedData.from_clients(
         [np.ones(n, np.float32) for n in (3, 0, 2, 0)], client_weights=[3, 0, 2, 0]
@@ -114,12 +130,17 @@ def test_weighted_with_fewer_positive_weights_than_slots():
 
 
 def test_custom_sampler(data):
-    def sample(key, round, data):
-        key = fs.sampling.stream_key(key, round)
-        cohort = fs.sampling.uniform(4).sample(key, round, data)
+    def draw(key, data):
+        cohort = fs.sampling.uniform(4).sample(key, 0, data)
         return cohort._replace(reports=jax.random.bernoulli(key, 0.5, (4,)))
 
-    sampler = fs.sampling.Sampler(4, False, sample)
+    sampler = fs.sampling.custom(4, draw)
+    cohorts = [sampler.sample(jax.random.key(0), t, data) for t in range(3)]
+    assert len({tuple(np.asarray(c.client_ids)) for c in cohorts}) == 3
+    with pytest.raises(ValueError, match="draw must return a cohort of 5 slots"):
+        fs.sampling.custom(5, draw).sample(jax.random.key(0), 0, data)
+    with pytest.raises(ValueError, match="draw must return an fs.Cohort; got list"):
+        fs.sampling.custom(5, lambda key, data: [1]).sample(jax.random.key(0), 0, data)
     algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), fs.LocalTraining())
     state = fs.init(algorithm, zeros(), data)
     state, history = fs.run(fs.make_round(algorithm), jax.random.key(0), state, data, sampler, 6)
