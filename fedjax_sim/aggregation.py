@@ -15,6 +15,7 @@ untuned comparison of the two is largely a comparison of server learning rates.
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Coefficients, Cohort
+from fedjax_sim.masking import first_of_each
 
 
 def selected(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
@@ -30,11 +31,14 @@ def all_clients(cohort: Cohort, client_weights: Array, all_client_weights: Array
     """Average over all K clients, those not selected still holding w_t.
 
     `w_{t+1} = sum_{k in V} (n_k / n) w_k + sum_{k not in V} (n_k / n) w_t`. A dropout
-    counts with w_t, as one who was not selected. All K clients receive the model.
+    counts with w_t, as one who was not selected; a client drawn twice counts once. All K
+    clients receive the model.
     McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1 to the letter.
     """
+    reports = jnp.ones(client_weights.shape, bool) if cohort.reports is None else cohort.reports
+    once = first_of_each(cohort.client_ids, reports)
     return Coefficients(
-        weights=client_weights,
+        weights=jnp.where(once, client_weights, 0),
         denominator=jnp.sum(all_client_weights),
         num_receivers=jnp.asarray(all_client_weights.shape[0], jnp.int32),
     )

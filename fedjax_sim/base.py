@@ -184,7 +184,7 @@ class Executed(NamedTuple):
 
     update: PyTree  # sum of a_k update_k over the counted tasks, at least float32
     total: PyTree  # sum of p_k total_k over the counted tasks
-    client_states: PyTree  # [m, ...]
+    client_states: PyTree  # [m, ...], read where counted
     metrics: Metrics  # summed over the counted tasks
     counted: Array  # Bool[m], did at least one step and (if dropping) is finite
     finite: Array  # Bool[m], update, total and new state hold no NaN and no infinity
@@ -201,7 +201,8 @@ class RoundMetrics(NamedTuple):
       reporting: Int[], updates counted in the average, repeated draws included.
       nonfinite: Int[], updates that hold a NaN or an infinity.
       client_steps: Int[], local steps of those that sent.
-      reporting_share: Float[], the sum of p_k over those counted: n_V / n.
+      reporting_share: Float[], n_V / n: the weight of those counted in that of all,
+        whatever the rule; repeated draws count each time.
       empty: Bool[], nothing was aggregated and the server state stayed as it was.
     """
 

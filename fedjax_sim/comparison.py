@@ -85,6 +85,8 @@ class Setting:
                 f"fractions must make cohorts of different sizes; {self.fractions} of {clients} "
                 f"clients make {cohorts}"
             )
+        if not 0 <= self.partition_seed < 2**32:
+            raise ValueError(f"partition_seed must lie in [0, 2^32); got {self.partition_seed}")
         for name in ("client_lr", "server_lr"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), lambda x: x > 0, "positive")
@@ -147,10 +149,10 @@ def build(setting: Setting) -> Problem:
     Raises:
       ValueError: if the split is impossible for the data.
     """
-    key = stream(jax.random.key(setting.partition_seed), _PARTITION)
+    data_key, key = jax.random.split(stream(jax.random.key(setting.partition_seed), _PARTITION))
     assert setting.clients is not None
     if setting.dataset == "wind":
-        dataset = datasets.wind(key, num_regions=setting.clients)
+        dataset = datasets.wind(data_key, num_regions=setting.clients)
     else:
         dataset = datasets.digits()
     train, labels = dataset.train, dataset.train["y"]

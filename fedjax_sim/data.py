@@ -196,6 +196,12 @@ class FederatedData:
                     "client_weights must be finite and not negative, with a positive sum; "
                     f"got values from {weights.min()} to {weights.max()}"
                 )
+            kept = weights.astype(jax.dtypes.canonicalize_dtype(np.float64))
+            if not np.isfinite(kept.sum()) or ((weights > 0) & (kept == 0)).any():
+                raise ValueError(
+                    f"client_weights must fit {kept.dtype} with their sum; got values from "
+                    f"{weights.min()} to {weights.max()} (only their ratios matter: rescale)"
+                )
         return cls(
             examples=jax.tree.unflatten(treedef, [jnp.asarray(x) for x in columns]),
             offsets=jnp.asarray(offsets, jnp.int32),

@@ -19,10 +19,13 @@ from fedjax_sim.base import (
     Metrics,
     PyTree,
 )
-from fedjax_sim.checks import check_count
+from fedjax_sim.checks import check_count, check_same_spec
 from fedjax_sim.data import FederatedData
 from fedjax_sim.masking import add_where, zeros_of
 from fedjax_sim.randomness import FINISH, INIT, SHUFFLE, STEP, permute, stream
+
+# An example keeps its place once in 2^20 epochs more than it should: no batch tells.
+_SHUFFLE_ROUNDS = 20
 
 
 def check_local(local: LocalTraining) -> LocalTraining:
@@ -43,8 +46,9 @@ def check_local(local: LocalTraining) -> LocalTraining:
 
 
 def block_size(local: LocalTraining, data: FederatedData) -> int:
-    """B, or the largest client for the full batch."""
-    return data.max_num_examples if local.batch_size is None else local.batch_size
+    """B, or the largest client where that is smaller or the batch full."""
+    largest = data.max_num_examples
+    return largest if local.batch_size is None else min(local.batch_size, largest)
 
 
 def num_blocks(local: LocalTraining, num_examples: Array) -> Array:
@@ -60,7 +64,10 @@ def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = No
     if work is None:
         return steps
     work = jnp.clip(jnp.asarray(work, jnp.result_type(float)), 0, 1)
-    return jnp.floor(work * steps.astype(work.dtype)).astype(jnp.int32)
+    # A share such as 0.53 may be rounded down on its way here; it is still 53 of 100 steps.
+    work = work * (1 + 4 * jnp.finfo(work.dtype).eps)
+    done = jnp.floor(work * steps.astype(work.dtype)).astype(jnp.int32)
+    return jnp.minimum(done, steps)
 
 
 def max_num_blocks(local: LocalTraining, data: FederatedData) -> int:
@@ -101,18 +108,24 @@ class Engine(NamedTuple):
         client has not got.
         """
         size = block_size(self.algorithm.local, self.data)
+        # A step behind the client's last, which nobody reads, sees its last block again.
+        block = jnp.clip(block, 0, jnp.maximum(self._num_blocks(client) - 1, 0))
         positions = block * size + jnp.arange(size, dtype=jnp.int32)
         mask = positions < client.num_examples
         positions = jnp.where(mask, positions, positions[:1])
         if epoch is not None:
-            positions = permute(stream(client.key, SHUFFLE, epoch), positions, client.num_examples)
+            key = stream(client.key, SHUFFLE, epoch)
+            positions = permute(key, positions, client.num_examples, rounds=_SHUFFLE_ROUNDS)
         rows = client.offset + positions
         return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self.data.examples), mask
+
+    def _num_blocks(self, client: Client) -> Array:
+        return num_blocks(self.algorithm.local, client.num_examples)
 
     def batch(self, client: Client, step: Array) -> tuple[PyTree, Array]:
         """What local step `step` sees: batch [B, ...] and mask [B]."""
         local = self.algorithm.local
-        blocks = jnp.maximum(num_blocks(local, client.num_examples), 1)
+        blocks = jnp.maximum(self._num_blocks(client), 1)
         if local.order == "epochs":
             epoch, block = step // blocks, step % blocks
         else:
@@ -129,7 +142,7 @@ class Engine(NamedTuple):
         return update.init(self.message, client_state, probed, stream(client.key, INIT))
 
     def _probe(self, probe: Callable[..., PyTree], client: Client, client_state: PyTree) -> PyTree:
-        blocks = num_blocks(self.algorithm.local, client.num_examples)
+        blocks = self._num_blocks(client)
 
         def value(block: Array) -> PyTree:
             return probe(self.message, client_state, *self._block(client, block, None))
@@ -151,7 +164,14 @@ class Engine(NamedTuple):
     def finish(
         self, client: Client, carry: PyTree, client_state: PyTree, steps: Array
     ) -> ClientOutput:
+        # The output of a client without a step is never read, but its derivative is
+        # multiplied by zero: dividing by the steps must not make it infinite.
+        steps = jnp.maximum(steps, 1)
         key = stream(client.key, FINISH)
-        return self.algorithm.client.finish(
+        output = self.algorithm.client.finish(
             carry, self.message, client_state, client.num_examples, steps, key
         )
+        check_same_spec(
+            "ClientOutput.client_state", "the state given", client_state, output.client_state
+        )
+        return output

@@ -57,9 +57,9 @@ def mean_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, Metrics]]:
 
     def objective(params: Params, batch: PyTree, mask: Array, key: Array) -> tuple[Array, Metrics]:
         values = per_example(loss_fn, params, batch, key)
-        losses = values["loss"]
-        size = jnp.maximum(jnp.sum(mask, dtype=losses.dtype), 1)
-        return jnp.sum(jnp.where(mask, losses, 0)) / size, totals(values, mask)
+        metrics = totals(values, mask)
+        total, size = metrics["loss"]
+        return total / jnp.maximum(size, 1), metrics
 
     return jax.grad(objective, has_aux=True)
 

@@ -36,7 +36,11 @@ def all_finite(tree: PyTree) -> Array:
 
 
 def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
-    """`sum_k weights_k x_k` over the leading axis where `counted`, in float32 or better."""
+    """`sum_k weights_k x_k` over the leading axis where `counted`, in float32 or better.
+
+    What has weight 0 is left out, so that a NaN in it does no harm.
+    """
+    counted = counted & (weights != 0)
 
     def total(x: Array) -> Array:
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -55,3 +59,12 @@ def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
 def sum_where(counted: Array, tree: PyTree) -> PyTree:
     """Sums over the leading axis where `counted`."""
     return jax.tree.map(lambda x: jnp.sum(jnp.where(counted, x, jnp.zeros_like(x)), axis=0), tree)
+
+
+def first_of_each(ids: Array, mask: Array) -> Array:
+    """Bool[m]: of the slots with `mask`, the first that holds each id."""
+    keys = jnp.where(mask, ids, jnp.iinfo(jnp.int32).max)
+    order = jnp.argsort(keys, stable=True)
+    ordered = keys[order]
+    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    return jnp.zeros(ids.shape, bool).at[order].set(first) & mask

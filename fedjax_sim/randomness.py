@@ -19,10 +19,8 @@ STEP = 4
 FINISH = 5
 SHUFFLE = 6
 
-_PERMUTATION_ROUNDS = 16
 
-
-def check_key(key: Array, name: str = "key") -> None:
+def check_key(key: Array) -> None:
     """Refuses what is not one typed key of a counter-based generator.
 
     Raises:
@@ -32,17 +30,17 @@ def check_key(key: Array, name: str = "key") -> None:
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(
-            f"{name} must be a typed key, as jax.random.key(seed) makes; got "
+            "key must be a typed key, as jax.random.key(seed) makes; got "
             f"{type(key).__name__ if dtype is None else f'an array of {dtype}'}"
         )
     if key.shape != ():
         raise ValueError(
-            f"{name} must be one key; got an array of keys of shape {key.shape} "
+            f"key must be one key; got an array of keys of shape {key.shape} "
             "(vmap over them, or pass one)"
         )
     if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(
-            f"{name} must be of a counter-based generator such as threefry2x32; got "
+            f"key must be of a counter-based generator such as threefry2x32; got "
             f"{jax.random.key_impl(key)}, which is wrong under vmap"
         )
 
@@ -61,7 +59,7 @@ def _mix(h: Array) -> Array:
     return h ^ (h >> 16)
 
 
-def permute(key: Array, positions: Array, size: Array | int) -> Array:
+def permute(key: Array, positions: Array, size: Array | int, rounds: int = 32) -> Array:
     """Where a keyed random permutation of `[0, size)` sends `positions`.
 
     A swap-or-not shuffle (Hoang, Morris, Rogaway, CRYPTO 2012): in each round the pair
@@ -73,6 +71,8 @@ def permute(key: Array, positions: Array, size: Array | int) -> Array:
       key: one typed key.
       positions: Int[...]; those outside `[0, size)` give meaningless results.
       size: Int[], may be traced; at least 1 to be meaningful.
+      rounds: a position keeps its place, and a pair its distance, with a probability of
+        2^-rounds more than by chance; to be small beside 1 / size.
 
     Returns:
       Int[...], the image of each position.
@@ -85,12 +85,12 @@ def permute(key: Array, positions: Array, size: Array | int) -> Array:
     size = jnp.maximum(jnp.asarray(size, jnp.int32), 1)
     size = cast(Array, jax.lax.optimization_barrier(size))
     seeds = jax.random.bits(key, (2,), jnp.uint32)
-    counter = jnp.arange(_PERMUTATION_ROUNDS, dtype=jnp.uint32)
+    counter = jnp.arange(rounds, dtype=jnp.uint32)
     pivots = _mix(seeds[0] + counter * jnp.uint32(0x9E3779B9))
     pivots = (pivots % size.astype(jnp.uint32)).astype(jnp.int32)
     salts = _mix(seeds[1] + counter * jnp.uint32(0x85EBCA77))
     x = positions.astype(jnp.int32)
-    for r in range(_PERMUTATION_ROUNDS):
+    for r in range(rounds):
         partner = pivots[r] - x
         partner = jnp.where(partner < 0, partner + size, partner)
         # The pair's bit: the top bit of a shorter mix, which depends on all the others.

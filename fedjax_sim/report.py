@@ -281,10 +281,12 @@ def _plot(file: IO[bytes], setting: Setting, score_name: str, found: list[Curve]
             ax.axhline(setting.target, color="0.35", linewidth=0.9, linestyle=":", zorder=0)
             ax.grid(alpha=0.25, linewidth=0.6)
             ax.spines[["top", "right"]].set_visible(False)
-        axes[line, 1].annotate(
+        label = axes[line, 1].annotate(
             f"target {setting.target:g}", (0.01, setting.target),
             xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.3",
+            annotation_clip=True,
         )  # fmt: skip
+        label.set_in_layout(False)  # it is outside while the target is far
     # Limits are set, not found: a curve that diverged has nothing to find them from.
     _limit(axes[0, 0], found)
     megabytes = [(curve.bytes_down + curve.bytes_up).mean(axis=0) / 1e6 for curve in found]

@@ -24,9 +24,9 @@ from fedjax_sim.checks import check_same_spec
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.execution import packed, vmapped
 from fedjax_sim.local import num_steps
-from fedjax_sim.masking import where
+from fedjax_sim.masking import first_of_each, where
 from fedjax_sim.randomness import CLIENT, check_key, stream
-from fedjax_sim.sampling import as_arrays, count_distinct
+from fedjax_sim.sampling import as_arrays
 
 RoundFn = Callable[
     [Array, FederatedState, FederatedData, Cohort], tuple[FederatedState, RoundMetrics]
@@ -48,7 +48,9 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
     if not isinstance(algorithm, FederatedAlgorithm):
         raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
     check_data(data)
-    params = jax.tree.map(jnp.asarray, params)
+    # Copies, so that donating the state leaves the caller's arrays alone, and without the
+    # weak type of a Python number, which would cost a second trace.
+    params = jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), params)
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
@@ -98,7 +100,7 @@ def make_round(
         that cannot be (if it is concrete), the `unbiased` rule without inclusion
         probabilities, a state of another algorithm or federation, or an untyped key.
 
-    >>> import fedjax_sim as fs, jax, optax
+    >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
     >>> algorithm = fs.fedavg(loss_fn, optax.sgd(0.5), fs.LocalTraining())
@@ -130,13 +132,19 @@ def make_round(
         cohort, mask, reports = as_arrays(cohort, data.num_clients, stateful)
 
         ids = jnp.clip(cohort.client_ids, 0, data.num_clients - 1)
-        there = ids == cohort.client_ids
-        given, asked = there & mask, there & reports
+        given = mask & (ids == cohort.client_ids)
+        if stateful:  # two slots would write one state: the second is padding
+            given = first_of_each(ids, given)
+        asked = given & reports
         steps = num_steps(algorithm.local, data.num_examples[ids], cohort.work)
         steps = jnp.where(asked, steps, 0)
 
-        coefficients, shares = _coefficients(aggregation, cohort, data, ids)
-        weights = coefficients.weights
+        client_weights = data.client_weights[ids]
+        total_weight = jnp.sum(data.client_weights)
+        coefficients = _coefficients(aggregation, cohort, client_weights, data.client_weights)
+        weights, shares = coefficients.weights, coefficients.shares
+        if shares is None:
+            shares = client_weights / total_weight
         client_states = jax.tree.map(lambda x: x[ids], state.clients)
         executed = execution(
             algorithm,
@@ -180,12 +188,14 @@ def make_round(
                 name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
                 for name, (total, count) in executed.metrics.items()
             },
-            receivers=count_distinct(ids, given) if receivers is None else receivers,
-            senders=count_distinct(ids, sent),
+            receivers=jnp.sum(first_of_each(ids, given), dtype=jnp.int32)
+            if receivers is None
+            else receivers,
+            senders=jnp.sum(first_of_each(ids, sent), dtype=jnp.int32),
             reporting=context.num_reporting,
             nonfinite=jnp.sum(sent & ~executed.finite, dtype=jnp.int32),
             client_steps=jnp.sum(steps, dtype=jnp.int32),
-            reporting_share=share,
+            reporting_share=jnp.sum(jnp.where(counted, client_weights, 0)) / total_weight,
             empty=empty,
         )
         new_state = FederatedState(
@@ -200,26 +210,30 @@ def make_round(
 
 
 def _coefficients(
-    rule: AggregationRule, cohort: Cohort, data: FederatedData, ids: Array
-) -> tuple[Coefficients, Array]:
-    """The rule's answer, and its shares or their default."""
-    weights = data.client_weights[ids]
-    answer = rule(cohort, weights, data.client_weights)
+    rule: AggregationRule, cohort: Cohort, client_weights: Array, all_client_weights: Array
+) -> Coefficients:
+    """The rule's answer, as arrays of the right shapes."""
+    answer: Any = rule(cohort, client_weights, all_client_weights)
     if not isinstance(answer, tuple) or not 2 <= len(answer) <= 4:
         raise ValueError(
             "aggregation must return (weights[m], denominator or None), or fs.Coefficients; got "
             f"{type(answer).__name__}"
         )
-    answer = Coefficients(*answer)
-    for name, value in (("weights", answer.weights), ("shares", answer.shares)):
-        if value is not None and jnp.shape(value) != ids.shape:
+    fields: list[Any] = [None if x is None else jnp.asarray(x) for x in answer]
+    coefficients = Coefficients(*fields)
+    for name in ("weights", "shares"):
+        value = getattr(coefficients, name)
+        if (value is not None or name == "weights") and jnp.shape(value) != client_weights.shape:
             raise ValueError(
-                f"aggregation must return {name} for each of the {ids.shape[0]} slots; "
+                f"aggregation must return {name} for each of the {len(client_weights)} slots; "
                 f"got shape {jnp.shape(value)}"
             )
-    if answer.shares is None:
-        return answer, weights / jnp.sum(data.client_weights)
-    return answer, answer.shares
+    return coefficients
+
+
+def _count_distinct(ids: Array, mask: Array) -> Array:
+    """How many different clients: one drawn twice is one receiver."""
+    return jnp.sum(first_of_each(ids, mask), dtype=jnp.int32)
 
 
 def _check_choice(name: str, value: Any, allowed: str) -> None:
@@ -231,17 +245,25 @@ def _check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: Fed
     check_data(data)
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
-    try:
-        expected = jax.eval_shape(lambda s: algorithm.init(algorithm.params(s)), state.server)
-        check_same_spec("", "", expected, state.server)
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(
-            "state must come from fs.init with this algorithm: its server state has another "
-            "structure (was it made with another algorithm, optimizer or model?)"
-        ) from error
     for x in jax.tree.leaves(state.clients):
         if x.shape[0] != data.num_clients:
             raise ValueError(
                 f"state must come from fs.init with this federation of {data.num_clients} "
                 f"clients; it holds states of {x.shape[0]}"
             )
+    another = ValueError(
+        "state must come from fs.init with this algorithm: its server state has another "
+        "structure (was it made with another algorithm, optimizer or model?)"
+    )
+    try:
+        params = algorithm.params(state.server)
+    except (AttributeError, TypeError, KeyError, IndexError):
+        raise another from None
+    try:
+        expected = jax.eval_shape(algorithm.init, params)
+    except Exception:  # an init that cannot be traced cannot be compared with
+        return
+    try:
+        check_same_spec("", "", expected, state.server)
+    except ValueError:
+        raise another from None

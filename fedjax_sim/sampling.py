@@ -138,6 +138,7 @@ def weighted(m: int) -> Sampler:
     Systematic sampling over a fresh random order: `pi_k = min(1, c p_k)` with c such
     that they sum to m (m p_k where no client is large). Costs O(K log K). If fewer than m
     clients have a positive weight, those all take part and the other slots are masked.
+    The sums are of 32 bits: the probabilities hold to 1 % at K = 10^5, 7 % at 10^6.
 
     Raises:
       ValueError: if m < 1, and on sampling if m > K.
@@ -166,7 +167,8 @@ def with_replacement(m: int) -> Sampler:
     """m independent draws with probability p_k; pi_k = m p_k, the expected draws.
 
     Scheme I of Li et al. 2020 (arXiv 1907.02189). A client drawn twice is one w_k
-    counted twice. Refused for algorithms that keep client state.
+    counted twice. Refused for algorithms that keep client state. The sums are of 32
+    bits: the probabilities hold to 1 % at K = 10^5, 7 % at 10^6.
 
     Raises:
       ValueError: if m < 1.
@@ -229,14 +231,6 @@ def _capped_proportional(weights: Array, m: int) -> Array:
     capped = jnp.argmax(left * largest <= rest)  # the first that need not be capped
     scale = jnp.where(rest[capped] > 0, left[capped] / rest[capped], jnp.inf)
     return jnp.where(weights > 0, jnp.minimum(1, scale * weights), 0)
-
-
-def count_distinct(ids: Array, mask: Array) -> Array:
-    """How many different ids the mask leaves: a client drawn twice is one receiver."""
-    last = jnp.iinfo(jnp.int32).max
-    ordered = jnp.sort(jnp.where(mask, ids, last))
-    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    return jnp.sum(first & (ordered < last), dtype=jnp.int32)
 
 
 def as_arrays(cohort: Cohort, num_clients: int, stateful: bool) -> tuple[Cohort, Array, Array]:

@@ -15,12 +15,12 @@ import fedjax_sim as fs
 from tests.conftest import SIZES, federation, flat, linear_loss, zeros
 from tests.reference import Server
 
-LR, MU, K = 0.02, 0.3, len(SIZES)
+LR, MU, SERVER_LR, K = 0.02, 0.3, 0.7, len(SIZES)
 ALGORITHMS = {
     "fedavg": lambda local: fs.fedavg(linear_loss, optax.sgd(LR), local),
     "fedsgd": lambda local: fs.fedsgd(linear_loss, optax.sgd(LR)),
     "fedprox": lambda local: fs.fedprox(linear_loss, optax.sgd(LR), local, mu=MU),
-    "scaffold": lambda local: fs.scaffold(linear_loss, LR, local),
+    "scaffold": lambda local: fs.scaffold(linear_loss, LR, local, SERVER_LR),
 }
 RULES = ("selected", "all_clients", "uniform", "unbiased")
 STRATEGIES = {
@@ -113,7 +113,8 @@ def test_contract(clients, algorithm, rule, strategy, local, treatment):
     other = fs.execution.packed(2) if strategy == "vmapped" else fs.execution.vmapped()
     oracle = build(other) if shuffled else None
     oracle_state = state
-    reference = Server(algorithm, clients, weights, 5, LR, mu=MU)
+    server_lr = SERVER_LR if algorithm == "scaffold" else 1.0
+    reference = Server(algorithm, clients, weights, 5, LR, server_lr, MU)
 
     for seed, name in enumerate(COHORTS):
         cohort = make_cohort(name, seed)

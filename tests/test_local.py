@@ -5,12 +5,14 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.local import num_steps
+from fedjax_sim.randomness import COHORT, stream
 
 STEPS = 40  # rows of the log
 
@@ -101,6 +103,82 @@ def test_shuffles_differ_by_epoch_round_and_client_but_not_by_strategy_or_paddin
     assert base == logs(local, [12, 12, 3], 0)
 
 
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+def test_no_two_purposes_rounds_clients_or_steps_share_a_key(execution):
+    """A client that sends the bits of every key it is given."""
+    local = fs.LocalTraining(1, 2, shuffle=False)
+
+    def bits(key):
+        return jax.random.bits(key, (), jnp.uint32).astype(jnp.float32)
+
+    def init(message, client_state, probed, key):
+        return jnp.zeros(5).at[0].set(bits(key)), jnp.int32(1)
+
+    def step(carry, message, client_state, batch, mask, key):
+        return (carry[0].at[carry[1]].set(bits(key)), carry[1] + 1), {}
+
+    def finish(carry, message, client_state, num_examples, num_steps, key):
+        return fs.ClientOutput(update=carry[0].at[4].set(bits(key)))
+
+    algorithm = recorder(local, 2)._replace(client=fs.ClientUpdate(init, step, finish))
+    data = fs.FederatedData.from_clients([{"row": np.arange(6)}] * 3)
+    round_fn = jax.jit(fs.make_round(algorithm, execution=execution))
+    key, seen = jax.random.key(0), []
+    state = fs.init(algorithm, jnp.zeros(5), data)
+    for t in range(3):
+        for k in range(3):
+            cohort = fs.Cohort(jnp.array([k]))
+            at = fs.FederatedState(state.server, (), jnp.int32(t), state.get_params)
+            seen += round_fn(key, at, data, cohort)[0].params.tolist()
+        seen.append(float(bits(stream(key, COHORT, t))))
+    assert len(set(seen)) == len(seen) == 3 * (3 * 5 + 1)
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+def test_probe_sees_each_example_once(execution):
+    sizes = [5, 0, 11, 1, 4]
+    data = fs.FederatedData.from_clients([{"row": np.arange(n) + 1.0} for n in sizes])
+
+    def probe(message, client_state, batch, mask):
+        return jnp.sum(jnp.where(mask, batch["row"], 0)), jnp.sum(mask)
+
+    algorithm = recorder(fs.LocalTraining(2, 4), 4)._replace(
+        client=fs.ClientUpdate(
+            init=lambda message, client_state, probed, key: jnp.stack(
+                [probed[0], probed[1].astype(jnp.float32)]
+            ),
+            step=lambda carry, message, client_state, batch, mask, key: (carry, {}),
+            finish=lambda carry, *rest: fs.ClientOutput(update=carry),
+            probe=probe,
+        )
+    )
+    round_fn = jax.jit(fs.make_round(algorithm, fs.aggregation.uniform, execution))
+    for k, n in enumerate(sizes):
+        state = fs.init(algorithm, jnp.zeros(2), data)
+        state, _ = round_fn(jax.random.key(0), state, data, fs.Cohort(jnp.array([k])))
+        assert state.params.tolist() == [n * (n + 1) / 2, n]
+
+
+def test_what_nobody_reads_is_still_the_clients_own():
+    """Behind its last step, and in either order, a client meets no other's examples."""
+    data = fs.FederatedData.from_clients([np.ones(3), np.zeros(26)])
+
+    def loss_fn(w, batch, key):  # infinite slope at the other client's examples
+        return jnp.sqrt(batch * w**2)
+
+    def last(lr, order):
+        local = fs.LocalTraining(2, 2, order=order)
+        algorithm = fs.fedavg(loss_fn, optax.sgd(lr), local)
+        round_fn = fs.make_round(algorithm)
+        state = fs.init(algorithm, jnp.float32(1), data)
+        for _ in range(2):
+            state, _ = round_fn(jax.random.key(0), state, data, fs.Cohort(jnp.array([0])))
+        return state.params
+
+    for order in ("epochs", "blocks"):
+        assert float(jax.grad(last)(0.1, order)) == pytest.approx(-8)
+
+
 @pytest.mark.parametrize(
     ("n", "work", "expected"),
     [
@@ -118,9 +196,9 @@ def test_num_steps(n, work, expected):
     assert int(num_steps(local, jnp.int32(n), jnp.float32(work))) == expected
 
 
-def test_tenths_of_the_work_are_not_lost_to_rounding():
+def test_hundredths_of_the_work_are_not_lost_to_rounding():
     local = fs.LocalTraining(epochs=1, batch_size=1)
+    hundredths = np.arange(101)
     for steps in (10, 100, 1000):
-        for tenths in range(11):
-            got = num_steps(local, jnp.int32(steps), jnp.float32(tenths / 10))
-            assert int(got) == steps * tenths // 10
+        got = num_steps(local, jnp.int32(steps), jnp.asarray(hundredths / 100, jnp.float32))
+        np.testing.assert_array_equal(got, steps * hundredths // 100)

@@ -52,6 +52,16 @@ def test_neighbours_part():
     assert ((counts[1:] - expected) ** 2 / expected).sum() < 29 + 5 * np.sqrt(58) + 12
 
 
+def test_few_of_very_many_are_drawn_evenly():
+    """Small ids must not be likelier than others, even among 10^5."""
+    size, m = 100_000, 10
+    keys = jax.random.split(jax.random.key(3), 400_000)
+    draw = jax.jit(jax.vmap(lambda k: permute(k, jnp.arange(m), size)))
+    small = sum(int((np.asarray(draw(part)) < m).sum()) for part in jnp.split(keys, 8))
+    expected = len(keys) * m * m / size
+    assert abs(small - expected) < 5 * np.sqrt(expected)
+
+
 @pytest.mark.parametrize("impl", ["threefry2x32"])
 def test_typed_keys_pass(impl):
     check_key(jax.random.key(0, impl=impl))

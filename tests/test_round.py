@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests.conftest import SIZES, flat, linear_loss, standard_promotion, zeros
-from tests.reference import Server
+from tests.reference import Server, blocks, gradient
 
 K = len(SIZES)
 FULL = fs.LocalTraining(epochs=1, batch_size=None)
@@ -50,8 +50,7 @@ def test_hand_computed(rule):
     assert float(state.params) == pytest.approx(HAND[rule], abs=1e-6)
     # The loss before the step, over the examples: 0.5 ((1-2)^2 + (1-3)^2 + (1-5)^2) / 3.
     assert float(metrics.train["loss"]) == pytest.approx(0.5 * (1 + 4 + 16) / 3)
-    share = 2 / 3 if rule == "uniform" else 3 / 8
-    assert float(metrics.reporting_share) == pytest.approx(share)
+    assert float(metrics.reporting_share) == pytest.approx(3 / 8)
     assert (int(metrics.client_steps), int(metrics.reporting)) == (2, 2)
 
 
@@ -225,6 +224,142 @@ def test_repeated_draws_count_each_but_send_once():
         state, metrics = one_round(rule, data, cohort, start=0.0)
         assert float(state.params) == pytest.approx((4 + 4 + 2) / 3)
         assert (int(metrics.receivers), int(metrics.senders), int(metrics.reporting)) == (2, 2, 3)
+
+
+def test_all_clients_counts_a_repeated_draw_once():
+    data = mean_clients([2.0] * 9, [4.0])
+    state, _ = one_round("all_clients", data, cohort_of([0, 0, 0]), start=0.0)
+    assert float(state.params) == pytest.approx(1.8)
+
+
+def test_a_client_of_weight_0_does_no_harm():
+    weights = [1.0, 0.0]
+    data = fs.FederatedData.from_clients([np.array([2.0]), np.array([0.0])], weights)
+
+    def loss_fn(w, batch, key):  # client 1 diverges
+        return jnp.where(batch == 0, jnp.inf, 1.0) * (w - batch) ** 2 / 2
+
+    for execution in (fs.execution.vmapped(), fs.execution.packed(1)):
+        for made in (fs.fedavg(loss_fn, optax.sgd(1.0), FULL), fs.fedsgd(loss_fn, optax.sgd(1.0))):
+            for rule in ("selected", "all_clients"):
+                state, _ = one_round(rule, data, cohort_of([0, 1]), made, execution=execution)
+                assert float(state.params) == 2
+
+
+def test_signed_weights_with_a_denominator_of_their_own():
+    data = mean_clients([2.0], [5.0])
+    algorithm = fs.fedavg(square_loss, optax.sgd(1.0), FULL)
+    for execution in (fs.execution.vmapped(), fs.execution.packed(2)):
+        round_fn = fs.make_round(
+            algorithm, lambda cohort, w, all_w: (np.array([1.0, -1.0]), 1.0), execution
+        )
+        state, metrics = jax.jit(round_fn)(
+            jax.random.key(0), fs.init(algorithm, 0.0, data), data, cohort_of([0, 1])
+        )
+        assert float(state.params) == -3
+        assert not bool(metrics.empty)
+
+
+def test_a_repeated_client_in_a_trace_keeps_one_state(data):
+    algorithm = fs.scaffold(linear_loss, 0.05, fs.LocalTraining(2, 4))
+    for execution in (fs.execution.vmapped(), fs.execution.packed(2)):
+        round_fn = jax.jit(fs.make_round(algorithm, execution=execution))
+        state = fs.init(algorithm, zeros(), data)
+        state, metrics = round_fn(jax.random.key(0), state, data, cohort_of([4, 1, 4]))
+        p = np.array(SIZES) / sum(SIZES)
+        for c, c_k in zip(
+            jax.tree.leaves(state.server.control), jax.tree.leaves(state.clients), strict=True
+        ):
+            np.testing.assert_allclose(c, np.tensordot(p, np.asarray(c_k), 1), atol=1e-6)
+        assert int(metrics.reporting) == 2
+
+
+def test_a_python_number_is_a_model_of_one_trace():
+    traces = []
+
+    def loss_fn(w, batch, key):
+        traces.append(1)
+        return square_loss(w, batch, key)
+
+    data = mean_clients([2.0], [3.0])
+    algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), FULL)
+    round_fn, state = jax.jit(fs.make_round(algorithm)), fs.init(algorithm, 0.0, data)
+    traces.clear()
+    state, _ = round_fn(jax.random.key(0), state, data, cohort_of([0]))
+    once = len(traces)
+    round_fn(jax.random.key(0), state, data, cohort_of([1]))
+    assert len(traces) == once
+
+
+def test_donating_the_state_leaves_the_callers_params_alone(data):
+    algorithm = fs.scaffold(linear_loss, 0.05, FULL)
+    params = jax.tree.map(jnp.asarray, zeros())
+    state = fs.init(algorithm, params, data)
+    round_fn = jax.jit(fs.make_round(algorithm), donate_argnums=1)
+    for _ in range(2):
+        state, _ = round_fn(jax.random.key(0), state, data, cohort_of([0, 1]))
+    assert float(params["b"]) == 0
+    fs.init(algorithm, params, data)
+
+
+def test_a_state_that_changes_its_shape_is_refused():
+    data = mean_clients([2.0], [3.0])
+    base = fs.fedavg(square_loss, optax.sgd(0.1), FULL)
+
+    def finish(*arguments):
+        return base.client.finish(*arguments)._replace(client_state=jnp.zeros(()))
+
+    algorithm = base._replace(
+        init_client=lambda params: jnp.zeros(2, jnp.int32),
+        client=base.client._replace(finish=finish),
+    )
+    state = fs.init(algorithm, 0.0, data)
+    for execution in (fs.execution.vmapped(), fs.execution.packed(1)):
+        with pytest.raises(ValueError, match=r"client_state must keep the structure"):
+            fs.make_round(algorithm, execution=execution)(
+                jax.random.key(0), state, data, cohort_of([0])
+            )
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+def test_a_client_whose_state_alone_is_not_finite_is_dropped(execution):
+    data = mean_clients([2.0], [4.0])
+    base = fs.fedavg(square_loss, optax.sgd(1.0), FULL)
+
+    def finish(carry, message, client_state, num_examples, num_steps, key):
+        output = base.client.finish(carry, message, client_state, num_examples, num_steps, key)
+        bad = carry.params > 3  # client 1
+        return output._replace(client_state=jnp.where(bad, jnp.nan, 1.0))
+
+    algorithm = base._replace(
+        init_client=lambda params: jnp.zeros(()), client=base.client._replace(finish=finish)
+    )
+    state, metrics = one_round(
+        "selected", data, cohort_of([0, 1]), algorithm, 0.0, execution=execution, nonfinite="drop"
+    )
+    assert float(state.params) == 2
+    assert state.clients.tolist() == [1, 0]
+    assert int(metrics.nonfinite) == 1
+    assert float(metrics.train["loss"]) == 2  # (0 - 2)^2 / 2: the dropped client's is left out
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+def test_training_loss_is_the_mean_over_all_local_steps(clients, data, execution):
+    local = fs.LocalTraining(3, 4, shuffle=False)
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.02), local)
+    round_fn = jax.jit(fs.make_round(algorithm, execution=execution))
+    ids = [5, 3, 1, 2]
+    state = fs.init(algorithm, zeros(), data)
+    _, metrics = round_fn(jax.random.key(0), state, data, cohort_of(ids))
+    total = count = 0.0
+    for k in ids:
+        v = np.zeros(5)
+        x, y = clients[k]
+        for rows in blocks(len(y), 3, 4, "epochs"):
+            total += ((x[rows] @ v[:-1] + v[-1] - y[rows]) ** 2).sum()
+            count += len(rows)
+            v = v - 0.02 * gradient(v, x[rows], y[rows])
+    assert float(metrics.train["loss"]) == pytest.approx(total / count, rel=1e-5)
 
 
 @standard_promotion()

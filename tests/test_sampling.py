@@ -139,7 +139,7 @@ def test_custom_sampler(data):
     assert len({tuple(np.asarray(c.client_ids)) for c in cohorts}) == 3
     with pytest.raises(ValueError, match="draw must return a cohort of 5 slots"):
         fs.sampling.custom(5, draw).sample(jax.random.key(0), 0, data)
-    with pytest.raises(ValueError, match="draw must return an fs.Cohort; got list"):
+    with pytest.raises(ValueError, match=r"draw must return an fs\.Cohort; got list"):
         fs.sampling.custom(5, lambda key, data: [1]).sample(jax.random.key(0), 0, data)
     algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), fs.LocalTraining())
     state = fs.init(algorithm, zeros(), data)

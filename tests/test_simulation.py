@@ -114,6 +114,43 @@ def test_gradient_by_the_learning_rate(clients):
         assert abs(float(got)) > 1e-3
 
 
+def test_scaffold_differentiates_through_padding_and_empty_clients(data):
+    def last(lr, execution):
+        algorithm = fs.scaffold(linear_loss, lr, LOCAL)
+        round_fn = fs.make_round(algorithm, execution=execution)
+        state = fs.init(algorithm, zeros(), data)
+        cohort = fs.Cohort(jnp.array([1, 2, 5]), jnp.array([True, True, False]))
+        for _ in range(2):
+            state, _ = round_fn(jax.random.key(0), state, data, cohort)
+        return state.params["b"]
+
+    backward = jax.jit(jax.grad(lambda lr: last(lr, fs.execution.vmapped())))(0.02)
+    forward = jax.jit(jax.jacfwd(lambda lr: last(lr, fs.execution.packed(2))))(0.02)
+    assert np.isfinite(backward)
+    np.testing.assert_allclose(backward, forward, rtol=1e-4)
+
+
+def test_strategies_agree_in_float64(clients):
+    with jax.enable_x64(True):
+        data = fs.FederatedData.from_clients([{"x": x, "y": y} for x, y in clients])
+        start = {"w": jnp.zeros(4), "b": jnp.zeros(())}
+        for make in (
+            lambda: fs.fedavg(linear_loss, optax.sgd(0.02), LOCAL),
+            lambda: fs.scaffold(linear_loss, 0.02, LOCAL),
+            lambda: fs.fedsgd(linear_loss, optax.sgd(0.02)),
+        ):
+            results = []
+            for execution in (fs.execution.vmapped(), fs.execution.packed(2)):
+                algorithm = make()
+                round_fn = fs.make_round(algorithm, execution=execution)
+                state, _ = jax.jit(
+                    lambda s, f=round_fn: fs.run(f, jax.random.key(0), s, data, SAMPLER, 3)
+                )(fs.init(algorithm, start, data))
+                assert state.params["w"].dtype == jnp.float64
+                results.append(flat(state.params))
+            np.testing.assert_allclose(*results, atol=1e-14)
+
+
 def test_refusals(data):
     algorithm = fs.scaffold(linear_loss, 0.05, LOCAL)
     round_fn, key = fs.make_round(algorithm), jax.random.key(0)

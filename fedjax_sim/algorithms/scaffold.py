@@ -60,7 +60,7 @@ def scaffold(
 
     where p_k is the client's fixed share, n_k / n, or 1/K under the `uniform` rule, which
     is the paper's. So `c = sum_k p_k c_k` after every round, under every rule. It costs
-    twice FedAvg's bytes, both ways.
+    twice FedAvg's bytes, both ways. In bfloat16 the sum drifts with the rounding of c.
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
@@ -70,8 +70,9 @@ def scaffold(
 
     Raises:
       ValueError: for a `local` or a learning rate out of range; from `fs.init`, if the
-        loss does not fit params and data; from `fs.run` and the round, for cohorts in
-        which a client occurs twice, since it keeps one state.
+        loss does not fit params and data; from `fs.run`, for a sampler with replacement;
+        from the round, for a concrete cohort that repeats a client (inside a trace the
+        second slot is padding), since a client keeps one state.
 
     >>> import fedjax_sim as fs
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2

@@ -28,7 +28,8 @@ def packed(lanes: int | None = None) -> "Packed":
 
     Clients start longest first; a lane whose client ends takes the next in the queue.
     The round ends with the last client, so the number of iterations is that of the
-    cohort at hand, and nothing is padded to the federation's largest client. Updates
+    cohort at hand, and nothing is padded to the federation's largest client (but for an
+    algorithm's probe, which passes over as many blocks as that one has). Updates
     are summed as they come: memory is O(L) models beside the clients' states.
     Reverse-mode differentiation is refused; use `vmapped` for it.
 
@@ -94,8 +95,8 @@ def _pack(
     engine: Engine, client_states: PyTree, tasks: Tasks, drop_nonfinite: bool, lanes: int
 ) -> Executed:
     slots = tasks.client_ids.shape[0]
-    order = jnp.argsort(-tasks.num_steps, stable=True)  # the queue, longest first
-    queued = jnp.sum(tasks.num_steps > 0)
+    order = jnp.argsort(-tasks.num_steps, stable=True).astype(jnp.int32)  # the queue, longest first
+    queued = jnp.sum(tasks.num_steps > 0, dtype=jnp.int32)
 
     # What follows from a lane's place in the queue is gathered anew, not carried.
     def look_up(place: Array) -> tuple[Array, PyTree, PyTree]:
@@ -118,6 +119,8 @@ def _pack(
         counted = ended & finite if drop_nonfinite else ended
         metrics = {**state.metrics, **dict(output.metrics)}
 
+        following = sums.next - 1 + jnp.cumsum(ended, dtype=jnp.int32)
+
         def scatter(into: Array, which: Array, new: Array) -> Array:
             return into.at[jnp.where(which, slot, slots)].set(new, mode="drop")
 
@@ -131,14 +134,13 @@ def _pack(
             ),
             metrics=jax.tree.map(jnp.add, sums.metrics, sum_where(counted, metrics)),
             client_states=jax.tree.map(
-                lambda into, new: scatter(into, counted, new),
+                lambda into, new: scatter(into, ended, new),
                 sums.client_states,
                 output.client_state,
             ),
             counted=scatter(sums.counted, ended, counted),
             finite=scatter(sums.finite, ended, finite),
         )
-        following = sums.next - jnp.sum(ended, dtype=jnp.int32) + jnp.cumsum(ended) - 1
         fresh = begin(jnp.where(ended, following, state.place))
         return where(ended, fresh, state), sums
 

@@ -16,7 +16,8 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     """The cohort's examples end to end, in blocks, whomever they belong to.
 
     Which client's update is not finite can only be told from its losses; if none is to
-    blame and the sum is not finite, all that report are marked.
+    blame and the sum is not finite, all that report are marked. Clients of weight 0 are
+    passed over: their examples are in no sum, the metrics' included.
 
     Args:
       dynamic: as many blocks as the cohort fills, in a loop that cannot be
@@ -27,7 +28,7 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     slots = tasks.client_ids.shape[0]
     reports = tasks.num_steps > 0
     clients = jax.vmap(engine.client)(tasks.client_ids)
-    sizes = jnp.where(reports, clients.num_examples, 0)
+    sizes = jnp.where(reports & (tasks.weights != 0), clients.num_examples, 0)
     ends = jnp.cumsum(sizes)
     size = max(1, min(_BLOCK, slots * data.max_num_examples))
 
@@ -60,7 +61,7 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
         blocks = -(-ends[-1] // size)
         total = jax.lax.fori_loop(0, blocks, add, total)
     else:
-        most = -(-slots * data.max_num_examples // size)
+        most = -(-min(slots * data.max_num_examples, 2**31 - 1 - size) // size)
         total = jax.lax.scan(
             lambda total, block: (add(block, total), None),
             total,

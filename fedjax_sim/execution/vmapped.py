@@ -74,7 +74,7 @@ class Vmapped:
         return Executed(
             update=weighted_sum(tasks.weights, counted, output.update),
             total=weighted_sum(tasks.shares, counted, output.total),
-            client_states=where(counted, output.client_state, client_states),
+            client_states=output.client_state,
             metrics=sum_where(counted, output.metrics),
             counted=counted,
             finite=finite,
