@@ -97,4 +97,6 @@ def permute(key: Array, positions: Array, size: Array | int, rounds: int = 32) -
         bits = (jnp.maximum(x, partner).astype(jnp.uint32) ^ salts[r]) * jnp.uint32(0x7FEB352D)
         bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
         x = jnp.where(bits.astype(jnp.int32) < 0, partner, x)
-    return x
+    # Fused into the gather it serves, the chain is expanded into a tree by XLA's CPU
+    # compiler (jax 0.12): a compile time that doubles with every round. So it ends here.
+    return cast(Array, jax.lax.optimization_barrier(x))
