@@ -111,38 +111,42 @@ def _pack(
         metrics = jax.tree.map(jnp.add, state.metrics, seen)
         return _Lanes(state.place, state.step + 1, carry, metrics)
 
-    def turn_over(state: _Lanes, sums: _Sums, ended: Array) -> tuple[_Lanes, _Sums]:
-        """Takes in the clients that ended, and starts the next in their lanes."""
+    def harvest(
+        state: _Lanes, ended: Array
+    ) -> tuple[Array, PyTree, Array, Array, tuple[PyTree, PyTree, Metrics]]:
+        """What the lanes that ended hand over: slot, state, counted, finite, and the sums."""
         slot, clients, states = look_up(state.place)
         output = jax.vmap(engine.finish)(clients, state.carry, states, state.step)
         finite = jax.vmap(all_finite)((output.update, output.total, output.client_state))
         counted = ended & finite if drop_nonfinite else ended
-        metrics = {**state.metrics, **dict(output.metrics)}
-
-        following = sums.next - 1 + jnp.cumsum(ended, dtype=jnp.int32)
-
-        def scatter(into: Array, which: Array, new: Array) -> Array:
-            return into.at[jnp.where(which, slot, slots)].set(new, mode="drop")
-
-        sums = _Sums(
-            next=sums.next + jnp.sum(ended, dtype=jnp.int32),
-            update=jax.tree.map(
-                jnp.add, sums.update, weighted_sum(tasks.weights[slot], counted, output.update)
-            ),
-            total=jax.tree.map(
-                jnp.add, sums.total, weighted_sum(tasks.shares[slot], counted, output.total)
-            ),
-            metrics=jax.tree.map(jnp.add, sums.metrics, sum_where(counted, metrics)),
-            client_states=jax.tree.map(
-                lambda into, new: scatter(into, ended, new),
-                sums.client_states,
-                output.client_state,
-            ),
-            counted=scatter(sums.counted, ended, counted),
-            finite=scatter(sums.finite, ended, finite),
+        added = (
+            weighted_sum(tasks.weights[slot], counted, output.update),
+            weighted_sum(tasks.shares[slot], counted, output.total),
+            sum_where(counted, {**state.metrics, **dict(output.metrics)}),
         )
+        return slot, output.client_state, counted, finite, added
+
+    def turn_over(state: _Lanes, sums: _Sums, ended: Array) -> tuple[_Lanes, _Sums]:
+        """Takes in the clients that ended, and starts the next in their lanes."""
+        slot, client_state, counted, finite, added = harvest(state, ended)
+        target = jnp.where(ended, slot, slots)
+
+        def scatter(into: Array, new: Array) -> Array:
+            return into.at[target].set(new, mode="drop")
+
+        before = (sums.update, sums.total, sums.metrics)
+        update, total, metrics = jax.tree.map(jnp.add, before, added)
+        following = sums.next - 1 + jnp.cumsum(ended, dtype=jnp.int32)
         fresh = begin(jnp.where(ended, following, state.place))
-        return where(ended, fresh, state), sums
+        return where(ended, fresh, state), _Sums(
+            next=sums.next + jnp.sum(ended, dtype=jnp.int32),
+            update=update,
+            total=total,
+            metrics=metrics,
+            client_states=jax.tree.map(scatter, sums.client_states, client_state),
+            counted=scatter(sums.counted, counted),
+            finite=scatter(sums.finite, finite),
+        )
 
     def begin(place: Array) -> _Lanes:
         _, clients, states = look_up(place)
@@ -166,18 +170,8 @@ def _pack(
     first = begin(jnp.arange(lanes, dtype=jnp.int32))
     none = jnp.zeros(slots, bool)
 
-    def output_sums() -> tuple[PyTree, PyTree, Metrics]:
-        _, clients, states = look_up(first.place)
-        output = jax.vmap(engine.finish)(clients, first.carry, states, first.step)
-        ended = jnp.zeros(lanes, bool)
-        return (
-            weighted_sum(tasks.weights[:lanes], ended, output.update),
-            weighted_sum(tasks.shares[:lanes], ended, output.total),
-            sum_where(ended, {**first.metrics, **dict(output.metrics)}),
-        )
-
-    update, total, seen = zeros_of(jax.eval_shape(output_sums))
-    sums = _Sums(jnp.int32(lanes), update, total, seen, client_states, none, none)
+    update, total, metrics = zeros_of(jax.eval_shape(harvest, first, none[:lanes])[-1])
+    sums = _Sums(jnp.int32(lanes), update, total, metrics, client_states, none, none)
     _, sums = jax.lax.while_loop(unfinished, body, (first, sums))
     return Executed(
         sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite
