@@ -197,7 +197,9 @@ class FederatedData:
                     f"got values from {weights.min()} to {weights.max()}"
                 )
             kept = weights.astype(jax.dtypes.canonicalize_dtype(np.float64))
-            if not np.isfinite(kept.sum()) or ((weights > 0) & (kept == 0)).any():
+            with np.errstate(over="ignore"):
+                total = kept.sum()
+            if not np.isfinite(total) or ((weights > 0) & (kept == 0)).any():
                 raise ValueError(
                     f"client_weights must fit {kept.dtype} with their sum; got values from "
                     f"{weights.min()} to {weights.max()} (only their ratios matter: rescale)"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedjax_sim import randomness
 from fedjax_sim.randomness import check_key, permute
 
 PADDED = 64
@@ -19,6 +20,11 @@ permute_padded = jax.jit(lambda seed, n: permute(jax.random.key(seed), jnp.arang
 def test_is_a_bijection_whatever_the_padding(seed, size):
     image = np.asarray(permute_padded(seed, size))[:size]
     assert sorted(image) == list(range(size))
+
+
+def test_purposes_differ():
+    purposes = [value for name, value in vars(randomness).items() if name.isupper()]
+    assert len(set(purposes)) == len(purposes) == 6
 
 
 def test_a_block_sees_what_the_whole_sees():
