@@ -57,7 +57,8 @@ def check_number(name: str, value: ArrayLike, allowed: Callable[[float], bool], 
     if isinstance(value, (np.ndarray, jax.Array)) and value.shape != ():
         raise ValueError(f"{name} must be a scalar; got shape {value.shape} (vmap over it)")
     try:
-        number = float(value)  # type: ignore[arg-type]  # what it cannot take is refused
+        # The annotation promises a number; a caller may break it, and float() then raises.
+        number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, {says}; got {value!r}") from None
     if not (math.isfinite(number) and allowed(number)):

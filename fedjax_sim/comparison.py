@@ -17,7 +17,7 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.evaluation import evaluate
 from fedjax_sim.local import check_local
 from fedjax_sim.randomness import INIT, stream
-from fedjax_sim.round import init, make_round
+from fedjax_sim.round import RoundFn, init, make_round
 from fedjax_sim.simulation import History, run
 from fedjax_sim.traffic import Communication, communication
 
@@ -225,17 +225,24 @@ def compare(setting: Setting, problem: Problem, chunk: int) -> Iterator[Chunk]:
         sampler = sampling.uniform(cohort_size(fraction, problem.data.num_clients))
         for mode in setting.modes:
             round_fn = make_round(algorithm, aggregation.RULES[mode], _strategy(setting.execution))
-
-            def advance(key: Array, state: Any, data: FederatedData, rounds: int) -> Any:
-                return run(round_fn, key, state, data, sampler, rounds, problem.score)  # noqa: B023
-
-            step = jax.jit(jax.vmap(advance, in_axes=(0, 0, None, None)), static_argnums=3)
+            step = _over_seeds(round_fn, sampler, problem.score)
             state, first = start, 0
             while first < setting.rounds:
                 rounds = min(chunk, setting.rounds - first)
                 state, history = step(keys, state, problem.data, rounds)
                 yield _to_host(mode, fraction, first, history)
                 first += rounds
+
+
+def _over_seeds(
+    round_fn: RoundFn, sampler: sampling.Sampler, score: Callable[[Params], Array]
+) -> Callable[..., Any]:
+    """`(keys, states, data, rounds) -> (states, history)`, compiled, seeds side by side."""
+
+    def advance(key: Array, state: Any, data: FederatedData, rounds: int) -> Any:
+        return run(round_fn, key, state, data, sampler, rounds, score)
+
+    return jax.jit(jax.vmap(advance, in_axes=(0, 0, None, None)), static_argnums=3)
 
 
 def rounds_to_target(scores: np.ndarray, target: float) -> float | None:

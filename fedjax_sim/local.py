@@ -34,7 +34,6 @@ def check_local(local: LocalTraining) -> LocalTraining:
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
     """
-
     if not isinstance(local, LocalTraining):
         raise ValueError(f"local must be an fs.LocalTraining; got {local!r}")
     check_count("epochs", local.epochs)

@@ -45,8 +45,7 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
         losses[B], an optimizer does not fit params, or labels do not fit the classes of
         a loss from `fs.models`.
     """
-    if not isinstance(algorithm, FederatedAlgorithm):
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
+    _check_algorithm(algorithm)
     check_data(data)
     # Copies, so that donating the state leaves the caller's arrays alone, and without the
     # weak type of a Python number, which would cost a second trace.
@@ -111,8 +110,7 @@ def make_round(
     >>> float(state.params)  # two of four clients went to 1, the others hold 0
     0.5
     """
-    if not isinstance(algorithm, FederatedAlgorithm):
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
+    _check_algorithm(algorithm)
     _check_choice("aggregation", aggregation, "fs.aggregation." + ", .".join(rules.RULES))
     execution = vmapped() if execution is None else execution
     _check_choice("execution", execution, "fs.execution.vmapped(), .packed(lanes)")
@@ -188,10 +186,8 @@ def make_round(
                 name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
                 for name, (total, count) in executed.metrics.items()
             },
-            receivers=jnp.sum(first_of_each(ids, given), dtype=jnp.int32)
-            if receivers is None
-            else receivers,
-            senders=jnp.sum(first_of_each(ids, sent), dtype=jnp.int32),
+            receivers=_count_distinct(ids, given) if receivers is None else receivers,
+            senders=_count_distinct(ids, sent),
             reporting=context.num_reporting,
             nonfinite=jnp.sum(sent & ~executed.finite, dtype=jnp.int32),
             client_steps=jnp.sum(steps, dtype=jnp.int32),
@@ -234,6 +230,11 @@ def _coefficients(
 def _count_distinct(ids: Array, mask: Array) -> Array:
     """How many different clients: one drawn twice is one receiver."""
     return jnp.sum(first_of_each(ids, mask), dtype=jnp.int32)
+
+
+def _check_algorithm(algorithm: Any) -> None:
+    if not isinstance(algorithm, FederatedAlgorithm):
+        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
 
 
 def _check_choice(name: str, value: Any, allowed: str) -> None:

@@ -138,7 +138,7 @@ def weighted(m: int) -> Sampler:
     Systematic sampling over a fresh random order: `pi_k = min(1, c p_k)` with c such
     that they sum to m (m p_k where no client is large). Costs O(K log K). If fewer than m
     clients have a positive weight, those all take part and the other slots are masked.
-    The sums are of 32 bits: the probabilities hold to 1 % at K = 10^5, 7 % at 10^6.
+    Its sums are of 32 bits: with very many clients (10^5 and more) pi_k is approximate.
 
     Raises:
       ValueError: if m < 1, and on sampling if m > K.
@@ -167,8 +167,8 @@ def with_replacement(m: int) -> Sampler:
     """m independent draws with probability p_k; pi_k = m p_k, the expected draws.
 
     Scheme I of Li et al. 2020 (arXiv 1907.02189). A client drawn twice is one w_k
-    counted twice. Refused for algorithms that keep client state. The sums are of 32
-    bits: the probabilities hold to 1 % at K = 10^5, 7 % at 10^6.
+    counted twice. Refused for algorithms that keep client state. Its sums are of 32
+    bits: with very many clients (10^5 and more) pi_k is approximate.
 
     Raises:
       ValueError: if m < 1.

@@ -166,10 +166,9 @@ def test_contract(clients, algorithm, rule, strategy, local, treatment):
     same, _ = round_fn(key, before, data, cohort)
     np.testing.assert_array_equal(flat(again.params), flat(same.params))
     start = fs.init(made, zeros(), data)
-    flip = lambda cohort: jax.tree.map(lambda x: x[::-1], cohort)  # noqa: E731
     for name in ("plain", "stragglers"):
         cohort = make_cohort(name, 0)
         one, _ = round_fn(key, start, data, cohort)
-        two, _ = round_fn(key, start, data, flip(cohort))
+        two, _ = round_fn(key, start, data, jax.tree.map(lambda x: x[::-1], cohort))
         np.testing.assert_allclose(flat(one.params), flat(two.params), atol=1e-6)
         assert not np.array_equal(flat(one.params), flat(start.params))

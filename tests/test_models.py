@@ -40,7 +40,7 @@ def digits():
 def linen():
     module = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(10)])
     params = module.init(jax.random.key(0), jnp.zeros((1, 8, 8)))
-    loss_fn = lambda params, batch, key: optax.softmax_cross_entropy_with_integer_labels(  # noqa: E731
+    loss_fn = lambda params, batch, key: optax.softmax_cross_entropy_with_integer_labels(
         module.apply(params, batch["x"]), batch["y"]
     )
     return params, loss_fn
@@ -49,7 +49,7 @@ def linen():
 def nnx_module():
     module = nnx.Linear(64, 10, rngs=nnx.Rngs(0))
     graph, params = nnx.split(module)
-    loss_fn = lambda params, batch, key: optax.softmax_cross_entropy_with_integer_labels(  # noqa: E731
+    loss_fn = lambda params, batch, key: optax.softmax_cross_entropy_with_integer_labels(
         nnx.merge(graph, params)(batch["x"].reshape(-1, 64)), batch["y"]
     )
     return params, loss_fn
@@ -58,7 +58,7 @@ def nnx_module():
 def equinox():
     module = eqx.nn.MLP(64, 10, 16, 1, key=jax.random.key(0))
     params, static = eqx.partition(module, eqx.is_inexact_array)
-    loss_fn = lambda params, batch, key: optax.softmax_cross_entropy_with_integer_labels(  # noqa: E731
+    loss_fn = lambda params, batch, key: optax.softmax_cross_entropy_with_integer_labels(
         jax.vmap(eqx.combine(params, static))(batch["x"].reshape(-1, 64)), batch["y"]
     )
     return params, loss_fn
@@ -66,7 +66,7 @@ def equinox():
 
 def bare():
     params = {"w": jnp.zeros((64, 10))}
-    loss_fn = lambda params, batch, key: optax.softmax_cross_entropy_with_integer_labels(  # noqa: E731
+    loss_fn = lambda params, batch, key: optax.softmax_cross_entropy_with_integer_labels(
         batch["x"].reshape(-1, 64) @ params["w"], batch["y"]
     )
     return params, loss_fn
