@@ -22,7 +22,7 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_count, check_same_spec
 from fedjax_sim.data import FederatedData
 from fedjax_sim.masking import add_where, zeros_of
-from fedjax_sim.randomness import FINISH, INIT, SHUFFLE, STEP, permute, stream
+from fedjax_sim.randomness import FINISH, INIT, STEP, permutation_seeds, permute, stream
 
 # An example keeps its place once in 2^20 epochs more than it should: no batch tells.
 _SHUFFLE_ROUNDS = 20
@@ -78,6 +78,7 @@ class Client(NamedTuple):
     """One client in one round, as the engine drives it. No axis over clients."""
 
     key: Array
+    seeds: Array  # uint32[2], of its permutations
     num_examples: Array  # Int[]
     offset: Array  # Int[]
 
@@ -94,8 +95,10 @@ class Engine(NamedTuple):
     message: PyTree
 
     def client(self, client_id: Array) -> Client:
+        key = stream(self.key, client_id)
         return Client(
-            stream(self.key, client_id),
+            key,
+            permutation_seeds(key),
             self.data.num_examples[client_id],
             self.data.offsets[client_id],
         )
@@ -113,8 +116,9 @@ class Engine(NamedTuple):
         mask = positions < client.num_examples
         positions = jnp.where(mask, positions, positions[:1])
         if epoch is not None:
-            key = stream(client.key, SHUFFLE, epoch)
-            positions = permute(key, positions, client.num_examples, rounds=_SHUFFLE_ROUNDS)
+            positions = permute(
+                client.seeds, positions, client.num_examples, epoch, rounds=_SHUFFLE_ROUNDS
+            )
         rows = client.offset + positions
         return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self.data.examples), mask
 
@@ -133,25 +137,40 @@ class Engine(NamedTuple):
         shuffle = local.shuffle and local.batch_size is not None
         return self._block(client, block, epoch if shuffle else None)
 
-    def start(self, client: Client, client_state: PyTree) -> PyTree:
+    def start(self, client: Client, client_state: PyTree, dynamic: bool = False) -> PyTree:
+        """The carry before the first step, after the probe.
+
+        Args:
+          dynamic: the probe passes over this client's blocks, in a loop that cannot be
+            differentiated in reverse; or over as many as the largest client has, masked.
+        """
         update = self.algorithm.client
         probed: PyTree = ()
         if update.probe is not None:
-            probed = self._probe(update.probe, client, client_state)
+            probed = self._probe(update.probe, client, client_state, dynamic)
         return update.init(self.message, client_state, probed, stream(client.key, INIT))
 
-    def _probe(self, probe: Callable[..., PyTree], client: Client, client_state: PyTree) -> PyTree:
+    def _probe(
+        self, probe: Callable[..., PyTree], client: Client, client_state: PyTree, dynamic: bool
+    ) -> PyTree:
         blocks = self._num_blocks(client)
 
         def value(block: Array) -> PyTree:
             return probe(self.message, client_state, *self._block(client, block, None))
 
-        def add(total: PyTree, block: Array) -> tuple[PyTree, None]:
+        zeros = zeros_of(jax.eval_shape(value, jnp.int32(0)))
+        if dynamic:
+
+            def add(block: Array, total: PyTree) -> PyTree:
+                return jax.tree.map(jnp.add, total, value(block))
+
+            return jax.lax.fori_loop(0, blocks, add, zeros)
+
+        def add_masked(total: PyTree, block: Array) -> tuple[PyTree, None]:
             return add_where(block < blocks, total, value(block)), None
 
         most = max_num_blocks(self.algorithm.local, self.data)
-        zeros = zeros_of(jax.eval_shape(value, jnp.int32(0)))
-        return jax.lax.scan(add, zeros, jnp.arange(most, dtype=jnp.int32))[0]
+        return jax.lax.scan(add_masked, zeros, jnp.arange(most, dtype=jnp.int32))[0]
 
     def step(
         self, client: Client, carry: PyTree, client_state: PyTree, step: Array

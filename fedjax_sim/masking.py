@@ -3,6 +3,8 @@
 Always with `where`, never by multiplying: NaN times zero is NaN.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -35,6 +37,37 @@ def all_finite(tree: PyTree) -> Array:
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves] or [jnp.array(True)]).all()
 
 
+def accumulators(tree: PyTree) -> PyTree:
+    """Zeros to add the leaves' weighted values to, in float32 or better.
+
+    Raises:
+      ValueError: for leaves that cannot be averaged.
+    """
+
+    def zeros(x: Any) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                "ClientOutput.update and .total must have floating leaves, since they are "
+                f"averaged; got {x.dtype}"
+            )
+        return jnp.zeros(x.shape, accumulator(x.dtype))
+
+    return jax.tree.map(zeros, tree)
+
+
+def add_weighted(total: PyTree, weight: Array, counted: Array, tree: PyTree) -> PyTree:
+    """`total + weight x` where `counted`, for the `total` that `accumulators` began.
+
+    What has weight 0 is left out, so that a NaN in it does no harm.
+    """
+    counted = counted & (weight != 0)
+
+    def add(t: Array, x: Array) -> Array:
+        return t + jnp.where(counted, weight.astype(t.dtype) * x.astype(t.dtype), 0)
+
+    return jax.tree.map(add, total, tree)
+
+
 def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
     """`sum_k weights_k x_k` over the leading axis where `counted`, in float32 or better.
 
@@ -42,18 +75,12 @@ def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
     """
     counted = counted & (weights != 0)
 
-    def total(x: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                "ClientOutput.update and .total must have floating leaves, since they are "
-                f"averaged; got {x.dtype}"
-            )
-        dtype = accumulator(x.dtype)
-        kept = where(counted, x.astype(dtype), jnp.zeros_like(x, dtype))
-        a = jnp.where(counted, weights, 0).astype(dtype)
+    def total(zeros: Array, x: Array) -> Array:
+        kept = where(counted, x.astype(zeros.dtype), jnp.zeros_like(x, zeros.dtype))
+        a = jnp.where(counted, weights, 0).astype(zeros.dtype)
         return jnp.tensordot(a, kept, axes=1, precision=jax.lax.Precision.HIGHEST)
 
-    return jax.tree.map(total, tree)
+    return jax.tree.map(total, accumulators(tree), tree)
 
 
 def sum_where(counted: Array, tree: PyTree) -> PyTree:
@@ -63,6 +90,11 @@ def sum_where(counted: Array, tree: PyTree) -> PyTree:
 
 def first_of_each(ids: Array, mask: Array) -> Array:
     """Bool[m]: of the slots with `mask`, the first that holds each id."""
+    slots = ids.shape[0]
+    if slots <= 64:  # fewer comparisons than a sort costs
+        earlier = jnp.tri(slots, k=-1, dtype=bool)
+        same = (ids[:, None] == ids[None, :]) & mask[None, :] & earlier
+        return mask & ~jnp.any(same, axis=1)
     keys = jnp.where(mask, ids, jnp.iinfo(jnp.int32).max)
     order = jnp.argsort(keys, stable=True)
     ordered = keys[order]

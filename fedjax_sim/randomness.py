@@ -59,7 +59,18 @@ def _mix(h: Array) -> Array:
     return h ^ (h >> 16)
 
 
-def permute(key: Array, positions: Array, size: Array | int, rounds: int = 32) -> Array:
+def permutation_seeds(key: Array) -> Array:
+    """uint32[2], what `permute` draws a family of permutations from.
+
+    The key's own bits, mixed: a hash of the key more would cost more than it hides.
+    """
+    words = jax.random.key_data(key).reshape(-1)[:2]
+    return _mix(words ^ jnp.uint32(SHUFFLE * 0x9E3779B9 % 2**32))
+
+
+def permute(
+    seeds: Array, positions: Array, size: Array | int, turn: Array | int = 0, rounds: int = 32
+) -> Array:
     """Where a keyed random permutation of `[0, size)` sends `positions`.
 
     A swap-or-not shuffle (Hoang, Morris, Rogaway, CRYPTO 2012): in each round the pair
@@ -68,9 +79,10 @@ def permute(key: Array, positions: Array, size: Array | int, rounds: int = 32) -
     nothing kept, and the same numbers whatever array the client is padded to.
 
     Args:
-      key: one typed key.
+      seeds: from `permutation_seeds(key)`.
       positions: Int[...]; those outside `[0, size)` give meaningless results.
       size: Int[], may be traced; at least 1 to be meaningful.
+      turn: Int[], which permutation of the family: an epoch, say.
       rounds: a position keeps its place, and a pair its distance, with a probability of
         2^-rounds more than by chance; to be small beside 1 / size.
 
@@ -78,13 +90,14 @@ def permute(key: Array, positions: Array, size: Array | int, rounds: int = 32) -
       Int[...], the image of each position.
 
     >>> import jax, jax.numpy as jnp
-    >>> sorted(permute(jax.random.key(0), jnp.arange(5), 5).tolist())
+    >>> sorted(permute(permutation_seeds(jax.random.key(0)), jnp.arange(5), 5).tolist())
     [0, 1, 2, 3, 4]
     """
     # XLA's CPU compiler fails on what it folds a constant size of 1 to; so it sees none.
     size = jnp.maximum(jnp.asarray(size, jnp.int32), 1)
     size = cast(Array, jax.lax.optimization_barrier(size))
-    seeds = jax.random.bits(key, (2,), jnp.uint32)
+    # A turn costs a few integer operations where a key of its own would cost a hash.
+    seeds = _mix(seeds + jnp.asarray(turn).astype(jnp.uint32) * jnp.uint32(0xC2B2AE35))
     counter = jnp.arange(rounds, dtype=jnp.uint32)
     pivots = _mix(seeds[0] + counter * jnp.uint32(0x9E3779B9))
     pivots = (pivots % size.astype(jnp.uint32)).astype(jnp.int32)

@@ -21,7 +21,7 @@ import numpy as np
 from fedjax_sim.base import Array, Cohort
 from fedjax_sim.checks import check_count, is_concrete
 from fedjax_sim.data import FederatedData
-from fedjax_sim.randomness import COHORT, check_key, permute, stream
+from fedjax_sim.randomness import COHORT, check_key, permutation_seeds, permute, stream
 
 
 class Sampler(NamedTuple):
@@ -88,7 +88,7 @@ def uniform(m: int) -> Sampler:
     def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = _check_fits(m, data)
         slots = jnp.arange(m, dtype=jnp.int32)
-        ids = permute(key, slots, num_clients)
+        ids = permute(permutation_seeds(key), slots, num_clients)
         return Cohort(ids, jnp.ones(m, bool), inclusion=jnp.full(m, m / num_clients))
 
     return custom(m, draw)
@@ -148,7 +148,8 @@ def weighted(m: int) -> Sampler:
     def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = _check_fits(m, data)
         inclusion = _capped_proportional(data.client_weights, m)
-        order = permute(stream(key, 0), jnp.arange(num_clients, dtype=jnp.int32), num_clients)
+        seeds = permutation_seeds(key)
+        order = permute(seeds, jnp.arange(num_clients, dtype=jnp.int32), num_clients)
         upper = jnp.cumsum(inclusion[order])
         points = jnp.arange(m, dtype=upper.dtype)
         points = points + jax.random.uniform(stream(key, 1), dtype=upper.dtype)

@@ -10,6 +10,11 @@ import fedjax_sim as fs
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Two devices, whatever the machine, for the sharded strategy; started here, before a doctest
+# can ask for another number.
+jax.config.update("jax_num_cpu_devices", 2)
+MESH = jax.sharding.Mesh(np.array(jax.devices("cpu")), ("clients",))
+
 settings.register_profile(
     "fedjax_sim", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -1,6 +1,6 @@
 """The one table: algorithm x rule x strategy x local training x treatment of odd updates.
 
-Sixteen cells of an orthogonal array hold every pair of levels of every two factors. A
+Twenty-four cells hold every pair of levels of every two factors. A
 cell compiles one round and drives it through every kind of cohort, beside the NumPy
 reference.
 """
@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from tests.conftest import SIZES, federation, flat, linear_loss, zeros
+from tests.conftest import MESH, SIZES, federation, flat, linear_loss, zeros
 from tests.reference import Server
 
 LR, MU, SERVER_LR, K = 0.02, 0.3, 0.7, len(SIZES)
@@ -28,6 +28,8 @@ STRATEGIES = {
     "packed1": fs.execution.packed(1),
     "packed4": fs.execution.packed(4),
     "packed_m": fs.execution.packed(5),
+    "sharded_vmapped": fs.execution.sharded(MESH, fs.execution.vmapped()),
+    "sharded_packed2": fs.execution.sharded(MESH, fs.execution.packed(2)),
 }
 LOCALS = {
     "full": fs.LocalTraining(epochs=3, batch_size=None),
@@ -54,17 +56,22 @@ COHORTS = {
 
 
 def cells():
-    """An orthogonal array of strength 2: 16 rows, 5 factors of 4 levels, over GF(4)."""
+    """An orthogonal array of strength 2: 16 rows, 5 factors of 4 levels, over GF(4).
+
+    The rows of two strategies are there again for two more.
+    """
     times = {1: (0, 1, 2, 3), 2: (0, 2, 3, 1), 3: (0, 3, 1, 2)}
     for a in range(4):
         for b in range(4):
-            yield pytest.param(
-                tuple(ALGORITHMS)[a],
-                RULES[b],
-                tuple(STRATEGIES)[a ^ b],
-                tuple(LOCALS)[a ^ times[2][b]],
-                TREATMENTS[a ^ times[3][b]],
-            )
+            for strategy in (a ^ b, 4 + (a ^ b)):
+                if strategy < len(STRATEGIES):
+                    yield pytest.param(
+                        tuple(ALGORITHMS)[a],
+                        RULES[b],
+                        tuple(STRATEGIES)[strategy],
+                        tuple(LOCALS)[a ^ times[2][b]],
+                        TREATMENTS[a ^ times[3][b]],
+                    )
 
 
 def make_cohort(name, seed):
@@ -81,9 +88,10 @@ def make_cohort(name, seed):
 
 def test_cells_cover_every_pair():
     rows = [cell.values for cell in cells()]
+    levels = [len(x) for x in (ALGORITHMS, RULES, STRATEGIES, LOCALS, TREATMENTS)]
     for i in range(5):
         for j in range(i):
-            assert len({(row[i], row[j]) for row in rows}) == 16
+            assert len({(row[i], row[j]) for row in rows}) == levels[i] * levels[j]
 
 
 @pytest.mark.parametrize(("algorithm", "rule", "strategy", "local", "treatment"), list(cells()))
@@ -107,10 +115,12 @@ def test_contract(clients, algorithm, rule, strategy, local, treatment):
     round_fn = build(STRATEGIES[strategy])
     key = jax.random.key(3)
     state = fs.init(made, zeros(), data)
+    if "sharded" in strategy:  # else a second trace follows once the state is on the mesh
+        data, state = fs.execution.replicate((data, state), MESH)
     # A permutation of the examples is not the reference's business: another strategy is
     # the oracle there, and the reference everywhere else.
     shuffled = training.shuffle and training.batch_size is not None and algorithm != "fedsgd"
-    other = fs.execution.packed(2) if strategy == "vmapped" else fs.execution.vmapped()
+    other = fs.execution.packed(2) if "vmapped" in strategy else fs.execution.vmapped()
     oracle = build(other) if shuffled else None
     oracle_state = state
     server_lr = SERVER_LR if algorithm == "scaffold" else 1.0

@@ -10,10 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjax_sim import randomness
-from fedjax_sim.randomness import check_key, permute
+from fedjax_sim.randomness import check_key, permutation_seeds, permute
 
 PADDED = 64
-permute_padded = jax.jit(lambda seed, n: permute(jax.random.key(seed), jnp.arange(PADDED), n))
+
+
+def shuffled(key, positions, size, turn=0):
+    return permute(permutation_seeds(key), positions, size, turn)
+
+
+permute_padded = jax.jit(lambda seed, n: shuffled(jax.random.key(seed), jnp.arange(PADDED), n))
 
 
 @given(seed=st.integers(0, 2**31 - 1), size=st.integers(1, PADDED))
@@ -29,16 +35,16 @@ def test_purposes_differ():
 
 def test_a_block_sees_what_the_whole_sees():
     key = jax.random.key(1)
-    whole = permute(key, jnp.arange(1000), 1000)
-    np.testing.assert_array_equal(permute(key, jnp.arange(40, 50), 1000), whole[40:50])
-    assert sorted(permute(key, jnp.arange(100_000), 100_000).tolist()) == list(range(100_000))
+    whole = shuffled(key, jnp.arange(1000), 1000)
+    np.testing.assert_array_equal(shuffled(key, jnp.arange(40, 50), 1000), whole[40:50])
+    assert sorted(shuffled(key, jnp.arange(100_000), 100_000).tolist()) == list(range(100_000))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_permutation_is_equally_likely(size):
     """Chi-square over the size! permutations, at a level of about 1e-6."""
     keys = jax.random.split(jax.random.key(size), 100_000)
-    images = np.asarray(jax.jit(jax.vmap(lambda k: permute(k, jnp.arange(size), size)))(keys))
+    images = np.asarray(jax.jit(jax.vmap(lambda k: shuffled(k, jnp.arange(size), size)))(keys))
     codes = images @ (size ** np.arange(size))
     all_codes = [np.dot(p, size ** np.arange(size)) for p in itertools.permutations(range(size))]
     counts = np.array([(codes == code).sum() for code in all_codes])
@@ -51,7 +57,7 @@ def test_every_permutation_is_equally_likely(size):
 def test_neighbours_part():
     """Where neighbours go is uniform over the distances: batches do not keep together."""
     size, keys = 31, jax.random.split(jax.random.key(0), 60_000)
-    images = np.asarray(jax.jit(jax.vmap(lambda k: permute(k, jnp.arange(2), size)))(keys))
+    images = np.asarray(jax.jit(jax.vmap(lambda k: shuffled(k, jnp.arange(2), size)))(keys))
     counts = np.bincount((images[:, 1] - images[:, 0]) % size, minlength=size)
     assert counts[0] == 0
     expected = len(keys) / (size - 1)
@@ -62,7 +68,7 @@ def test_few_of_very_many_are_drawn_evenly():
     """Small ids must not be likelier than others, even among 10^5."""
     size, m = 100_000, 10
     keys = jax.random.split(jax.random.key(3), 400_000)
-    draw = jax.jit(jax.vmap(lambda k: permute(k, jnp.arange(m), size)))
+    draw = jax.jit(jax.vmap(lambda k: shuffled(k, jnp.arange(m), size)))
     small = sum(int((np.asarray(draw(part)) < m).sum()) for part in jnp.split(keys, 8))
     expected = len(keys) * m * m / size
     assert abs(small - expected) < 5 * np.sqrt(expected)

@@ -6,4 +6,7 @@ drop_nonfinite) -> Executed`, with the states and tasks of the cohort's m slots.
 """
 
 from fedjax_sim.execution.packed import packed as packed
+from fedjax_sim.execution.sharded import cores as cores
+from fedjax_sim.execution.sharded import replicate as replicate
+from fedjax_sim.execution.sharded import sharded as sharded
 from fedjax_sim.execution.vmapped import vmapped as vmapped

@@ -1,24 +1,27 @@
 """A few lanes, each training one client at a time and taking the next from a queue."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Executed, FederatedAlgorithm, Metrics, PyTree, Tasks
+from fedjax_sim.base import (
+    Array,
+    ClientOutput,
+    Executed,
+    FederatedAlgorithm,
+    Metrics,
+    PyTree,
+    Tasks,
+)
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.forward_only import forward_only
 from fedjax_sim.execution.pooled import pooled
-from fedjax_sim.local import Engine
-from fedjax_sim.masking import (
-    all_finite,
-    sum_where,
-    weighted_sum,
-    where,
-    zeros_of,
-)
+from fedjax_sim.local import Client, Engine
+from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
 
 _DEFAULT_LANES = 4
 
@@ -45,14 +48,19 @@ def packed(lanes: int | None = None) -> "Packed":
 
 
 class _Lanes(NamedTuple):
-    place: Array  # Int[L], the client's place in the queue; behind the last: idle
-    step: Array  # Int[L], local steps done
-    carry: PyTree  # [L, ...]
-    metrics: Metrics  # [L]
+    """What each lane holds: one client in training. Leaves [L, ...], or one lane's [...]."""
+
+    slot: Array  # Int[L], of the cohort
+    end: Array  # Int[L], the steps it takes; none if the lane is idle
+    step: Array  # Int[L], the steps it has taken
+    client: Client
+    client_state: PyTree
+    carry: PyTree
+    metrics: Metrics
 
 
 class _Sums(NamedTuple):
-    next: Array  # Int[], the first client in the queue that no lane has taken
+    ended: Array  # Int[], clients that are through
     update: PyTree
     total: PyTree
     metrics: Metrics
@@ -66,6 +74,7 @@ class Packed:
     """See `packed`."""
 
     lanes: int | None
+    queues: ClassVar[bool] = True  # a slot without steps costs nothing
 
     def __call__(
         self,
@@ -97,82 +106,108 @@ def _pack(
     slots = tasks.client_ids.shape[0]
     order = jnp.argsort(-tasks.num_steps, stable=True).astype(jnp.int32)  # the queue, longest first
     queued = jnp.sum(tasks.num_steps > 0, dtype=jnp.int32)
-
-    # What follows from a lane's place in the queue is gathered anew, not carried.
-    def look_up(place: Array) -> tuple[Array, PyTree, PyTree]:
-        slot = order[jnp.minimum(place, slots - 1)]
-        clients = jax.vmap(engine.client)(tasks.client_ids[slot])
-        states = jax.tree.map(lambda x: x[slot], client_states)
-        return slot, clients, states
-
-    def advance(state: _Lanes) -> _Lanes:
-        _, clients, states = look_up(state.place)
-        carry, seen = jax.vmap(engine.step)(clients, state.carry, states, state.step)
-        metrics = jax.tree.map(jnp.add, state.metrics, seen)
-        return _Lanes(state.place, state.step + 1, carry, metrics)
-
-    def harvest(
-        state: _Lanes, ended: Array
-    ) -> tuple[Array, PyTree, Array, Array, tuple[PyTree, PyTree, Metrics]]:
-        """What the lanes that ended hand over: slot, state, counted, finite, and the sums."""
-        slot, clients, states = look_up(state.place)
-        output = jax.vmap(engine.finish)(clients, state.carry, states, state.step)
-        finite = jax.vmap(all_finite)((output.update, output.total, output.client_state))
-        counted = ended & finite if drop_nonfinite else ended
-        added = (
-            weighted_sum(tasks.weights[slot], counted, output.update),
-            weighted_sum(tasks.shares[slot], counted, output.total),
-            sum_where(counted, {**state.metrics, **dict(output.metrics)}),
-        )
-        return slot, output.client_state, counted, finite, added
-
-    def turn_over(state: _Lanes, sums: _Sums, ended: Array) -> tuple[_Lanes, _Sums]:
-        """Takes in the clients that ended, and starts the next in their lanes."""
-        slot, client_state, counted, finite, added = harvest(state, ended)
-        target = jnp.where(ended, slot, slots)
-
-        def scatter(into: Array, new: Array) -> Array:
-            return into.at[target].set(new, mode="drop")
-
-        before = (sums.update, sums.total, sums.metrics)
-        update, total, metrics = jax.tree.map(jnp.add, before, added)
-        following = sums.next - 1 + jnp.cumsum(ended, dtype=jnp.int32)
-        fresh = begin(jnp.where(ended, following, state.place))
-        return where(ended, fresh, state), _Sums(
-            next=sums.next + jnp.sum(ended, dtype=jnp.int32),
-            update=update,
-            total=total,
-            metrics=metrics,
-            client_states=jax.tree.map(scatter, sums.client_states, client_state),
-            counted=scatter(sums.counted, counted),
-            finite=scatter(sums.finite, finite),
-        )
+    clients = jax.vmap(engine.client)(tasks.client_ids)
 
     def begin(place: Array) -> _Lanes:
-        _, clients, states = look_up(place)
-        carry = jax.vmap(engine.start)(clients, states)
-        step = jnp.zeros(lanes, jnp.int32)
-        seen = jax.eval_shape(jax.vmap(engine.step), clients, carry, states, step)[1]
-        return _Lanes(place, step, carry, zeros_of(seen))
+        """One lane, with the client at this place of the queue, or idle behind its end."""
+        slot = order[jnp.minimum(place, slots - 1)]
+        client, client_state = _at(clients, slot), _at(client_states, slot)
+        idle = place >= queued
+        client = client._replace(num_examples=jnp.where(idle, 0, client.num_examples))
+        carry = engine.start(client, client_state, dynamic=True)
+        step = jnp.zeros_like(slot)
+        seen = jax.eval_shape(engine.step, client, carry, client_state, step)[1]
+        end = jnp.where(idle, 0, tasks.num_steps[slot])
+        return _Lanes(slot, end, step, client, client_state, carry, zeros_of(seen))
 
-    def body(loop: tuple[_Lanes, _Sums]) -> tuple[_Lanes, _Sums]:
-        state, sums = loop
-        state = advance(state)
-        slot = order[jnp.minimum(state.place, slots - 1)]
-        ended = (state.place < queued) & (state.step >= tasks.num_steps[slot])
-        return jax.lax.cond(
-            jnp.any(ended), turn_over, lambda state, sums, ended: (state, sums), state, sums, ended
+    def advance(lane: _Lanes) -> _Lanes:
+        carry, seen = engine.step(lane.client, lane.carry, lane.client_state, lane.step)
+        metrics = jax.tree.map(jnp.add, lane.metrics, seen)
+        return lane._replace(step=lane.step + 1, carry=carry, metrics=metrics)
+
+    def finish(lane: _Lanes) -> ClientOutput:
+        output = engine.finish(lane.client, lane.carry, lane.client_state, lane.step)
+        return output._replace(metrics={**lane.metrics, **dict(output.metrics)})
+
+    def take_in(lane: _Lanes, sums: _Sums) -> _Sums:
+        slot, output = lane.slot, finish(lane)
+        finite = all_finite((output.update, output.total, output.client_state))
+        counted = finite if drop_nonfinite else jnp.array(True)
+        return _Sums(
+            sums.ended + 1,
+            add_weighted(sums.update, tasks.weights[slot], counted, output.update),
+            add_weighted(sums.total, tasks.shares[slot], counted, output.total),
+            add_where(counted, sums.metrics, output.metrics),
+            _put(sums.client_states, slot, output.client_state),
+            sums.counted.at[slot].set(counted),
+            sums.finite.at[slot].set(finite),
         )
 
-    def unfinished(loop: tuple[_Lanes, _Sums]) -> Array:
-        return jnp.any(loop[0].place < queued)
+    def train(width: int, until: int, state: _Lanes, sums: _Sums) -> tuple[_Lanes, _Sums]:
+        """Goes on with `width` lanes until no more than `until` clients are in training.
 
-    first = begin(jnp.arange(lanes, dtype=jnp.int32))
+        One pass of the outer loop is one client's end: all lanes step up to it, without a
+        condition among the steps; then that lane alone turns over.
+        """
+
+        def body(loop: tuple[_Lanes, _Sums]) -> tuple[_Lanes, _Sums]:
+            state, sums = loop
+            left = jnp.where(state.end > 0, state.end - state.step, jnp.iinfo(jnp.int32).max)
+            lane = jnp.argmin(left)
+            state = _repeat(advance, left[lane], state)
+            sums = take_in(_at(state, lane), sums)
+            return turn_over(state, lane, sums.ended), sums
+
+        def turn_over(state: _Lanes, lane: Array, ended: Array) -> _Lanes:
+            if width == lanes:
+                return _put(state, lane, begin(lanes + ended - 1))
+            return state._replace(end=state.end.at[lane].set(0))  # the queue is empty by then
+
+        def unfinished(loop: tuple[_Lanes, _Sums]) -> Array:
+            return loop[1].ended < queued - until
+
+        return jax.lax.while_loop(unfinished, body, (state, sums))
+
+    state = jax.lax.map(begin, jnp.arange(lanes, dtype=jnp.int32))
     none = jnp.zeros(slots, bool)
-
-    update, total, metrics = zeros_of(jax.eval_shape(harvest, first, none[:lanes])[-1])
-    sums = _Sums(jnp.int32(lanes), update, total, metrics, client_states, none, none)
-    _, sums = jax.lax.while_loop(unfinished, body, (first, sums))
+    output = jax.eval_shape(lambda state: finish(_at(state, jnp.int32(0))), state)
+    sums = _Sums(
+        ended=jnp.int32(0),
+        update=accumulators(output.update),
+        total=accumulators(output.total),
+        metrics=zeros_of(output.metrics),
+        client_states=client_states,
+        counted=none,
+        finite=none,
+    )
+    widths = [lanes]
+    while widths[-1] > 1:
+        widths.append(widths[-1] // 2)
+    for width, until in zip(widths, [*widths[1:], 0], strict=True):
+        state, sums = train(width, until, state, sums)
+        if until:
+            # The tail goes on in fewer lanes: an idle one costs as much as one that trains.
+            busy = jnp.argsort(state.end == 0, stable=True)[:until]
+            state = jax.tree.map(lambda x, busy=busy: x[busy], state)
     return Executed(
         sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite
     )
+
+
+def _repeat(function: Callable[[_Lanes], _Lanes], times: Array, lanes: _Lanes) -> _Lanes:
+    """`function` of every lane, so many times."""
+    if lanes.slot.shape[0] > 1:
+        return jax.lax.fori_loop(0, times, lambda _, s: jax.vmap(function)(s), lanes)
+    # A single lane steps without an axis: XLA's loop can then update its model in place.
+    one = jax.lax.fori_loop(
+        0, times, lambda _, s: function(s), jax.tree.map(lambda x: x[0], lanes)
+    )
+    return jax.tree.map(lambda x: x[None], one)
+
+
+def _at(tree: PyTree, i: Array) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tree)
+
+
+def _put(tree: PyTree, i: Array, one: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), tree, one)

@@ -1,0 +1,201 @@
+"""The cohort dealt over the devices of a mesh, within one process."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_sim.base import Array, Executed, FederatedAlgorithm, PyTree, Tasks
+from fedjax_sim.checks import check_count
+from fedjax_sim.data import FederatedData
+from fedjax_sim.execution.packed import packed
+from fedjax_sim.masking import where
+
+AXIS = "clients"
+
+
+def cores(n: int | None = None) -> Mesh:
+    """A mesh over n cores of this machine, each made a device of its own.
+
+    Call it before JAX is first used: `jax_num_cpu_devices` cannot change afterwards.
+
+    Args:
+      n: at most the cores this process may run on; None for all of them.
+
+    Raises:
+      ValueError: if n < 1 or there are fewer cores, or JAX already runs with another
+        number of CPU devices.
+    """
+    here = getattr(os, "sched_getaffinity", None)
+    available = len(here(0)) if here else os.cpu_count() or 1
+    if n is None:
+        n = available
+    check_count("n", n, ", or None for all cores")
+    if n > available:
+        raise ValueError(f"n must be at most the {available} cores of this machine; got {n}")
+    try:
+        jax.config.update("jax_num_cpu_devices", n)
+    except RuntimeError:  # JAX has started: what it started with must do
+        pass
+    devices = jax.devices("cpu")
+    if len(devices) < n:
+        raise ValueError(
+            f"n = {n} cores must be asked for before JAX is first used, or by the environment: "
+            f"JAX_NUM_CPU_DEVICES={n}; it already runs with {len(devices)}"
+        )
+    return Mesh(np.array(devices[:n]), (AXIS,))
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The arrays of `tree` on every device of the mesh; on CPUs all share one copy.
+
+    For a federation used round after round with `sharded`: left where it is, it is copied
+    at every call.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def put(x: Any) -> Array:
+        if any(d.platform != "cpu" for d in mesh.devices.flat):
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        parts = [jax.device_put(host, d, may_alias=True) for d in mesh.devices.flat]
+        return jax.make_array_from_single_device_arrays(host.shape, sharding, parts)
+
+    return jax.tree.map(put, tree)
+
+
+def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharded":
+    """The cohort dealt over the devices of `mesh`, each running its share by `inner`.
+
+    Clients are dealt longest first, each to the device with the least work so far, so what
+    is to be done is spread evenly and no client is split. Everything a round sums
+    travels in one sum over the devices. With `packed` inside, a device takes any number of
+    the clients; a strategy that runs all the slots it is given gets ceil(m / D) of them.
+
+    Args:
+      mesh: of one axis, or with one named "clients"; `cores()` makes one of a CPU's cores.
+      inner: a strategy; None for `packed()`.
+
+    Raises:
+      ValueError: for a mesh without a client axis, or an inner strategy that is none.
+    """
+    if not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"mesh must be a jax.sharding.Mesh, as execution.cores() makes; got {mesh!r}"
+        )
+    if len(mesh.axis_names) != 1 and AXIS not in mesh.axis_names:
+        raise ValueError(
+            f'mesh must have one axis, or one named "{AXIS}"; got {mesh.axis_names}'
+        )
+    inner = packed() if inner is None else inner
+    if not callable(inner) or isinstance(inner, (type, Sharded)):
+        raise ValueError(
+            f"inner must be execution.vmapped(), .packed(lanes), or a function; got {inner!r}"
+        )
+    return Sharded(mesh, inner)
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """See `sharded`."""
+
+    mesh: Mesh
+    inner: Callable[..., Executed]
+
+    def __call__(
+        self,
+        algorithm: FederatedAlgorithm,
+        data: FederatedData,
+        key: Array,
+        message: PyTree,
+        client_states: PyTree,
+        tasks: Tasks,
+        drop_nonfinite: bool,
+    ) -> Executed:
+        axis = AXIS if AXIS in self.mesh.axis_names else self.mesh.axis_names[0]
+        devices = self.mesh.shape[axis]
+        # A queue passes over slots without steps; others are charged for every slot.
+        queues = getattr(self.inner, "queues", False)
+
+        def share(
+            data: FederatedData, key: Array, message: PyTree, client_states: PyTree, tasks: Tasks
+        ) -> Executed:
+            me = jax.lax.axis_index(axis)
+            slots = tasks.client_ids.shape[0]
+            if queues:
+                mine = _deal(tasks.num_steps, devices) == me
+                own, own_states, back = tasks, client_states, jnp.arange(slots)
+            else:
+                back, mine = _deal_slots(tasks.num_steps, devices, me)
+                own = jax.tree.map(lambda x: x[back], tasks)
+                own_states = jax.tree.map(lambda x: x[back], client_states)
+            own = own._replace(num_steps=jnp.where(mine, own.num_steps, 0))
+            executed = self.inner(algorithm, data, key, message, own_states, own, drop_nonfinite)
+
+            def spread(x: Array) -> Array:
+                """Mine at their places in the cohort, and zeros at the others'."""
+                zeros = jnp.zeros((slots, *x.shape[1:]), x.dtype)
+                return zeros.at[back].add(where(mine, x, jnp.zeros_like(x)))
+
+            def flags(x: Array) -> Array:
+                return spread(x.astype(jnp.int32))
+
+            summed = executed._replace(
+                client_states=jax.tree.map(spread, executed.client_states),
+                counted=flags(executed.counted),
+                finite=flags(executed.finite),
+            )
+            summed = _sum(summed, axis)
+            return summed._replace(counted=summed.counted > 0, finite=summed.finite > 0)
+
+        everywhere = PartitionSpec()
+        dealt = jax.shard_map(
+            share,
+            mesh=self.mesh,
+            in_specs=everywhere,
+            out_specs=everywhere,
+            # Carries begin as zeros on all devices alike and then differ; the one sum ends that.
+            check_vma=False,
+        )
+        return dealt(data, key, message, client_states, tasks)
+
+
+def _deal(num_steps: Array, devices: int) -> Array:
+    """Int[m], the device of each slot: longest first, to the one with the least work."""
+
+    def give(load: Array, steps: Array) -> tuple[Array, Array]:
+        device = jnp.argmin(load)
+        return load.at[device].add(steps), device
+
+    order = jnp.argsort(-num_steps, stable=True)
+    _, dealt = jax.lax.scan(give, jnp.zeros(devices, num_steps.dtype), num_steps[order])
+    return jnp.zeros_like(dealt).at[order].set(dealt)
+
+
+def _deal_slots(num_steps: Array, devices: int, me: Array) -> tuple[Array, Array]:
+    """The ceil(m / D) slots of device `me`, longest first to and fro, and which are real."""
+    slots = num_steps.shape[0]
+    order = jnp.argsort(-num_steps, stable=True)
+    turn = jnp.arange(-(-slots // devices))
+    place = turn * devices + jnp.where(turn % 2 == 0, me, devices - 1 - me)
+    return order[jnp.minimum(place, slots - 1)], place < slots
+
+
+def _sum(tree: PyTree, axis: str) -> PyTree:
+    """The sum over the devices, with one message for each dtype, not one for each array."""
+    leaves, treedef = jax.tree.flatten(tree)
+    summed: list[Any] = [None] * len(leaves)
+    for dtype in dict.fromkeys(x.dtype for x in leaves):
+        places = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+        flat = jnp.concatenate([leaves[i].reshape(-1) for i in places])
+        parts = jnp.split(
+            jax.lax.psum(flat, axis), np.cumsum([leaves[i].size for i in places])[:-1]
+        )
+        for i, part in zip(places, parts, strict=True):
+            summed[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(treedef, summed)
