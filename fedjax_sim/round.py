@@ -22,7 +22,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.checks import check_same_spec
 from fedjax_sim.data import FederatedData, check_data
-from fedjax_sim.execution import packed, vmapped
+from fedjax_sim.execution import automatic, packed, sharded, vmapped
 from fedjax_sim.local import num_steps
 from fedjax_sim.masking import first_of_each, where
 from fedjax_sim.randomness import CLIENT, check_key, stream
@@ -89,7 +89,7 @@ def make_round(
       algorithm: from `fs.fedavg` and its siblings.
       aggregation: a rule of `fs.aggregation`, or a function
         `(cohort, weights of the cohort [m], weights of all [K]) -> (a[m], denominator or None)`.
-      execution: a strategy of `fs.execution`; None for `vmapped()`.
+      execution: a strategy of `fs.execution`; None for `automatic()`.
       nonfinite: "keep" averages an update that holds a NaN or an infinity like any other;
         "drop" leaves its client out as if it had dropped out. Both count them in the
         metrics.
@@ -112,9 +112,9 @@ def make_round(
     """
     _check_algorithm(algorithm)
     _check_choice("aggregation", aggregation, "fs.aggregation." + ", .".join(rules.RULES))
-    execution = vmapped() if execution is None else execution
-    _check_choice("execution", execution, "fs.execution.vmapped(), .packed(lanes)")
-    for factory in (vmapped, packed):
+    execution = automatic() if execution is None else execution
+    _check_choice("execution", execution, "fs.execution.vmapped(), .packed(lanes), .sharded(mesh)")
+    for factory in (automatic, vmapped, packed, sharded):
         if cast(Any, execution) is factory:
             name = f"fs.execution.{factory.__name__}"
             raise ValueError(f"execution must be a strategy; got {name} itself: call it, {name}()")

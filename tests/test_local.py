@@ -78,7 +78,7 @@ def test_storage_order():
 )
 def test_every_epoch_sees_every_example_once(n, batch_size, order, shuffle, packed):
     local = fs.LocalTraining(3, batch_size, shuffle, order)
-    execution = fs.execution.packed(2) if packed else fs.execution.vmapped()
+    execution = fs.execution.packed(1) if packed else fs.execution.vmapped()
     steps = logs(local, [2, n, 5], 1, execution)
     per_epoch = -(-n // batch_size)
     assert len(steps) == 3 * per_epoch
@@ -103,7 +103,7 @@ def test_shuffles_differ_by_epoch_round_and_client_but_not_by_strategy_or_paddin
     assert base == logs(local, [12, 12, 3], 0)
 
 
-@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(1)])
 def test_no_two_purposes_rounds_clients_or_steps_share_a_key(execution):
     """A client that sends the bits of every key it is given."""
     local = fs.LocalTraining(1, 2, shuffle=False)
@@ -134,7 +134,7 @@ def test_no_two_purposes_rounds_clients_or_steps_share_a_key(execution):
     assert len(set(seen)) == len(seen) == 3 * (3 * 5 + 1)
 
 
-@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(1)])
 def test_probe_sees_each_example_once(execution):
     sizes = [5, 0, 11, 1, 4]
     data = fs.FederatedData.from_clients([{"row": np.arange(n) + 1.0} for n in sizes])
@@ -169,7 +169,7 @@ def test_what_nobody_reads_is_still_the_clients_own():
     def last(lr, order):
         local = fs.LocalTraining(2, 2, order=order)
         algorithm = fs.fedavg(loss_fn, optax.sgd(lr), local)
-        round_fn = fs.make_round(algorithm)
+        round_fn = fs.make_round(algorithm, execution=fs.execution.vmapped())
         state = fs.init(algorithm, jnp.float32(1), data)
         for _ in range(2):
             state, _ = round_fn(jax.random.key(0), state, data, fs.Cohort(jnp.array([0])))

@@ -78,14 +78,28 @@ def test_sweep_is_a_vmap(data, execution):
 
 
 def test_learning_rates_sweep_with_shared_cohorts_keeps_control_flow_unbatched(data):
-    def experiment(lr):
+    def experiment(lr, seed=0):
         algorithm = fs.scaffold(linear_loss, lr, LOCAL)
         round_fn = fs.make_round(algorithm, execution=fs.execution.packed(2))
         state = fs.init(algorithm, zeros(), data)
-        return fs.run(round_fn, jax.random.key(0), state, data, SAMPLER, 2)[0].params
+        return fs.run(round_fn, jax.random.key(seed), state, data, SAMPLER, 2)[0].params
 
-    jaxpr = str(jax.make_jaxpr(jax.vmap(experiment))(jnp.array([0.01, 0.02])))
-    assert "cond[" in jaxpr  # under a batched predicate it would have become a select
+    def conditions(jaxpr):
+        """The shapes of the conditions of all while loops: () or, if batched, (2,)."""
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "while":
+                yield eqn.params["cond_jaxpr"].out_avals[0].shape
+            for value in jax.tree.leaves(tuple(eqn.params.values())):
+                if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                    yield from conditions(getattr(value, "jaxpr", value))
+
+    def shapes(*args):
+        return list(conditions(jax.make_jaxpr(jax.vmap(experiment))(*args).jaxpr))
+
+    lrs = jnp.array([0.01, 0.02])
+    assert len(shapes(lrs)) > 2
+    assert set(shapes(lrs)) == {()}
+    assert (2,) in shapes(lrs, jnp.arange(2))  # the cohorts differ, so do their lengths
 
 
 def test_gradient_by_the_learning_rate(clients):

@@ -5,6 +5,7 @@ A strategy is a callable `(algorithm, data, key, message, client_states, tasks,
 drop_nonfinite) -> Executed`, with the states and tasks of the cohort's m slots.
 """
 
+from fedjax_sim.execution.automatic import automatic as automatic
 from fedjax_sim.execution.packed import packed as packed
 from fedjax_sim.execution.sharded import cores as cores
 from fedjax_sim.execution.sharded import replicate as replicate

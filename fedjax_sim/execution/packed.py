@@ -19,11 +19,13 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.forward_only import forward_only
+from fedjax_sim.execution.machine import cache_bytes, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
 from fedjax_sim.local import Client, Engine
 from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
 
-_DEFAULT_LANES = 4
+# On an accelerator: enough to fill it, within a part of its memory. Not measured yet.
+_LANES, _DEVICE_BYTES = 128, 2**31
 
 
 def packed(lanes: int | None = None) -> "Packed":
@@ -90,7 +92,7 @@ class Packed:
         if algorithm.pooled_gradient is not None and not drop_nonfinite:
             executed = pooled(engine, client_states, tasks, dynamic=True)
         else:
-            lanes = min(self.lanes or _DEFAULT_LANES, tasks.client_ids.shape[0])
+            lanes = self._choose(engine, client_states, tasks)
             executed = _pack(engine, client_states, tasks, drop_nonfinite, lanes)
         return executed._replace(
             **{
@@ -98,6 +100,22 @@ class Packed:
                 for name in ("update", "total", "client_states", "metrics")
             }
         )
+
+    def _choose(self, engine: Engine, client_states: PyTree, tasks: Tasks) -> int:
+        slots = tasks.client_ids.shape[0]
+        if self.lanes is not None:
+            if self.lanes > slots:
+                raise ValueError(
+                    f"lanes must be at most m = {slots}, the slots of the cohort; got {self.lanes}"
+                )
+            return self.lanes
+        one = carry_bytes(engine, client_states)
+        if jax.default_backend() != "cpu":
+            return min(slots, _LANES, max(1, _DEVICE_BYTES // one))
+        # A core has its model in its cache; of small ones a few lanes share what an
+        # operation costs to start.
+        here = max(1, num_cores() // jax.local_device_count("cpu"))
+        return min(slots, max(here, min(4, cache_bytes() // (4 * one))))
 
 
 def _pack(
@@ -181,12 +199,12 @@ def _pack(
         finite=none,
     )
     widths = [lanes]
-    while widths[-1] > 1:
-        widths.append(widths[-1] // 2)
+    # The tail goes on in fewer lanes: on a CPU an idle one costs as much as one that trains.
+    while widths[-1] > 1 and jax.default_backend() == "cpu":
+        widths.append(max(1, widths[-1] // 4))
     for width, until in zip(widths, [*widths[1:], 0], strict=True):
         state, sums = train(width, until, state, sums)
         if until:
-            # The tail goes on in fewer lanes: an idle one costs as much as one that trains.
             busy = jnp.argsort(state.end == 0, stable=True)[:until]
             state = jax.tree.map(lambda x, busy=busy: x[busy], state)
     return Executed(
@@ -199,9 +217,7 @@ def _repeat(function: Callable[[_Lanes], _Lanes], times: Array, lanes: _Lanes) -
     if lanes.slot.shape[0] > 1:
         return jax.lax.fori_loop(0, times, lambda _, s: jax.vmap(function)(s), lanes)
     # A single lane steps without an axis: XLA's loop can then update its model in place.
-    one = jax.lax.fori_loop(
-        0, times, lambda _, s: function(s), jax.tree.map(lambda x: x[0], lanes)
-    )
+    one = jax.lax.fori_loop(0, times, lambda _, s: function(s), jax.tree.map(lambda x: x[0], lanes))
     return jax.tree.map(lambda x: x[None], one)
 
 

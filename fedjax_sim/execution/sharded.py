@@ -1,6 +1,6 @@
 """The cohort dealt over the devices of a mesh, within one process."""
 
-import os
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjax_sim.base import Array, Executed, FederatedAlgorithm, PyTree, Tasks
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData
-from fedjax_sim.execution.packed import packed
+from fedjax_sim.execution.automatic import Automatic
+from fedjax_sim.execution.machine import num_cores
 from fedjax_sim.masking import where
 
 AXIS = "clients"
@@ -25,30 +26,28 @@ def cores(n: int | None = None) -> Mesh:
     Call it before JAX is first used: `jax_num_cpu_devices` cannot change afterwards.
 
     Args:
-      n: at most the cores this process may run on; None for all of them.
+      n: at most the cores this process may run on; None for all of them, or for those
+        that JAX has if it already runs.
 
     Raises:
-      ValueError: if n < 1 or there are fewer cores, or JAX already runs with another
-        number of CPU devices.
+      ValueError: if n < 1 or there are fewer cores, or JAX already runs with fewer CPU
+        devices.
     """
-    here = getattr(os, "sched_getaffinity", None)
-    available = len(here(0)) if here else os.cpu_count() or 1
-    if n is None:
-        n = available
-    check_count("n", n, ", or None for all cores")
-    if n > available:
-        raise ValueError(f"n must be at most the {available} cores of this machine; got {n}")
-    try:
-        jax.config.update("jax_num_cpu_devices", n)
-    except RuntimeError:  # JAX has started: what it started with must do
-        pass
-    devices = jax.devices("cpu")
-    if len(devices) < n:
+    available = num_cores()
+    if n is not None:
+        check_count("n", n, ", or None for all cores")
+        if n > available:
+            raise ValueError(f"n must be at most the {available} cores of this machine; got {n}")
+    # A JAX that runs keeps the number it began with.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", n or available)
+    devices = jax.devices("cpu")[: n or available]
+    if n is not None and len(devices) < n:
         raise ValueError(
             f"n = {n} cores must be asked for before JAX is first used, or by the environment: "
-            f"JAX_NUM_CPU_DEVICES={n}; it already runs with {len(devices)}"
+            f"JAX_NUM_CPU_DEVICES={n}; JAX already runs with {len(devices)}"
         )
-    return Mesh(np.array(devices[:n]), (AXIS,))
+    return Mesh(np.array(devices), (AXIS,))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -79,7 +78,7 @@ def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharde
 
     Args:
       mesh: of one axis, or with one named "clients"; `cores()` makes one of a CPU's cores.
-      inner: a strategy; None for `packed()`.
+      inner: a strategy; None for `automatic()`.
 
     Raises:
       ValueError: for a mesh without a client axis, or an inner strategy that is none.
@@ -89,10 +88,8 @@ def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharde
             f"mesh must be a jax.sharding.Mesh, as execution.cores() makes; got {mesh!r}"
         )
     if len(mesh.axis_names) != 1 and AXIS not in mesh.axis_names:
-        raise ValueError(
-            f'mesh must have one axis, or one named "{AXIS}"; got {mesh.axis_names}'
-        )
-    inner = packed() if inner is None else inner
+        raise ValueError(f'mesh must have one axis, or one named "{AXIS}"; got {mesh.axis_names}')
+    inner = Automatic() if inner is None else inner
     if not callable(inner) or isinstance(inner, (type, Sharded)):
         raise ValueError(
             f"inner must be execution.vmapped(), .packed(lanes), or a function; got {inner!r}"
@@ -119,8 +116,11 @@ class Sharded:
     ) -> Executed:
         axis = AXIS if AXIS in self.mesh.axis_names else self.mesh.axis_names[0]
         devices = self.mesh.shape[axis]
+        inner = self.inner
+        if isinstance(inner, Automatic):
+            inner = inner.choose(algorithm, data, key, message, client_states, tasks)
         # A queue passes over slots without steps; others are charged for every slot.
-        queues = getattr(self.inner, "queues", False)
+        queues = getattr(inner, "queues", False)
 
         def share(
             data: FederatedData, key: Array, message: PyTree, client_states: PyTree, tasks: Tasks
@@ -135,7 +135,7 @@ class Sharded:
                 own = jax.tree.map(lambda x: x[back], tasks)
                 own_states = jax.tree.map(lambda x: x[back], client_states)
             own = own._replace(num_steps=jnp.where(mine, own.num_steps, 0))
-            executed = self.inner(algorithm, data, key, message, own_states, own, drop_nonfinite)
+            executed = inner(algorithm, data, key, message, own_states, own, drop_nonfinite)
 
             def spread(x: Array) -> Array:
                 """Mine at their places in the cohort, and zeros at the others'."""

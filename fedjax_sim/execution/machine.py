@@ -1,0 +1,39 @@
+"""What a strategy may know of the machine it is compiled for."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, PyTree
+from fedjax_sim.local import Engine
+
+_CACHE = 2**20  # bytes, where the machine does not say
+
+
+def num_cores() -> int:
+    """Cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def cache_bytes() -> int:
+    """Of a core's own second-level cache, as Linux tells; 1 MiB elsewhere."""
+    try:
+        folder = Path("/sys/devices/system/cpu/cpu0/cache/index2")
+        size = (folder / "size").read_text().strip()
+        return int(size.removesuffix("K")) * 2**10
+    except (OSError, ValueError):
+        return _CACHE
+
+
+def carry_bytes(engine: Engine, client_states: PyTree) -> int:
+    """Of one client in training: its model and its optimizer's state."""
+
+    def start(client_id: Array, client_states: PyTree) -> PyTree:
+        one = jax.tree.map(lambda x: x[0], client_states)
+        return engine.start(engine.client(client_id), one)
+
+    carry = jax.eval_shape(start, jnp.int32(0), client_states)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carry))
