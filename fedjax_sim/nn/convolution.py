@@ -112,7 +112,7 @@ def conv_general_dilated(
     )
     lhs = jnp.transpose(lhs, (batch, *image, features))
     rhs = jnp.transpose(rhs, (*window, inputs, outputs))
-    out = convolve.bind(*_vary_together(lhs, rhs), geometry=geometry, lanes=False)
+    out = _bind(convolve, lhs, rhs, geometry=geometry, lanes=False)
     back = numbers.out_spec
     order = sorted(range(len(back)), key=[back[0], *back[2:], back[1]].__getitem__)
     return jnp.transpose(out, order)
@@ -124,15 +124,18 @@ def _is_ours(lhs: Array, rhs: Array, out: Any, batch_groups: int, out_sharding: 
     return floating and same and batch_groups == 1 and out_sharding is None and lhs.ndim > 2
 
 
-def _vary_together(lhs: Array, rhs: Array) -> tuple[Array, Array]:
-    """Inside `shard_map`: marks both as varying over the axes that either varies over."""
-    axes = [getattr(jax.typeof(x), "vma", frozenset()) for x in (lhs, rhs)]
-    both = axes[0] | axes[1]
-    made = []
-    for x, own in zip((lhs, rhs), axes):
-        missing = tuple(both - own)
-        made.append(lax.pcast(x, missing, to="varying") if missing else x)
-    return made[0], made[1]
+def _varying(x: Array) -> frozenset[str]:
+    """The axes of `shard_map` over which x varies; JAX renamed where it says so."""
+    kind: Any = jax.typeof(x)
+    return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
+
+
+def _bind(primitive: Primitive, a: Array, b: Array, **params: Any) -> Array:
+    """Binds; inside `shard_map`, what varies less is first marked as varying like the other."""
+    axes = _varying(a) | _varying(b)
+    missing = [tuple(axes - _varying(x)) for x in (a, b)]
+    a, b = (lax.pcast(x, m, to="varying") if m else x for x, m in zip((a, b), missing))
+    return primitive.bind(a, b, **params)
 
 
 # The maps as plain functions, without an axis over lanes.
@@ -235,9 +238,6 @@ def _lower(own: Callable[..., Array], over: Callable[..., Callable[..., Array]])
     return mlir.lower_fun(lowered, multiple_results=False)
 
 
-def _vjp_rule(other: Primitive, first: bool) -> Any: ...
-
-
 for _made, _shape, _everywhere, _cpu in (
     (convolve, _convolve_shape, _own, _own),
     (pull_image, _image_shape, _own_image, _fast_image),
@@ -249,18 +249,18 @@ for _made, _shape, _everywhere, _cpu in (
 
 ad.defbilinear(
     convolve,
-    lambda ct, x, w, **params: pull_image.bind(ct, w, **params),
-    lambda ct, x, w, **params: pull_kernel.bind(x, ct, **params),
+    lambda ct, x, w, **params: _bind(pull_image, ct, w, **params),
+    lambda ct, x, w, **params: _bind(pull_kernel, x, ct, **params),
 )
 ad.defbilinear(
     pull_image,
-    lambda ct, y, w, **params: convolve.bind(ct, w, **params),
-    lambda ct, y, w, **params: pull_kernel.bind(ct, y, **params),
+    lambda ct, y, w, **params: _bind(convolve, ct, w, **params),
+    lambda ct, y, w, **params: _bind(pull_kernel, ct, y, **params),
 )
 ad.defbilinear(
     pull_kernel,
-    lambda ct, x, y, **params: pull_image.bind(y, ct, **params),
-    lambda ct, x, y, **params: convolve.bind(x, ct, **params),
+    lambda ct, x, y, **params: _bind(pull_image, y, ct, **params),
+    lambda ct, x, y, **params: _bind(convolve, x, ct, **params),
 )
 
 # Batching. Where one operand alone is batched, its batch joins an axis of its own that the
@@ -298,7 +298,7 @@ def _batch(
     geometry: Geometry,
     lanes: bool,
 ) -> tuple[Array, int]:
-    bind = partial(primitive.bind, geometry=geometry)
+    bind = partial(_bind, primitive, geometry=geometry)
     if all(dim is not None for dim in dims):
         a, b = (jnp.moveaxis(x, dim, 0) for x, dim in zip(args, dims))
         if not lanes:
