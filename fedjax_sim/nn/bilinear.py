@@ -56,6 +56,7 @@ class Geometry(NamedTuple):
 
 
 def dilate(sizes: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes with factor - 1 holes between neighbours."""
     return tuple(1 + (n - 1) * d if n else 0 for n, d in zip(sizes, factors, strict=True))
 
 
@@ -75,11 +76,10 @@ def bind(primitive: Primitive, a: Array, b: Array, **params: Any) -> Array:
 def _vary(x: Array, axes: tuple[str, ...]) -> Array:
     if not axes:
         return x
-    return (
-        lax.pcast(x, axes, to="varying")
-        if hasattr(lax, "pcast")
-        else getattr(lax, "pvary")(x, axes)
-    )  # noqa: B009
+    if hasattr(lax, "pcast"):
+        return lax.pcast(x, axes, to="varying")
+    mark: Any = vars(lax)["pvary"]  # its name before JAX 0.9
+    return mark(x, axes)
 
 
 # The maps as plain functions, without an axis over lanes.
@@ -118,9 +118,10 @@ def _fast_image(y: Array, w: Array, g: Geometry) -> Array:
     """dX = Y * rot180(W), with C and O exchanged within each group."""
     n = len(g.window)
     w = w[(slice(None, None, -1),) * n]
-    w = w.reshape(*w.shape[:-1], g.groups, -1)  # [*window, C / g, g, O / g]
+    inputs, outputs = w.shape[-2], w.shape[-1] // g.groups
+    w = w.reshape(*w.shape[:-1], g.groups, outputs)  # [*window, C / g, g, O / g]
     w = jnp.moveaxis(w, -1, n).swapaxes(-1, -2)
-    w = w.reshape(*w.shape[:-2], -1)  # [*window, O / g, C]
+    w = w.reshape(*w.shape[:-2], g.groups * inputs)  # [*window, O / g, C]
     before = [k - 1 - lo for k, (lo, _) in zip(g.dilated_window, g.padding, strict=True)]
     padding = tuple(
         (lo, m + k - 1 - out - lo) for m, k, out, lo in zip(*_sizes(g), before, strict=True)
@@ -133,9 +134,10 @@ def _fast_image(y: Array, w: Array, g: Geometry) -> Array:
 
 def _fast_kernel(x: Array, y: Array, g: Geometry) -> Array:
     """dW = X * Y over the pixels, where batch and channels exchange their parts."""
-    x = x.reshape(*x.shape[:-1], g.groups, -1)  # [N, *image, g, C / g]
+    examples, channels = x.shape[0], x.shape[-1] // g.groups
+    x = x.reshape(*x.shape[:-1], g.groups, channels)  # [N, *image, g, C / g]
     x = jnp.moveaxis(x, (-1, 0), (0, -1))
-    x = x.reshape(*x.shape[:-2], -1)  # [C / g, *image, g N]
+    x = x.reshape(*x.shape[:-2], g.groups * examples)  # [C / g, *image, g N]
     y = jnp.moveaxis(y, 0, -2)  # [*output, N, O]
     padding = tuple(
         (lo, out - m + k - 1 - lo) for m, k, out, (lo, _) in zip(*_sizes(g), g.padding, strict=True)
@@ -254,7 +256,7 @@ def _batch(
         if not lanes:
             return make(a, b, lanes=True), 0
         outer = a.shape[:2]
-        a, b = (x.reshape(-1, *x.shape[2:]) for x in (a, b))
+        a, b = (x.reshape(outer[0] * outer[1], *x.shape[2:]) for x in (a, b))
         out = make(a, b, lanes=True)
         return out.reshape(*outer, *out.shape[1:]), 0
     i = 0 if dims[0] is not None else 1
