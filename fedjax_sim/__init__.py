@@ -36,17 +36,18 @@ from fedjax_sim.traffic import communication as communication
 if TYPE_CHECKING:
     from fedjax_sim import datasets as datasets
     from fedjax_sim import models as models
+    from fedjax_sim import nn as nn
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded where used: models bring in flax, datasets read files.
-    if name in ("models", "datasets"):
+    # Loaded where used: models and nn bring in flax, datasets read files.
+    if name in ("models", "nn", "datasets"):
         return importlib.import_module(f"fedjax_sim.{name}")
     raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     hidden = {"Any", "TYPE_CHECKING", "importlib"}
-    return sorted(({*globals()} | {"datasets", "models"}) - hidden)
+    return sorted(({*globals()} | {"datasets", "models", "nn"}) - hidden)
