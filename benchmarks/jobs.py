@@ -6,6 +6,7 @@ examples, in the same cohorts, from the same weights.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -115,7 +116,7 @@ def _shapes(job: Job) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for i, shape in enumerate(convs.values()):
         shapes |= {f"conv{i}": shape, f"conv_bias{i}": shape[-1:]}
-    for i, (fan_in, out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (fan_in, out) in enumerate(pairwise(widths)):
         shapes |= {f"dense{i}": (fan_in, out), f"bias{i}": (out,)}
     return shapes
 

@@ -40,7 +40,7 @@ class Process:
             "WORKER_SETTING": setting,
             "JAX_PLATFORMS": "cpu",
         }
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the worker
         self.process: Any = None
         if Path(program).exists():
             self.process = subprocess.Popen(
@@ -114,9 +114,8 @@ def run_job(job: Job, settings: list[tuple[str, str]], repeats: int) -> dict[str
     for name, setting in settings:
         process = Process(name, setting, job.name)
         answer = process.ask("prepare")
-        print(
-            f"  {name} {setting}: {answer.get('error') or f'{answer["again"]:.3f} s'}", flush=True
-        )
+        found = answer.get("error") or f"{answer['again']:.3f} s"
+        print(f"  {name} {setting}: {found}", flush=True)
         entries.append({"implementation": name, "setting": setting, "seconds": [], **answer})
         processes.append(process)
     check_equal(job, entries, processes)

@@ -1,7 +1,5 @@
 """fedjax: its own federated_averaging on its jit backend, with its client datasets."""
 
-# ruff: noqa: E402 - something must come before the imports
-
 import os
 
 if os.environ.get("WORKER_SETTING") == "1":  # before jax is imported
