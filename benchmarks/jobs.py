@@ -42,6 +42,10 @@ class Job:
         rounds = max(self.rounds, 2)
         return np.stack([rng.choice(len(sizes), self.m, replace=False) for _ in range(rounds)])
 
+    def checked(self) -> np.ndarray:
+        """The cohorts that all implementations are compared on: two rounds of a few clients."""
+        return self.cohorts()[:2, :4]
+
     def examples(self) -> tuple[np.ndarray, np.ndarray]:
         """Random x [N, ...] and y [N] (characters: both [N, positions])."""
         rng, total = np.random.default_rng(3), int(self.sizes().sum())

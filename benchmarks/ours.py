@@ -49,6 +49,7 @@ def sequence_loss(apply: Any) -> Any:
 
 class Ours(Worker):
     versions = ("jax", "jaxlib", "optax", "flax")
+    compiles = True
 
     def __init__(self, job: Job, setting: str) -> None:
         super().__init__(job, setting)

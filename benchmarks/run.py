@@ -101,7 +101,7 @@ def check_equal(job: Job, entries: list[dict[str, Any]], processes: list[Process
             moved = sum(np.sum((reference[k] - first[k]) ** 2) for k in first)
             apart = sum(np.sum((reference[k] - found[k]) ** 2) for k in first)
             entry["apart"] = float(np.sqrt(apart / moved))
-            steps = job.steps(job.cohorts()[:2])
+            steps = job.steps(job.checked())
             if not entry["apart"] < TOLERANCE or answer["steps"] != steps:
                 raise SystemExit(
                     f"{job.name}: {process.name} {process.setting} does other work than ours: "
@@ -114,7 +114,7 @@ def run_job(job: Job, settings: list[tuple[str, str]], repeats: int) -> dict[str
     for name, setting in settings:
         process = Process(name, setting, job.name)
         answer = process.ask("prepare")
-        found = answer.get("error") or f"{answer['again']:.3f} s"
+        found = answer.get("error") or f"{answer['pilot']:.3f} s"
         print(f"  {name} {setting}: {found}", flush=True)
         entries.append({"implementation": name, "setting": setting, "seconds": [], **answer})
         processes.append(process)
@@ -122,11 +122,11 @@ def run_job(job: Job, settings: list[tuple[str, str]], repeats: int) -> dict[str
     best: dict[str, float] = {}
     for e in entries:
         if "error" not in e:
-            best[e["implementation"]] = min(best.get(e["implementation"], np.inf), e["again"])
+            best[e["implementation"]] = min(best.get(e["implementation"], np.inf), e["pilot"])
     for i in range(repeats):
         for entry, process in zip(entries, processes, strict=True):
             name = entry["implementation"]
-            if "error" in entry or (name != "ours" and entry["again"] > PRUNE * best[name] and i):
+            if "error" in entry or (name != "ours" and entry["pilot"] > PRUNE * best[name] and i):
                 continue
             answer = process.ask("time")
             entry["seconds"].append(answer["seconds"])

@@ -23,6 +23,7 @@ class Worker:
     """What each implementation fills in, and the commands made of it."""
 
     versions: tuple[str, ...] = ()  # packages whose versions are reported
+    compiles = False  # and so needs a repetition to warm up
 
     def __init__(self, job: Job, setting: str) -> None:
         """Builds the federation and the model."""
@@ -52,16 +53,16 @@ class Worker:
         return done
 
     def prepare(self) -> dict[str, Any]:
-        """The first round, and then one repetition to warm up."""
+        """The first round, and then repetitions until it is warm."""
         from importlib.metadata import version
 
         self.reset(self.job.learning_rate)
         self.train(self.job.cohorts()[:1], True)
         first = time.time() - self.started
-        warm_up = self.time()["seconds"]
-        again = self.time()["seconds"]
+        if self.compiles:
+            self.train_all()
         versions = {name: version(name) for name in self.versions}
-        return {"first_round": first, "warm_up": warm_up, "again": again, "versions": versions}
+        return {"first_round": first, "pilot": self.time()["seconds"], "versions": versions}
 
     def time(self) -> dict[str, Any]:
         start = time.perf_counter()
@@ -71,10 +72,10 @@ class Worker:
     def check(self, path: str) -> dict[str, Any]:
         """Writes the weights after two rounds without shuffling."""
         self.reset(self.job.learning_rate)
-        cohorts = self.job.cohorts()[:2]
+        cohorts = self.job.checked()
         steps = self.train(cohorts, False)
         np.savez(path, **self.weights())
-        return {"steps": steps, "sizes": int(self.job.sizes()[cohorts].sum())}
+        return {"steps": steps}
 
 
 def peak_memory() -> int:

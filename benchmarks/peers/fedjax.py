@@ -69,6 +69,7 @@ class InOrder(fedjax.ClientDataset):
 
 class FedJax(Worker):
     versions = ("fedjax", "jax", "jaxlib")
+    compiles = True
 
     def __init__(self, job: Job, setting: str) -> None:
         super().__init__(job, setting)
@@ -101,7 +102,7 @@ class FedJax(Worker):
 
     def train(self, cohorts: np.ndarray, shuffle: bool) -> int:
         make = fedjax.ClientDataset if shuffle else InOrder
-        keys = jax.random.split(jax.random.PRNGKey(0), self.job.m)
+        keys = jax.random.split(jax.random.PRNGKey(0), cohorts.shape[1])
         for cohort in cohorts.tolist():
             clients = []
             for k, key in zip(cohort, keys, strict=True):

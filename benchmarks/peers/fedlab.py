@@ -26,6 +26,7 @@ class Handler(FedAvgServerHandler):
     """Its own FedAvg, with the cohorts of the job and weights n_k."""
 
     cohorts: Any = iter(())
+    cohort_size = 0
 
     @property
     def num_clients_per_round(self) -> int:
@@ -78,7 +79,6 @@ class FedLab(Worker):
         job = self.job
         self.model.load(job.weights())
         self.handler = Handler(self.model, global_round=0, sample_ratio=1.0)
-        self.handler.cohort_size = job.m
         self.trainer = Trainer(self.model, len(self.data.clients))
         self.trainer.setup_dataset(self.data)
         self.trainer.setup_optim(job.epochs, job.batch_size, learning_rate)
@@ -88,7 +88,7 @@ class FedLab(Worker):
 
     def train(self, cohorts: np.ndarray, shuffle: bool) -> int:
         self.data.shuffle, self.data.steps = shuffle, 0
-        self.handler.cohorts = iter(cohorts.tolist())
+        self.handler.cohorts, self.handler.cohort_size = iter(cohorts.tolist()), cohorts.shape[1]
         self.handler.global_round = self.handler.round + len(cohorts)
         self.pipeline.main()
         return self.data.steps

@@ -69,7 +69,7 @@ class Pfl(Worker):
         params = NNAlgorithmParams(
             central_num_iterations=self.rounds,  # it goes on from where it was
             evaluation_frequency=10**9,  # it evaluates at its very first round, not timed
-            train_cohort_size=self.job.m,
+            train_cohort_size=cohorts.shape[1],
             val_cohort_size=None,
         )
         self.algorithm.run(
