@@ -65,7 +65,7 @@ class Ours(Worker):
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         self.params = to_flax(shapes, job.weights())
         self.key = jax.random.key(0)
-        self.rates = job.learning_rates()
+        self.rates, self.rate = job.learning_rates(), job.learning_rate
         self.compiled: dict[Any, Any] = {}
         self.compile_seconds: dict[str, float] = {}
 
@@ -94,7 +94,7 @@ class Ours(Worker):
 
     def train(self, cohorts: np.ndarray, shuffle: bool, sweep: bool = False) -> int:
         """From the first weights every time."""
-        rates = jnp.asarray(self.rates if sweep else self.job.learning_rate, jnp.float32)
+        rates = jnp.asarray(self.rates if sweep else self.rate, jnp.float32)
         arguments = rates, self.data, jnp.asarray(cohorts, jnp.int32)
         shape = len(cohorts), shuffle, sweep
         if shape not in self.compiled:
@@ -107,7 +107,7 @@ class Ours(Worker):
         return int(steps.sum())
 
     def reset(self, learning_rate: float) -> None:
-        """Nothing to do: `train` starts anew."""
+        self.rate = learning_rate  # the weights are the first ones at every call of `train`
 
     def train_all(self) -> int:
         return self.train(self.job.cohorts()[: self.job.rounds], True, len(self.rates) > 1)

@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"of {', '.join(JOBS)}; all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peers", default=",".join(environments.PEERS), help="comma-separated")
-    parser.add_argument("--ours", default="default", help="settings, comma-separated")
+    parser.add_argument("--ours", default="default", help="settings, comma-separated; '' for none")
     parser.add_argument("--lanes", action="store_true", help="and ours by lanes, on one device")
     parser.add_argument("--quick", action="store_true", help="twice each; writes nothing")
     options = parser.parse_args()
@@ -197,7 +197,7 @@ def main() -> None:
     for name in options.jobs or JOBS:
         job = JOBS[name]
         print(name, flush=True)
-        settings = wanted(job, options.peers.split(","), options.ours.split(","))
+        settings = wanted(job, options.peers.split(","), [s for s in options.ours.split(",") if s])
         rounds = job.cohorts()[: job.rounds]
         per_round = job.steps(rounds) * job.sweep / job.rounds
         measured = ceilings()
