@@ -1,0 +1,176 @@
+"""What is timed: sizes, examples, cohorts and first weights of every job. NumPy alone.
+
+Ours and every peer import this file, so that all of them train the same clients on the same
+examples, in the same cohorts, from the same weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+
+Weights = dict[str, np.ndarray]  # dense kernels [in, out], conv kernels HWIO, LSTM gates i f g o
+
+CLASSES = 10
+CHARACTERS, POSITIONS, EMBEDDING, HIDDEN = 86, 80, 8, 256
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    model: str
+    make_sizes: Callable[[np.random.Generator], np.ndarray]
+    m: int
+    rounds: int  # in one timed repetition
+    learning_rate: float = 0.05
+    batch_size: int = 10
+    epochs: int = 1
+    features: int = 784
+    peers: tuple[str, ...] = ("pytorch", "fedjax", "fedlab", "pfl")
+    sweep: int = 1  # learning rates
+    sampled: bool = False  # ours draws its cohorts itself, as a user would
+
+    def sizes(self) -> np.ndarray:
+        """n_k of each of the K clients."""
+        return self.make_sizes(np.random.default_rng(1))
+
+    def cohorts(self) -> np.ndarray:
+        """Client ids [rounds, m]."""
+        rng, sizes = np.random.default_rng(2), self.sizes()
+        rounds = max(self.rounds, 2)
+        return np.stack([rng.choice(len(sizes), self.m, replace=False) for _ in range(rounds)])
+
+    def checked(self) -> np.ndarray:
+        """The cohorts that all implementations are compared on: two rounds of a few clients."""
+        return self.cohorts()[:2, :4]
+
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Random x [N, ...] and y [N] (characters: both [N, positions])."""
+        rng, total = np.random.default_rng(3), int(self.sizes().sum())
+        if self.model == "lstm":
+            text = rng.integers(0, CHARACTERS, (total, POSITIONS + 1), dtype=np.int32)
+            return text[:, :-1].copy(), text[:, 1:].copy()
+        shape = (28, 28, 1) if self.model == "cnn" else (self.features,)
+        x = rng.random((total, *shape), dtype=np.float32)
+        # Centred: with positive inputs a ReLU is near its kink for all examples at once, and
+        # rounding alone would then part two implementations that do the same.
+        x *= 2
+        x -= 1
+        return x, rng.integers(0, CLASSES, total, dtype=np.int32)
+
+    def weights(self) -> Weights:
+        """The first weights, uniform in +-1/sqrt(fan in)."""
+        rng = np.random.default_rng(4)
+
+        def draw(shape: tuple[int, ...]) -> np.ndarray:
+            bound = 1 / np.sqrt(prod(shape[:-1]) if len(shape) > 1 else 100)
+            return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+        return {name: draw(shape) for name, shape in _shapes(self).items()}
+
+    def steps(self, cohorts: np.ndarray) -> int:
+        """S, the useful client-steps: the sum over the cohorts of E ceil(n_k / B)."""
+        return int((self.epochs * -(-self.sizes()[cohorts] // self.batch_size)).sum())
+
+    def num_params(self) -> int:
+        return sum(prod(shape) for shape in _shapes(self).values())
+
+    def flops(self) -> int:
+        """Of the products of one client-step: forward, and backward but for the inputs'."""
+        total = 0
+        for i, (name, shape) in enumerate(_shapes(self).items()):
+            if len(shape) == 1 or name == "embedding":
+                continue
+            positions = {"conv0": 28 * 28, "conv1": 14 * 14}.get(name, 1)
+            positions = POSITIONS if self.model == "lstm" else positions
+            total += 2 * prod(shape) * positions * (2 if i == 0 else 3)
+        return total * self.batch_size
+
+    def learning_rates(self) -> np.ndarray:
+        if self.sweep == 1:
+            return np.float32([self.learning_rate])
+        return np.geomspace(1e-3, 0.3, self.sweep).astype(np.float32)
+
+
+def _shapes(job: Job) -> dict[str, tuple[int, ...]]:
+    if job.model == "lstm":
+        layer = {"input": EMBEDDING, "hidden": HIDDEN}
+        return {
+            "embedding": (CHARACTERS, EMBEDDING),
+            **{
+                f"lstm{i}_{part}": shape
+                for i, width in enumerate(layer.values())
+                for part, shape in {
+                    "x": (width, 4 * HIDDEN),
+                    "h": (HIDDEN, 4 * HIDDEN),
+                    "bias": (4 * HIDDEN,),
+                }.items()
+            },
+            "dense0": (HIDDEN, CHARACTERS),
+            "bias0": (CHARACTERS,),
+        }
+    if job.model == "cnn":
+        convs = {"conv0": (5, 5, 1, 32), "conv1": (5, 5, 32, 64)}
+        widths = [7 * 7 * 64, 512, CLASSES]
+    else:
+        hidden = {"lr": [], "2nn": [200, 200]}[job.model]
+        convs, widths = {}, [job.features, *hidden, CLASSES]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, shape in enumerate(convs.values()):
+        shapes |= {f"conv{i}": shape, f"conv_bias{i}": shape[-1:]}
+    for i, (fan_in, out) in enumerate(pairwise(widths)):
+        shapes |= {f"dense{i}": (fan_in, out), f"bias{i}": (out,)}
+    return shapes
+
+
+def _equal(clients: int, size: int) -> Callable[[np.random.Generator], np.ndarray]:
+    return lambda rng: np.full(clients, size)
+
+
+def _lognormal(
+    clients: int, mean: float, deviation: float, low: int, high: int
+) -> Callable[[np.random.Generator], np.ndarray]:
+    variance = np.log(1 + (deviation / mean) ** 2)
+    mu = np.log(mean) - variance / 2
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        sizes = np.exp(mu + np.sqrt(variance) * rng.standard_normal(clients))
+        return np.clip(np.round(sizes), low, high).astype(int)
+
+    return draw
+
+
+_RAGGED = _lognormal(500, 227, 89, 10, 6000)
+_SKEWED = _lognormal(200, 400, 700, 10, 6000)
+_LINES = _lognormal(100, 40, 70, 10, 600)
+
+JOBS = {
+    job.name: job
+    for job in [
+        Job("lr-mnist", "lr", _equal(1000, 60), m=10, rounds=50),
+        Job("2nn", "2nn", _equal(100, 600), m=10, rounds=3),
+        Job("cnn", "cnn", _equal(100, 600), m=10, rounds=1, learning_rate=0.02),
+        Job("ragged-lr", "lr", _RAGGED, m=50, rounds=4),
+        Job("ragged-2nn", "2nn", _RAGGED, m=50, rounds=2),
+        Job("skewed-2nn", "2nn", _SKEWED, m=20, rounds=2),
+        Job("lstm", "lstm", _LINES, m=10, rounds=1, learning_rate=0.5),
+        Job(
+            "sweep", "lr", _equal(1000, 60), m=10, rounds=20, sweep=64, peers=("pytorch", "fedjax")
+        ),
+        *[
+            Job(
+                f"scale-k-1e{power}",
+                "lr",
+                _equal(10**power, 20),
+                m=100,
+                rounds=20,
+                features=32,
+                peers=("pytorch", "fedjax"),
+                sampled=True,
+            )
+            for power in (3, 4, 5, 6)
+        ],
+    ]
+}
