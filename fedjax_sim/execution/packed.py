@@ -161,31 +161,25 @@ def _pack(
             sums.finite.at[slot].set(finite),
         )
 
-    def train(width: int, until: int, state: _Lanes, sums: _Sums) -> tuple[_Lanes, _Sums]:
-        """Goes on with `width` lanes until no more than `until` clients are in training.
+    def body(loop: tuple[_Lanes, _Sums]) -> tuple[_Lanes, _Sums]:
+        """One client's end: all lanes step up to it, then that lane alone turns over."""
+        state, sums = loop
+        left = jnp.where(state.end > 0, state.end - state.step, jnp.iinfo(jnp.int32).max)
+        lane = jnp.argmin(left)
+        together = jnp.where(queued - sums.ended > alone, left[lane], 0)
+        if lanes > 1:
+            state = _repeat(jax.vmap(advance), together, state)
+            left = left.at[lane].add(-together)
+        one = _repeat(advance, left[lane], _at(state, lane))
+        sums = take_in(one, sums)
+        return _put(state, lane, begin(lanes + sums.ended - 1)), sums
 
-        One pass of the outer loop is one client's end: all lanes step up to it, without a
-        condition among the steps; then that lane alone turns over.
-        """
+    def unfinished(loop: tuple[_Lanes, _Sums]) -> Array:
+        return loop[1].ended < queued
 
-        def body(loop: tuple[_Lanes, _Sums]) -> tuple[_Lanes, _Sums]:
-            state, sums = loop
-            left = jnp.where(state.end > 0, state.end - state.step, jnp.iinfo(jnp.int32).max)
-            lane = jnp.argmin(left)
-            state = _repeat(advance, left[lane], state)
-            sums = take_in(_at(state, lane), sums)
-            return turn_over(state, lane, sums.ended), sums
-
-        def turn_over(state: _Lanes, lane: Array, ended: Array) -> _Lanes:
-            if width == lanes:
-                return _put(state, lane, begin(lanes + ended - 1))
-            return state._replace(end=state.end.at[lane].set(0))  # the queue is empty by then
-
-        def unfinished(loop: tuple[_Lanes, _Sums]) -> Array:
-            return loop[1].ended < queued - until
-
-        return jax.lax.while_loop(unfinished, body, (state, sums))
-
+    # On a CPU an idle lane costs as much as one that trains: the last clients, too few to
+    # fill half of the lanes, are trained one after the other.
+    alone = lanes // 2 if jax.default_backend() == "cpu" else 0
     state = jax.lax.map(begin, jnp.arange(lanes, dtype=jnp.int32))
     none = jnp.zeros(slots, bool)
     output = jax.eval_shape(lambda state: finish(_at(state, jnp.int32(0))), state)
@@ -198,27 +192,14 @@ def _pack(
         counted=none,
         finite=none,
     )
-    widths = [lanes]
-    # The tail goes on in fewer lanes: on a CPU an idle one costs as much as one that trains.
-    while widths[-1] > 1 and jax.default_backend() == "cpu":
-        widths.append(max(1, widths[-1] // 4))
-    for width, until in zip(widths, [*widths[1:], 0], strict=True):
-        state, sums = train(width, until, state, sums)
-        if until:
-            busy = jnp.argsort(state.end == 0, stable=True)[:until]
-            state = jax.tree.map(lambda x, busy=busy: x[busy], state)
+    _, sums = jax.lax.while_loop(unfinished, body, (state, sums))
     return Executed(
         sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite
     )
 
 
 def _repeat(function: Callable[[_Lanes], _Lanes], times: Array, lanes: _Lanes) -> _Lanes:
-    """`function` of every lane, so many times."""
-    if lanes.slot.shape[0] > 1:
-        return jax.lax.fori_loop(0, times, lambda _, s: jax.vmap(function)(s), lanes)
-    # A single lane steps without an axis: XLA's loop can then update its model in place.
-    one = jax.lax.fori_loop(0, times, lambda _, s: function(s), jax.tree.map(lambda x: x[0], lanes))
-    return jax.tree.map(lambda x: x[None], one)
+    return jax.lax.fori_loop(0, times, lambda _, state: function(state), lanes)
 
 
 def _at(tree: PyTree, i: Array) -> PyTree:
