@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from fedjax_sim.base import Array, Params, PyTree
 from fedjax_sim.checks import check_count, is_concrete
-from fedjax_sim.nn import LSTM, conv_general_dilated, max_pool
+from fedjax_sim.nn import LSTM, conv_general_dilated, dot_general, max_pool
 
 
 class Model(NamedTuple):
@@ -55,8 +55,8 @@ def mlp(input_shape: Sequence[int], hidden: Sequence[int], outputs: int) -> Mode
         check_count("hidden", width)
     layers: list[Any] = [_flatten]
     for width in hidden:
-        layers += [nn.Dense(width), nn.relu]
-    return from_flax(nn.Sequential([*layers, nn.Dense(outputs)]), input_shape)
+        layers += [_dense(width), nn.relu]
+    return from_flax(nn.Sequential([*layers, _dense(outputs)]), input_shape)
 
 
 def cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Model:
@@ -73,7 +73,7 @@ def cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Mode
         )
         # ReLU and maximum commute, and behind the pool there is a quarter of the work.
         layers += [convolution, _max_pool, nn.relu]
-    layers += [_flatten, nn.Dense(512), nn.relu, nn.Dense(num_classes)]
+    layers += [_flatten, _dense(512), nn.relu, _dense(num_classes)]
     return from_flax(nn.Sequential(layers), input_shape)
 
 
@@ -102,6 +102,10 @@ def character_lstm(
     layers: list[Any] = [nn.Embed(vocabulary, embedding)]
     layers += [LSTM(units) for units in hidden]
     return from_flax(nn.Sequential([*layers, nn.Dense(vocabulary)]), (length,), jnp.int32)
+
+
+def _dense(units: int) -> nn.Dense:
+    return nn.Dense(units, dot_general=dot_general)
 
 
 def _flatten(x: Array) -> Array:
