@@ -180,8 +180,8 @@ def main() -> None:
     lines = [
         "# Layers in loops",
         "",
-        "`python -m benchmarks.convolution`: milliseconds for each step of SGD on 10 examples, "
-        "over all clients at work, the smallest of fresh processes; seconds to compile a scan of steps.",
+        "`python -m benchmarks.convolution`: milliseconds for each step of SGD on 10 "
+        "examples, over all clients at work, the smallest of fresh processes; seconds to compile a scan of steps.",
         "",
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, jax {version('jax')}, "
         f"flax {version('flax')}; {fresh('peak')['gflops']:.0f} GFLOP/s measured in a float32 "
