@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-BATCH, STEPS = 10, 20
+BATCH, STEPS, PROCESSES = 10, 20, 2
 MODELS = {"CNN": ("ours", "flax"), "character LSTM": ("ours", "flax")}
 SETTINGS = {  # lanes (0: no loop), devices
     "outside a loop": (0, 1),
@@ -171,7 +171,7 @@ def main() -> None:
         return
     jobs = [(n, w, *s) for n, both in MODELS.items() for w in both for s in SETTINGS.values()]
     found: dict[Any, dict[str, float]] = {}
-    for _ in range(2):
+    for _ in range(PROCESSES):
         for job in jobs:
             new = fresh("measure", *job)
             old = found.get(job, new)
@@ -181,7 +181,8 @@ def main() -> None:
         "# Layers in loops",
         "",
         "`python -m benchmarks.convolution`: milliseconds for each step of SGD on 10 "
-        "examples, over all clients at work, the smallest of fresh processes; seconds to compile a scan of steps.",
+        "examples, over all clients at work, the smallest of fresh processes; seconds to compile "
+        "a scan of steps.",
         "",
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, jax {version('jax')}, "
         f"flax {version('flax')}; {fresh('peak')['gflops']:.0f} GFLOP/s measured in a float32 "
