@@ -31,6 +31,60 @@ def test_parameter_counts(model, shape, parameters):
     assert out.shape == (5, 10)
 
 
+def test_the_shakespeare_models_count():
+    for vocabulary in (80, 90):
+        model = fs.models.character_lstm(vocabulary)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        assert sum(x.size for x in jax.tree.leaves(params)) == 796_672 + 265 * vocabulary
+        out = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((5, 80), jnp.int32))
+        assert out.shape == (5, 80, vocabulary)
+
+
+def test_the_cnn_is_that_of_flaxs_own_layers():
+    layers = []
+    for channels in (32, 64):
+        layers += [nn.Conv(channels, (5, 5)), nn.relu, lambda x: nn.max_pool(x, (2, 2), (2, 2))]
+    layers += [lambda x: x.reshape(len(x), -1), nn.Dense(512), nn.relu, nn.Dense(10)]
+    own, model = fs.models.from_flax(nn.Sequential(layers), (8, 8, 1)), fs.models.cnn((8, 8, 1))
+    params = own.init(jax.random.key(0))
+    renamed = dict(zip(model.init(jax.random.key(0)), params.values(), strict=True))
+    x = jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
+    gradients = [
+        jax.tree.leaves(jax.grad(lambda p, f=f: jnp.sum(jnp.sin(f(p, x))))(p))
+        for f, p in ((own.apply, params), (model.apply, renamed))
+    ]
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_a_character_model_learns_a_sequence():
+    model = fs.models.character_lstm(vocabulary=7, embedding=4, hidden=(16,), length=6)
+    params = model.init(jax.random.key(0))
+    count = sum(x.size for x in jax.tree.leaves(params))
+    assert count == 7 * 4 + 4 * (4 * 16 + 16 * 16 + 16) + 17 * 7
+    text = np.arange(9 * 6).reshape(9, 6) % 7
+    data = fs.FederatedData.from_arrays({"x": text, "y": (text + 1) % 7}, np.arange(9) % 3)
+    loss_fn = fs.models.cross_entropy(model.apply)
+    algorithm = fs.fedavg(loss_fn, optax.sgd(1.0), fs.LocalTraining(2, 2))
+    state = fs.init(algorithm, params, data)
+    losses, values = loss_fn(params, data.examples, None)
+    assert losses.shape == values["accuracy"].shape == (9,)
+    logits = np.asarray(model.apply(params, data.examples["x"]))
+    picked = np.take_along_axis(logits, data.examples["y"][..., None], 2)[..., 0]
+    by_hand = (np.log(np.exp(logits).sum(-1)) - picked).mean(1)
+    np.testing.assert_allclose(losses, by_hand, rtol=1e-5)
+    round_fn = fs.make_round(algorithm)
+    state, history = jax.jit(
+        lambda state: fs.run(round_fn, jax.random.key(0), state, data, fs.sampling.everyone(), 30)
+    )(state)
+    assert float(history.rounds.train["accuracy"][-1]) > 0.9
+    wrong = fs.FederatedData.from_arrays({"x": text, "y": text[:, 0]}, np.arange(9) % 3)
+    with pytest.raises(ValueError, match=r"shape \[N, 6\] for .*outputs \[N, 6, 7\]; got \[N\]"):
+        fs.init(algorithm, params, wrong)
+    with pytest.raises(ValueError, match=r"hidden must be .*got 0"):
+        fs.models.character_lstm(hidden=(0,))
+
+
 def digits():
     dataset = fs.datasets.digits()
     ids = fs.partition.iid(jax.random.key(0), len(dataset.train["y"]), 10)

@@ -101,11 +101,14 @@ def _unroll_jvp(primals: Any, tangents: Any) -> Any:
     to_c = jnp.concatenate([g * i * (1 - i), before_c * f * (1 - f), i * (1 - g * g)], axis=-1)
     to_h, through = squashed * o * (1 - o), o * (1 - squashed * squashed)
     dz = dz + before_h @ du
+    # In the loop's transpose, which is what a gradient runs, this is a product of rows.
+    u_transposed = u.T
 
     def step(carry: Carry, at: tuple[Array, ...]) -> tuple[Carry, Array]:
         dc, dh = carry
         dz, f, to_c, to_h, through = at
-        gates, out = jnp.split(dz + dh @ u, [3 * f.shape[-1]], axis=-1)
+        pushed = jax.lax.dot_general(dh, u_transposed, (((1,), (1,)), ((), ())))
+        gates, out = jnp.split(dz + pushed, [3 * f.shape[-1]], axis=-1)
         di, df, dg = jnp.split(gates * to_c, 3, axis=-1)
         dc = f * dc + (di + df + dg)
         dh = to_h * out + through * dc

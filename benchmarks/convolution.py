@@ -1,0 +1,212 @@
+"""Layers in loops: `python -m benchmarks.convolution` writes benchmarks/CONVOLUTION.md.
+
+A step is one step of SGD on a batch of 10. Each figure is of a fresh process, the smallest of
+several repeats; the processes are interleaved twice and the smaller kept.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+BATCH, STEPS, PROCESSES = 10, 20, 2
+MODELS = {"CNN": ("ours", "flax"), "character LSTM": ("ours", "flax")}
+SETTINGS = {  # lanes (0: no loop), devices
+    "outside a loop": (0, 1),
+    "in a scan": (1, 1),
+    "4 clients vmapped, in a scan": (4, 1),
+    "2 devices, a client each, in a scan": (1, 2),
+    "2 devices, 4 clients each, in a scan": (4, 2),
+}
+
+
+def model_of(name: str, whose: str) -> tuple[Any, Any, Any]:
+    """The model, and how to make inputs and labels of shape [n, BATCH, ...]."""
+    import jax
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    import fedjax_sim as fs
+
+    key = jax.random.key(0)
+    if name == "CNN":
+        layers: list[Any] = []
+        for channels in (32, 64):
+            layers += [nn.Conv(channels, (5, 5)), nn.relu, partial(_flax_pool, nn)]
+        layers += [lambda x: x.reshape(len(x), -1), nn.Dense(512), nn.relu, nn.Dense(10)]
+        own = fs.models.from_flax(nn.Sequential(layers), (28, 28, 1))
+        x = lambda n: jax.random.normal(key, (n, BATCH, 28, 28, 1))
+        y = lambda n: jax.random.randint(key, (n, BATCH), 0, 10)
+        return (fs.models.cnn() if whose == "ours" else own), x, y
+    layers = [nn.Embed(90, 8)] + [nn.RNN(nn.OptimizedLSTMCell(256)) for _ in range(2)]
+    own = fs.models.from_flax(nn.Sequential([*layers, nn.Dense(90)]), (80,), jnp.int32)
+    x = lambda n: jax.random.randint(key, (n, BATCH, 80), 0, 90)
+    return (fs.models.character_lstm() if whose == "ours" else own), x, x
+
+
+def _flax_pool(nn: Any, x: Any) -> Any:
+    return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def smallest(run: Callable[[], Any], repeats: int = 5) -> float:
+    import jax
+
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def measure(name: str, whose: str, lanes: int, devices: int) -> dict[str, float]:
+    """Milliseconds a client-step, over all clients at work, and seconds to compile."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import Mesh, PartitionSpec
+
+    import fedjax_sim as fs
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    model, x, y = model_of(name, whose)
+    loss_fn = fs.models.cross_entropy(model.apply)
+    params = model.init(jax.random.key(1))
+
+    def step(params: Any, batch: Any) -> Any:
+        gradient = jax.grad(lambda p: jnp.mean(loss_fn(p, batch, None)[0]))(params)
+        return jax.tree.map(lambda w, g: w - 0.01 * g, params, gradient)
+
+    steps = STEPS if whose == "ours" or lanes == 0 else 4
+    batches = {"x": x(steps), "y": y(steps)}
+    if lanes == 0:
+        once = jax.jit(step, donate_argnums=0)
+        one = jax.tree.map(lambda a: a[0], batches)
+        params = once(params, one)
+
+        def run() -> Any:
+            here = jax.tree.map(jnp.copy, params)
+            for _ in range(steps):
+                here = once(here, one)
+            return here
+
+        return {"ms": smallest(run) / steps * 1e3}
+
+    def train(params: Any, batches: Any) -> Any:
+        return jax.lax.scan(lambda p, b: (step(p, b), None), params, batches)[0]
+
+    def work(params: Any, batches: Any) -> Any:
+        if lanes > 1:
+            return jax.vmap(train, (0, None))(params, batches)
+        trained = train(jax.tree.map(lambda a: a[0], params), batches)
+        return jax.tree.map(lambda a: a[None], trained)
+
+    stacked = jax.tree.map(lambda a: jnp.stack([a] * lanes * devices), params)
+    if devices > 1:
+        mesh, split = Mesh(np.array(jax.devices()), ("clients",)), PartitionSpec("clients")
+        specs: Any = {"in_specs": (split, PartitionSpec()), "out_specs": split}
+        work = jax.shard_map(work, mesh=mesh, **specs)
+    start = time.perf_counter()
+    compiled = jax.jit(work).lower(stacked, batches).compile()
+    seconds = time.perf_counter() - start
+    run = partial(compiled, stacked, batches)
+    jax.block_until_ready(run())
+    return {"ms": smallest(run) / (steps * lanes * devices) * 1e3, "compile": seconds}
+
+
+def pooling() -> dict[str, float]:
+    """Microseconds for value and gradient at the CNN's first pool."""
+    import jax
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    import fedjax_sim as fs
+
+    x = jax.random.normal(jax.random.key(0), (BATCH, 28, 28, 32))
+    pools = {
+        "max, ours": lambda x: fs.nn.max_pool(x, (2, 2), (2, 2)),
+        "max, flax's": lambda x: nn.max_pool(x, (2, 2), (2, 2)),
+        "average, flax's": lambda x: nn.avg_pool(x, (2, 2), (2, 2)),
+    }
+    taken = {}
+    for name, pool in pools.items():
+        both = jax.jit(lambda x, pool=pool: jax.vjp(pool, x)[1](jnp.ones((BATCH, 14, 14, 32))))
+        jax.block_until_ready(both(x))
+        taken[name] = smallest(lambda both=both: [both(x) for _ in range(20)]) / 20 * 1e6
+    return taken
+
+
+def peak() -> dict[str, float]:
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones((1024, 1024))
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    return {"gflops": 2 * 1024**3 / smallest(lambda: product(x), 30) / 1e9}
+
+
+def fresh(*arguments: Any) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.convolution", json.dumps(arguments)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return json.loads(lines[-1])
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        name, *rest = json.loads(sys.argv[1])
+        here: dict[str, Callable[..., dict[str, float]]] = {
+            "measure": measure,
+            "pooling": pooling,
+            "peak": peak,
+        }
+        print(json.dumps(here[name](*rest)))
+        return
+    jobs = [(n, w, *s) for n, both in MODELS.items() for w in both for s in SETTINGS.values()]
+    found: dict[Any, dict[str, float]] = {}
+    for _ in range(PROCESSES):
+        for job in jobs:
+            new = fresh("measure", *job)
+            old = found.get(job, new)
+            found[job] = {key: min(old[key], new[key]) for key in new}
+            print(job, found[job], flush=True)
+    lines = [
+        "# Layers in loops",
+        "",
+        "`python -m benchmarks.convolution`: milliseconds for each step of SGD on 10 "
+        "examples, over all clients at work, the smallest of fresh processes; seconds to compile "
+        "a scan of steps.",
+        "",
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, jax {version('jax')}, "
+        f"flax {version('flax')}; {fresh('peak')['gflops']:.0f} GFLOP/s measured in a float32 "
+        "matrix product of 1024.",
+    ]
+    for name in MODELS:
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "| | ours | flax's layers | compile, ours |",
+            "|---|---|---|---|",
+        ]
+        for setting, numbers in SETTINGS.items():
+            ours, flax = (found[name, whose, *numbers] for whose in ("ours", "flax"))
+            compiled = f"{ours['compile']:.1f} s" if "compile" in ours else ""
+            lines.append(f"| {setting} | {ours['ms']:.1f} | {flax['ms']:.1f} | {compiled} |")
+    lines += ["", "## Pooling", "", "Value and gradient, [10, 28, 28, 32], windows of 2 by 2.", ""]
+    lines += ["| | microseconds |", "|---|---|"]
+    lines += [f"| {name} | {us:.0f} |" for name, us in fresh("pooling").items()]
+    text = "\n".join(lines) + "\n"
+    (Path(__file__).parent / "CONVOLUTION.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
