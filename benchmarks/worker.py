@@ -57,12 +57,15 @@ class Worker:
         from importlib.metadata import version
 
         self.reset(self.job.learning_rate)
+        start = time.perf_counter()
         self.train(self.job.cohorts()[:1], True)
-        first = time.time() - self.started
+        pilot, first = time.perf_counter() - start, time.time() - self.started
         if self.compiles:
             self.train_all()
+        if self.compiles or self.job.rounds > 1:
+            pilot = self.time()["seconds"]
         versions = {name: version(name) for name in self.versions}
-        return {"first_round": first, "pilot": self.time()["seconds"], "versions": versions}
+        return {"first_round": first, "pilot": pilot, "versions": versions}
 
     def time(self) -> dict[str, Any]:
         start = time.perf_counter()
