@@ -1,0 +1,196 @@
+"""What is the strategies' own: their queues, deals, choices and refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_sim as fs
+from fedjax_sim.execution.automatic import Automatic
+from fedjax_sim.execution.sharded import _deal, _deal_slots
+from tests.conftest import MESH, SIZES, federation, flat, linear_loss, zeros
+
+LOCAL = fs.LocalTraining(2, 4)
+
+
+def counting(data, execution, num_clients, local=LOCAL):
+    """(params, steps that lanes took, steps asked for) of one round of all clients."""
+    taken = []
+
+    def loss_fn(params, batch, key):
+        jax.debug.callback(lambda _: taken.append(1), batch["x"][0, 0])
+        return linear_loss(params, batch, key)
+
+    algorithm = fs.fedavg(loss_fn, optax.sgd(0.02), local)
+    round_fn = jax.jit(fs.make_round(algorithm, execution=execution))
+    state = fs.init(algorithm, zeros(), data)
+    cohort = fs.Cohort(jnp.arange(num_clients))
+    state, metrics = jax.block_until_ready(round_fn(jax.random.key(0), state, data, cohort))
+    jax.effects_barrier()
+    return state.params, len(taken), int(metrics.client_steps)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
+def test_lanes_take_few_steps_that_nobody_needs(data, lanes):
+    """At most what longest-first scheduling needs; the tail is trained one by one."""
+    _, taken, asked = counting(data, fs.execution.packed(lanes), len(SIZES))
+    steps = sorted((2 * -(-n // 4) for n in SIZES), reverse=True)
+    ends = np.zeros(lanes, int)
+    for n in steps:
+        ends[ends.argmin()] += n
+    assert asked == sum(steps)
+    assert asked <= taken <= lanes * ends.max()
+    if lanes == 1:
+        assert taken == asked
+
+
+def test_one_long_client_does_not_keep_the_other_lanes_busy():
+    sizes = [400, 8, 8, 8, 8]
+    rng = np.random.default_rng(0)
+    data = federation([(rng.normal(size=(n, 4)), rng.normal(size=n)) for n in sizes])
+    _, taken, asked = counting(data, fs.execution.packed(4), 5)
+    assert asked == 2 * (100 + 4 * 2)
+    assert taken <= 1.1 * asked
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_work_is_dealt_evenly(devices, seed):
+    steps = jnp.asarray(np.random.default_rng(seed).integers(0, 50, 20), jnp.int32)
+    dealt = np.asarray(_deal(steps, devices))
+    loads = np.bincount(dealt, weights=np.asarray(steps), minlength=devices)
+    # Graham 1969: longest first ends within 4/3 - 1/(3D) of the best.
+    best = max(loads.sum() / devices, float(steps.max()))
+    assert loads.max() <= best * (4 / 3 - 1 / (3 * devices)) + 1e-6
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2, 7, 12])
+def test_every_slot_is_dealt_once(devices, m):
+    steps = jnp.asarray(np.random.default_rng(m).integers(0, 9, m), jnp.int32)
+    seen = []
+    for me in range(devices):
+        slots, mine = _deal_slots(steps, devices, jnp.int32(me))
+        assert len(slots) == -(-m // devices)
+        seen += np.asarray(slots)[np.asarray(mine)].tolist()
+    assert sorted(seen) == list(range(m))
+
+
+def test_sharded_run_equals_one_device_and_traces_once(data):
+    """In a run, with client state kept; and the federation has one copy on CPUs."""
+    algorithm = fs.scaffold(linear_loss, 0.02, LOCAL)
+    traces, results = [], []
+    for execution in (fs.execution.packed(1), fs.execution.sharded(MESH)):
+        placed = (data, fs.init(algorithm, zeros(), data))
+        if execution != fs.execution.packed(1):
+            placed = fs.execution.replicate(placed, MESH)
+            shards = placed[0].examples["x"].addressable_shards
+            assert len({x.data.unsafe_buffer_pointer() for x in shards}) == 1
+
+        def rounds(key, data, state, execution=execution):
+            traces.append(1)
+            round_fn = fs.make_round(algorithm, execution=execution)
+            return fs.run(round_fn, key, state, data, fs.sampling.uniform(5), 3)
+
+        compiled = jax.jit(rounds)
+        state, history = compiled(jax.random.key(1), *placed)
+        state, _ = compiled(jax.random.key(1), placed[0], state)
+        results.append((flat(state.params), flat(state.server.control), history.rounds))
+    assert len(traces) == 2
+    for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_sharded_vmapped_has_a_gradient(data):
+    def last(lr, execution):
+        algorithm = fs.fedavg(linear_loss, optax.sgd(lr), LOCAL)
+        round_fn = fs.make_round(algorithm, execution=execution)
+        state = fs.init(algorithm, zeros(), data)
+        state, _ = round_fn(jax.random.key(0), state, data, fs.Cohort(jnp.array([1, 4, 5])))
+        return jnp.sum(state.params["w"] ** 2)
+
+    own = jax.grad(last)(0.02, fs.execution.vmapped())
+    dealt = jax.jit(jax.grad(last), static_argnums=1)(
+        0.02, fs.execution.sharded(MESH, fs.execution.vmapped())
+    )
+    np.testing.assert_allclose(dealt, own, rtol=1e-5)
+
+
+def test_cores_are_devices():
+    mesh = fs.execution.cores(1)
+    assert mesh.axis_names == ("clients",)
+    assert mesh.size == 1
+    # JAX runs with two here: all of them, or as many as there are cores.
+    assert fs.execution.cores().size <= 2
+
+
+def test_automatic_follows_its_rule():
+    def choice(sizes, m, width):
+        clients = [{"x": np.ones((n, width), np.float32), "y": np.ones(n)} for n in sizes]
+        data = fs.FederatedData.from_clients(clients)
+        params = {"w": np.zeros(width, np.float32), "b": np.float32(0)}
+        algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
+        seen = []
+
+        class Seeing(Automatic):
+            def choose(self, *args):
+                seen.append(super().choose(*args))
+                return seen[-1]
+
+        round_fn = fs.make_round(algorithm, execution=Seeing())
+        state = fs.init(algorithm, params, data)
+        cohort = fs.Cohort(jnp.arange(m))
+        jax.eval_shape(round_fn, jax.random.key(0), state, data, cohort)
+        return seen[0]
+
+    assert choice([3, 3, 3], 3, 4) == fs.execution.vmapped()
+    assert choice([3, 2, 3], 3, 4) == fs.execution.packed()
+    if jax.default_backend() == "cpu":  # models of 40 MB fit no core's cache together
+        assert choice([3, 3, 3], 3, 10**7) == fs.execution.packed()
+
+
+def test_lanes_by_default_fit_the_cohort_and_shrink_with_the_model():
+    def lanes(m, width):
+        data = fs.FederatedData.from_clients([{"x": np.ones((2, width)), "y": np.ones(2)}] * m)
+        made = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
+        params = {"w": np.zeros(width, np.float32), "b": np.float32(0)}
+        packed = fs.execution.packed()
+        chosen = []
+
+        class Seeing(type(packed)):
+            def _choose(self, *args):
+                chosen.append(super()._choose(*args))
+                return chosen[-1]
+
+        round_fn = fs.make_round(made, execution=Seeing(None))
+        state = fs.init(made, params, data)
+        jax.eval_shape(round_fn, jax.random.key(0), state, data, fs.Cohort(jnp.arange(m)))
+        return chosen[0]
+
+    assert lanes(1, 4) == 1
+    assert 1 <= lanes(8, 10**6) <= lanes(8, 4) <= 8
+
+
+def test_bad_strategies_are_refused(data):
+    packed = fs.execution.packed
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
+    state = fs.init(algorithm, zeros(), data)
+    with pytest.raises(ValueError, match="lanes must be at most m = 2.*got 3"):
+        fs.make_round(algorithm, execution=packed(3))(
+            jax.random.key(0), state, data, fs.Cohort(jnp.arange(2))
+        )
+    with pytest.raises(ValueError, match=r"n must be at most the \d+ cores.*got 100000"):
+        fs.execution.cores(100_000)
+    with pytest.raises(ValueError, match="n must be .*got 0"):
+        fs.execution.cores(0)
+    with pytest.raises(ValueError, match="mesh must be a jax.sharding.Mesh"):
+        fs.execution.sharded(2)
+    two = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 1), ("a", "b"))
+    with pytest.raises(ValueError, match='mesh must have one axis, or one named "clients"'):
+        fs.execution.sharded(two)
+    for inner in (fs.execution.sharded(MESH), "packed"):
+        with pytest.raises(ValueError, match="inner must be"):
+            fs.execution.sharded(MESH, inner)
+    with pytest.raises(ValueError, match="sharded itself: call it"):
+        fs.make_round(algorithm, execution=fs.execution.sharded)
