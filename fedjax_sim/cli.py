@@ -97,8 +97,9 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=100, metavar="R", help="rounds of each run (default: 100)")
     add("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default: 5)")
     add("--target", type=float, help="score to reach (default: accuracy 0.9; for wind R^2 0.75)")
-    add("--execution", default="packed:8", help="vmapped, packed or packed:LANES "
-        "(default: packed:8)")  # fmt: skip
+    add("--execution", default="automatic", help="automatic (default), vmapped, packed or "
+        "packed:LANES")  # fmt: skip
+    add("--cores", type=int, metavar="N", help="cores that share a cohort (default: all)")
     add("--out", type=folder, default=Path("compare-results"), metavar="DIR",
         help="results folder (default: compare-results)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the results in --out")
@@ -115,6 +116,7 @@ def _compare(options: argparse.Namespace) -> int:
         if name not in ("command", "out", "overwrite")
     }
     setting = comparison.Setting(**given).resolved()
+    _use_cores(setting.cores)
     report.check_writable(options.out, options.overwrite)
     problem = comparison.build(setting)
     exchange = comparison.bytes_of(setting, problem)
@@ -152,6 +154,18 @@ def _compare(options: argparse.Namespace) -> int:
         console.print("Interrupted: what was computed until then is kept.")
     console.print(f"Wrote {', '.join(names)} to {options.out}", soft_wrap=True)
     return _INTERRUPTED if interrupt.received else 0
+
+
+def _use_cores(cores: int | None) -> None:
+    """Makes the cores devices, before JAX starts, and keeps compiled programs on disk."""
+    import jax
+
+    from fedjax_sim import execution
+
+    execution.cores(cores)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "fedjax_sim" / "xla"))
 
 
 class _Interrupt:

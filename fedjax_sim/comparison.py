@@ -44,7 +44,8 @@ class Setting:
     rounds: int = 100
     seeds: int = 5  # seeds 0, 1, ...
     target: float | None = None  # score to reach; None: 0.9 accuracy, 0.75 R^2
-    execution: str = "packed:8"  # vmapped | packed | packed:LANES
+    execution: str = "automatic"  # automatic | vmapped | packed | packed:LANES
+    cores: int | None = None  # that share a cohort; None: all
 
     def resolved(self) -> "Setting":
         """The same with every None of a default filled in, checked.
@@ -92,6 +93,8 @@ class Setting:
                 check_number(name, getattr(self, name), lambda x: x > 0, "positive")
         check_local(self.local)
         _strategy(self.execution)
+        if self.cores is not None:
+            check_count("cores", self.cores)
         target = self.target if self.target is not None else (0.75 if wind else 0.9)
         check_number("target", target, lambda x: x <= 1, "at most 1")
         filled: dict[str, Any] = {
@@ -210,26 +213,30 @@ def bytes_of(setting: Setting, problem: Problem) -> Communication:
 def compare(setting: Setting, problem: Problem, chunk: int) -> Iterator[Chunk]:
     """Trains every mode and fraction with every seed, `chunk` rounds at a time.
 
-    Each chunk is one compiled call in which all seeds run side by side. The modes of one
+    Each chunk is one compiled call over all seeds, one after the other, whose cohorts are dealt
+    over the cores. The modes of one
     seed and fraction share initial model, cohorts and shuffles (common random numbers),
     so that they differ by aggregation alone.
     """
+    mesh = execution.cores(setting.cores)
+    strategy = execution.sharded(mesh, _strategy(setting.execution))
+    data = execution.replicate(problem.data, mesh)
     keys = jax.vmap(jax.random.key)(jnp.arange(setting.seeds))
     algorithm = algorithm_of(setting, problem)
 
     def begin(key: Array) -> Any:
         return init(algorithm, problem.init(stream(key, INIT)), problem.data)
 
-    start = jax.jit(jax.vmap(begin))(keys)
+    start = execution.replicate(jax.jit(jax.vmap(begin))(keys), mesh)
     for fraction in setting.fractions:
         sampler = sampling.uniform(cohort_size(fraction, problem.data.num_clients))
         for mode in setting.modes:
-            round_fn = make_round(algorithm, aggregation.RULES[mode], _strategy(setting.execution))
+            round_fn = make_round(algorithm, aggregation.RULES[mode], strategy)
             step = _over_seeds(round_fn, sampler, problem.score)
             state, first = start, 0
             while first < setting.rounds:
                 rounds = min(chunk, setting.rounds - first)
-                state, history = step(keys, state, problem.data, rounds)
+                state, history = step(keys, state, data, rounds)
                 yield _to_host(mode, fraction, first, history)
                 first += rounds
 
@@ -237,12 +244,19 @@ def compare(setting: Setting, problem: Problem, chunk: int) -> Iterator[Chunk]:
 def _over_seeds(
     round_fn: RoundFn, sampler: sampling.Sampler, score: Callable[[Params], Array]
 ) -> Callable[..., Any]:
-    """`(keys, states, data, rounds) -> (states, history)`, compiled, seeds side by side."""
+    """`(keys, states, data, rounds) -> (states, history)`, compiled.
 
-    def advance(key: Array, state: Any, data: FederatedData, rounds: int) -> Any:
-        return run(round_fn, key, state, data, sampler, rounds, score)
+    Seeds have cohorts of their own: side by side under `vmap`, each would wait for the
+    longest queue of all.
+    """
 
-    return jax.jit(jax.vmap(advance, in_axes=(0, 0, None, None)), static_argnums=3)
+    def advance(keys: Array, states: Any, data: FederatedData, rounds: int) -> Any:
+        def one(seed: tuple[Array, Any]) -> Any:
+            return run(round_fn, *seed, data, sampler, rounds, score)
+
+        return jax.lax.map(one, (keys, states))
+
+    return jax.jit(advance, static_argnums=3)
 
 
 def rounds_to_target(scores: np.ndarray, target: float) -> float | None:
@@ -281,11 +295,11 @@ def _to_host(mode: str, fraction: float, first: int, history: History) -> Chunk:
 
 def _strategy(text: str) -> Any:
     name, _, lanes = text.partition(":")
-    if name == "vmapped" and not lanes:
-        return execution.vmapped()
+    if name in ("automatic", "vmapped") and not lanes:
+        return getattr(execution, name)()
     if name == "packed" and (not lanes or lanes.isdecimal()):
         return execution.packed(int(lanes) if lanes else None)
-    raise ValueError(f"execution must be vmapped, packed or packed:LANES; got {text!r}")
+    raise ValueError(f"execution must be automatic, vmapped, packed or packed:LANES; got {text!r}")
 
 
 def _check_name(name: str, value: str, allowed: tuple[str, ...]) -> None:

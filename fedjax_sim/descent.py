@@ -91,7 +91,6 @@ def descend(
         grads, metrics = gradient(carry.params, batch, mask, key)
         if adjust is not None:
             grads = adjust(grads, carry.params, message, client_state)
-        grads = jax.lax.optimization_barrier(grads)
         updates, state = _at(optimizer, message.round).update(grads, carry.optimizer, carry.params)
         return Descent(optax.apply_updates(carry.params, updates), state), metrics
 

@@ -1,5 +1,7 @@
 """Strict settings, and the small ragged federation most tests train on."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import fedjax_sim as fs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # nothing in the home of who tests
 
 # Two devices, whatever the machine, for the sharded strategy; started here, before a doctest
 # can ask for another number.

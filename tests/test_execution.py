@@ -176,15 +176,15 @@ def test_bad_strategies_are_refused(data):
     packed = fs.execution.packed
     algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
     state = fs.init(algorithm, zeros(), data)
-    with pytest.raises(ValueError, match="lanes must be at most m = 2.*got 3"):
+    with pytest.raises(ValueError, match=r"lanes must be at most m = 2.*got 3"):
         fs.make_round(algorithm, execution=packed(3))(
             jax.random.key(0), state, data, fs.Cohort(jnp.arange(2))
         )
     with pytest.raises(ValueError, match=r"n must be at most the \d+ cores.*got 100000"):
         fs.execution.cores(100_000)
-    with pytest.raises(ValueError, match="n must be .*got 0"):
+    with pytest.raises(ValueError, match=r"n must be .*got 0"):
         fs.execution.cores(0)
-    with pytest.raises(ValueError, match="mesh must be a jax.sharding.Mesh"):
+    with pytest.raises(ValueError, match=r"mesh must be a jax.sharding.Mesh"):
         fs.execution.sharded(2)
     two = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 1), ("a", "b"))
     with pytest.raises(ValueError, match='mesh must have one axis, or one named "clients"'):

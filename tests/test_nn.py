@@ -379,3 +379,46 @@ def test_lstm_keeps_its_kernels_gradient_out_of_the_loop():
 def test_lstm_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         fs.nn.lstm(*change(*lstm_arguments()))
+
+
+@pytest.mark.parametrize("units", [1, 10, 16, 17])
+def test_dense_product_is_lax_own(units):
+    """Values, both modes, second order, vmapped over either side; and dims it does not handle."""
+    dims = (((1,), (0,)), ((), ()))
+    x, w = normal(0, 5, 7), normal(1, 7, units)
+
+    def loss(product, x, w):
+        return jnp.sum(jnp.sin(product(x, w, dims)) ** 2)
+
+    ours, own = partial(loss, fs.nn.dot_general), partial(loss, lax.dot_general)
+    check_grads(ours, (x, w), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+    for derive in (jax.grad, jax.jacfwd, jax.hessian):
+        close(derive(ours, 1)(x, w), derive(own, 1)(x, w))
+    xs, ws = normal(2, 3, 5, 7), normal(3, 3, 7, units)
+    for axes in ((0, 0), (None, 0), (0, None)):
+        args = (xs if axes[0] == 0 else x, ws if axes[1] == 0 else w)
+        close(*(jax.jit(jax.vmap(jax.grad(f, (0, 1)), axes))(*args) for f in (ours, own)))
+    images = normal(4, 2, 3, 7)
+    for product in (fs.nn.dot_general, lax.dot_general):
+        assert product(images, w, (((2,), (0,)), ((), ()))).shape == (2, 3, units)
+    batched = (((2,), (1,)), ((0,), (0,)))
+    close(fs.nn.dot_general(xs, ws, batched), lax.dot_general(xs, ws, batched))
+
+
+def test_dense_gradient_stays_apart_from_its_transpose():
+    """On a CPU no product with 10 columns is left in the compiled gradient's loop."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("other backends choose for themselves")
+
+    def train(product):
+        def step(w, _):
+            return w - jax.grad(lambda w: jnp.sum(product(x, w, dims) ** 2))(w), None
+
+        dims = (((1,), (0,)), ((), ()))
+        x = jnp.ones((10, 784), jnp.float32)
+        return jax.jit(lambda w: lax.scan(step, w, length=3)[0])
+
+    w = jnp.ones((784, 10), jnp.float32)
+    text = train(fs.nn.dot_general).lower(w).compile().as_text()
+    assert "f32[784,10]{1,0} dot(" not in text
+    assert "f32[10,784]{1,0} dot(" in text

@@ -40,6 +40,18 @@ def test_a_block_sees_what_the_whole_sees():
     assert sorted(shuffled(key, jnp.arange(100_000), 100_000).tolist()) == list(range(100_000))
 
 
+def test_turns_are_permutations_of_their_own():
+    """Every epoch's is a bijection, and where one epoch sends a place says nothing of the next."""
+    key, size, turns = jax.random.key(2), 7, 7_000
+    draw = jax.jit(jax.vmap(lambda turn: shuffled(key, jnp.arange(size), size, turn)))
+    images = np.asarray(draw(jnp.arange(turns)))
+    assert (np.sort(images, axis=1) == np.arange(size)).all()
+    pairs = np.bincount(images[:-1, 0] * size + images[1:, 0], minlength=size**2)
+    expected = (turns - 1) / size**2
+    # Chi-square of 48 degrees of freedom: 99.9999 % lie below 113.
+    assert ((pairs - expected) ** 2 / expected).sum() < 113
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_permutation_is_equally_likely(size):
     """Chi-square over the size! permutations, at a level of about 1e-6."""
