@@ -43,13 +43,18 @@ class Job:
         return np.stack([rng.choice(len(sizes), self.m, replace=False) for _ in range(rounds)])
 
     def small(self) -> "Job":
-        """What implementations are compared on: fewer clients and examples, a short last block.
+        """What implementations are compared on: fewer clients, of 5 to 65 examples in every job,
+        so that a wrong weight or a lost short block shows.
 
         Few steps: later, one ReLU that rounding puts on the other side of its kink grows within
         20 steps to a tenth of what a client's training moves (seen on `cnn` after 33).
         """
-        sizes = np.minimum(self.sizes()[: max(100, 2 * self.m)], 65)
-        return replace(self, make_sizes=lambda rng: sizes, rounds=2, sweep=1, sampled=False)
+        clients = min(len(self.sizes()), max(100, 2 * self.m))
+
+        def sizes(rng: np.random.Generator) -> np.ndarray:
+            return rng.integers(5, 66, clients)
+
+        return replace(self, make_sizes=sizes, rounds=2, sweep=1, sampled=False)
 
     def examples(self) -> tuple[np.ndarray, np.ndarray]:
         """Random x [N, ...] and y [N] (characters: both [N, positions])."""
