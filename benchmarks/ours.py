@@ -1,6 +1,7 @@
 """fedjax_sim on the jobs: `python -m benchmarks.ours JOB SETTING`."""
 
 import time
+from functools import cache
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from benchmarks.jobs import CHARACTERS, CLASSES, HIDDEN, Job, Weights
 from benchmarks.worker import Worker, serve
 
 
+@cache  # the devices of `cores` are made once
 def execution(setting: str) -> Any:
     """What a setting of the command line stands for."""
     name, _, lanes = setting.partition(":")

@@ -13,9 +13,9 @@ algorithm asks for are counted. The *floor* of a step is its products' flops at 
 that was measured in the same run (or, where a model's weights and gradient do not fit the cache,
 8 bytes a parameter at the measured bandwidth); the share of the floor is that time over the time
 taken. *Useful* is the share of the lanes' steps that some client needed. Every implementation was
-found to end, without shuffling, in the same weights as ours after two rounds (*apart*: distance
-over the distance moved). Start-up is from the start of the process to the end of the first round,
-data made and programs compiled.
+found to end, without shuffling, in the same weights as ours after two rounds on fewer examples
+(*apart*: distance over the distance moved). Start-up is from the start of the process to the end
+of the first round, data made and programs compiled.
 """
 
 
