@@ -236,19 +236,19 @@ def test_lowered_per_platform():
 
 
 def test_inside_shard_map():
-    ours, own = pair()
+    """x is the same on all devices, w is not: a test of types, which one device is enough for."""
     mesh = Mesh(np.array(jax.devices()[:1]), ("clients",))
-    x, w = normal(0, 2, 5, 5, 1), normal(1, 1, 3, 3, 1, 2)
-
-    def step(conv):  # x is the same on all devices, w is not
-        return lambda x, w: jax.grad(loss_of(conv), 1)(x, w[0])[None]
-
-    specs = {
-        "in_specs": (PartitionSpec(), PartitionSpec("clients")),
-        "out_specs": PartitionSpec("clients"),
-    }
-    mapped = jax.jit(jax.shard_map(step(ours), mesh=mesh, **specs))
-    close(mapped(x, w)[0], step(own)(x, w)[0])
+    split = PartitionSpec("clients")
+    specs = {"in_specs": (PartitionSpec(), split), "out_specs": split}
+    images, kernel = normal(0, 2, 5, 5, 1), normal(1, 1, 3, 3, 1, 2)
+    sequences, _, recurrent, bias = lstm_arguments()
+    cases = [
+        (lambda x, w: fs.nn.max_pool(pair()[0](x, w), (2, 2), (2, 2)), images, kernel),
+        (lambda x, w: fs.nn.lstm(x, w, recurrent, bias)[0], sequences, normal(1, 1, 3, 16)),
+    ]
+    for layer, x, w in cases:
+        step = lambda x, w: jax.grad(loss_of(layer), 1)(x, w[0])[None]  # noqa: B023
+        close(jax.jit(jax.shard_map(step, mesh=mesh, **specs))(x, w), step(x, w))
 
 
 def test_drop_in_for_flax():

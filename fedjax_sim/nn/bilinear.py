@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.base import Array
+from fedjax_sim.nn.varying import vary_alike
 
 
 class Geometry(NamedTuple):
@@ -60,26 +61,9 @@ def dilate(sizes: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 + (n - 1) * d if n else 0 for n, d in zip(sizes, factors, strict=True))
 
 
-def _varying(x: Array) -> frozenset[str]:
-    """The axes of `shard_map` over which x varies; JAX renamed where it says so."""
-    kind: Any = jax.typeof(x)
-    return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
-
-
 def bind(primitive: Primitive, a: Array, b: Array, **params: Any) -> Array:
-    """Binds; inside `shard_map`, what varies less is first marked as varying like the other."""
-    axes = _varying(a) | _varying(b)
-    a, b = (_vary(x, tuple(axes - _varying(x))) for x in (a, b))
-    return primitive.bind(a, b, **params)
-
-
-def _vary(x: Array, axes: tuple[str, ...]) -> Array:
-    if not axes:
-        return x
-    if hasattr(lax, "pcast"):
-        return lax.pcast(x, axes, to="varying")
-    mark: Any = vars(lax)["pvary"]  # its name before JAX 0.9
-    return mark(x, axes)
+    """The primitive of both operands, inside `shard_map` too."""
+    return primitive.bind(*vary_alike(a, b), **params)
 
 
 # The maps as plain functions, without an axis over lanes.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from fedjax_sim.base import Array
+from fedjax_sim.nn.varying import vary_alike
 
 Carry = tuple[Array, Array]  # c [..., H], h [..., H]
 
@@ -65,7 +66,7 @@ def lstm(
             )
     # Time leads inside, so that a step's block is contiguous.
     inputs = jnp.swapaxes(x, 0, 1) @ kernel + bias.reshape(1, 1, -1)
-    c, h = _unroll(inputs, recurrent_kernel, *carry)
+    c, h = _unroll(*vary_alike(inputs, recurrent_kernel, *carry))
     return jnp.swapaxes(h, 0, 1), (c, h[-1] if x.shape[1] else carry[1])
 
 
