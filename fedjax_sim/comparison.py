@@ -92,7 +92,12 @@ class Setting:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), lambda x: x > 0, "positive")
         check_local(self.local)
-        _strategy(self.execution)
+        lanes = getattr(_strategy(self.execution), "lanes", None)
+        if lanes is not None and lanes > min(cohorts):
+            raise ValueError(
+                f"execution packed:{lanes} needs a lane's client in every cohort; the smallest "
+                f"has {min(cohorts)}"
+            )
         if self.cores is not None:
             check_count("cores", self.cores)
         target = self.target if self.target is not None else (0.75 if wind else 0.9)

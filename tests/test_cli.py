@@ -127,6 +127,9 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys):
         (["--modes", "selected", "selected"], "modes must be at least one, each once"),
         (["--execution", "pmap"], "execution must be .*'pmap'"),
         (["--execution", "packed:0"], "lanes must be .*got 0"),
+        (["--execution", "packed:6"], "packed:6 .*the smallest has 5"),
+        (["--cores", "0"], "cores must be .*got 0"),
+        (["--cores", "100000"], r"n must be at most the \d+ cores of this machine; got 100000"),
         (["--fractions", "0"], r"must be in \(0, 1\]; got 0"),
         (["--fractions", "lots"], "invalid fraction value: 'lots'"),
         (["--clients", "0"], "clients must be .*got 0"),
@@ -284,3 +287,14 @@ def test_rounds_to_target_by_hand():
 )
 def test_cohort_size(fraction, clients, m):
     assert cohort_size(fraction, clients) == m
+
+
+def test_compiled_programs_are_kept(tmp_path):
+    """In the cache of who runs it, and on as many cores as asked for."""
+    command = [sys.executable, "-m", "fedjax_sim.cli", "compare", "--rounds", "2", "--seeds", "1"]
+    command += ["-C", "0.1", "--modes", "selected", "--cores", "1", "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache" / "fedjax_sim" / "xla").iterdir())

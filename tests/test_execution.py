@@ -102,6 +102,32 @@ def test_sharded_run_equals_one_device_and_traces_once(data):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("inner", [fs.execution.vmapped(), fs.execution.packed(1)])
+def test_client_state_of_any_type_finds_its_way_home(data, inner):
+    base = fs.fedavg(linear_loss, optax.sgd(0.02), LOCAL)
+
+    def finish(carry, message, client_state, num_examples, num_steps, key):
+        done, seen, name = client_state
+        output = base.client.finish(carry, message, (), num_examples, num_steps, key)
+        return output._replace(client_state=(done + num_steps, ~seen, name - 0.5))
+
+    algorithm = base._replace(
+        init_client=lambda params: (jnp.int32(0), jnp.array(False), jnp.float32(0)),
+        client=base.client._replace(finish=finish),
+    )
+    round_fn = jax.jit(fs.make_round(algorithm, execution=fs.execution.sharded(MESH, inner)))
+    state = fs.init(algorithm, zeros(), data)
+    cohort = fs.Cohort(jnp.array([5, 0, 2, 3, 7]), jnp.array([True, True, True, False, True]))
+    for _ in range(2):
+        state, _ = round_fn(jax.random.key(0), state, data, cohort)
+    done, seen, name = (np.asarray(x) for x in state.clients)
+    steps = [2 * -(-n // 4) for n in SIZES]
+    taking_part = [5, 0, 7]  # client 2 has no examples, slot 3 is padding
+    np.testing.assert_array_equal(done, [2 * n * (k in taking_part) for k, n in enumerate(steps)])
+    np.testing.assert_array_equal(seen, np.zeros(8, bool))
+    np.testing.assert_array_equal(name, [-1.0 * (k in taking_part) for k in range(8)])
+
+
 def test_sharded_vmapped_has_a_gradient(data):
     def last(lr, execution):
         algorithm = fs.fedavg(linear_loss, optax.sgd(lr), LOCAL)

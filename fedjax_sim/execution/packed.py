@@ -24,7 +24,7 @@ from fedjax_sim.execution.pooled import pooled
 from fedjax_sim.local import Client, Engine
 from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
 
-# On an accelerator: enough to fill it, within a part of its memory. Not measured yet.
+# On an accelerator: meant to fill it, within a part of its memory; not measured.
 _LANES, _DEVICE_BYTES = 128, 2**31
 
 
@@ -33,16 +33,20 @@ def packed(lanes: int | None = None) -> "Packed":
 
     Clients start longest first; a lane whose client ends takes the next in the queue.
     The round ends with the last client, so the number of iterations is that of the
-    cohort at hand, and nothing is padded to the federation's largest client (but for an
-    algorithm's probe, which passes over as many blocks as that one has). Updates
-    are summed as they come: memory is O(L) models beside the clients' states.
-    Reverse-mode differentiation is refused; use `vmapped` for it.
+    cohort at hand, and nothing is padded to the federation's largest client. Updates
+    are summed as they come: memory is O(L) models beside the clients' states. On a CPU,
+    the last L / 2 clients are trained one after the other, since an idle lane costs as
+    much there as one that trains. Reverse-mode differentiation is refused; use `vmapped`
+    for it.
 
     Args:
-      lanes: L >= 1; None for 4. Never more than the cohort has slots.
+      lanes: L, from 1 to the cohort's slots. None chooses: on a CPU as many as cores
+        share the device, or up to 4 of a model that leaves room in a core's cache; on an
+        accelerator 128, or as many as 2 GiB hold.
 
     Raises:
-      ValueError: if lanes < 1; under reverse-mode differentiation.
+      ValueError: if lanes < 1 or, in a round, lanes > m; under reverse-mode
+        differentiation.
     """
     if lanes is not None:
         check_count("lanes", lanes, ", or None")
@@ -170,7 +174,7 @@ def _pack(
         if lanes > 1:
             state = _repeat(jax.vmap(advance), together, state)
             left = left.at[lane].add(-together)
-        one = _repeat(advance, left[lane], _at(state, lane))
+        one = _repeat(advance, left[lane], _at(state, lane))  # with no axis over lanes
         sums = take_in(one, sums)
         return _put(state, lane, begin(lanes + sums.ended - 1)), sums
 

@@ -140,18 +140,11 @@ class Sharded:
             def spread(x: Array) -> Array:
                 """Mine at their places in the cohort, and zeros at the others'."""
                 zeros = jnp.zeros((slots, *x.shape[1:]), x.dtype)
-                return zeros.at[back].add(where(mine, x, jnp.zeros_like(x)))
+                return zeros.at[back].set(where(mine, x, jnp.zeros_like(x)))
 
-            def flags(x: Array) -> Array:
-                return spread(x.astype(jnp.int32))
-
-            summed = executed._replace(
-                client_states=jax.tree.map(spread, executed.client_states),
-                counted=flags(executed.counted),
-                finite=flags(executed.finite),
-            )
-            summed = _sum(summed, axis)
-            return summed._replace(counted=summed.counted > 0, finite=summed.finite > 0)
+            names = ("client_states", "counted", "finite")
+            by_slot = {name: jax.tree.map(spread, getattr(executed, name)) for name in names}
+            return _sum(executed._replace(**by_slot), axis)
 
         everywhere = PartitionSpec()
         dealt = jax.shard_map(
@@ -189,13 +182,13 @@ def _deal_slots(num_steps: Array, devices: int, me: Array) -> tuple[Array, Array
 def _sum(tree: PyTree, axis: str) -> PyTree:
     """The sum over the devices, with one message for each dtype, not one for each array."""
     leaves, treedef = jax.tree.flatten(tree)
-    summed: list[Any] = [None] * len(leaves)
-    for dtype in dict.fromkeys(x.dtype for x in leaves):
-        places = [i for i, x in enumerate(leaves) if x.dtype == dtype]
-        flat = jnp.concatenate([leaves[i].reshape(-1) for i in places])
-        parts = jnp.split(
-            jax.lax.psum(flat, axis), np.cumsum([leaves[i].size for i in places])[:-1]
-        )
+    terms = [x.astype(jnp.int32) if x.dtype == bool else x for x in leaves]
+    summed: list[Any] = [None] * len(terms)
+    for dtype in dict.fromkeys(x.dtype for x in terms):
+        places = [i for i, x in enumerate(terms) if x.dtype == dtype]
+        flat = jnp.concatenate([terms[i].reshape(-1) for i in places])
+        ends = np.cumsum([terms[i].size for i in places])[:-1]
+        parts = jnp.split(jax.lax.psum(flat, axis), ends)
         for i, part in zip(places, parts, strict=True):
-            summed[i] = part.reshape(leaves[i].shape)
+            summed[i] = part.reshape(leaves[i].shape).astype(leaves[i].dtype)
     return jax.tree.unflatten(treedef, summed)
