@@ -71,6 +71,7 @@ def cells():
                         tuple(STRATEGIES)[strategy],
                         tuple(LOCALS)[a ^ times[2][b]],
                         TREATMENTS[a ^ times[3][b]],
+                        marks=pytest.mark.slow if strategy >= 4 else (),
                     )
 
 

@@ -1,5 +1,7 @@
 """What is the strategies' own: their queues, deals, choices and refusals."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,26 +178,29 @@ def test_automatic_follows_its_rule():
         assert choice([3, 3, 3], 3, 10**7) == fs.execution.packed()
 
 
-def test_lanes_by_default_fit_the_cohort_and_shrink_with_the_model():
-    def lanes(m, width):
-        data = fs.FederatedData.from_clients([{"x": np.ones((2, width)), "y": np.ones(2)}] * m)
-        made = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
-        params = {"w": np.zeros(width, np.float32), "b": np.float32(0)}
-        packed = fs.execution.packed()
-        chosen = []
+@pytest.mark.parametrize(
+    ("available", "m", "lanes"), [(1, 9, 1), (2, 9, 1), (4, 9, 4), (4, 3, 3), (64, 9, 8)]
+)
+def test_lanes_by_default(data, monkeypatch, available, m, lanes):
+    """On two devices: one lane where a core has one to itself, else two for each core."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("of a CPU")
+    module = importlib.import_module("fedjax_sim.execution.packed")
+    monkeypatch.setattr(module, "num_cores", lambda: available)
+    packed = fs.execution.packed()
+    chosen = []
 
-        class Seeing(type(packed)):
-            def _choose(self, *args):
-                chosen.append(super()._choose(*args))
-                return chosen[-1]
+    class Seeing(type(packed)):
+        def _choose(self, *args):
+            chosen.append(super()._choose(*args))
+            return chosen[-1]
 
-        round_fn = fs.make_round(made, execution=Seeing(None))
-        state = fs.init(made, params, data)
-        jax.eval_shape(round_fn, jax.random.key(0), state, data, fs.Cohort(jnp.arange(m)))
-        return chosen[0]
-
-    assert lanes(1, 4) == 1
-    assert 1 <= lanes(8, 10**6) <= lanes(8, 4) <= 8
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
+    round_fn = fs.make_round(algorithm, execution=Seeing(None))
+    state = fs.init(algorithm, zeros(), data)
+    cohort = fs.Cohort(jnp.arange(m) % len(SIZES))
+    jax.eval_shape(round_fn, jax.random.key(0), state, data, cohort)
+    assert chosen == [lanes]
 
 
 def test_bad_strategies_are_refused(data):

@@ -35,7 +35,15 @@ def test_round_run_and_sweep(namespace):
     assert namespace["history"].rounds.senders.shape == (3,)
 
 
-@pytest.mark.parametrize("block", BLOCKS[2:], ids=lambda block: block.splitlines()[0][2:])
+def test_all_cores(namespace):
+    own = dict(namespace)
+    with standard_promotion():
+        exec(BLOCKS[2], own)
+    assert int(own["state"].round) == 1
+    assert int(own["metrics"].reporting) == 5
+
+
+@pytest.mark.parametrize("block", BLOCKS[3:], ids=lambda block: block.splitlines()[0][2:])
 def test_your_model(namespace, block):
     own = dict(namespace)
     with standard_promotion():

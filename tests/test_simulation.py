@@ -111,7 +111,7 @@ def test_gradient_by_the_learning_rate(clients):
 
         def last_loss(lr):
             algorithm = fs.fedavg(linear_loss, optax.sgd(lr), LOCAL)
-            round_fn = fs.make_round(algorithm)
+            round_fn = fs.make_round(algorithm, execution=fs.execution.vmapped())
             state = fs.init(algorithm, start, data)
             state, history = fs.run(
                 round_fn, jax.random.key(0), state, data, SAMPLER, 5,

@@ -19,7 +19,7 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.forward_only import forward_only
-from fedjax_sim.execution.machine import cache_bytes, carry_bytes, num_cores
+from fedjax_sim.execution.machine import carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
 from fedjax_sim.local import Client, Engine
 from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
@@ -40,9 +40,9 @@ def packed(lanes: int | None = None) -> "Packed":
     for it.
 
     Args:
-      lanes: L, from 1 to the cohort's slots. None chooses: on a CPU as many as cores
-        share the device, or up to 4 of a model that leaves room in a core's cache; on an
-        accelerator 128, or as many as 2 GiB hold.
+      lanes: L, from 1 to the cohort's slots. None chooses: on a CPU 1 for a device of one
+        core (`cores`), else two for each core, at most 8; on an accelerator 128, or as
+        many as 2 GiB hold.
 
     Raises:
       ValueError: if lanes < 1 or, in a round, lanes > m; under reverse-mode
@@ -113,13 +113,12 @@ class Packed:
                     f"lanes must be at most m = {slots}, the slots of the cohort; got {self.lanes}"
                 )
             return self.lanes
-        one = carry_bytes(engine, client_states)
         if jax.default_backend() != "cpu":
-            return min(slots, _LANES, max(1, _DEVICE_BYTES // one))
-        # A core has its model in its cache; of small ones a few lanes share what an
-        # operation costs to start.
-        here = max(1, num_cores() // jax.local_device_count("cpu"))
-        return min(slots, max(here, min(4, cache_bytes() // (4 * one))))
+            return min(slots, _LANES, max(1, _DEVICE_BYTES // carry_bytes(engine, client_states)))
+        # A core by itself gains nothing from a second lane, which competes for its cache;
+        # several share the products of two lanes each.
+        here = num_cores() // jax.local_device_count("cpu")
+        return 1 if here <= 1 else min(slots, 2 * here, 8)
 
 
 def _pack(
@@ -168,13 +167,15 @@ def _pack(
     def body(loop: tuple[_Lanes, _Sums]) -> tuple[_Lanes, _Sums]:
         """One client's end: all lanes step up to it, then that lane alone turns over."""
         state, sums = loop
-        left = jnp.where(state.end > 0, state.end - state.step, jnp.iinfo(jnp.int32).max)
-        lane = jnp.argmin(left)
-        together = jnp.where(queued - sums.ended > alone, left[lane], 0)
+        busy, left = state.end > 0, state.end - state.step
+        lane = jnp.argmin(jnp.where(busy, left, jnp.iinfo(jnp.int32).max))
+        # None is busy where only other elements of a batch (seeds under vmap) go on.
+        steps = jnp.where(busy[lane], left[lane], 0)
+        together = jnp.zeros_like(steps)
         if lanes > 1:
+            together = jnp.where(queued - sums.ended > alone, steps, 0)
             state = _repeat(jax.vmap(advance), together, state)
-            left = left.at[lane].add(-together)
-        one = _repeat(advance, left[lane], _at(state, lane))  # with no axis over lanes
+        one = _repeat(advance, steps - together, _at(state, lane))  # with no axis over lanes
         sums = take_in(one, sums)
         return _put(state, lane, begin(lanes + sums.ended - 1)), sums
 
