@@ -71,8 +71,7 @@ def cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Mode
         convolution = nn.Conv(
             channels, (5, 5), padding="SAME", conv_general_dilated=conv_general_dilated
         )
-        # ReLU and maximum commute, and behind the pool there is a quarter of the work.
-        layers += [convolution, _max_pool, nn.relu]
+        layers += [convolution, nn.relu, _max_pool]
     layers += [_flatten, _dense(512), nn.relu, _dense(num_classes)]
     return from_flax(nn.Sequential(layers), input_shape)
 
