@@ -18,6 +18,7 @@ from jax.test_util import check_grads
 import fedjax_sim as fs
 from tests.conftest import standard_promotion
 
+pytestmark = pytest.mark.slow
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 

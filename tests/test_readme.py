@@ -10,6 +10,7 @@ import pytest
 import fedjax_sim as fs
 from tests.conftest import standard_promotion
 
+pytestmark = pytest.mark.slow
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
