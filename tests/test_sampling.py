@@ -110,7 +110,7 @@ def test_a_federation_of_one(name):
     data = fs.FederatedData.from_clients([np.ones(1, np.float32)])
     sampler = {"everyone": fs.sampling.everyone()}.get(name) or getattr(fs.sampling, name)(1)
     algorithm = fs.fedavg(lambda w, b, key: (w - b) ** 2 / 2, optax.sgd(1.0), fs.LocalTraining())
-    for execution in (fs.execution.vmapped(), fs.execution.packed(2)):
+    for execution in (fs.execution.vmapped(), fs.execution.packed(1)):
         round_fn = fs.make_round(algorithm, execution=execution)
         state = jax.jit(
             lambda f=round_fn: fs.run(

@@ -56,7 +56,7 @@ def dot_general(
     Where W is a matrix with at most 16 columns, its gradient `x^T d` is computed as
     `(d^T x)^T`, which XLA's CPU compiler has a fast kernel for.
 
-    >>> import flax.linen as nn
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = nn.Dense(10, dot_general=dot_general)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 784)))[0].shape
     (2, 10)
