@@ -29,24 +29,11 @@ def execution(setting: str) -> Any:
 
 def make_model(job: Job) -> fs.models.Model:
     if job.model == "lstm":
-        if not hasattr(fs.models, "character_lstm"):
-            raise NotImplementedError("fs.models.character_lstm is not there yet")
         return fs.models.character_lstm(CHARACTERS)
     if job.model == "cnn":
         return fs.models.cnn((28, 28, 1), CLASSES)
     make = {"lr": fs.models.logistic_regression, "2nn": fs.models.two_nn}[job.model]
     return make((job.features,), CLASSES)
-
-
-def sequence_loss(apply: Any) -> Any:
-    """An example's loss: the mean over its positions."""
-
-    def loss_fn(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        logits = apply(params, batch["x"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
-        return losses.mean(axis=-1)
-
-    return loss_fn
 
 
 class Ours(Worker):
@@ -60,10 +47,7 @@ class Ours(Worker):
         ids = np.repeat(np.arange(len(job.sizes())), job.sizes())
         self.data = fs.FederatedData.from_arrays({"x": x, "y": y}, ids)
         model = make_model(job)
-        apply = model.apply
-        self.loss_fn = (
-            sequence_loss(apply) if job.model == "lstm" else (fs.models.cross_entropy(apply))
-        )
+        self.loss_fn = fs.models.cross_entropy(model.apply)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         self.params = to_flax(shapes, job.weights())
         self.key = jax.random.key(0)
@@ -117,7 +101,6 @@ class Ours(Worker):
     def prepare(self) -> dict[str, Any]:
         answer = super().prepare()
         shape = str((self.job.rounds, True, len(self.rates) > 1))
-
         versions = answer["versions"] | {"fedjax_sim": fs.__version__}
         return answer | {"compile": self.compile_seconds[shape], "versions": versions}
 

@@ -218,10 +218,9 @@ def bytes_of(setting: Setting, problem: Problem) -> Communication:
 def compare(setting: Setting, problem: Problem, chunk: int) -> Iterator[Chunk]:
     """Trains every mode and fraction with every seed, `chunk` rounds at a time.
 
-    Each chunk is one compiled call over all seeds, one after the other, whose cohorts are dealt
-    over the cores. The modes of one
-    seed and fraction share initial model, cohorts and shuffles (common random numbers),
-    so that they differ by aggregation alone.
+    Each chunk is one compiled call over all seeds, one after the other, whose cohorts are
+    dealt over the cores. The modes of one seed and fraction share initial model, cohorts
+    and shuffles (common random numbers), so that they differ by aggregation alone.
     """
     mesh = execution.cores(setting.cores)
     strategy = execution.sharded(mesh, _strategy(setting.execution))

@@ -248,7 +248,7 @@ def test_inside_shard_map():
         (lambda x, w: fs.nn.lstm(x, w, recurrent, bias)[0], sequences, normal(1, 1, 3, 16)),
     ]
     for layer, x, w in cases:
-        step = lambda x, w: jax.grad(loss_of(layer), 1)(x, w[0])[None]  # noqa: B023
+        step = lambda x, w: jax.grad(loss_of(layer), 1)(x, w[0])[None]  # noqa: B023 - called within the loop
         close(jax.jit(jax.shard_map(step, mesh=mesh, **specs))(x, w), step(x, w))
 
 
@@ -300,9 +300,9 @@ def test_max_pool_is_flaxs(window, strides, padding):
 def test_max_pool_in_one_and_three_dimensions_and_to_second_order():
     for n in (1, 3):
         x = normal(n, 2, *[4] * n, 2)
-        ours = lambda x: fs.nn.max_pool(x, (2,) * n, (2,) * n)  # noqa: B023
+        ours = lambda x: fs.nn.max_pool(x, (2,) * n, (2,) * n)  # noqa: B023 - called within the loop
         close(ours(x), linen.max_pool(x, (2,) * n, (2,) * n), 0)
-        check_grads(jax.jit(lambda x: ours(x) ** 3), (x,), 2, modes=["fwd", "rev"])  # noqa: B023
+        check_grads(jax.jit(lambda x: ours(x) ** 3), (x,), 2, modes=["fwd", "rev"])  # noqa: B023 - likewise
     with pytest.raises(ValueError, match=r"inputs must have shape .*got \(4, 4\)"):
         fs.nn.max_pool(jnp.ones((4, 4)), (2, 2), (2, 2))
 

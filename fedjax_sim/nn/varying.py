@@ -18,18 +18,11 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
     return tuple(_vary(x, tuple(axes - _varying(x))) for x in arrays)
 
 
-# JAX has renamed both in the versions that the package supports.
-
-
 def _varying(x: Array) -> frozenset[str]:
+    # JAX renamed it behind the oldest version that the package supports.
     kind: Any = jax.typeof(x)
     return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
 
 
 def _vary(x: Array, axes: tuple[str, ...]) -> Array:
-    if not axes:
-        return x
-    if hasattr(lax, "pcast"):
-        return lax.pcast(x, axes, to="varying")
-    mark: Any = vars(lax)["pvary"]
-    return mark(x, axes)
+    return lax.pcast(x, axes, to="varying") if axes else x
