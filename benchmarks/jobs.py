@@ -159,7 +159,7 @@ _LINES = _lognormal(100, 40, 70, 10, 600)
 JOBS = {
     job.name: job
     for job in [
-        Job("lr-mnist", "lr", _equal(1000, 60), m=10, rounds=50),
+        Job("lr-mnist", "lr", _equal(1000, 60), m=10, rounds=200),
         Job("2nn", "2nn", _equal(100, 600), m=10, rounds=3),
         Job("cnn", "cnn", _equal(100, 600), m=10, rounds=1, learning_rate=0.02),
         Job("ragged-lr", "lr", _RAGGED, m=50, rounds=4),

@@ -51,6 +51,9 @@ class Ours(Worker):
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         self.params = to_flax(shapes, job.weights())
         self.key = jax.random.key(0)
+        if hasattr(self.execution, "mesh"):  # else the examples are copied at every call
+            held = self.data, self.params, self.key
+            self.data, self.params, self.key = fs.execution.replicate(held, self.execution.mesh)
         self.rates, self.rate = job.learning_rates(), job.learning_rate
         self.compiled: dict[Any, Any] = {}
         self.compile_seconds: dict[str, float] = {}

@@ -61,6 +61,9 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     def put(x: Any) -> Array:
         if any(d.platform != "cpu" for d in mesh.devices.flat):
             return jax.device_put(x, sharding)
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            bits = put(jax.random.key_data(x))
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
         host = np.asarray(x)
         parts = [jax.device_put(host, d, may_alias=True) for d in mesh.devices.flat]
         return jax.make_array_from_single_device_arrays(host.shape, sharding, parts)
