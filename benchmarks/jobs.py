@@ -175,7 +175,7 @@ JOBS = {
                 "lr",
                 _equal(10**power, 20),
                 m=100,
-                rounds=20,
+                rounds=100,
                 features=32,
                 peers=("pytorch", "fedjax"),
                 sampled=True,

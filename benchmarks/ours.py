@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 import fedjax_sim as fs
 from benchmarks.jobs import CHARACTERS, CLASSES, HIDDEN, Job, Weights
 from benchmarks.worker import Worker, serve
+
+SIDE_BY_SIDE = 32  # configurations of a sweep on one device
 
 
 @cache  # the devices of `cores` are made once
@@ -51,9 +54,12 @@ class Ours(Worker):
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         self.params = to_flax(shapes, job.weights())
         self.key = jax.random.key(0)
-        if hasattr(self.execution, "mesh"):  # else the examples are copied at every call
+        self.mesh = getattr(self.execution, "mesh", None)
+        if self.mesh is not None:  # else the examples are copied at every call
             held = self.data, self.params, self.key
-            self.data, self.params, self.key = fs.execution.replicate(held, self.execution.mesh)
+            self.data, self.params, self.key = fs.execution.replicate(held, self.mesh)
+            if job.sweep > 1:  # the configurations are dealt, not the cohort
+                self.execution = fs.execution.packed(1)
         self.rates, self.rate = job.learning_rates(), job.learning_rate
         self.compiled: dict[Any, Any] = {}
         self.compile_seconds: dict[str, float] = {}
@@ -81,6 +87,23 @@ class Ours(Worker):
 
         return run
 
+    def swept(self, run: Any) -> Any:
+        """The configurations dealt over the devices, and some side by side on each.
+
+        They share the examples of a step, so their products are one product.
+        """
+        if self.mesh is None:
+            return jax.vmap(run, in_axes=(0, None, None))
+
+        def share(rates: jax.Array, data: Any, cohorts: jax.Array) -> Any:
+            return jax.lax.map(lambda r: run(r, data, cohorts), rates, batch_size=SIDE_BY_SIDE)
+
+        (axis,) = self.mesh.axis_names
+        specs = (PartitionSpec(axis), PartitionSpec(), PartitionSpec())
+        return jax.shard_map(
+            share, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(axis), check_vma=False
+        )
+
     def train(self, cohorts: np.ndarray, shuffle: bool, sweep: bool = False) -> int:
         """From the first weights every time."""
         rates = jnp.asarray(self.rates if sweep else self.rate, jnp.float32)
@@ -88,7 +111,7 @@ class Ours(Worker):
         shape = len(cohorts), shuffle, sweep
         if shape not in self.compiled:
             run = self.experiment(shuffle, len(cohorts))
-            run = jax.vmap(run, in_axes=(0, None, None)) if sweep else run
+            run = self.swept(run) if sweep else run
             start = time.perf_counter()
             self.compiled[shape] = jax.jit(run).lower(*arguments).compile()
             self.compile_seconds[str(shape)] = time.perf_counter() - start

@@ -162,9 +162,11 @@ class FederatedData:
             raise ValueError(
                 f"client_ids must lie in [0, {num_clients}); got {ids[wrong[0]]} at row {wrong[0]}"
             )
-        order = np.argsort(ids, kind="stable")
         sizes = np.bincount(ids, minlength=num_clients)
-        return cls._build([x[order] for x in leaves], names, treedef, sizes, client_weights)
+        if (np.diff(ids) < 0).any():  # else they lie as they should: no copy
+            order = np.argsort(ids, kind="stable")
+            leaves = [x[order] for x in leaves]
+        return cls._build(leaves, names, treedef, sizes, client_weights)
 
     @classmethod
     def _build(
@@ -261,7 +263,7 @@ def _check_values(x: np.ndarray, name: str, offsets: np.ndarray) -> None:
     kept = jax.dtypes.canonicalize_dtype(x.dtype)  # 32 bits unless JAX is told otherwise
     if jnp.issubdtype(x.dtype, jnp.inexact):
         with np.errstate(over="ignore"):
-            finite = np.isfinite(x.astype(kept)).reshape(len(x), -1).all(axis=1)
+            finite = np.isfinite(x.astype(kept, copy=False)).reshape(len(x), -1).all(axis=1)
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             client = int(np.searchsorted(offsets, row, side="right")) - 1
