@@ -82,8 +82,8 @@ def _forward(z: Array, u: Array, c: Array, h: Array) -> tuple[Array, Array, tupl
 
     # sigmoid(x) = (1 + tanh(x / 2)) / 2: one pass of tanh over the four gates.
     units = u.shape[0]
-    half = np.repeat(np.array([0.5, 0.5, 1, 0.5], z.dtype), units)
-    shift = np.repeat(np.array([0.5, 0.5, 0, 0.5], z.dtype), units)
+    half = np.repeat(np.array([[0.5, 0.5, 1, 0.5]], z.dtype), units, axis=1)
+    shift = np.repeat(np.array([[0.5, 0.5, 0, 0.5]], z.dtype), units, axis=1)
 
     def step(carry: Carry, z: Array) -> tuple[Carry, tuple[Array, Array, Array]]:
         c, h = carry
