@@ -43,7 +43,7 @@ class Job:
         return np.stack([rng.choice(len(sizes), self.m, replace=False) for _ in range(rounds)])
 
     def small(self) -> "Job":
-        """What implementations are compared on: fewer clients, of 5 to 65 examples in every job,
+        """What implementations are compared on: fewer clients, of 5 to 35 examples in every job,
         so that a wrong weight or a lost short block shows.
 
         Few steps: later, one ReLU that rounding puts on the other side of its kink grows within
@@ -52,7 +52,7 @@ class Job:
         clients = min(len(self.sizes()), max(100, 2 * self.m))
 
         def sizes(rng: np.random.Generator) -> np.ndarray:
-            return rng.integers(5, 66, clients)
+            return rng.integers(5, 36, clients)
 
         return replace(self, make_sizes=sizes, rounds=2, sweep=1, sampled=False)
 

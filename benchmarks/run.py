@@ -223,11 +223,10 @@ def main() -> None:
         results[name] = result
         print(report.table({name: result}), flush=True)
         if not options.quick:
+            results = {name: results[name] for name in JOBS if name in results}
             path.write_text(json.dumps(results, indent=1) + "\n")
-    if not options.quick:
-        results = {name: results[name] for name in JOBS if name in results}
-        (HERE / "RESULTS.md").write_text(report.markdown(results))
-        report.plot(results, HERE / "results.png")
+            (HERE / "RESULTS.md").write_text(report.markdown(results))
+            report.plot(results, HERE / "results.png")
 
 
 if __name__ == "__main__":
