@@ -79,6 +79,14 @@ def test_every_slot_is_dealt_once(devices, m):
     assert sorted(seen) == list(range(m))
 
 
+def test_replicate_places_keys():
+    key = jax.random.key(7, impl="rbg")
+    placed = fs.execution.replicate({"key": key}, MESH)["key"]
+    assert placed.sharding.device_set == set(MESH.devices.flat)
+    assert jax.random.key_impl(placed) == jax.random.key_impl(key)
+    np.testing.assert_array_equal(jax.random.key_data(placed), jax.random.key_data(key))
+
+
 def test_sharded_run_equals_one_device_and_traces_once(data):
     """In a run, with client state kept; and the federation has one copy on CPUs."""
     algorithm = fs.scaffold(linear_loss, 0.02, LOCAL)
