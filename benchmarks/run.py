@@ -201,6 +201,7 @@ def main() -> None:
 
     path = HERE / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+    here = machine()  # before this run's own files make the tree dirty
     for name in options.jobs or JOBS:
         job = JOBS[name]
         print(name, flush=True)
@@ -210,7 +211,7 @@ def main() -> None:
         measured = ceilings()
         result = run_job(job, settings, repeats) | {
             "ceilings": measured,
-            "machine": machine(),
+            "machine": here,
             "repeats": repeats,
             "steps_per_round": per_round,
             "rounds": job.rounds,
