@@ -100,7 +100,7 @@ def character_lstm(
         check_count(name, size)
     layers: list[Any] = [nn.Embed(vocabulary, embedding)]
     layers += [LSTM(units) for units in hidden]
-    return from_flax(nn.Sequential([*layers, nn.Dense(vocabulary)]), (length,), jnp.int32)
+    return from_flax(nn.Sequential([*layers, _dense(vocabulary)]), (length,), jnp.int32)
 
 
 def _dense(units: int) -> nn.Dense:

@@ -1,44 +1,79 @@
-"""A matrix product for flax's dense layers whose gradient by a narrow kernel is fast."""
+"""A matrix product for flax's dense layers whose gradient by the kernel is fast on a CPU."""
 
+from functools import partial
+from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.base import Array
 
 # XLA's CPU compiler computes x^T d element by element where the result has few columns, and
-# folds (d^T x)^T into it. Wider results it hands to a library.
+# folds (d^T x)^T into it.
 _NARROW = 16
+# Others it hands to a library, which is faster where x^T is laid out first, unless that costs
+# more than it gains (`python -m benchmarks.dense`).
+_FEW_ROWS, _FEW_COLUMNS, _WIDE = 16, 128, 2
 
-# The transpose of the last two axes; `late`, on a CPU, where no product can swallow it.
+# The transpose of the last two axes; on a CPU with a barrier before or after it, so that no
+# product on that side can swallow it.
 _flip = Primitive("flip")
+_TRANSPOSED = {"none": "before", "before": "none", "after": "before"}
 
 
-def _swap(x: Array, *, late: bool) -> Array:
+def _swap(x: Array, *, barrier: str) -> Array:
     return jnp.swapaxes(x, -1, -2)
 
 
-def _swap_late(x: Array, *, late: bool) -> Array:
-    return jnp.swapaxes(lax.optimization_barrier(x) if late else x, -1, -2)
+def _swap_behind(x: Array, *, barrier: str) -> Array:
+    x = lax.optimization_barrier(x) if barrier == "before" else x
+    x = jnp.swapaxes(x, -1, -2)
+    return lax.optimization_barrier(x) if barrier == "after" else x
 
 
-def _abstract(x: Any, *, late: bool) -> Any:
+def _abstract(x: Any, *, barrier: str) -> Any:
     return x.update(shape=(*x.shape[:-2], x.shape[-1], x.shape[-2]))
 
 
-def _batch(args: Any, dims: Any, *, late: bool) -> tuple[Array, int]:
-    return _flip.bind(jnp.moveaxis(args[0], dims[0], 0), late=late), 0
+def _batch(args: Any, dims: Any, *, barrier: str) -> tuple[Array, int]:
+    return _flip.bind(jnp.moveaxis(args[0], dims[0], 0), barrier=barrier), 0
 
 
 _flip.def_impl(_swap)
 _flip.def_abstract_eval(_abstract)
 mlir.register_lowering(_flip, mlir.lower_fun(_swap, multiple_results=False))
-mlir.register_lowering(_flip, mlir.lower_fun(_swap_late, multiple_results=False), platform="cpu")
-ad.deflinear2(_flip, lambda ct, x, *, late: [_flip.bind(ct, late=not late)])
+mlir.register_lowering(_flip, mlir.lower_fun(_swap_behind, multiple_results=False), platform="cpu")
+ad.deflinear2(_flip, lambda ct, x, *, barrier: [_flip.bind(ct, barrier=_TRANSPOSED[barrier])])
 batching.primitive_batchers[_flip] = _batch
+
+
+def weigh(x: Array, w: Array, **options: Any) -> Array:
+    """x w, whose transpose by w lays x^T out before it multiplies. [..., K], [K, N]."""
+    rows = x.reshape(-1, x.shape[-1])
+    product = lax.dot_general(
+        _flip.bind(rows, barrier="after"), w, (((0,), (0,)), ((), ())), **options
+    )
+    return product.reshape(*x.shape[:-1], w.shape[1])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _product(x: Array, w: Array, options: tuple[tuple[str, Any], ...]) -> Array:
+    return lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), **dict(options))
+
+
+@partial(_product.defjvp, symbolic_zeros=True)
+def _product_jvp(options: Any, primals: Any, tangents: Any) -> Any:
+    (x, w), (dx, dw) = primals, tangents
+    out = _product(x, w, options)
+    terms = [] if isinstance(dx, SymbolicZero) else [_product(dx, w, options)]
+    if not isinstance(dw, SymbolicZero):
+        terms.append(weigh(x, dw, **dict(options)))
+    return out, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(out)
 
 
 def dot_general(
@@ -49,22 +84,32 @@ def dot_general(
     preferred_element_type: Any = None,
     **kwargs: Any,
 ) -> Array:
-    """A product, as `jax.lax.dot_general`, for dense layers with few units on a CPU.
+    """A product, as `jax.lax.dot_general`, for dense layers on a CPU.
 
     `y = x W`. For flax's layers: `linen.Dense(..., dot_general=dot_general)`, and so in
     nnx. Values, arguments and derivatives (either mode, any order) are those of `jax.lax`.
-    Where W is a matrix with at most 16 columns, its gradient `x^T d` is computed as
-    `(d^T x)^T`, which XLA's CPU compiler has a fast kernel for.
+    Where W is a matrix, its gradient `x^T d` is computed in the form that XLA's CPU
+    compiler has a fast kernel for: as `(d^T x)^T` if W has at most 16 columns; with x^T laid
+    out first if x has fewer than 16 rows, or W at most 128 columns or twice as many as rows.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = nn.Dense(10, dot_general=dot_general)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 784)))[0].shape
     (2, 10)
     """
-    kwargs |= {"precision": precision, "preferred_element_type": preferred_element_type}
+    options = {"precision": precision, "preferred_element_type": preferred_element_type}
     (contracted, rhs_contracted), batch = dimension_numbers
-    plain = tuple(rhs_contracted) == (0,) and not any(map(len, batch))
-    if plain and rhs.ndim == 2 and rhs.shape[1] <= _NARROW:
-        rhs = _flip.bind(rhs, late=False)
-        dimension_numbers = (contracted, (1,)), batch
-    return lax.dot_general(lhs, rhs, dimension_numbers, **kwargs)
+    if tuple(rhs_contracted) == (0,) and not any(map(len, batch)) and rhs.ndim == 2:
+        height, width = rhs.shape
+        if width <= _NARROW:
+            rhs = _flip.bind(rhs, barrier="none")
+            dimension_numbers = (contracted, (1,)), batch
+        elif tuple(contracted) == (lhs.ndim - 1,) and not kwargs and _is_real(lhs, rhs):
+            rows = prod(lhs.shape[:-1])
+            if rows < _FEW_ROWS or width <= _FEW_COLUMNS or width > _WIDE * height:
+                return _product(lhs, rhs, tuple(options.items()))
+    return lax.dot_general(lhs, rhs, dimension_numbers, **options, **kwargs)
+
+
+def _is_real(lhs: Array, rhs: Array) -> bool:
+    return lhs.dtype == rhs.dtype and jnp.issubdtype(lhs.dtype, jnp.floating)

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen
 
 from fedjax_sim.base import Array
+from fedjax_sim.nn.dense import dot_general, weigh
 from fedjax_sim.nn.varying import vary_alike
 
 Carry = tuple[Array, Array]  # c [..., H], h [..., H]
@@ -66,7 +67,8 @@ def lstm(
                 f"carry's {name} must have shape {(x.shape[0], units)}; got {part.shape}"
             )
     # Time leads inside, so that a step's block is contiguous.
-    inputs = jnp.swapaxes(x, 0, 1) @ kernel + bias.reshape(1, 1, -1)
+    inputs = dot_general(jnp.swapaxes(x, 0, 1), kernel, (((2,), (0,)), ((), ())))
+    inputs += bias.reshape(1, 1, -1)
     c, h = _unroll(*vary_alike(inputs, recurrent_kernel, *carry))
     return jnp.swapaxes(h, 0, 1), (c, h[-1] if x.shape[1] else carry[1])
 
@@ -107,7 +109,7 @@ def _unroll_jvp(primals: Any, tangents: Any) -> Any:
     squashed = jnp.tanh(cs)
     to_c = jnp.concatenate([g * i * (1 - i), before_c * f * (1 - f), i * (1 - g * g)], axis=-1)
     to_h, through = squashed * o * (1 - o), o * (1 - squashed * squashed)
-    dz = dz + before_h @ du
+    dz = dz + weigh(before_h, du)
     # In the loop's transpose, which is what a gradient runs, this is a product of rows.
     u_transposed = u.T
 
