@@ -1,11 +1,14 @@
-"""FedSGD against the matmul peak: `python -m benchmarks.fedsgd` prints it.
+"""FedSGD against the matmul peak: `python -m benchmarks.fedsgd` writes benchmarks/FEDSGD.md.
 
-A round is one gradient over the cohort's examples, 2NN, 60 examples a client.
+A round is one gradient over the cohort's examples, 2NN, 60 examples a client. Rounds are timed in
+one scan, as a run has them.
 """
 
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +16,29 @@ import numpy as np
 import optax
 
 import fedjax_sim as fs
-from benchmarks.ceilings import matmul_peak
 from benchmarks.jobs import JOBS
+from benchmarks.run import ceilings, machine
 
 CLIENTS, EXAMPLES, REPEATS = 1000, 60, 7
+ROUNDS = {10: 40, 100: 8, 1000: 2}  # of a repetition, by m
+
+HEAD = """# FedSGD
+
+`python -m benchmarks.fedsgd`: rounds of FedSGD (E = 1, B = infinity) of the 2NN, {examples}
+examples a client: one forward and backward pass over the cohort's examples. The products' flops
+(without the gradient of the inputs) over the matmul peak of all cores, {peak:.0f} Gflop/s, measured
+before. Rounds in one scan, warm, the median of {repeats}.
+
+{machine}, jax {jax}.
+
+| execution | m | ms / round | Gflop/s | share of the peak |
+|---|---|---|---|---|
+"""
 
 
 def main() -> None:
+    peak = ceilings()["matmul"]  # a process of its own: JAX begins here with a device a core
+    mesh = fs.execution.cores()
     job = replace(JOBS["2nn"], make_sizes=lambda rng: np.full(CLIENTS, EXAMPLES), batch_size=1)
     x, y = job.examples()
     ids = np.repeat(np.arange(CLIENTS), EXAMPLES)
@@ -28,28 +47,42 @@ def main() -> None:
     algorithm = fs.fedsgd(fs.models.cross_entropy(model.apply), optax.sgd(0.1))
     key = jax.random.key(0)
     state = fs.init(algorithm, model.init(key), data)
-    peak = max(matmul_peak().values())
-    print(f"matmul peak {peak / 1e9:.0f} Gflop/s\n")
-    print("| execution | m | ms / round | Gflop/s | share of the peak |\n|---|---|---|---|---|")
+    text = HEAD.format(
+        examples=EXAMPLES,
+        peak=peak / 1e9,
+        repeats=REPEATS,
+        machine=", ".join(f"{k} {v}" for k, v in machine().items()),
+        jax=jax.__version__,
+    )
     for name, strategy in {
         "vmapped()": fs.execution.vmapped(),
         "packed()": fs.execution.packed(),
+        "sharded(cores())": fs.execution.sharded(mesh),
     }.items():
-        round_fn = jax.jit(fs.make_round(algorithm, execution=strategy))
-        for m in (10, 100, 1000):
-            arguments = key, state, data, fs.Cohort(jnp.arange(m))
-            jax.block_until_ready(round_fn(*arguments))
+        round_fn = fs.make_round(algorithm, execution=strategy)
+        held: Any = key, state, data
+        if name.startswith("sharded"):
+            held = fs.execution.replicate(held, mesh)
+        for m, rounds in ROUNDS.items():
+
+            def train(key: Any, state: Any, data: Any, ids: Any, n: int = rounds) -> Any:
+                def body(state: Any, _: None) -> Any:
+                    return round_fn(key, state, data, fs.Cohort(ids))[0], None  # noqa: B023
+
+                return jax.lax.scan(body, state, None, length=n)[0].params
+
+            compiled = jax.jit(train).lower(*held, jnp.arange(m)).compile()
             taken = []
-            for _ in range(REPEATS):
+            for i in range(REPEATS + 1):
                 start = time.perf_counter()
-                jax.block_until_ready(round_fn(*arguments))
-                taken.append(time.perf_counter() - start)
+                jax.block_until_ready(compiled(*held, jnp.arange(m)))
+                taken += [(time.perf_counter() - start) / rounds] * (i > 0)
             seconds = statistics.median(taken)
             rate = m * EXAMPLES * job.flops() / seconds
-            print(
-                f"| {name} | {m} | {seconds * 1e3:.2f} | {rate / 1e9:.1f} | {rate / peak:.1%} |",
-                flush=True,
-            )
+            row = f"| {name} | {m} | {seconds * 1e3:.2f} | {rate / 1e9:.0f} | {rate / peak:.0%} |\n"
+            print(row, end="", flush=True)
+            text += row
+    (Path(__file__).parent / "FEDSGD.md").write_text(text)
 
 
 if __name__ == "__main__":

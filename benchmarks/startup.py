@@ -4,7 +4,6 @@ Every figure is of whole fresh processes, interleaved, the median of several.
 """
 
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -13,6 +12,8 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+from benchmarks.run import machine
 
 IMPORTS = {
     "import jax, optax": "import jax, optax",
@@ -60,8 +61,8 @@ def main() -> None:
         "",
         "`python -m benchmarks.startup`: whole processes, interleaved, median of 9; compare, of 3.",
         "",
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, jax {version('jax')}, optax {version('optax')}, "
+        ", ".join(f"{k} {v}" for k, v in machine().items())
+        + f", jax {version('jax')}, optax {version('optax')}, "
         f"flax {version('flax')}.",
         "",
         "| process | seconds | ratio |",

@@ -38,6 +38,13 @@ def per_example(
     return {what: jnp.asarray(value) for what, value in values.items()}
 
 
+def uses_key(loss_fn: LossFn, params: Params, batch: PyTree, key: Array) -> bool:
+    """Whether the losses may depend on the key: whether any operation is given it."""
+    graph = jax.make_jaxpr(lambda key: per_example(loss_fn, params, batch, key))(key).jaxpr
+    (given,) = graph.invars
+    return any(x is given for equation in graph.eqns for x in equation.invars)
+
+
 def totals(values: dict[str, Array], mask: Array) -> Metrics:
     """`{name: (sum over the mask, size of the mask)}`, summed in float32 or better."""
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.loss import uses_key
 from tests.conftest import flat, linear_loss, zeros
 from tests.reference import gradient
 
@@ -109,11 +110,24 @@ def test_fedsgd_makes_no_copy_of_the_model_for_a_client(execution):
     assert not {shape for shape in pooled if shape in ((m, width), (2, width))}
 
 
+def test_a_loss_that_draws_takes_its_examples_one_by_one():
+    def loss(params, batch, key):
+        return batch["x"] @ params
+
+    def drawing(params, batch, key):
+        return loss(params, batch, key) + jax.random.normal(key, batch["x"].shape[:1])
+
+    arguments = np.ones(3, np.float32), {"x": np.ones((4, 3), np.float32)}, KEY
+    assert not uses_key(loss, *arguments)
+    assert uses_key(drawing, *arguments)
+    assert uses_key(lambda *given: jax.jit(drawing)(*given), *arguments)
+
+
 def test_fedsgd_over_several_blocks(monkeypatch, data):
     from fedjax_sim.execution import pooled
 
     whole = run(fs.fedsgd(linear_loss, optax.sgd(0.05)), data)
-    monkeypatch.setattr(pooled, "_BLOCK", 5)
+    monkeypatch.setattr(pooled, "_CPU_BLOCK", 5)
     for execution in (fs.execution.vmapped(), fs.execution.packed(2)):
         algorithm = fs.fedsgd(linear_loss, optax.sgd(0.05))
         round_fn = fs.make_round(algorithm, execution=execution)

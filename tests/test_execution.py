@@ -187,10 +187,10 @@ def test_automatic_follows_its_rule():
 
 
 @pytest.mark.parametrize(
-    ("available", "m", "lanes"), [(1, 9, 1), (2, 9, 1), (4, 9, 4), (4, 3, 3), (64, 9, 8)]
+    ("available", "m", "lanes"), [(1, 9, 1), (2, 9, 1), (4, 9, 2), (8, 3, 3), (64, 9, 8)]
 )
 def test_lanes_by_default(data, monkeypatch, available, m, lanes):
-    """On two devices: one lane where a core has one to itself, else two for each core."""
+    """On two devices: one lane for each core of a device."""
     if jax.default_backend() != "cpu":
         pytest.skip("of a CPU")
     module = importlib.import_module("fedjax_sim.execution.packed")

@@ -406,6 +406,22 @@ def test_dense_product_is_lax_own(units):
     close(fs.nn.dot_general(xs, ws, batched), lax.dot_general(xs, ws, batched))
 
 
+def test_dense_product_of_what_is_not_one_float_type():
+    x = np.arange(6, dtype=np.int32).reshape(2, 3)
+    w = np.arange(120, dtype=np.int32).reshape(3, 40)
+    dims = (((1,), (0,)), ((), ()))
+    np.testing.assert_array_equal(fs.nn.dot_general(x, w, dims), x @ w)
+    halves = jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16) / 64
+    product = partial(fs.nn.dot_general, dimension_numbers=dims)
+    assert product(*halves).dtype == jnp.bfloat16
+    wide = partial(product, preferred_element_type=jnp.float32)
+    assert wide(*halves).dtype == jnp.float32
+    gradient = jax.grad(lambda w: jnp.sum(wide(halves[0], w) ** 2))(halves[1])
+    assert gradient.dtype == jnp.bfloat16
+    exact = 2 * x.T @ (x @ (w / 64))
+    np.testing.assert_allclose(gradient.astype(np.float32), exact, rtol=2e-2)
+
+
 def test_dense_gradient_stays_apart_from_its_transpose():
     """On a CPU no product with 10 columns is left in the compiled gradient's loop."""
     if jax.default_backend() != "cpu":
@@ -419,7 +435,15 @@ def test_dense_gradient_stays_apart_from_its_transpose():
         x = jnp.ones((10, 784), jnp.float32)
         return jax.jit(lambda w: lax.scan(step, w, length=3)[0])
 
-    w = jnp.ones((784, 10), jnp.float32)
-    text = train(fs.nn.dot_general).lower(w).compile().as_text()
-    assert "f32[784,10]{1,0} dot(" not in text
-    assert "f32[10,784]{1,0} dot(" in text
+    def products(units, product):
+        w = jnp.ones((784, units), jnp.float32)
+        lines = train(product).lower(w).compile().as_text().splitlines()
+        return [line for line in lines if " dot(" in line]
+
+    shapes = " ".join(products(10, fs.nn.dot_general))
+    assert "f32[784,10]{1,0} dot(" not in shapes
+    assert "f32[10,784]{1,0} dot(" in shapes
+    # Of 200 columns: x^T is laid out first, and no product contracts the rows of both.
+    rows = "lhs_contracting_dims={0}, rhs_contracting_dims={0}"
+    assert any(rows in line for line in products(200, lax.dot_general))
+    assert not any(rows in line for line in products(200, fs.nn.dot_general))

@@ -26,7 +26,7 @@ from fedjax_sim.descent import (
     server_step,
     stateless,
 )
-from fedjax_sim.loss import check_loss, mean_gradient, per_example
+from fedjax_sim.loss import check_loss, mean_gradient, per_example, uses_key
 
 
 def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> FederatedAlgorithm:
@@ -78,14 +78,17 @@ def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> F
     def pooled_gradient(
         message: Message, batch: PyTree, weights: Array, keys: Array
     ) -> tuple[PyTree, dict[str, Array]]:
-        def objective(params: Params) -> tuple[Array, dict[str, Array]]:
-            # One example and one key at a time: its draws depend on no neighbour.
-            def one(example: PyTree, key: Array) -> dict[str, Array]:
-                batch = jax.tree.map(lambda x: x[None], example)
-                values = per_example(loss_fn, params, batch, key)
-                return {name: value[0] for name, value in values.items()}
+        # One example and one key at a time: its draws depend on no neighbour.
+        def one(params: Params, example: PyTree, key: Array) -> dict[str, Array]:
+            batch = jax.tree.map(lambda x: x[None], example)
+            values = per_example(loss_fn, params, batch, key)
+            return {name: value[0] for name, value in values.items()}
 
-            values = jax.vmap(one)(batch, keys)
+        def objective(params: Params) -> tuple[Array, dict[str, Array]]:
+            if not uses_key(loss_fn, params, batch, keys[0]):
+                values = per_example(loss_fn, params, batch, keys[0])
+            else:
+                values = jax.vmap(one, (None, 0, 0))(params, batch, keys)
             return -jnp.sum(weights.astype(values["loss"].dtype) * values["loss"]), values
 
         return jax.grad(objective, has_aux=True)(message.params)

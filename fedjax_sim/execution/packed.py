@@ -40,9 +40,8 @@ def packed(lanes: int | None = None) -> "Packed":
     for it.
 
     Args:
-      lanes: L, from 1 to the cohort's slots. None chooses: on a CPU 1 for a device of one
-        core (`cores`), else two for each core, at most 8; on an accelerator 128, or as
-        many as 2 GiB hold.
+      lanes: L, from 1 to the cohort's slots. None chooses: on a CPU one for each core of the
+        device, at most 8; on an accelerator 128, or as many as 2 GiB hold.
 
     Raises:
       ValueError: if lanes < 1 or, in a round, lanes > m; under reverse-mode
@@ -115,10 +114,9 @@ class Packed:
             return self.lanes
         if jax.default_backend() != "cpu":
             return min(slots, _LANES, max(1, _DEVICE_BYTES // carry_bytes(engine, client_states)))
-        # A core by itself gains nothing from a second lane, which competes for its cache;
-        # several share the products of two lanes each.
+        # A core gains nothing from a second lane, which competes for its cache.
         here = num_cores() // jax.local_device_count("cpu")
-        return 1 if here <= 1 else min(slots, 2 * here, 8)
+        return min(slots, max(1, here), 8)
 
 
 def _pack(

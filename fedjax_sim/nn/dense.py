@@ -17,7 +17,7 @@ from fedjax_sim.base import Array
 # folds (d^T x)^T into it.
 _NARROW = 16
 # Others it hands to a library, which is faster where x^T is laid out first, unless that costs
-# more than it gains (`python -m benchmarks.dense`).
+# more than it gains (`python -m benchmarks.layers`).
 _FEW_ROWS, _FEW_COLUMNS, _WIDE = 16, 128, 2
 
 # The transpose of the last two axes; on a CPU with a barrier before or after it, so that no

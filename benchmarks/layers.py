@@ -1,4 +1,4 @@
-"""Layers in loops: `python -m benchmarks.convolution` writes benchmarks/CONVOLUTION.md.
+"""Layers in loops: `python -m benchmarks.layers` writes benchmarks/LAYERS.md.
 
 A step is one step of SGD on a batch of 10. Each figure is of a fresh process, the smallest of
 several repeats; the processes are interleaved twice and the smaller kept.
@@ -6,7 +6,6 @@ several repeats; the processes are interleaved twice and the smaller kept.
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -16,7 +15,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run import machine
+
 BATCH, STEPS, PROCESSES = 10, 20, 2
+PRODUCTS = (  # clients, rows, inputs, units
+    (1, 10, 784, 10),
+    (1, 600, 784, 10),
+    (10, 10, 784, 10),
+    (1, 10, 784, 200),
+    (1, 10, 200, 200),
+    (10, 10, 200, 200),
+    (1, 50, 784, 200),
+    (1, 600, 784, 200),
+    (1, 10, 256, 1024),
+    (1, 800, 256, 1024),
+    (1, 800, 256, 86),
+)
 MODELS = {"CNN": ("ours", "flax"), "character LSTM": ("ours", "flax")}
 SETTINGS = {  # lanes (0: no loop), devices
     "outside a loop": (0, 1),
@@ -149,14 +163,53 @@ def pooling() -> dict[str, float]:
     return taken
 
 
+def dense() -> dict[str, list[float]]:
+    """Microseconds of a step that adds x^T d to W, in a scan: lax's own product, and ours."""
+    if hasattr(os, "sched_setaffinity"):  # one core, as a device of `cores()` has
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import fedjax_sim as fs
+
+    def train(product: Any, clients: int, steps: int) -> Any:
+        def step(w: Any, x: Any, d: Any) -> Any:
+            y = lambda w: product(x, w, (((1,), (0,)), ((), ())))
+            return w - jax.vjp(y, w)[1](d)[0] / 100
+
+        def every(w: Any, x: Any, d: Any) -> Any:
+            return jax.vmap(step)(w, x, d) if clients > 1 else step(w[0], x[0], d[0])[None]
+
+        def body(held: Any, _: None) -> Any:
+            w, x, d = held  # all change, so that nothing is hoisted out of the loop
+            return (every(w, x, d), x * 0.999, d * 0.999), None
+
+        return jax.jit(lambda *held: jax.lax.scan(body, held, length=steps)[0])
+
+    taken = {}
+    for clients, rows, inputs, units in PRODUCTS:
+        rng = np.random.default_rng(0)
+        shapes = ((inputs, units), (rows, inputs), (rows, units))
+        held = [rng.standard_normal((clients, *s), dtype=np.float32) / 30 for s in shapes]
+        steps = max(20, int(1.5e9 / (clients * rows * inputs * units)))
+        label = f"{clients} x " * (clients > 1) + f"[{rows}, {inputs}] by [{inputs}, {units}]"
+        taken[label] = []
+        for product in (jax.lax.dot_general, fs.nn.dot_general):
+            run = partial(train(product, clients, steps), *map(jnp.asarray, held))
+            jax.block_until_ready(run())
+            taken[label].append(smallest(run, 9) / steps * 1e6)
+    return taken
+
+
 def peak() -> dict[str, float]:
     from benchmarks.ceilings import matmul_peak
 
     return {"gflops": matmul_peak()["xla"] / 1e9}
 
 
-def fresh(*arguments: Any) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.convolution", json.dumps(arguments)]
+def fresh(*arguments: Any) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.layers", json.dumps(arguments)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return json.loads(lines[-1])
 
@@ -164,9 +217,10 @@ def fresh(*arguments: Any) -> dict[str, float]:
 def main() -> None:
     if len(sys.argv) > 1:
         name, *rest = json.loads(sys.argv[1])
-        here: dict[str, Callable[..., dict[str, float]]] = {
+        here: dict[str, Callable[..., dict[str, Any]]] = {
             "measure": measure,
             "pooling": pooling,
+            "dense": dense,
             "peak": peak,
         }
         print(json.dumps(here[name](*rest)))
@@ -182,11 +236,11 @@ def main() -> None:
     lines = [
         "# Layers in loops",
         "",
-        "`python -m benchmarks.convolution`: milliseconds for each step of SGD on 10 "
+        "`python -m benchmarks.layers`: milliseconds for each step of SGD on 10 "
         "examples, over all clients at work, the smallest of fresh processes; seconds to compile "
         "a scan of steps.",
         "",
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, jax {version('jax')}, "
+        ", ".join(f"{k} {v}" for k, v in machine().items()) + f", jax {version('jax')}, "
         f"flax {version('flax')}; {fresh('peak')['gflops']:.0f} GFLOP/s measured in float32 "
         "matrix products.",
     ]
@@ -205,8 +259,11 @@ def main() -> None:
     lines += ["", "## Pooling", "", "Value and gradient, [10, 28, 28, 32], windows of 2 by 2.", ""]
     lines += ["| | microseconds |", "|---|---|"]
     lines += [f"| {name} | {us:.0f} |" for name, us in fresh("pooling").items()]
+    lines += ["", "## Dense layers", "", "The kernel's gradient and its step, in a scan.", ""]
+    lines += ["| product | lax's, microseconds | `nn.dot_general` |", "|---|---|---|"]
+    lines += [f"| {name} | {a:.1f} | {b:.1f} |" for name, (a, b) in fresh("dense").items()]
     text = "\n".join(lines) + "\n"
-    (Path(__file__).parent / "CONVOLUTION.md").write_text(text)
+    (Path(__file__).parent / "LAYERS.md").write_text(text)
     print(text)
 
 
