@@ -188,6 +188,7 @@ class Executed(NamedTuple):
     metrics: Metrics  # summed over the counted tasks
     counted: Array  # Bool[m], did at least one step and (if dropping) is finite
     finite: Array  # Bool[m], update, total and new state hold no NaN and no infinity
+    lane_steps: Array  # Int[], local steps computed, those that nobody reads too
 
 
 class RoundMetrics(NamedTuple):
@@ -201,6 +202,10 @@ class RoundMetrics(NamedTuple):
       reporting: Int[], updates counted in the average, repeated draws included.
       nonfinite: Int[], updates that hold a NaN or an infinity.
       client_steps: Int[], local steps of those that sent.
+      lane_steps: Int[], local steps that the strategy computed for them; what is above
+        `client_steps` went into padding and idle lanes.
+      examples: Int[], examples seen in those client steps, each as often as it was seen.
+      update_norm: Float[], the Euclidean norm of the averaged update; NaN if nothing was.
       reporting_share: Float[], n_V / n: the weight of those counted in that of all,
         whatever the rule; repeated draws count each time.
       empty: Bool[], nothing was aggregated and the server state stayed as it was.
@@ -212,6 +217,9 @@ class RoundMetrics(NamedTuple):
     reporting: Array
     nonfinite: Array
     client_steps: Array
+    lane_steps: Array
+    examples: Array
+    update_norm: Array
     reporting_share: Array
     empty: Array
 

@@ -69,6 +69,21 @@ def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = No
     return jnp.minimum(done, steps)
 
 
+def num_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Array:
+    """Examples in a client's first `steps` local steps, each as often as it was seen.
+
+    Only the last block of a pass may be short, so `B steps` less what the short ones lack.
+    """
+    blocks = jnp.maximum(num_blocks(local, num_examples), 1)
+    size = num_examples if local.batch_size is None else jnp.int32(local.batch_size)
+    lacking = blocks * size - num_examples
+    if local.order == "epochs":
+        short = steps // blocks
+    else:
+        short = jnp.maximum(steps - (blocks - 1) * local.epochs, 0)
+    return steps * size - short * lacking
+
+
 def max_num_blocks(local: LocalTraining, data: FederatedData) -> int:
     """Blocks of the largest client, static."""
     return -(-data.max_num_examples // block_size(local, data))

@@ -23,8 +23,8 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_same_spec
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.execution import automatic, packed, sharded, vmapped
-from fedjax_sim.local import num_steps
-from fedjax_sim.masking import first_of_each, where
+from fedjax_sim.local import num_seen, num_steps
+from fedjax_sim.masking import first_of_each, global_norm, where
 from fedjax_sim.randomness import CLIENT, check_key, stream
 from fedjax_sim.sampling import as_arrays
 
@@ -191,6 +191,11 @@ def make_round(
             reporting=context.num_reporting,
             nonfinite=jnp.sum(sent & ~executed.finite, dtype=jnp.int32),
             client_steps=jnp.sum(steps, dtype=jnp.int32),
+            lane_steps=executed.lane_steps,
+            examples=jnp.sum(
+                num_seen(algorithm.local, data.num_examples[ids], steps), dtype=jnp.int32
+            ),
+            update_norm=jnp.where(empty, jnp.nan, global_norm(update)),
             reporting_share=jnp.sum(jnp.where(counted, client_weights, 0)) / total_weight,
             empty=empty,
         )

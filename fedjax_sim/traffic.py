@@ -30,7 +30,7 @@ class Communication(NamedTuple):
         would overflow.
 
         >>> import fedjax_sim as fs, jax.numpy as jnp
-        >>> rounds = fs.RoundMetrics({}, jnp.array([50, 50]), jnp.array([5, 4]), *5 * [None])
+        >>> rounds = fs.RoundMetrics({}, jnp.array([50, 50]), jnp.array([5, 4]), *8 * [None])
         >>> Communication(down=10**8, up=10**8).total(rounds)
         (10000000000, 900000000)
         """

@@ -66,6 +66,7 @@ class _Lanes(NamedTuple):
 
 class _Sums(NamedTuple):
     ended: Array  # Int[], clients that are through
+    lane_steps: Array  # Int[], steps of all lanes, idle ones too
     update: PyTree
     total: PyTree
     metrics: Metrics
@@ -148,12 +149,13 @@ def _pack(
         output = engine.finish(lane.client, lane.carry, lane.client_state, lane.step)
         return output._replace(metrics={**lane.metrics, **dict(output.metrics)})
 
-    def take_in(lane: _Lanes, sums: _Sums) -> _Sums:
+    def take_in(lane: _Lanes, sums: _Sums, lane_steps: Array) -> _Sums:
         slot, output = lane.slot, finish(lane)
         finite = all_finite((output.update, output.total, output.client_state))
         counted = finite if drop_nonfinite else jnp.array(True)
         return _Sums(
             sums.ended + 1,
+            sums.lane_steps + lane_steps,
             add_weighted(sums.update, tasks.weights[slot], counted, output.update),
             add_weighted(sums.total, tasks.shares[slot], counted, output.total),
             add_where(counted, sums.metrics, output.metrics),
@@ -174,7 +176,7 @@ def _pack(
             together = jnp.where(queued - sums.ended > alone, steps, 0)
             state = _repeat(jax.vmap(advance), together, state)
         one = _repeat(advance, steps - together, _at(state, lane))  # with no axis over lanes
-        sums = take_in(one, sums)
+        sums = take_in(one, sums, together * lanes + (steps - together))
         return _put(state, lane, begin(lanes + sums.ended - 1)), sums
 
     def unfinished(loop: tuple[_Lanes, _Sums]) -> Array:
@@ -188,6 +190,7 @@ def _pack(
     output = jax.eval_shape(lambda state: finish(_at(state, jnp.int32(0))), state)
     sums = _Sums(
         ended=jnp.int32(0),
+        lane_steps=jnp.int32(0),
         update=accumulators(output.update),
         total=accumulators(output.total),
         metrics=zeros_of(output.metrics),
@@ -197,8 +200,9 @@ def _pack(
     )
     _, sums = jax.lax.while_loop(unfinished, body, (state, sums))
     return Executed(
-        sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite
-    )
+        sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite,
+        sums.lane_steps,
+    )  # fmt: skip
 
 
 def _repeat(function: Callable[[_Lanes], _Lanes], times: Array, lanes: _Lanes) -> _Lanes:

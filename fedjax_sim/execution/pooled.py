@@ -80,4 +80,6 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
         metrics=metrics,
         counted=reports,
         finite=finite,
+        # One step a client, the padding of blocks not counted.
+        lane_steps=jnp.sum(reports, dtype=jnp.int32),
     )

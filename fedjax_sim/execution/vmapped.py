@@ -78,4 +78,5 @@ class Vmapped:
             metrics=sum_where(counted, output.metrics),
             counted=counted,
             finite=finite,
+            lane_steps=jnp.int32(tasks.client_ids.shape[0] * len(steps)),
         )
