@@ -40,6 +40,7 @@ def run(
     num_rounds: int,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 1,
+    last: int | None = None,
 ) -> tuple[FederatedState, History]:
     """R rounds in one `lax.scan`: pure, so jit, vmap and (with `vmapped`) grad go through.
 
@@ -55,6 +56,7 @@ def run(
       evaluate: params -> pytree, called in the graph; `fs.evaluator` makes one.
       evaluate_every: r >= 1, static: `evaluate` after rounds r, 2 r, ..., counted from the
         experiment's first round.
+      last: static: also after this round, whatever `evaluate_every`.
 
     Raises:
       ValueError: if num_rounds or evaluate_every < 1, m > K, the sampler draws with replacement
@@ -73,7 +75,7 @@ def run(
     check_run(round_fn, key, state, data, sampler, num_rounds, evaluate_every)
 
     def body(state: FederatedState, _: None) -> tuple[FederatedState, History]:
-        return next_round(round_fn, key, state, data, sampler, evaluate, evaluate_every)
+        return next_round(round_fn, key, state, data, sampler, evaluate, evaluate_every, last)
 
     return jax.lax.scan(body, state, None, length=num_rounds)
 
@@ -90,8 +92,7 @@ def next_round(
 ) -> tuple[FederatedState, History]:
     """One round of a run, with the cohort it draws and the evaluation that is due.
 
-    Args:
-      last: R, the round after which the model is evaluated whatever `evaluate_every`.
+    The arguments are those of `run`.
     """
     cohort = sampler.sample(key, state.round, data)
     state, metrics = round_fn(key, state, data, cohort)
