@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedjax_sim import aggregation as aggregation
 from fedjax_sim import execution as execution
+from fedjax_sim import grid as grid
 from fedjax_sim import partition as partition
 from fedjax_sim import sampling as sampling
 from fedjax_sim.algorithms import fedavg as fedavg
@@ -23,13 +24,23 @@ from fedjax_sim.base import FederatedState as FederatedState
 from fedjax_sim.base import LocalTraining as LocalTraining
 from fedjax_sim.base import RoundContext as RoundContext
 from fedjax_sim.base import RoundMetrics as RoundMetrics
+from fedjax_sim.checkpoint import SaveError as SaveError
 from fedjax_sim.data import FederatedData as FederatedData
+from fedjax_sim.evaluation import ClientStatistics as ClientStatistics
 from fedjax_sim.evaluation import Evaluation as Evaluation
+from fedjax_sim.evaluation import client_statistics as client_statistics
 from fedjax_sim.evaluation import evaluate as evaluate
+from fedjax_sim.evaluation import evaluator as evaluator
+from fedjax_sim.experiment import Experiment as Experiment
+from fedjax_sim.results import Results as Results
 from fedjax_sim.round import init as init
 from fedjax_sim.round import make_round as make_round
+from fedjax_sim.simulate import Simulation as Simulation
+from fedjax_sim.simulate import reaches as reaches
+from fedjax_sim.simulate import simulate as simulate
 from fedjax_sim.simulation import History as History
 from fedjax_sim.simulation import run as run
+from fedjax_sim.sweep import sweep as sweep
 from fedjax_sim.traffic import Communication as Communication
 from fedjax_sim.traffic import communication as communication
 

@@ -65,7 +65,9 @@ class Checkpoints:
             for left in self.folder.glob(f"{path.name}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
             reason = _reason(error)
-            raise SaveError(f"checkpoint {number} was not saved in {self.folder}: {reason}") from error
+            raise SaveError(
+                f"checkpoint {number} was not saved in {self.folder}: {reason}"
+            ) from error
         for old in self.numbers()[:-_KEPT]:
             shutil.rmtree(self.folder / f"{old:09d}", ignore_errors=True)
 
@@ -99,7 +101,7 @@ class Checkpoints:
             as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
             names = [name for name, _ in said["checksum"]]
             restore = ocp.args.PyTreeRestore(
-                {name: 0 for name in names}, restore_args={name: as_numpy for name in names}
+                dict.fromkeys(names, 0), restore_args=dict.fromkeys(names, as_numpy)
             )
             held = {k: np.asarray(x) for k, x in checkpointer.restore(path, args=restore).items()}
         if _checksum(held) != said["checksum"]:

@@ -172,7 +172,9 @@ def compile_program(
     if mesh is not None:
         (axis,) = mesh.axis_names
 
-        def share(consts: Any, inputs: Any, carry: Any, buffers: Any, first: Any, count: Any) -> Any:
+        def share(
+            consts: Any, inputs: Any, carry: Any, buffers: Any, first: Any, count: Any
+        ) -> Any:
             carry, buffers, done, stopped = chunk(
                 consts, *(own(tree) for tree in (inputs, carry, buffers)), first, count
             )

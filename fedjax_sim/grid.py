@@ -127,9 +127,7 @@ def random(key: Array, num: int, **axes: Uniform | LogUniform | Choice) -> Grid:
     check_count("num", num)
     for name, axis in axes.items():
         if not isinstance(axis, (Uniform, LogUniform, Choice)):
-            raise ValueError(
-                f"{name} must be grid.uniform, .log_uniform or .choice; got {axis!r}"
-            )
+            raise ValueError(f"{name} must be grid.uniform, .log_uniform or .choice; got {axis!r}")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     return Grid([{name: axis.draw(rng) for name, axis in axes.items()} for _ in range(num)])
 

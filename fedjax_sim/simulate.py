@@ -160,9 +160,7 @@ def simulate(
     def on_chunk(first: int, rows: History, seconds: float) -> None:
         found = {k: x for k, x in columns(rows).items() if x.ndim == 1 and k != "evaluated"}
         for i in range(len(rows.evaluated)):
-            values = {
-                name: float(x[i]) for name, x in found.items() if not math.isnan(float(x[i]))
-            }
+            values = {name: float(x[i]) for name, x in found.items() if not math.isnan(float(x[i]))}
             for writer in writers:
                 writer.write(first + i + 1, values)
         if on_progress is not None and seconds:
@@ -244,7 +242,9 @@ def differences(there: Any, here: Any, name: str = "") -> str:
             differences(there.get(k), here.get(k), f"{name}.{k}" if name else k) for k in names
         ]
         return "; ".join(part for part in parts if part)
-    return "" if there == here else f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"
+    return (
+        "" if there == here else f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"
+    )
 
 
 def _identity(experiment: Experiment, key: Array, state: FederatedState) -> dict[str, Any]:

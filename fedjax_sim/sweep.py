@@ -551,9 +551,7 @@ def _plan(
     return groups
 
 
-def _width(
-    made: Experiment, state: FederatedState, key: Array, devices: int, limit: float
-) -> int:
+def _width(made: Experiment, state: FederatedState, key: Array, devices: int, limit: float) -> int:
     """How many configurations fit a core's cache together, and the memory."""
     message = made.algorithm.broadcast(state.server, state.round)
     engine = Engine(made.algorithm, made.data, key, message)
@@ -571,9 +569,7 @@ def _bytes(tree: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _build(
-    experiment: Callable[..., Any], hyper: dict[str, Any], key: Array, opaque: bool
-) -> Any:
+def _build(experiment: Callable[..., Any], hyper: dict[str, Any], key: Array, opaque: bool) -> Any:
     made = experiment(key, **hyper) if opaque else experiment(**hyper)
     if not opaque and not isinstance(made, Experiment):
         raise ValueError(
@@ -648,7 +644,9 @@ def _check_names(
         raise ValueError(f"grid must give {', '.join(missing)}, which experiment has no default of")
     for name in static:
         if name not in grid.names:
-            raise ValueError(f"static must name axes of the grid, {', '.join(grid.names)}; got {name!r}")
+            raise ValueError(
+                f"static must name axes of the grid, {', '.join(grid.names)}; got {name!r}"
+            )
 
 
 def _is_traced(values: Sequence[Any]) -> bool:
