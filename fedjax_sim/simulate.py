@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_sim.base import Array, FederatedState, PyTree
-from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.checkpoint import Checkpoints, checksum
 from fedjax_sim.checks import check_count
 from fedjax_sim.driver import Interrupt, Progress, compile_program, drive
 from fedjax_sim.experiment import Experiment
@@ -257,16 +256,8 @@ def _identity(experiment: Experiment, key: Array, state: FederatedState) -> dict
         "local": local._asdict(),
         "cohort": experiment.sampler.size,
         "nonfinite": experiment.nonfinite,
-        "federation": checksum(data),
+        "federation": checksum(*jax.tree.leaves(data)),
         "state": [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)],
-        "first_params": checksum(state.params),
+        "first_params": checksum(*jax.tree.leaves(state.params)),
         "versions": versions(),
     }
-
-
-def checksum(tree: PyTree) -> str:
-    """Of the arrays' bytes, in order."""
-    sum_ = 0
-    for x in jax.tree.leaves(tree):
-        sum_ = zlib.crc32(np.ascontiguousarray(np.asarray(x)).reshape(-1).view(np.uint8).data, sum_)
-    return f"{sum_:08x}"

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim import grid as grids
 from fedjax_sim.base import Array, FederatedState, PyTree
-from fedjax_sim.checkpoint import Checkpoints, SaveError
+from fedjax_sim.checkpoint import Checkpoints, SaveError, checksum
 from fedjax_sim.checks import check_count
 from fedjax_sim.driver import CAPACITY, Interrupt, Program, compile_program, drive
 from fedjax_sim.execution import automatic, packed
@@ -29,7 +29,7 @@ from fedjax_sim.grid import Grid
 from fedjax_sim.local import Engine
 from fedjax_sim.randomness import check_key
 from fedjax_sim.results import Results, Run, columns, named, replace_file, to_json, versions
-from fedjax_sim.simulate import checksum, differences
+from fedjax_sim.simulate import differences
 from fedjax_sim.simulation import History
 from fedjax_sim.traffic import Communication, communication
 
@@ -523,8 +523,8 @@ def _plan(
             num_rounds = made.num_rounds
             exchange = communication(made.algorithm, state.params, made.data)
             most = _width(made, state, keys[0], devices, limit)
-            facts = {"num_rounds": num_rounds, "federation": checksum(made.data),
-                     "first_params": checksum(state.params)}  # fmt: skip
+            facts = {"num_rounds": num_rounds, "federation": checksum(*jax.tree.leaves(made.data)),
+                     "first_params": checksum(*jax.tree.leaves(state.params))}  # fmt: skip
         else:
             most = _MOST_OF_A_FUNCTION
         if isinstance(side_by_side, list):
