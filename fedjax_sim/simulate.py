@@ -191,11 +191,9 @@ def progress_of(
     """What a chunk's columns [rounds, ...] say of the pace and the latest metrics."""
     count = len(next(iter(found.values())))
     steps = float(np.sum(found.get("client_steps", 0)))
-    metrics = {}
-    for name, x in found.items():
-        known = x[np.isfinite(x)] if x.ndim == 1 and x.dtype.kind == "f" else ()
-        if len(known):
-            metrics[name] = float(known[-1])
+    scalars = {name: x for name, x in found.items() if x.ndim == 1 and x.dtype.kind == "f"}
+    known = {name: x[np.isfinite(x)] for name, x in scalars.items()}
+    metrics = {name: float(x[-1]) for name, x in known.items() if len(x)}
     done = first + count
     return Progress(
         round=done,
