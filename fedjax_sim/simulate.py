@@ -138,7 +138,8 @@ def simulate(
         check_count("checkpoint_every", checkpoint_every, ", or None")
     if resume and out is None:
         raise ValueError("resume needs out, the folder to go on from; got None")
-    state = experiment.check(key)
+    experiment.check(key)
+    state = experiment.start(key)
     exchange = communication(experiment.algorithm, state.params, experiment.data)
     checkpoints = None
     if out is not None:

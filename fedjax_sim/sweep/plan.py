@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, FederatedState, PyTree
+from fedjax_sim.base import Array, FederatedState
 from fedjax_sim.checkpoint import checksum
-from fedjax_sim.driver import CAPACITY
-from fedjax_sim.execution import packed
 from fedjax_sim.execution.machine import cache_bytes, carry_bytes
 from fedjax_sim.execution.sharded import Sharded
 from fedjax_sim.experiment import Experiment
@@ -70,10 +68,10 @@ def plan(
         name for name in grid.names
         if name not in static and _is_traced([one[name] for one in grid])
     )  # fmt: skip
-    members: dict[str, list[int]] = {}
+    members: dict[Any, list[int]] = {}
     for i, one in enumerate(grid):
-        fixed = {name: said(value) for name, value in one.items() if name not in traced}
-        members.setdefault(repr(fixed), []).append(i)
+        fixed_values = [(k, type(v), v) for k, v in one.items() if k not in traced]
+        members.setdefault(_hashable(fixed_values), []).append(i)
     groups = []
     for place, indices in enumerate(members.values()):
         first = grid.configurations[indices[0]]
@@ -95,8 +93,13 @@ def plan(
             num_rounds = made.num_rounds
             exchange = communication(made.algorithm, state.params, made.data)
             most = _width(made, state, keys[0], devices, limit)
-            facts = {"num_rounds": num_rounds, "federation": checksum(*jax.tree.leaves(made.data)),
-                     "first_params": checksum(*jax.tree.leaves(state.params))}  # fmt: skip
+            facts = {
+                "num_rounds": num_rounds,
+                "evaluate_every": made.evaluate_every,
+                "local": made.algorithm.local._asdict(),
+                "federation": checksum(*jax.tree.leaves(made.data)),
+                "state": [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)],
+            }
         if isinstance(side_by_side, list):
             most = side_by_side[place]
         elif side_by_side is not None:
@@ -123,20 +126,30 @@ def plan(
 
 def _width(made: Experiment, state: FederatedState, key: Array, devices: int, limit: float) -> int:
     """How many configurations fit a core's cache together, and the memory."""
-    message = made.algorithm.broadcast(state.server, state.round)
-    engine = Engine(made.algorithm, made.data, key, message)
-    one = carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients))
-    row = jax.eval_shape(lambda s: made._replace(execution=packed(1)).next_round(key, s)[1], state)
-    held = 3 * _bytes(state) + min(made.num_rounds, CAPACITY) * _bytes(row)
     if jax.default_backend() == "cpu":
-        most = min(_MOST, 2 * cache_bytes() // one)
+
+        def carry(state: FederatedState) -> None:
+            nonlocal most
+            message = made.algorithm.broadcast(state.server, state.round)
+            engine = Engine(made.algorithm, made.data, key, message)
+            one = carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients))
+            most = min(_MOST, 2 * cache_bytes() // one)
+
+        most = _MOST
+        jax.eval_shape(carry, state)
     else:
         most = _MOST_ELSEWHERE
-    return max(1, min(most, int(limit / (devices * held))))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return max(1, min(most, int(limit / (4 * devices * held))))
 
 
-def _bytes(tree: PyTree) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+def _hashable(fixed: list[tuple[str, type, Any]]) -> Any:
+    """What tells configurations' static values apart: 1 is not True, and no list is hashable."""
+    try:
+        hash(tuple(fixed))
+    except TypeError:
+        return repr(fixed)
+    return tuple(fixed)
 
 
 def build(experiment: Callable[..., Any], hyper: dict[str, Any], key: Array, opaque: bool) -> Any:
@@ -220,6 +233,19 @@ def check_names(
             raise ValueError(
                 f"static must name axes of the grid, {', '.join(grid.names)}; got {name!r}"
             )
+
+
+def check_labels(grid: Grid) -> None:
+    """Refuses values that a table could not tell apart, such as two lambdas."""
+    for name in grid.names:
+        seen: dict[Any, Any] = {}
+        for one in grid:
+            value = one[name]
+            if seen.setdefault(said(value), value) is not value and seen[said(value)] != value:
+                raise ValueError(
+                    f"{name} has two values that are both called {said(value)!r} in a table; give "
+                    "functions names of their own"
+                )
 
 
 def _is_traced(values: Sequence[Any]) -> bool:

@@ -18,7 +18,7 @@ from fedjax_sim.grid import Grid
 from fedjax_sim.randomness import check_key
 from fedjax_sim.results import Results, Run, versions
 from fedjax_sim.sweep.batch import Columns, Compiled
-from fedjax_sim.sweep.plan import Group, check_names, plan, said, takes_key
+from fedjax_sim.sweep.plan import Group, check_labels, check_names, plan, said, takes_key
 from fedjax_sim.sweep.store import Store
 
 
@@ -114,6 +114,7 @@ def sweep(
     labels, keys = _keys(keys)
     opaque = takes_key(experiment)
     check_names(experiment, grid, static, opaque)
+    check_labels(grid)
     if side_by_side is not None:
         check_count("side_by_side", side_by_side, ", or None")
         if side_by_side > 1 and not common_random_numbers:
