@@ -131,5 +131,3 @@ def _on_own(
         name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
         for name, (total, count) in sums.items()
     }
-
-
