@@ -117,7 +117,7 @@ class Csv:
 
 
 def _cells(line: bytes) -> list[str]:
-    return next(csv_files.reader([line.decode("utf-8", "replace").rstrip("\r\n")]), [""])
+    return next(csv_files.reader([line.decode("utf-8", "replace")]), None) or [""]
 
 
 def _line(cells: list[Any]) -> bytes:
