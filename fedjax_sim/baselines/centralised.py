@@ -38,7 +38,8 @@ def centralised(experiment: Experiment) -> Experiment:
     - The client optimizer's state starts afresh each round, as in FedAvg.
     - Every example weighs the same, whatever `client_weights` the federation has.
 
-    Model, evaluation and R stay as they are. The one client is trained by `packed(1)`;
+    Model, evaluation and R stay as they are; the bytes counted are those of one client, and mean
+    nothing here. The one client is trained by `packed(1)`;
     `vmapped()`, which can be differentiated in reverse, is kept.
 
     Raises:
