@@ -33,8 +33,9 @@ def packed(lanes: int | None = None) -> "Packed":
 
     Clients start longest first; a lane whose client ends takes the next in the queue.
     The round ends with the last client, so the number of iterations is that of the
-    cohort at hand, and nothing is padded to the federation's largest client. Updates
-    are summed as they come: memory is O(L) models beside the clients' states. On a CPU,
+    cohort at hand, not that of the federation's largest client. With `batch_size=None` a step
+    is a full batch, padded to that client's: equal in cost for clients of any size. Updates are
+    summed as they come: memory is O(L) models beside the clients' states. On a CPU,
     the last L / 2 clients are trained one after the other, since an idle lane costs as
     much there as one that trains. Reverse-mode differentiation is refused; use `vmapped`
     for it.
