@@ -92,7 +92,8 @@ def make_round(
       execution: a strategy of `fs.execution`; None for `automatic()`.
       nonfinite: "keep" averages an update that holds a NaN or an infinity like any other;
         "drop" leaves its client out as if it had dropped out. Both count them in the
-        metrics.
+        metrics. A dropped client's NaN is still in the gradient of a round, whose derivative
+        multiplies what was dropped by zero.
 
     Raises:
       ValueError: for an unknown rule, strategy or `nonfinite`; from round_fn, for a cohort

@@ -136,7 +136,12 @@ class Sharded:
             else:
                 back, mine = _deal_slots(tasks.num_steps, devices, me)
                 own = jax.tree.map(lambda x: x[back], tasks)
-                own_states = jax.tree.map(lambda x: x[back], client_states)
+                # A device without work holds the client with the most of it: what is computed
+                # for a client that does not take part may have an infinite derivative.
+                most = jnp.argmax(tasks.num_steps)
+                held = jnp.where(own.num_steps > 0, back, most)
+                own = own._replace(client_ids=tasks.client_ids[held])
+                own_states = jax.tree.map(lambda x: x[held], client_states)
             own = own._replace(num_steps=jnp.where(mine, own.num_steps, 0))
             executed = inner(algorithm, data, key, message, own_states, own, drop_nonfinite)
 
