@@ -143,7 +143,8 @@ class FederatedAlgorithm(NamedTuple):
     # (message, batch, weights[B], keys[B]) -> (update, {"loss": losses[B], ...}): a shortcut
     # to the result of `client` for full-batch methods of one step. `update` is the sum over
     # examples of weight times contribution, summed by the engine over blocks of the cohort's
-    # examples with weight a_k / n_k, so that no client has a model of its own.
+    # examples with weight a_k / n_k, so that no client has a model of its own. The weights it
+    # is given are scaled to at most 1 / B, which the engine undoes in float32.
     pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
     # (params, examples) -> None, raises ValueError; `fs.init` calls it before anything runs.
     check: Callable[[Params, PyTree], None] | None = None
