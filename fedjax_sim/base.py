@@ -169,7 +169,8 @@ class Coefficients(NamedTuple):
     num_receivers: Array | None = None
 
 
-# (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients
+# (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients. The
+# cohort's `reports` are the slots that complete a step.
 AggregationRule = Callable[[Cohort, Array, Array], Coefficients | tuple[Array, Array | None]]
 
 

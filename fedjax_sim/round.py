@@ -140,6 +140,8 @@ def make_round(
 
         client_weights = data.client_weights[ids]
         total_weight = jnp.sum(data.client_weights)
+        # A slot that completes no step does not report, and stands for no other of its client.
+        cohort = cohort._replace(reports=steps > 0)
         coefficients = _coefficients(aggregation, cohort, client_weights, data.client_weights)
         weights, shares = coefficients.weights, coefficients.shares
         if shares is None:
