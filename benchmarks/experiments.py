@@ -149,8 +149,8 @@ def sweep_section() -> str:
     return (
         f"## A sweep: {RATES} learning rates x {SEEDS} seeds of `lr-mnist`, {ROUNDS} rounds\n\n"
         f"{total:,} client-steps. A peer runs {SWEPT} of the learning rates one by one, scaled to "
-        f"all. The floor of a step is {least:.2f} us ({measured['matmul'] / 1e9:.0f} Gflop/s): ours "
-        f"is at {least / us:.0%} of it. Medians of {REPEATS}; ours in fresh processes.\n\n"
+        f"all. The floor of a step is {least:.2f} us ({measured['matmul'] / 1e9:.0f} Gflop/s): "
+        f"ours is at {least / us:.0%} of it. Medians of {REPEATS}; ours in fresh processes.\n\n"
         "| | us / client-step | seconds | ours is faster by |\n|---|---|---|---|\n"
         + here
         + "".join(lines)

@@ -126,19 +126,17 @@ def plan(
 
 def _width(made: Experiment, state: FederatedState, key: Array, devices: int, limit: float) -> int:
     """How many configurations fit a core's cache together, and the memory."""
+    found: list[int] = []
+
+    def measure(state: FederatedState) -> None:
+        message = made.algorithm.broadcast(state.server, state.round)
+        engine = Engine(made.algorithm, made.data, key, message)
+        found.append(carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients)))
+
+    most = _MOST_ELSEWHERE
     if jax.default_backend() == "cpu":
-
-        def carry(state: FederatedState) -> None:
-            nonlocal most
-            message = made.algorithm.broadcast(state.server, state.round)
-            engine = Engine(made.algorithm, made.data, key, message)
-            one = carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients))
-            most = min(_MOST, 2 * cache_bytes() // one)
-
-        most = _MOST
-        jax.eval_shape(carry, state)
-    else:
-        most = _MOST_ELSEWHERE
+        jax.eval_shape(measure, state)
+        most = min(_MOST, 2 * cache_bytes() // found[0])
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     return max(1, min(most, int(limit / (4 * devices * held))))
 
