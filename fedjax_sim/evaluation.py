@@ -88,11 +88,13 @@ def evaluate(
 
 
 class ClientStatistics(NamedTuple):
-    """How a metric spreads over the clients that have it; Float[] each, NaN if none has.
+    """How a metric spreads over the clients that have it; Float[] each.
+
+    All are NaN if none has it or a value is not finite.
 
     Attributes:
       mean: over clients, each counting once.
-      weighted_mean: over clients by weight.
+      weighted_mean: over clients by weight; NaN if theirs are all zero.
       std: standard deviation over clients, `sqrt(mean((v - mean)^2))`.
       worst_tenth: the mean of the worst ceil(n / 10) clients.
       p10: the 10th percentile, interpolated linearly.
@@ -161,13 +163,17 @@ def client_statistics(
     worst = place < tenth if higher_is_better else (place >= count - tenth) & (place < count)
     statistics = ClientStatistics(
         mean=mean,
-        weighted_mean=total(weights * values) / jnp.where(weight > 0, weight, 1),
+        weighted_mean=jnp.where(
+            weight > 0, total(weights * values) / jnp.where(weight > 0, weight, 1), jnp.nan
+        ),
         std=jnp.sqrt(total((values - mean) ** 2) / some),
         worst_tenth=jnp.sum(jnp.where(worst, ordered, 0)) / jnp.maximum(tenth, 1).astype(dtype),
         p10=percentile(0.1),
         p50=percentile(0.5),
         p90=percentile(0.9),
-        jain=total(values) ** 2 / jnp.where(squares > 0, some * squares, 1),
+        jain=jnp.where(  # clients that all have 0 are equal
+            squares > 0, total(values) ** 2 / jnp.where(squares > 0, some * squares, 1), 1
+        ),
     )
     known = (count > 0) & jnp.all(jnp.where(has, jnp.isfinite(values), True))
     return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), statistics)
