@@ -160,12 +160,12 @@ def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
     # Lines that no one needs to tell apart have no names.
     if handles:
         columns = 2 if max(map(len, labels)) <= 24 and len(labels) > 1 else 1
-        if max(map(len, labels)) <= 12 and len(labels) > 2:
+        if max(map(len, labels)) <= 12 and len(labels) > 2 and len(labels) != 4:
             columns = 3
         rows = -(-len(labels) // columns)
         found = made.legend(handles, [_short(said, 50) for said in labels], ncols=columns,
                             loc="outside lower center", frameon=False, fontsize=SMALL,
-                            labelcolor=INK, handlelength=3.2, columnspacing=1.2,
+                            labelcolor=INK, handlelength=3, columnspacing=1.2,
                             labelspacing=0.35, borderpad=0.2)  # fmt: skip
         if note:
             said, more = _wrapped(note)

@@ -71,7 +71,7 @@ def deal(folders: Sequence[tuple[str, Results]], by: str) -> tuple[list[tuple[st
         many = len(plots.groups(results))
         if many > each:
             left.append(f"the {each} best of {many} of {name}")
-    said = f"Curves are of {', '.join(left)}, by final {by}." if left else ""
+    said = f"Curves show {' and '.join(left)}, by final {by}." if left else ""
     return [(name, plots.best(results, by, each)) for name, results in folders], said
 
 
@@ -132,8 +132,8 @@ def _of_one(results: Results, by: str) -> Iterator[Card]:
         yield Card(f"{said} by round", plots.curves(results, _spread(names)[:8]))
     sent = [name for name in ("bytes_down", "bytes_up") if name in columns]
     if len(sent) == 2:
-        yield Card(f"{by} by megabytes", plots.curves(results, by, against="megabytes"))
-        yield Card("megabytes sent so far", plots.curves(results, sent))
+        yield Card(f"{by} by MB", plots.curves(results, by, against="megabytes"))
+        yield Card("MB sent so far", plots.curves(results, sent))
     if "update_norm" in columns:
         yield Card("norm of the update by round", plots.curves(results, "update_norm"))
 
@@ -153,7 +153,7 @@ def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
     if "update_norm" in columns:
         made.append(("update_norm", "rounds"))
     for name, against in made[:most]:
-        title = f"{name} by {against.removesuffix('s') if against == 'rounds' else against}"
+        title = f"{name} by {'round' if against == 'rounds' else 'MB'}"
         yield Card(title + where, plots.curves(results, name, against=against, by=by))
 
 

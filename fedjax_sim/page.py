@@ -170,7 +170,7 @@ def _figures(folders: Mapping[str, Folder]) -> list[str]:
             of = f" of {', '.join(name for name, _ in some)}" if len(scores) > 1 else ""
             note = cards.deal(some, by)[1]
             parts.append(
-                f"<h2>Curves{tables.text(of)}</h2>"
+                f"<h2>Figures{tables.text(of)}</h2>"
                 + (f"<p>{tables.text(note)}</p>" if note else "")
             )
             parts.append(f'<div class="grid">{"".join(made)}</div>')
@@ -269,7 +269,7 @@ svg *{stroke-linejoin:round;stroke-linecap:butt}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{padding:4px 10px;text-align:left;white-space:nowrap;border-bottom:1px solid var(--edge)}
 thead th{position:sticky;top:0;background:var(--card);box-shadow:inset 0 -1px var(--edge);
-border:0;z-index:1;white-space:normal;vertical-align:bottom}
+border:0;z-index:1;vertical-align:bottom}
 tbody th{font-weight:400;color:var(--soft)}
 tbody tr:last-child>*{border-bottom:0}
 th.n,td.n{text-align:right}

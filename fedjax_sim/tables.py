@@ -46,8 +46,10 @@ def table(folders: Mapping[str, Folder]) -> str:
     sent = any("bytes_down" in run.rounds for line in lines for run in line.runs)
     best = {metric: _best(lines, metric) for metric in metrics}
     words = [*(["folder"] if len(folders) > 1 else []), *axes, ""]
-    numbers = ["seeds", "rounds", *metrics, *(name.replace("_", " ") for name in targets),
-               *(["MB sent"] if sent else [])]  # fmt: skip
+    first_metrics = [name for name in metrics if name in scores]
+    rest = [name for name in metrics if name not in scores]
+    numbers = ["seeds", "rounds", *first_metrics, *(name.replace("_", " ") for name in targets),
+               *(["MB sent"] if sent else []), *rest]  # fmt: skip
     rows = []
     for line in lines:
         first = any(best.get(by) is line for by in scores)
@@ -59,16 +61,15 @@ def table(folders: Mapping[str, Folder]) -> str:
         cells.append(_td(_tags(line, first)))
         counts = [str(len(line.runs)), canvas.span({run.done for run in line.runs})]
         cells += [_td(count, True) for count in counts]
-        for metric in metrics:
-            mean = interval(line.means[metric]) if metric in line.means else NONE
-            cells.append(_td(f"<b>{mean}</b>" if best[metric] is line else mean, True))
+        cells += [_mean(line, metric, best[metric]) for metric in first_metrics]
         cells += [_td(_reached(line, name), True) for name in targets]
         if sent:
             cells.append(_td(_megabytes(line), True))
+        cells += [_mean(line, metric, best[metric]) for metric in rest]
         start = '<tr class="best">' if first else "<tr>"
         rows.append(f"{start}{''.join(cells)}</tr>")
-    head = "".join(f'<th scope="col">{breakable(x)}</th>' for x in words)
-    head += "".join(f'<th scope="col" class="n">{breakable(x)}</th>' for x in numbers)
+    head = "".join(f'<th scope="col">{_heading(x)}</th>' for x in words)
+    head += "".join(f'<th scope="col" class="n">{_heading(x)}</th>' for x in numbers)
     return (
         "<h2>Configurations</h2><p>Final values: mean over seeds ± half of the 95 % interval of "
         "the mean (Student's t). Bold: the best of a column.</p>"
@@ -130,6 +131,11 @@ def _best(lines: Sequence[Line], metric: str) -> Line | None:
     return pick(known, key=lambda line: line.means[metric].mean)
 
 
+def _mean(line: Line, metric: str, best: Line | None) -> str:
+    said = interval(line.means[metric]) if metric in line.means else NONE
+    return _td(f"<b>{said}</b>" if best is line else said, True)
+
+
 def _tags(line: Line, best: bool) -> str:
     said = [("good", "best")] if best else []
     if not line.finite:
@@ -186,6 +192,16 @@ def text(value: str) -> str:
 def breakable(value: str) -> str:
     """Escaped, and it may break where it has an underscore."""
     return text(value).replace("_", "_<wbr>")
+
+
+def _heading(value: str) -> str:
+    """In two lines if it is long."""
+    parts = value.split("_")
+    if len(value) <= 16 or len(parts) == 1:
+        return text(value)
+    starts = ["_".join(parts[:i]) + "_" for i in range(1, len(parts))]
+    start = min(starts, key=lambda start: abs(len(start) - len(value) / 2))
+    return f"{text(start)}<br>{text(value[len(start) :])}"
 
 
 def _td(html: str, number: bool = False) -> str:
