@@ -170,7 +170,7 @@ def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
         if note:
             said, more = _wrapped(note)
             found.set_title(said, prop={"size": SMALL})
-            found.get_title().set_color(INK)
+            found.get_title().set(color=INK, multialignment="center")
             rows += more
     elif note:
         said, rows = _wrapped(note)

@@ -152,9 +152,12 @@ def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
     made += [(name, "rounds") for name in [*first, *_worst(measured), *rest]]
     if "update_norm" in columns:
         made.append(("update_norm", "rounds"))
+    # An interval of two or three seeds is so wide that its band covers everything.
+    few = min(map(len, plots.groups(results))) < 4
+    band = "std" if few else "interval"
     for name, against in made[:most]:
         title = f"{name} by {'round' if against == 'rounds' else 'MB'}"
-        yield Card(title + where, plots.curves(results, name, against=against, by=by))
+        yield Card(title + where, plots.curves(results, name, against=against, by=by, band=band))
 
 
 def _facets(results: Results) -> list[tuple[str, Results]]:

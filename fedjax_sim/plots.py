@@ -102,9 +102,10 @@ def curves(
             seeds.add(len(runs))
             lines.append((*line, said, runs[0].configuration))
     styles = canvas.styles([configuration for *_, configuration in lines])
+    faint = 0.14 if len(lines) < 5 else 0.08
     for i, ((x, mean, half, said, _), style) in enumerate(zip(lines, styles, strict=True)):
         if band != "none" and np.isfinite(half).any():
-            ax.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.14,
+            ax.fill_between(x, mean - half, mean + half, color=style["color"], alpha=faint,
                             linewidth=0, zorder=1)  # fmt: skip
         every = max(1, len(x) // 6)
         marks = (i * every // len(lines), every)
@@ -114,7 +115,10 @@ def curves(
     ax.set_ylabel(canvas.plain((canvas.stem(names) or "value").replace("bytes", "megabytes")))
     _scale_rounds(ax, [x for x, *_ in lines if len(x)], against)
     if max(seeds) > 1:
-        band_said = {"interval": f"; bands: {confidence:.0%} interval", "std": "; bands: std"}
+        band_said = {
+            "interval": f"; bands: {confidence:.0%} interval",
+            "std": "; bands: std. deviation",
+        }
         note.append(f"mean over {canvas.span(seeds)} seeds{band_said.get(band, '')}")
     canvas.legend(figure, ax, note)
     return figure

@@ -45,11 +45,13 @@ def table(folders: Mapping[str, Folder]) -> str:
                if name.startswith("rounds_to")]  # fmt: skip
     sent = any("bytes_down" in run.rounds for line in lines for run in line.runs)
     best = {metric: _best(lines, metric) for metric in metrics}
-    words = [*(["folder"] if len(folders) > 1 else []), *axes, ""]
     first_metrics = [name for name in metrics if name in scores]
     rest = [name for name in metrics if name not in scores]
-    numbers = ["seeds", "rounds", *first_metrics, *(name.replace("_", " ") for name in targets),
-               *(["MB sent"] if sent else []), *rest]  # fmt: skip
+    heads = [*(["folder"] if len(folders) > 1 else []), *axes, *first_metrics, "",
+             *(name.replace("_", " ") for name in targets), *(["MB sent"] if sent else []),
+             "seeds", "rounds", *rest]  # fmt: skip
+    numbers = {name for name in axes if any(_is_number(x.configuration.get(name)) for x in lines)}
+    numbers |= {*heads} - {"folder", "", *axes}
     rows = []
     for line in lines:
         first = any(best.get(by) is line for by in scores)
@@ -57,19 +59,21 @@ def table(folders: Mapping[str, Folder]) -> str:
         cells = [_td(text(line.folder))] if len(folders) > 1 else []
         for name in axes:  # what does not vary in one folder may stand in its configuration
             value = line.configuration.get(name, said.get(name))
-            cells.append(_td(cell(value), _is_number(value)))
-        cells.append(_td(_tags(line, first)))
-        counts = [str(len(line.runs)), canvas.span({run.done for run in line.runs})]
-        cells += [_td(count, True) for count in counts]
+            cells.append(_td(cell(value), name in numbers))
         cells += [_mean(line, metric, best[metric]) for metric in first_metrics]
+        cells.append(_td(_tags(line, first)))
         cells += [_td(_reached(line, name), True) for name in targets]
         if sent:
             cells.append(_td(_megabytes(line), True))
+        counts = [str(len(line.runs)), canvas.span({run.done for run in line.runs})]
+        cells += [_td(count, True) for count in counts]
         cells += [_mean(line, metric, best[metric]) for metric in rest]
         start = '<tr class="best">' if first else "<tr>"
         rows.append(f"{start}{''.join(cells)}</tr>")
-    head = "".join(f'<th scope="col">{_heading(x)}</th>' for x in words)
-    head += "".join(f'<th scope="col" class="n">{_heading(x)}</th>' for x in numbers)
+    head = "".join(
+        f'<th scope="col"{" class=n" if name in numbers else ""}>{_heading(name)}</th>'
+        for name in heads
+    )
     return (
         "<h2>Configurations</h2><p>Final values: mean over seeds ± half of the 95 % interval of "
         "the mean (Student's t). Bold: the best of a column.</p>"
