@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from fedjax_sim import datasets as datasets
     from fedjax_sim import models as models
     from fedjax_sim import nn as nn
+    from fedjax_sim import plots as plots
     from fedjax_sim import writers as writers
 
 __version__ = "0.1.0"
@@ -56,11 +57,13 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     # Loaded where used: models and nn bring in flax, datasets and writers meet files.
-    if name in ("models", "nn", "datasets", "writers"):
+    if name in ("models", "nn", "datasets", "plots", "writers"):
         return importlib.import_module(f"fedjax_sim.{name}")
     raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     hidden = {"Any", "TYPE_CHECKING", "importlib"}
-    return sorted(({*globals()} | {"datasets", "models", "nn", "writers"}) - hidden)
+    return sorted(
+        ({*globals()} | {"datasets", "models", "nn", "plots", "writers"}) - hidden
+    )
