@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fedjax_sim import aggregation as aggregation
+from fedjax_sim import baselines as baselines
 from fedjax_sim import execution as execution
 from fedjax_sim import grid as grid
 from fedjax_sim import partition as partition
@@ -48,17 +49,18 @@ if TYPE_CHECKING:
     from fedjax_sim import datasets as datasets
     from fedjax_sim import models as models
     from fedjax_sim import nn as nn
+    from fedjax_sim import writers as writers
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded where used: models and nn bring in flax, datasets read files.
-    if name in ("models", "nn", "datasets"):
+    # Loaded where used: models and nn bring in flax, datasets and writers meet files.
+    if name in ("models", "nn", "datasets", "writers"):
         return importlib.import_module(f"fedjax_sim.{name}")
     raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     hidden = {"Any", "TYPE_CHECKING", "importlib"}
-    return sorted(({*globals()} | {"datasets", "models", "nn"}) - hidden)
+    return sorted(({*globals()} | {"datasets", "models", "nn", "writers"}) - hidden)

@@ -49,7 +49,7 @@ class Checkpoints:
         path = self.folder / f"{number:09d}"
         held = {name: x for name, x in arrays.items() if x.size}  # Orbax keeps no empty array
         empty = {name: [str(x.dtype), x.shape] for name, x in arrays.items() if not x.size}
-        said = {"facts": facts, "empty": empty, "checksum": _checksum(held)}
+        said = {"facts": facts, "empty": empty, "checksum": _checksums(held)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that was killed
@@ -104,7 +104,7 @@ class Checkpoints:
                 dict.fromkeys(names, 0), restore_args=dict.fromkeys(names, as_numpy)
             )
             held = {k: np.asarray(x) for k, x in checkpointer.restore(path, args=restore).items()}
-        if _checksum(held) != said["checksum"]:
+        if _checksums(held) != said["checksum"]:
             raise ValueError("its arrays are not those that were saved")
         for name, (dtype, shape) in said["empty"].items():
             held[name] = np.zeros(shape, dtype)
@@ -148,10 +148,17 @@ def unflatten(name: str, like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
     return jax.tree.unflatten(treedef, made)
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> list[list[Any]]:
+def checksum(*arrays: Any) -> int:
+    """CRC-32 of the arrays' bytes, one after another."""
+    found = 0
+    for x in arrays:
+        found = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, found)
+    return found
+
+
+def _checksums(arrays: dict[str, np.ndarray]) -> list[list[Any]]:
     """Of each array, in the order of their names."""
-    return [[name, zlib.crc32(np.ascontiguousarray(arrays[name]).data.cast("B"))]
-            for name in sorted(arrays)]  # fmt: skip
+    return [[name, checksum(arrays[name])] for name in sorted(arrays)]
 
 
 def _reason(error: BaseException) -> str:

@@ -137,8 +137,8 @@ def compile_program(
     closed, (_, out) = jax.make_jaxpr(step, return_shape=True)(shapes[0], jnp.int32(0), shapes[1])
     structure = jax.tree.structure((shapes[1], out))
     consts = list(closed.consts)
-    if mesh is not None or place is not None:
-        consts = replicate(consts, mesh or place)
+    if (everywhere := mesh or place) is not None:
+        consts = replicate(consts, everywhere)
 
     def call(consts: list[Array], *arguments: PyTree) -> tuple[PyTree, PyTree]:
         flat = jaxpr_as_fun(closed.replace(consts=consts))(*jax.tree.leaves(arguments))
@@ -176,16 +176,16 @@ def compile_program(
             consts: Any, inputs: Any, carry: Any, buffers: Any, first: Any, count: Any
         ) -> Any:
             carry, buffers, done, stopped = chunk(
-                consts, *(own(tree) for tree in (inputs, carry, buffers)), first, count
+                consts, own(inputs), own(carry), own(buffers), first, count
             )
             return jax.tree.map(lambda x: x[None], (carry, buffers)) + (done, stopped)
 
-        dealt, everywhere = PartitionSpec(axis), PartitionSpec()
+        dealt, alike = PartitionSpec(axis), PartitionSpec()
         whole = jax.shard_map(
             share,
             mesh=mesh,
-            in_specs=(everywhere, dealt, dealt, dealt, everywhere, everywhere),
-            out_specs=(dealt, dealt, everywhere, everywhere),
+            in_specs=(alike, dealt, dealt, dealt, alike, alike),
+            out_specs=(dealt, dealt, alike, alike),
             check_vma=False,
         )
         sharding = NamedSharding(mesh, dealt)
@@ -205,6 +205,7 @@ def compile_program(
         .compile()
     )
     held = jax.tree.leaves((inputs, carry, room))
+    said: Any = compiled.memory_analysis()
     return Program(
         num_rounds=num_rounds,
         advance=lambda inputs, carry, buffers, first, count: compiled(
@@ -214,8 +215,7 @@ def compile_program(
         capacity=capacity,
         rounds_axis=len(lead),
         # What the compiler says is for one device.
-        memory=devices * compiled.memory_analysis().temp_size_in_bytes
-        + sum(x.size * x.dtype.itemsize for x in held),
+        memory=devices * said.temp_size_in_bytes + sum(x.size * x.dtype.itemsize for x in held),
     )
 
 

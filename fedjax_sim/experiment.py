@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from fedjax_sim import aggregation as rules
 from fedjax_sim.base import (
     AggregationRule,
@@ -84,12 +86,12 @@ class Experiment(NamedTuple):
         )  # fmt: skip
 
     def check(self, key: Array) -> FederatedState:
-        """Refuses what cannot run, before anything compiles; returns the state before round 0.
+        """Refuses what cannot run, before anything compiles; returns the state's shapes.
 
         Raises:
           ValueError: naming the argument, what was given and what is allowed.
         """
-        state = self.start(key)
+        state = jax.eval_shape(self.start, key)
         check_run(
             self.round_fn, key, state, self.data, self.sampler, self.num_rounds,
             self.evaluate_every,

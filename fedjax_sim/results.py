@@ -163,7 +163,8 @@ class Results:
             last = np.array([_number(run.row().get(metric)) for run in runs])
             n, half = len(last), math.nan
             if n > 1:
-                half = float(stdtrit(n - 1, (1 + confidence) / 2)) * last.std(ddof=1) / math.sqrt(n)
+                deviation = float(last.std(ddof=1))
+                half = float(stdtrit(n - 1, (1 + confidence) / 2)) * deviation / math.sqrt(n)
             mean = float(last.mean())
             diverged = sum(run.diverged for run in runs)
             found.append(Mean(runs[0].configuration, mean, mean - half, mean + half, n, diverged))

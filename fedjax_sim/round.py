@@ -92,7 +92,8 @@ def make_round(
       execution: a strategy of `fs.execution`; None for `automatic()`.
       nonfinite: "keep" averages an update that holds a NaN or an infinity like any other;
         "drop" leaves its client out as if it had dropped out. Both count them in the
-        metrics.
+        metrics. A dropped client's NaN is still in the gradient of a round, whose derivative
+        multiplies what was dropped by zero.
 
     Raises:
       ValueError: for an unknown rule, strategy or `nonfinite`; from round_fn, for a cohort
@@ -139,6 +140,8 @@ def make_round(
 
         client_weights = data.client_weights[ids]
         total_weight = jnp.sum(data.client_weights)
+        # A slot that completes no step does not report, and stands for no other of its client.
+        cohort = cohort._replace(reports=steps > 0)
         coefficients = _coefficients(aggregation, cohort, client_weights, data.client_weights)
         weights, shares = coefficients.weights, coefficients.shares
         if shares is None:

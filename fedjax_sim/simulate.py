@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_sim.base import Array, FederatedState, PyTree
-from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.checkpoint import Checkpoints, checksum
 from fedjax_sim.checks import check_count
 from fedjax_sim.driver import Interrupt, Progress, compile_program, drive
 from fedjax_sim.experiment import Experiment
@@ -139,7 +138,8 @@ def simulate(
         check_count("checkpoint_every", checkpoint_every, ", or None")
     if resume and out is None:
         raise ValueError("resume needs out, the folder to go on from; got None")
-    state = experiment.check(key)
+    experiment.check(key)
+    state = experiment.start(key)
     exchange = communication(experiment.algorithm, state.params, experiment.data)
     checkpoints = None
     if out is not None:
@@ -192,11 +192,9 @@ def progress_of(
     """What a chunk's columns [rounds, ...] say of the pace and the latest metrics."""
     count = len(next(iter(found.values())))
     steps = float(np.sum(found.get("client_steps", 0)))
-    metrics = {}
-    for name, x in found.items():
-        known = x[np.isfinite(x)] if x.ndim == 1 and x.dtype.kind == "f" else ()
-        if len(known):
-            metrics[name] = float(known[-1])
+    scalars = {name: x for name, x in found.items() if x.ndim == 1 and x.dtype.kind == "f"}
+    known = {name: x[np.isfinite(x)] for name, x in scalars.items()}
+    metrics = {name: float(x[-1]) for name, x in known.items() if len(x)}
     done = first + count
     return Progress(
         round=done,
@@ -257,16 +255,8 @@ def _identity(experiment: Experiment, key: Array, state: FederatedState) -> dict
         "local": local._asdict(),
         "cohort": experiment.sampler.size,
         "nonfinite": experiment.nonfinite,
-        "federation": checksum(data),
+        "federation": checksum(*jax.tree.leaves(data)),
         "state": [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)],
-        "first_params": checksum(state.params),
+        "first_params": checksum(*jax.tree.leaves(state.params)),
         "versions": versions(),
     }
-
-
-def checksum(tree: PyTree) -> str:
-    """Of the arrays' bytes, in order."""
-    sum_ = 0
-    for x in jax.tree.leaves(tree):
-        sum_ = zlib.crc32(np.ascontiguousarray(np.asarray(x)).reshape(-1).view(np.uint8).data, sum_)
-    return f"{sum_:08x}"

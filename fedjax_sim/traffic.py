@@ -60,7 +60,8 @@ def communication(
         output = engine.finish(client, engine.start(client, state), state, jnp.ones((), jnp.int32))
         return message, (output.update, output.total)
 
-    params = jax.tree.map(jnp.asarray, params)
+    # Arrays, numbers or their shapes alike.
+    params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
     down, up = jax.eval_shape(exchange, jax.random.key(0), params, data)
     return Communication(_bytes(down), _bytes(up))
 

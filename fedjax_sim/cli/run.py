@@ -14,6 +14,7 @@ from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.cli.values import check_known, setting
 from fedjax_sim.setting import NAMES, Setting
 from fedjax_sim.simulate import Simulation, reaches, simulate
+from fedjax_sim.writers import tensorboard
 
 HELP = "train one model"
 DESCRIPTION = (
@@ -62,9 +63,7 @@ def call(options: argparse.Namespace) -> int:
         tell = stack.enter_context(show.run_progress(chosen.rounds, chosen.score))
         writers = []
         if options.tensorboard is not None:
-            from fedjax_sim.writers import TensorBoard
-
-            writers.append(TensorBoard(options.tensorboard))
+            writers.append(tensorboard(options.tensorboard))
         try:
             simulation = simulate(
                 experiment, key, out=options.out, resume=options.resume, stop=stop,

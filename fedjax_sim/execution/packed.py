@@ -19,13 +19,13 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.forward_only import forward_only
-from fedjax_sim.execution.machine import carry_bytes, num_cores
+from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
 from fedjax_sim.local import Client, Engine
 from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
 
-# On an accelerator: meant to fill it, within a part of its memory; not measured.
-_LANES, _DEVICE_BYTES = 128, 2**31
+# On an accelerator: meant to fill it; not measured.
+_LANES = 128
 
 
 def packed(lanes: int | None = None) -> "Packed":
@@ -33,8 +33,9 @@ def packed(lanes: int | None = None) -> "Packed":
 
     Clients start longest first; a lane whose client ends takes the next in the queue.
     The round ends with the last client, so the number of iterations is that of the
-    cohort at hand, and nothing is padded to the federation's largest client. Updates
-    are summed as they come: memory is O(L) models beside the clients' states. On a CPU,
+    cohort at hand, not that of the federation's largest client. With `batch_size=None` a step
+    is a full batch, padded to that client's: equal in cost for clients of any size. Updates are
+    summed as they come: memory is O(L) models beside the clients' states. On a CPU,
     the last L / 2 clients are trained one after the other, since an idle lane costs as
     much there as one that trains. Reverse-mode differentiation is refused; use `vmapped`
     for it.
@@ -114,7 +115,7 @@ class Packed:
                 )
             return self.lanes
         if jax.default_backend() != "cpu":
-            return min(slots, _LANES, max(1, _DEVICE_BYTES // carry_bytes(engine, client_states)))
+            return min(slots, _LANES, max(1, DEVICE_BYTES // carry_bytes(engine, client_states)))
         # A core gains nothing from a second lane, which competes for its cache.
         here = num_cores() // jax.local_device_count("cpu")
         return min(slots, max(1, here), 8)
