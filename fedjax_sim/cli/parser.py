@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with second_ends_at_once():
             return _COMMANDS[options.command].call(options)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         command.error(str(error))
     except BrokenPipeError:  # whoever read the output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -33,21 +33,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's events there, too"
     )
+    parser.add_argument(
+        "--baselines", nargs="+", default=[], choices=("centralised", "local_only"),
+        help="train these too, each in a folder of its name in --out: on all data in one place; "
+        "every client alone",
+    )  # fmt: skip
 
 
 def call(options: argparse.Namespace) -> int:
     """Trains, writes, prints."""
     import jax
 
-    from fedjax_sim.cli import show
+    from fedjax_sim.cli import baselines, show
 
     chosen = _setting({**read_config(options), **given(options)})
     folder.check(options.out, options.resume, options.overwrite, folder.RUN)
+    baselines.check(options.baselines, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)
     key = jax.random.key(chosen.seed)
     experiment.check(key)
     folder.prepare(options.out, options.overwrite)
+    for name in options.baselines:
+        folder.prepare(options.out / name, options.overwrite)
     if not (options.out / folder.RUN).exists():
         files.write(options.out, chosen.values())
 
@@ -77,7 +85,14 @@ def call(options: argparse.Namespace) -> int:
     for line in _said(options.out, chosen, simulation):
         console.print(line, soft_wrap=True)
     console.print(f"Wrote {', '.join((*names, files.NAME))} to {options.out}", soft_wrap=True)
-    return INTERRUPTED if simulation.status == "interrupted" else 0
+    through = simulation.status != "interrupted"
+    for name in options.baselines:
+        if through:
+            line, through = baselines.train(
+                name, chosen, experiment, key, options.out, options.resume
+            )
+            console.print(line, soft_wrap=True)
+    return 0 if through else INTERRUPTED
 
 
 def _setting(values: Mapping[str, Any]) -> Setting:
