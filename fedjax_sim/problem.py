@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -162,7 +163,7 @@ def _client_optimizer(setting: Setting) -> Optimizer:
     else:
         stairs = setting.schedule == "step"
         schedule = optax.exponential_decay(rate, span, setting.decay_rate, staircase=stairs)
-    return lambda round: optax.sgd(schedule(round), momentum)
+    return lambda round: optax.sgd(schedule(round.astype(jnp.float32)), momentum)
 
 
 def _server_optimizer(setting: Setting) -> optax.GradientTransformation:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.results import replace_file
+from fedjax_sim.simulate import differences
 
 NAME = "configuration.toml"
 
@@ -28,6 +29,18 @@ def read(path: Path) -> dict[str, Any]:
 def write(folder: Path, values: Mapping[str, Any]) -> None:
     """Writes configuration.toml, whole or not at all."""
     replace_file(folder / NAME, lambda file: file.write(toml(values).encode()))
+
+
+def check_same(folder: Path, values: Mapping[str, Any]) -> None:
+    """Refuses to resume with other values than those that are there, if any are.
+
+    Raises:
+      ValueError: saying what differs.
+    """
+    if (folder / NAME).exists():
+        differs = differences(read(folder / NAME), tomllib.loads(toml(values)))
+        if differs:
+            raise ValueError(f"--out {folder} cannot be resumed: {differs}")
 
 
 def toml(values: Mapping[str, Any]) -> str:

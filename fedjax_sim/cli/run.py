@@ -48,6 +48,8 @@ def call(options: argparse.Namespace) -> int:
 
     chosen = _setting({**read_config(options), **given(options)})
     folder.check(options.out, options.resume, options.overwrite, folder.RUN)
+    if options.resume:
+        files.check_same(options.out, chosen.values())
     baselines.check(options.baselines, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)

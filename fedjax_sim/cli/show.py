@@ -29,21 +29,27 @@ def console() -> Console:
 def _bar(unit: str, total: int) -> Iterator[Callable[[str, int, str], None]]:
     """A bar on a terminal, on standard error; elsewhere a line for each tenth or new phase."""
     to = Console(stderr=True, highlight=False)
+    if not to.is_terminal:
+        told: tuple[str, int] = ("", -1)
+
+        def tell(says: str, done: int, pace: str) -> None:
+            nonlocal told
+            phase = (says.split(":")[0], 10 * done // total)
+            if phase != told:
+                told = phase
+                to.print(f"{says}, {done} of {total} {unit}, {pace}", soft_wrap=True)
+
+        yield tell
+        return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
         TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
     )  # fmt: skip
-    told: tuple[str, int] = ("", -1)
     with Progress(*columns, console=to, transient=True) as progress:
         task = progress.add_task("compiling", total=total, pace="")
 
         def update(says: str, done: int, pace: str) -> None:
-            nonlocal told
             progress.update(task, completed=done, description=says, pace=pace)
-            phase = (says.split(":")[0], 10 * done // total)
-            if not to.is_terminal and phase != told:
-                told = phase
-                to.print(f"{says}, {done} of {total} {unit}, {pace}", soft_wrap=True)
 
         yield update
 

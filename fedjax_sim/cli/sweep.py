@@ -81,6 +81,8 @@ def call(options: argparse.Namespace) -> int:
         by_options["grid"] = values["grid"] | by_options["grid"]
     plan = _plan(values | by_options)
     folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
+    if options.resume:
+        files.check_same(options.out, plan.values())
     mesh = machine.use_cores(plan.base.cores)
     for one in plan.settings:
         problem.problem(one)  # each split once, and refused here if it cannot be
