@@ -64,6 +64,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     hidden = {"Any", "TYPE_CHECKING", "importlib"}
-    return sorted(
-        ({*globals()} | {"datasets", "models", "nn", "plots", "writers"}) - hidden
-    )
+    return sorted(({*globals()} | {"datasets", "models", "nn", "plots", "writers"}) - hidden)
