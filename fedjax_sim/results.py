@@ -140,9 +140,11 @@ class Results:
     @property
     def metrics(self) -> list[str]:
         """What can be compared: measured columns and values of the whole run."""
-        first = self.runs[0]
-        measured = [k for k, x in first.rounds.items() if _is_measured(k) and x.ndim == 1]
-        return measured + [k for k, x in first.values.items() if not isinstance(x, str)]
+        names: dict[str, None] = {}
+        for run in self.runs:
+            names |= {k: None for k, x in run.rounds.items() if _is_measured(k) and x.ndim == 1}
+            names |= {k: None for k, x in run.values.items() if not isinstance(x, str)}
+        return list(names)
 
     def mean(self, metric: str, confidence: float = 0.95) -> list[Mean]:
         """The last value of `metric` by configuration, over the seeds.
@@ -163,7 +165,8 @@ class Results:
             last = np.array([_number(run.row().get(metric)) for run in runs])
             n, half = len(last), math.nan
             if n > 1:
-                deviation = float(last.std(ddof=1))
+                with np.errstate(invalid="ignore"):  # of an infinite value there is none
+                    deviation = float(last.std(ddof=1))
                 half = float(stdtrit(n - 1, (1 + confidence) / 2)) * deviation / math.sqrt(n)
             mean = float(last.mean())
             diverged = sum(run.diverged for run in runs)

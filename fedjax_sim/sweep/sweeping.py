@@ -158,8 +158,15 @@ def sweep(
     def results() -> Results:
         found = Results(tuple(runs[place] for place in sorted(runs)))
         if store is not None and runs:
-            found.save(store.folder, {"kind": "sweep", "configuration": dict(configuration or {}),
-                                      "num_runs": len(grid) * len(labels)})  # fmt: skip
+            asked = len(grid) * len(labels)
+            through = sum(run.done == run.num_rounds for run in found.runs)
+            summary = {
+                "kind": "sweep",
+                "configuration": dict(configuration or {}),
+                "num_runs": asked,
+                "complete": through == asked,
+            }
+            found.save(store.folder, summary)
         return found
 
     number = 0
