@@ -7,7 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fedjax_sim import aggregation as aggregation
+from fedjax_sim import baselines as baselines
 from fedjax_sim import execution as execution
+from fedjax_sim import grid as grid
 from fedjax_sim import partition as partition
 from fedjax_sim import sampling as sampling
 from fedjax_sim.algorithms import fedavg as fedavg
@@ -23,13 +25,23 @@ from fedjax_sim.base import FederatedState as FederatedState
 from fedjax_sim.base import LocalTraining as LocalTraining
 from fedjax_sim.base import RoundContext as RoundContext
 from fedjax_sim.base import RoundMetrics as RoundMetrics
+from fedjax_sim.checkpoint import SaveError as SaveError
 from fedjax_sim.data import FederatedData as FederatedData
+from fedjax_sim.evaluation import ClientStatistics as ClientStatistics
 from fedjax_sim.evaluation import Evaluation as Evaluation
+from fedjax_sim.evaluation import client_statistics as client_statistics
 from fedjax_sim.evaluation import evaluate as evaluate
+from fedjax_sim.evaluation import evaluator as evaluator
+from fedjax_sim.experiment import Experiment as Experiment
+from fedjax_sim.results import Results as Results
 from fedjax_sim.round import init as init
 from fedjax_sim.round import make_round as make_round
+from fedjax_sim.simulate import Simulation as Simulation
+from fedjax_sim.simulate import reaches as reaches
+from fedjax_sim.simulate import simulate as simulate
 from fedjax_sim.simulation import History as History
 from fedjax_sim.simulation import run as run
+from fedjax_sim.sweep import sweep as sweep
 from fedjax_sim.traffic import Communication as Communication
 from fedjax_sim.traffic import communication as communication
 
@@ -37,17 +49,19 @@ if TYPE_CHECKING:
     from fedjax_sim import datasets as datasets
     from fedjax_sim import models as models
     from fedjax_sim import nn as nn
+    from fedjax_sim import plots as plots
+    from fedjax_sim import writers as writers
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded where used: models and nn bring in flax, datasets read files.
-    if name in ("models", "nn", "datasets"):
+    # Loaded where used: models and nn bring in flax, datasets and writers meet files.
+    if name in ("models", "nn", "datasets", "plots", "writers"):
         return importlib.import_module(f"fedjax_sim.{name}")
     raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     hidden = {"Any", "TYPE_CHECKING", "importlib"}
-    return sorted(({*globals()} | {"datasets", "models", "nn"}) - hidden)
+    return sorted(({*globals()} | {"datasets", "models", "nn", "plots", "writers"}) - hidden)

@@ -62,7 +62,9 @@ class LocalTraining(NamedTuple):
 
     Attributes:
       epochs: E >= 1.
-      batch_size: B >= 1, or None for the full batch (B = infinity, one step an epoch).
+      batch_size: B >= 1, or None for the full batch (B = infinity, one step an epoch), which is
+        padded to the federation's largest client: a step costs what that client's does. (FedSGD's
+        one gradient over the cohort's examples is not.)
       shuffle: a new permutation of the client's examples each epoch.
       order: "epochs" passes over all blocks E times (McMahan et al. 2017, Algorithm 1);
         "blocks" takes E steps on each block in turn, over one permutation.
@@ -141,7 +143,8 @@ class FederatedAlgorithm(NamedTuple):
     # (message, batch, weights[B], keys[B]) -> (update, {"loss": losses[B], ...}): a shortcut
     # to the result of `client` for full-batch methods of one step. `update` is the sum over
     # examples of weight times contribution, summed by the engine over blocks of the cohort's
-    # examples with weight a_k / n_k, so that no client has a model of its own.
+    # examples with weight a_k / n_k, so that no client has a model of its own. The weights it
+    # is given are scaled to at most 1 / B, which the engine undoes in float32.
     pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
     # (params, examples) -> None, raises ValueError; `fs.init` calls it before anything runs.
     check: Callable[[Params, PyTree], None] | None = None
@@ -166,7 +169,8 @@ class Coefficients(NamedTuple):
     num_receivers: Array | None = None
 
 
-# (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients
+# (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients. The
+# cohort's `reports` are the slots that complete a step.
 AggregationRule = Callable[[Cohort, Array, Array], Coefficients | tuple[Array, Array | None]]
 
 
@@ -188,6 +192,7 @@ class Executed(NamedTuple):
     metrics: Metrics  # summed over the counted tasks
     counted: Array  # Bool[m], did at least one step and (if dropping) is finite
     finite: Array  # Bool[m], update, total and new state hold no NaN and no infinity
+    lane_steps: Array  # Int[], local steps computed, those that nobody reads too
 
 
 class RoundMetrics(NamedTuple):
@@ -201,6 +206,10 @@ class RoundMetrics(NamedTuple):
       reporting: Int[], updates counted in the average, repeated draws included.
       nonfinite: Int[], updates that hold a NaN or an infinity.
       client_steps: Int[], local steps of those that sent.
+      lane_steps: Int[], local steps that the strategy computed for them; what is above
+        `client_steps` went into padding and idle lanes.
+      examples: Int[], examples seen in those client steps, each as often as it was seen.
+      update_norm: Float[], the Euclidean norm of the averaged update; NaN if nothing was.
       reporting_share: Float[], n_V / n: the weight of those counted in that of all,
         whatever the rule; repeated draws count each time.
       empty: Bool[], nothing was aggregated and the server state stayed as it was.
@@ -212,6 +221,9 @@ class RoundMetrics(NamedTuple):
     reporting: Array
     nonfinite: Array
     client_steps: Array
+    lane_steps: Array
+    examples: Array
+    update_norm: Array
     reporting_share: Array
     empty: Array
 

@@ -1,5 +1,6 @@
-"""Metrics of one model over a federation: overall, and for each client."""
+"""Metrics of one model over a federation: overall, for each client, and how they spread."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -84,3 +85,152 @@ def evaluate(
         mean={name: jnp.mean(v) for name, v in values.items()},
         clients={name: by_client(v) for name, v in values.items()},
     )
+
+
+class ClientStatistics(NamedTuple):
+    """How a metric spreads over the clients that have it; Float[] each.
+
+    All are NaN if none has it or a value is not finite.
+
+    Attributes:
+      mean: over clients, each counting once.
+      weighted_mean: over clients by weight; NaN if theirs are all zero.
+      std: standard deviation over clients, `sqrt(mean((v - mean)^2))`.
+      worst_tenth: the mean of the worst ceil(n / 10) clients.
+      p10: the 10th percentile, interpolated linearly.
+      p50: the median.
+      p90: the 90th percentile.
+      jain: Jain's index of fairness, `(sum v)^2 / (n sum v^2)`: 1 where all are equal, 1/n where
+        one has all (Jain, Chiu and Hawe 1984).
+    """
+
+    mean: Array
+    weighted_mean: Array
+    std: Array
+    worst_tenth: Array
+    p10: Array
+    p50: Array
+    p90: Array
+    jain: Array
+
+
+def client_statistics(
+    values: Array, weights: Array, has: Array, *, higher_is_better: bool = True
+) -> ClientStatistics:
+    """`ClientStatistics` of Float[K] values, of the clients with `has`.
+
+    Args:
+      values: Float[K], one for each client.
+      weights: Float[K], not negative, p_k up to scale.
+      has: Bool[K], the clients that count, as `data.num_examples > 0`.
+      higher_is_better: whether the worst are the lowest (accuracy) or the highest (loss).
+
+    Raises:
+      ValueError: if the shapes differ.
+
+    >>> v = jnp.array([1.0, 3.0, jnp.nan])
+    >>> found = client_statistics(v, jnp.array([3.0, 1.0, 0.0]), jnp.array([True, True, False]))
+    >>> float(found.mean), float(found.weighted_mean), float(found.std), float(found.worst_tenth)
+    (2.0, 1.5, 1.0, 1.0)
+    """
+    values, weights, has = jnp.asarray(values), jnp.asarray(weights), jnp.asarray(has)
+    if not values.ndim == 1 or not values.shape == weights.shape == has.shape:
+        raise ValueError(
+            "values, weights and has must have shape [K]; got "
+            f"{values.shape}, {weights.shape} and {has.shape}"
+        )
+    dtype = accumulator(values.dtype)
+    values, weights = values.astype(dtype), weights.astype(dtype)
+    count = jnp.sum(has, dtype=jnp.int32)
+    some = jnp.maximum(count, 1).astype(dtype)
+
+    def total(x: Array) -> Array:
+        return jnp.sum(jnp.where(has, x, 0))
+
+    mean = total(values) / some
+    weight = total(weights)
+    squares = total(values**2)
+    ordered = jnp.sort(jnp.where(has, values, jnp.inf))  # those without come last
+
+    def percentile(q: float) -> Array:
+        place = q * (some - 1)
+        low = jnp.floor(place).astype(jnp.int32)
+        high = jnp.minimum(low + 1, jnp.maximum(count - 1, 0))
+        return ordered[low] + (place - low.astype(dtype)) * (ordered[high] - ordered[low])
+
+    tenth = -(-count // 10)
+    place = jnp.arange(len(values), dtype=jnp.int32)
+    worst = place < tenth if higher_is_better else (place >= count - tenth) & (place < count)
+    statistics = ClientStatistics(
+        mean=mean,
+        weighted_mean=jnp.where(
+            weight > 0, total(weights * values) / jnp.where(weight > 0, weight, 1), jnp.nan
+        ),
+        std=jnp.sqrt(total((values - mean) ** 2) / some),
+        worst_tenth=jnp.sum(jnp.where(worst, ordered, 0)) / jnp.maximum(tenth, 1).astype(dtype),
+        p10=percentile(0.1),
+        p50=percentile(0.5),
+        p90=percentile(0.9),
+        jain=jnp.where(  # clients that all have 0 are equal
+            squares > 0, total(values) ** 2 / jnp.where(squares > 0, some * squares, 1), 1
+        ),
+    )
+    known = (count > 0) & jnp.all(jnp.where(has, jnp.isfinite(values), True))
+    return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), statistics)
+
+
+def evaluator(
+    metric_fn: LossFn,
+    test: FederatedData | None = None,
+    clients: FederatedData | None = None,
+    *,
+    lower_is_better: tuple[str, ...] = ("loss",),
+    batch_size: int = 1024,
+) -> Callable[[Params], dict[str, Array]]:
+    """A function of the model, for `fs.run`, `fs.simulate` and `fs.sweep`: scalars by name.
+
+    `test_NAME` is the mean of each metric over the test set. `clients_NAME_STATISTIC` is each of
+    `ClientStatistics` of the model's metric on the clients' own examples, in one pass over
+    them. NAME is "loss" or a name that metric_fn gives.
+
+    Args:
+      metric_fn: as `loss_fn`.
+      test: a test set, `fs.FederatedData.from_clients([test])`.
+      clients: a federation.
+      lower_is_better: metrics of which the highest are the worst.
+      batch_size: examples at a time.
+
+    Raises:
+      ValueError: if there is neither `test` nor `clients`.
+
+    >>> import numpy as np
+    >>> test = FederatedData.from_clients([np.array([1.0, 3.0])])
+    >>> found = evaluator(lambda params, batch, key: batch - params, test)(0.0)
+    >>> {name: float(x) for name, x in found.items()}
+    {'test_loss': 2.0}
+    """
+    if test is None and clients is None:
+        raise ValueError("evaluator must be given test, clients or both; got neither")
+    for given in (test, clients):
+        if given is not None:
+            check_data(given)
+    check_count("batch_size", batch_size)
+
+    def scores(params: Params) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        if test is not None:
+            mean = evaluate(metric_fn, params, test, batch_size=batch_size).mean
+            found |= {f"test_{name}": value for name, value in mean.items()}
+        if clients is not None:
+            result = evaluate(metric_fn, params, clients, batch_size=batch_size)
+            for name, values in result.clients.items():
+                statistics = client_statistics(
+                    values,
+                    clients.client_weights,
+                    clients.num_examples > 0,
+                    higher_is_better=name not in lower_is_better,
+                )
+                found |= {f"clients_{name}_{k}": v for k, v in statistics._asdict().items()}
+        return found
+
+    return scores

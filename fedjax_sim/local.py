@@ -54,7 +54,12 @@ def num_blocks(local: LocalTraining, num_examples: Array) -> Array:
     """Blocks in one pass: `ceil(n_k / B)`."""
     if local.batch_size is None:
         return jnp.minimum(num_examples, 1)
-    return -(-num_examples // local.batch_size)
+    return -(-num_examples // _in_32_bits(local.batch_size))
+
+
+def _in_32_bits(batch_size: int) -> int:
+    """B, as far as it makes a difference: no client has more examples."""
+    return min(int(batch_size), 2**31 - 1)
 
 
 def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = None) -> Array:
@@ -67,6 +72,23 @@ def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = No
     work = work * (1 + 4 * jnp.finfo(work.dtype).eps)
     done = jnp.floor(work * steps.astype(work.dtype)).astype(jnp.int32)
     return jnp.minimum(done, steps)
+
+
+def num_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Array:
+    """Examples in a client's first `steps` local steps, each as often as it was seen.
+
+    Only the last block of a pass may be short, so `B steps` less what the short ones lack.
+    """
+    blocks = jnp.maximum(num_blocks(local, num_examples), 1)
+    size = num_examples
+    if local.batch_size is not None:
+        size = jnp.minimum(size, _in_32_bits(local.batch_size))
+    lacking = blocks * size - num_examples
+    if local.order == "epochs":
+        short = steps // blocks
+    else:
+        short = jnp.maximum(steps - (blocks - 1) * local.epochs, 0)
+    return steps * size - short * lacking
 
 
 def max_num_blocks(local: LocalTraining, data: FederatedData) -> int:

@@ -45,13 +45,20 @@ def uses_key(loss_fn: LossFn, params: Params, batch: PyTree, key: Array) -> bool
     return any(x is given for equation in graph.eqns for x in equation.invars)
 
 
-def totals(values: dict[str, Array], mask: Array) -> Metrics:
-    """`{name: (sum over the mask, size of the mask)}`, summed in float32 or better."""
+def totals(values: dict[str, Array], mask: Array, times: Array | None = None) -> Metrics:
+    """`{name: (sum over the mask, size of the mask)}`, summed in float32 or better.
+
+    Args:
+      times: Int[B], how often each counts; None for once.
+    """
+    counts = mask if times is None else jnp.where(mask, times, 0)
 
     def total(value: Array) -> tuple[Array, Array]:
         dtype = accumulator(value.dtype)
         kept = jnp.where(mask, value.astype(dtype), jnp.zeros((), dtype))
-        return jnp.sum(kept), jnp.sum(mask, dtype=dtype)
+        if times is not None:
+            kept = kept * times.astype(dtype)
+        return jnp.sum(kept), jnp.sum(counts, dtype=dtype)
 
     return {name: total(value) for name, value in values.items()}
 

@@ -2,25 +2,17 @@
 
 import csv
 import io
-import json
-import math
-import os
-import platform
-import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import jax
 import numpy as np
 
-from fedjax_sim import __version__
-from fedjax_sim.comparison import Chunk, Setting, cohort_size, rounds_to_target
+from fedjax_sim.comparison import Setting, cohort_size, rounds_to_target
+from fedjax_sim.results import Results, Run, replace_file
 from fedjax_sim.traffic import Communication
 
-FILES = ("summary.json", "history.csv", "compare.png")
+HISTORY, PICTURE = "history.csv", "compare.png"
 
 
 class Curve(NamedTuple):
@@ -57,46 +49,55 @@ class Row(NamedTuple):
     max_share: float
 
 
-def curves(chunks: list[Chunk], exchange: Communication) -> list[Curve]:
-    """Joins chunks to curves, in the order in which they came."""
-    cells: dict[tuple[str, float], list[Chunk]] = {}
-    for chunk in chunks:
-        cells.setdefault((chunk.mode, chunk.fraction), []).append(chunk)
+def curves(setting: Setting, results: Results) -> list[Curve]:
+    """The runs of each mode and fraction side by side, those of one length.
 
-    def join(parts: list[Chunk], name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts], axis=1)
+    After an interrupt: of the seeds that are through, or else of those begun, up to the round
+    that all of them have.
+    """
+    cells: dict[tuple[float, str], list[Run]] = {}
+    for run in results.runs:
+        if run.done:
+            place = run.configuration["fraction"], run.configuration["mode"]
+            cells.setdefault(place, []).append(run)
+    found = []
+    for (fraction, mode), runs in cells.items():
+        runs = [run for run in runs if run.done == run.num_rounds] or runs
+        done = min(run.done for run in runs)
 
-    return [
-        Curve(
-            mode=mode,
-            fraction=fraction,
-            score=join(parts, "score"),
-            train_loss=join(parts, "train_loss"),
-            bytes_down=np.cumsum(join(parts, "receivers"), axis=1) * exchange.down,
-            bytes_up=np.cumsum(join(parts, "senders"), axis=1) * exchange.up,
-            share=join(parts, "share"),
-            nonfinite=join(parts, "nonfinite"),
+        def side_by_side(name: str, runs: list[Run] = runs, done: int = done) -> np.ndarray:
+            return np.stack([run.rounds[name][:done] for run in runs])
+
+        found.append(
+            Curve(
+                mode=mode,
+                fraction=fraction,
+                score=side_by_side(setting.one.score).astype(np.float64),
+                train_loss=side_by_side("train_loss").astype(np.float64),
+                bytes_down=side_by_side("bytes_down"),
+                bytes_up=side_by_side("bytes_up"),
+                share=side_by_side("reporting_share").astype(np.float64),
+                nonfinite=side_by_side("nonfinite").astype(np.int64),
+            )
         )
-        for (mode, fraction), parts in cells.items()
-    ]
+    return found
 
 
 def rows(setting: Setting, found: list[Curve], exchange: Communication) -> list[Row]:
     """The table of a resolved setting."""
-    assert setting.clients is not None
-    assert setting.target is not None
+    clients = setting.one.clients or 1
     table = []
     for curve in found:
         seeds, rounds = curve.score.shape
         last = curve.score[:, -1]
         reached = [rounds_to_target(score, setting.target) for score in curve.score]
         times = [time for time in reached if time is not None]
-        everyone_up = rounds * setting.clients * exchange.up
+        everyone_up = rounds * clients * exchange.up
         table.append(
             Row(
                 mode=curve.mode,
                 fraction=curve.fraction,
-                cohort=cohort_size(curve.fraction, setting.clients),
+                cohort=cohort_size(curve.fraction, clients),
                 seeds=seeds,
                 rounds=rounds,
                 score_mean=float(last.mean()),
@@ -121,7 +122,7 @@ def identity(setting: Setting, table: list[Row]) -> list[str]:
     `all_clients = w + (n_V/n) (selected - w)`: exactly where n_V/n is the same in every
     round, else up to how it varies.
     """
-    lr = setting.server_lr
+    lr = setting.one.server_lr or 1.0
     lines = []
     for fraction in dict.fromkeys(row.fraction for row in table):
         row = next(row for row in table if row.fraction == fraction)
@@ -141,104 +142,51 @@ def identity(setting: Setting, table: list[Row]) -> list[str]:
     return lines
 
 
-def versions() -> dict[str, str]:
-    """What made a result: packages, Python, machine."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    device = jax.devices()[0]
-    return {
-        "fedjax-sim": __version__,
-        **{name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": f"{device.platform} ({device.device_kind})",
-    }
-
-
-def check_writable(folder: Path, overwrite: bool) -> None:
-    """Makes the folder and proves that files can be written, before anything is trained.
-
-    Raises:
-      ValueError: if it cannot be written, or holds results and overwrite is False.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"--out {folder} cannot be written: {error.strerror}") from error
-    there = [name for name in FILES if (folder / name).exists()]
-    if there and not overwrite:
-        raise ValueError(
-            f"--out {folder} holds results already ({', '.join(there)}); name another folder, or "
-            "give --overwrite"
-        )
-
-
 def write(
     folder: Path,
     setting: Setting,
-    score_name: str,
+    results: Results,
     found: list[Curve],
     table: list[Row],
     exchange: Communication,
     complete: bool,
 ) -> tuple[str, ...]:
-    """Writes summary.json, history.csv and compare.png, each whole or not at all."""
-    summary = {
-        "configuration": asdict(setting),
-        "seeds": list(range(setting.seeds)),
-        "complete": complete,
-        "score": score_name,
-        "bytes": exchange._asdict(),
-        "rows": [row._asdict() for row in table],
-        "identity": identity(setting, table),
-        "versions": versions(),
-    }
-    _replace(
-        folder / "summary.json",
-        lambda file: file.write((json.dumps(_no_nan(summary), indent=2) + "\n").encode()),
+    """Writes the files of `Results.save`, history.csv and compare.png, each whole or not at all."""
+    names = results.save(
+        folder,
+        {
+            "kind": "compare",
+            "configuration": setting.configuration,
+            "seeds": list(range(setting.seeds)),
+            "complete": complete,
+            "score": setting.one.score,
+            "bytes": exchange._asdict(),
+            "rows": [row._asdict() for row in table],
+            "identity": identity(setting, table),
+        },
     )
-    _replace(folder / "history.csv", lambda file: _write_history(file, setting, found))
-    _replace(folder / "compare.png", lambda file: _plot(file, setting, score_name, found))
-    return FILES
+    replace_file(folder / HISTORY, lambda file: _write_history(file, setting, results.runs))
+    replace_file(folder / PICTURE, lambda file: _plot(file, setting, found))
+    return PICTURE, HISTORY, *names
 
 
-def _no_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _no_nan(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_no_nan(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
-    """Writes beside the path and moves it there: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        with beside.open("wb") as file:
-            save(file)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write_history(file: IO[bytes], setting: Setting, found: list[Curve]) -> None:
-    assert setting.clients is not None
+def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(
         ["mode", "fraction", "cohort", "seed", "round", "score", "train_loss"]
         + ["bytes_down", "bytes_up", "reporting_share"]
     )
-    for curve in found:
-        cohort = cohort_size(curve.fraction, setting.clients)
-        for seed, round in np.ndindex(curve.score.shape):
+    for run in runs:
+        fraction, mode = run.configuration["fraction"], run.configuration["mode"]
+        cohort = cohort_size(fraction, setting.one.clients or 1)
+        column = run.rounds
+        for t in range(run.done):
             writer.writerow(
-                [curve.mode, curve.fraction, cohort, seed, round + 1]
-                + [f"{x[seed, round]:.6g}" for x in (curve.score, curve.train_loss)]
-                + [int(x[seed, round]) for x in (curve.bytes_down, curve.bytes_up)]
-                + [f"{curve.share[seed, round]:.6g}"]
+                [mode, fraction, cohort, run.seed, t + 1]
+                + [f"{column[name][t]:.6g}" for name in (setting.one.score, "train_loss")]
+                + [int(column[name][t]) for name in ("bytes_down", "bytes_up")]
+                + [f"{column['reporting_share'][t]:.6g}"]
             )
     text.detach()
 
@@ -252,10 +200,11 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def _plot(file: IO[bytes], setting: Setting, score_name: str, found: list[Curve]) -> None:
+def _plot(file: IO[bytes], setting: Setting, found: list[Curve]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    one = setting.one
     fractions = list(dict.fromkeys(curve.fraction for curve in found))
     modes = [mode for mode in _STYLES if any(curve.mode == mode for curve in found)]
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
@@ -275,8 +224,8 @@ def _plot(file: IO[bytes], setting: Setting, score_name: str, found: list[Curve]
                 )  # fmt: skip
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
                 ax.plot(x, mean, **_STYLES[mode], label=mode, zorder=2 + order, markevery=marks)
-        cohort = cohort_size(fraction, setting.clients or 1)
-        axes[line, 0].set_ylabel(f"C = {fraction:g} (m = {cohort})\ntest {score_name}")
+        cohort = cohort_size(fraction, one.clients or 1)
+        axes[line, 0].set_ylabel(f"C = {fraction:g} (m = {cohort})\ntest {setting.score_name}")
         for ax in axes[line]:
             ax.axhline(setting.target, color="0.35", linewidth=0.9, linestyle=":", zorder=0)
             ax.grid(alpha=0.25, linewidth=0.6)
@@ -296,12 +245,11 @@ def _plot(file: IO[bytes], setting: Setting, score_name: str, found: list[Curve]
     axes[-1, 1].set_xlabel("megabytes sent, down and up, all clients together (log scale)")
     axes[-1, 1].set_xscale("log")
     axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
-    batch = "full" if setting.batch_size is None else setting.batch_size
     seeds = found[0].score.shape[0]
     figure.suptitle(
-        f"FedAvg's aggregation modes on {setting.dataset} ({setting.partition}): "
-        f"K={setting.clients}, E={setting.epochs}, B={batch}, client lr {setting.client_lr:g}, "
-        f"server lr {setting.server_lr:g}\n"
+        f"FedAvg's aggregation modes on {one.dataset} ({one.partition}): "
+        f"K={one.clients}, E={one.epochs}, B={one.batch_size}, client lr {one.client_lr:g}, "
+        f"server lr {one.server_lr:g}\n"
         f"lines: mean over {seeds} seed{'s' if seeds > 1 else ''}; bands: standard deviation",
         fontsize=10,
     )

@@ -23,8 +23,8 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_same_spec
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.execution import automatic, packed, sharded, vmapped
-from fedjax_sim.local import num_steps
-from fedjax_sim.masking import first_of_each, where
+from fedjax_sim.local import num_seen, num_steps
+from fedjax_sim.masking import first_of_each, global_norm, where
 from fedjax_sim.randomness import CLIENT, check_key, stream
 from fedjax_sim.sampling import as_arrays
 
@@ -92,7 +92,8 @@ def make_round(
       execution: a strategy of `fs.execution`; None for `automatic()`.
       nonfinite: "keep" averages an update that holds a NaN or an infinity like any other;
         "drop" leaves its client out as if it had dropped out. Both count them in the
-        metrics.
+        metrics. A dropped client's NaN is still in the gradient of a round, whose derivative
+        multiplies what was dropped by zero.
 
     Raises:
       ValueError: for an unknown rule, strategy or `nonfinite`; from round_fn, for a cohort
@@ -139,6 +140,8 @@ def make_round(
 
         client_weights = data.client_weights[ids]
         total_weight = jnp.sum(data.client_weights)
+        # A slot that completes no step does not report, and stands for no other of its client.
+        cohort = cohort._replace(reports=steps > 0)
         coefficients = _coefficients(aggregation, cohort, client_weights, data.client_weights)
         weights, shares = coefficients.weights, coefficients.shares
         if shares is None:
@@ -191,6 +194,11 @@ def make_round(
             reporting=context.num_reporting,
             nonfinite=jnp.sum(sent & ~executed.finite, dtype=jnp.int32),
             client_steps=jnp.sum(steps, dtype=jnp.int32),
+            lane_steps=executed.lane_steps,
+            examples=jnp.sum(
+                num_seen(algorithm.local, data.num_examples[ids], steps), dtype=jnp.int32
+            ),
+            update_norm=jnp.where(empty, jnp.nan, global_norm(update)),
             reporting_share=jnp.sum(jnp.where(counted, client_weights, 0)) / total_weight,
             empty=empty,
         )

@@ -12,7 +12,7 @@ probability of being picked (with replacement: the expected number of draws), wh
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -245,6 +245,8 @@ def as_arrays(cohort: Cohort, num_clients: int, stateful: bool) -> tuple[Cohort,
     """
     if not isinstance(cohort, Cohort):
         raise ValueError(f"cohort must be an fs.Cohort; got {type(cohort).__name__}")
+    given = cohort.client_ids
+    cohort = cohort._replace(client_ids=_in_32_bits(given, num_clients))
     fields = [None if x is None else jnp.asarray(x) for x in cohort]
     if fields[0] is None or fields[0].ndim != 1 or fields[0].shape[0] == 0:
         raise ValueError(
@@ -268,8 +270,18 @@ def as_arrays(cohort: Cohort, num_clients: int, stateful: bool) -> tuple[Cohort,
     reports = mask if arrays.reports is None else mask & arrays.reports
     arrays = arrays._replace(mask=mask, reports=reports)
     if all(x is None or is_concrete(x) for x in arrays):
-        _check_values(arrays, num_clients, stateful)
+        _check_values(arrays._replace(client_ids=given), num_clients, stateful)
     return arrays, mask, reports
+
+
+def _in_32_bits(ids: Any, num_clients: int) -> Any:
+    """The ids, where those that a cast would wrap round, perhaps to a client's, are -1."""
+    known = all(is_concrete(x) for x in jax.tree.leaves(ids))
+    arrays: Any = np if known else jnp
+    wide = arrays.asarray(ids) if ids is not None else None
+    if wide is None or wide.dtype not in (np.int64, np.uint64):
+        return ids
+    return arrays.where((wide >= 0) & (wide < num_clients), wide, -1).astype(np.int32)
 
 
 def _check_values(cohort: Cohort, num_clients: int, stateful: bool) -> None:

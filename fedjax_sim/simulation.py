@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_sim.base import Array, FederatedState, Params, PyTree, RoundMetrics
 from fedjax_sim.checks import check_count
@@ -12,17 +13,22 @@ from fedjax_sim.randomness import check_key
 from fedjax_sim.round import RoundFn
 from fedjax_sim.sampling import Sampler
 
+Evaluate = Callable[[Params], PyTree]
+
 
 class History(NamedTuple):
     """What is reported of R rounds, each leaf `[R, ...]`.
 
     Attributes:
-      rounds: the `RoundMetrics` of each round.
-      evaluation: what `evaluate` returned after each round; () without one.
+      rounds: the `RoundMetrics` of each round: the ledger of what was sent, seen and computed.
+      evaluation: what `evaluate` returned after each round; NaN (or 0, where it is no floating
+        number) after a round that was not evaluated; () without one.
+      evaluated: Bool, whether the model was evaluated after this round.
     """
 
     rounds: RoundMetrics
     evaluation: PyTree
+    evaluated: Array
 
 
 def run(
@@ -32,7 +38,9 @@ def run(
     data: FederatedData,
     sampler: Sampler,
     num_rounds: int,
-    evaluate: Callable[[Params], PyTree] | None = None,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 1,
+    last: int | None = None,
 ) -> tuple[FederatedState, History]:
     """R rounds in one `lax.scan`: pure, so jit, vmap and (with `vmapped`) grad go through.
 
@@ -45,11 +53,14 @@ def run(
       state: from `fs.init`, or what an earlier run returned.
       sampler: from `fs.sampling`.
       num_rounds: R >= 1, static.
-      evaluate: params -> pytree, called in the graph after each round.
+      evaluate: params -> pytree, called in the graph; `fs.evaluator` makes one.
+      evaluate_every: r >= 1, static: `evaluate` after rounds r, 2 r, ..., counted from the
+        experiment's first round.
+      last: static: also after this round, whatever `evaluate_every`.
 
     Raises:
-      ValueError: if num_rounds < 1, m > K, the sampler draws with replacement and the
-        algorithm keeps client state; and what round_fn raises.
+      ValueError: if num_rounds or evaluate_every < 1, m > K, the sampler draws with replacement
+        and the algorithm keeps client state; and what round_fn raises.
 
     >>> import fedjax_sim as fs, jax, optax, numpy as np
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -61,6 +72,62 @@ def run(
     >>> [round(float(w), 3) for w in history.evaluation]
     [0.2, 0.36, 0.488]
     """
+    check_run(round_fn, key, state, data, sampler, num_rounds, evaluate_every)
+
+    def body(state: FederatedState, _: None) -> tuple[FederatedState, History]:
+        return next_round(round_fn, key, state, data, sampler, evaluate, evaluate_every, last)
+
+    return jax.lax.scan(body, state, None, length=num_rounds)
+
+
+def next_round(
+    round_fn: RoundFn,
+    key: Array,
+    state: FederatedState,
+    data: FederatedData,
+    sampler: Sampler,
+    evaluate: Evaluate | None,
+    evaluate_every: int,
+    last: int | None = None,
+) -> tuple[FederatedState, History]:
+    """One round of a run, with the cohort it draws and the evaluation that is due.
+
+    The arguments are those of `run`.
+    """
+    cohort = sampler.sample(key, state.round, data)
+    state, metrics = round_fn(key, state, data, cohort)
+    if evaluate is None:
+        return state, History(metrics, (), jnp.array(False))
+    if evaluate_every == 1:
+        return state, History(metrics, evaluate(state.params), jnp.array(True))
+    due = state.round % evaluate_every == 0
+    if last is not None:
+        due |= state.round == last
+
+    def skipped(params: Params) -> PyTree:
+        def missing(x: jax.ShapeDtypeStruct) -> Array:
+            inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+            return jnp.full(x.shape, jnp.nan if inexact else 0, x.dtype)
+
+        return jax.tree.map(missing, jax.eval_shape(evaluate, params))
+
+    return state, History(metrics, jax.lax.cond(due, evaluate, skipped, state.params), due)
+
+
+def check_run(
+    round_fn: RoundFn,
+    key: Array,
+    state: FederatedState,
+    data: FederatedData,
+    sampler: Sampler,
+    num_rounds: int,
+    evaluate_every: int,
+) -> None:
+    """Refuses what cannot run, before anything compiles.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
     check_key(key)
     check_data(data)
     if not callable(round_fn):
@@ -68,6 +135,7 @@ def run(
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     check_count("num_rounds", num_rounds)
+    check_count("evaluate_every", evaluate_every)
     if not isinstance(sampler, Sampler):
         raise ValueError(
             f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {sampler!r}"
@@ -77,10 +145,3 @@ def run(
             "sampler must not draw with replacement where the algorithm keeps client state: "
             "a client drawn twice would have two; use sampling.uniform or .weighted"
         )
-
-    def body(state: FederatedState, _: None) -> tuple[FederatedState, History]:
-        cohort = sampler.sample(key, state.round, data)
-        state, metrics = round_fn(key, state, data, cohort)
-        return state, History(metrics, () if evaluate is None else evaluate(state.params))
-
-    return jax.lax.scan(body, state, None, length=num_rounds)

@@ -30,7 +30,7 @@ class Communication(NamedTuple):
         would overflow.
 
         >>> import fedjax_sim as fs, jax.numpy as jnp
-        >>> rounds = fs.RoundMetrics({}, jnp.array([50, 50]), jnp.array([5, 4]), *5 * [None])
+        >>> rounds = fs.RoundMetrics({}, jnp.array([50, 50]), jnp.array([5, 4]), *8 * [None])
         >>> Communication(down=10**8, up=10**8).total(rounds)
         (10000000000, 900000000)
         """
@@ -60,7 +60,8 @@ def communication(
         output = engine.finish(client, engine.start(client, state), state, jnp.ones((), jnp.int32))
         return message, (output.update, output.total)
 
-    params = jax.tree.map(jnp.asarray, params)
+    # Arrays, numbers or their shapes alike.
+    params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
     down, up = jax.eval_shape(exchange, jax.random.key(0), params, data)
     return Communication(_bytes(down), _bytes(up))
 

@@ -14,8 +14,10 @@ import pytest
 
 from fedjax_sim.cli import main
 from fedjax_sim.comparison import Setting, cohort_size, rounds_to_target
-from fedjax_sim.report import FILES
+from fedjax_sim.setting import Setting as One
 
+FILES = {"summary.json", "history.csv", "compare.png", "table.csv", "rounds.csv"}
+RESUMED_BY = {"sweep.json", "batches"}
 SMALL = ("--rounds", "4", "--seeds", "2", "--fractions", "0.2", "0.5", "--clients", "10")
 
 
@@ -29,7 +31,7 @@ def test_compare_writes_what_it_promises(tmp_path, capsys):
     for mode in ("selected", "all_clients", "uniform", "unbiased"):
         assert said.count(f" {mode} ") >= 2
     assert "all_clients = w + (n_V/n) (selected - w)" in said
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | RESUMED_BY
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -68,15 +70,18 @@ def test_same_seed_same_history_in_any_chunks(tmp_path, execution):
     from fedjax_sim import comparison
 
     setting = Setting(
-        clients=10, fractions=(0.5,), modes=("selected",), rounds=4, seeds=2, execution=execution
-    ).resolved()
-    problem = comparison.build(setting)
-    whole = list(comparison.compare(setting, problem, 4))
-    parts = list(comparison.compare(setting, problem, 3))
-    assert [part.score.shape[1] for part in parts] == [3, 1]
-    joined = np.concatenate([part.train_loss for part in parts], axis=1)
-    np.testing.assert_array_equal(whole[0].train_loss, joined)
-    assert (whole[0].train_loss[0] != whole[0].train_loss[1]).all()
+        One(clients=10, rounds=4, execution=execution),
+        fractions=(0.5,), modes=("selected",), seeds=2,
+    ).resolved()  # fmt: skip
+    whole = comparison.compare(setting, checkpoint_every=4)
+    told = []
+    parts = comparison.compare(setting, checkpoint_every=3, on_progress=told.append)
+    assert len(told) == 3  # a first round, up to round 3, and the last
+    for one, other in zip(whole.runs, parts.runs, strict=True):
+        for name in one.rounds:
+            np.testing.assert_array_equal(one.rounds[name], other.rounds[name])
+    first, second = (run.rounds["train_loss"] for run in whole.runs)
+    assert (first != second).all()
 
 
 def test_modes_coincide_where_the_identity_says(tmp_path):
@@ -165,15 +170,19 @@ def test_an_out_that_cannot_be_written_is_said_before_training(tmp_path, capsys)
     assert "cannot be written" in capsys.readouterr().err
 
 
-def interrupted(compare, after):
-    """`compare`, with a Ctrl-C after so many chunks."""
+def interrupted(sweep, after):
+    """`sweep`, with a Ctrl-C after so many chunks."""
 
-    def run(*arguments):
-        chunks = compare(*arguments)
-        for done, chunk in enumerate(chunks, 1):
-            if done == after:
+    def run(*arguments, on_progress, **options):
+        told = []
+
+        def tell(now):
+            on_progress(now)
+            told.append(now)
+            if len(told) == after:
                 signal.raise_signal(signal.SIGINT)
-            yield chunk
+
+        return sweep(*arguments, on_progress=tell, **options)
 
     return run
 
@@ -181,18 +190,41 @@ def interrupted(compare, after):
 def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
     from fedjax_sim import comparison
 
-    monkeypatch.setattr(comparison, "compare", interrupted(comparison.compare, 5))
-    assert compare(*SMALL, "--fractions", "0.5", out=tmp_path) == 130
+    sweep = comparison.sweep
+    # selected: a first round, and three; all_clients: a first round.
+    monkeypatch.setattr(comparison, "sweep", interrupted(sweep, 3))
+    assert compare(*SMALL, "--fractions", "0.5", out=tmp_path / "cut") == 130
     said = capsys.readouterr().out
     assert "Interrupted: what was computed until then is kept." in said
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "cut" / "summary.json").read_text())
     assert not summary["complete"]
     assert [(row["mode"], row["rounds"]) for row in summary["rows"]] == [
         ("selected", 4),
         ("all_clients", 1),
     ]
     assert "after 1 round" in said
-    assert (tmp_path / "compare.png").exists()
+    assert (tmp_path / "cut" / "compare.png").exists()
+    with (tmp_path / "cut" / "history.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2 * 4 + 2 * 1
+
+    monkeypatch.setattr(comparison, "sweep", sweep)
+    assert compare(*SMALL, "--fractions", "0.5", "--resume", out=tmp_path / "cut") == 0
+    assert compare(*SMALL, "--fractions", "0.5", out=tmp_path / "whole") == 0
+    for name in ("history.csv", "rounds.csv"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "cut" / name).read_bytes() == whole
+
+
+def test_an_interrupt_before_the_first_round_says_so(tmp_path, capsys, monkeypatch):
+    from fedjax_sim import comparison
+
+    def sweep(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(comparison, "sweep", sweep)
+    assert compare(*SMALL, out=tmp_path) == 130
+    assert "Interrupted before the first rounds were computed." in capsys.readouterr().out
+    assert not (tmp_path / "summary.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -204,7 +236,8 @@ def test_a_signal_at_any_time_ends_cleanly(tmp_path, number):
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    first = process.stdout.readline()  # training starts behind it
+    first = process.stdout.readline()
+    assert any("of 1 runs" in line for line in process.stdout)  # training has begun
     time.sleep(1)
     process.send_signal(number)
     said = process.communicate(timeout=120)[0]
@@ -214,7 +247,7 @@ def test_a_signal_at_any_time_ends_cleanly(tmp_path, number):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert not summary["complete"]
     assert 0 < summary["rows"][0]["rounds"] < 1_000_000
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | RESUMED_BY
 
 
 def test_a_closed_pipe_loses_nothing(tmp_path):
@@ -224,7 +257,7 @@ def test_a_closed_pipe_loses_nothing(tmp_path):
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | RESUMED_BY
 
 
 def test_an_ascii_terminal_is_enough(tmp_path):

@@ -79,6 +79,56 @@ def test_every_slot_is_dealt_once(devices, m):
     assert sorted(seen) == list(range(m))
 
 
+@pytest.mark.parametrize(("queues", "sizes"), [(True, (12, 1, 12, 1)), (False, (12, 1, 1, 12))])
+def test_fedsgd_is_dealt_by_examples(queues, sizes):
+    """By steps, of which each has one, as where clients are dropped, a device gets both large."""
+    data = fs.FederatedData.from_clients([np.ones(n, np.float32) for n in sizes])
+    given = []
+
+    class Seeing:
+        def __init__(self):
+            self.queues, self.inner = queues, fs.execution.packed(1)
+
+        def __call__(self, algorithm, data, key, message, client_states, tasks, drop_nonfinite):
+            examples = jnp.where(tasks.num_steps > 0, data.num_examples[tasks.client_ids], 0)
+            jax.debug.callback(lambda n: given.append(int(n)), jnp.sum(examples))
+            return self.inner(algorithm, data, key, message, client_states, tasks, drop_nonfinite)
+
+    def loss_fn(w, batch, key):
+        return (w - batch) ** 2
+
+    algorithm = fs.fedsgd(loss_fn, optax.sgd(0.1))
+    state = fs.init(algorithm, 0.0, data)
+    cohort = fs.Cohort(jnp.array([0, 1, 2, 3]))
+    execution = fs.execution.sharded(MESH, Seeing())
+    for nonfinite, shares in (("keep", [13, 13]), ("drop", [2, 24])):
+        round_fn = jax.jit(fs.make_round(algorithm, execution=execution, nonfinite=nonfinite))
+        jax.block_until_ready(round_fn(jax.random.key(0), state, data, cohort))
+        jax.effects_barrier()
+        assert sorted(given) == shares
+        given.clear()
+
+
+def test_without_replicate_the_second_call_traces_again(data):
+    """The state comes back on the mesh; put there at the start, one trace serves."""
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.02), LOCAL)
+    for replicated, expected in ((False, 2), (True, 1)):
+        traces = []
+
+        def counted(key, state, data, cohort, traces=traces):
+            traces.append(1)
+            round_fn = fs.make_round(algorithm, execution=fs.execution.sharded(MESH))
+            return round_fn(key, state, data, cohort)
+
+        step, federation_, state = jax.jit(counted), data, fs.init(algorithm, zeros(), data)
+        if replicated:
+            federation_, state = fs.execution.replicate((data, state), MESH)
+        for seed in range(3):
+            cohort = fs.Cohort(jnp.array([0, 1, 4]))
+            state, _ = step(jax.random.key(seed), state, federation_, cohort)
+        assert len(traces) == step._cache_size() == expected
+
+
 def test_replicate_places_keys():
     key = jax.random.key(7, impl="rbg")
     placed = fs.execution.replicate({"key": key}, MESH)["key"]
@@ -161,8 +211,12 @@ def test_cores_are_devices():
     assert fs.execution.cores().size <= 2
 
 
-def test_automatic_follows_its_rule():
-    def choice(sizes, m, width):
+def test_automatic_follows_its_rule(monkeypatch):
+    module = importlib.import_module("fedjax_sim.execution.automatic")
+    if jax.default_backend() != "cpu":
+        pytest.skip("of a CPU, and of what it takes for a GPU")
+
+    def choice(sizes, m, width, mesh=None):
         clients = [{"x": np.ones((n, width), np.float32), "y": np.ones(n)} for n in sizes]
         data = fs.FederatedData.from_clients(clients)
         params = {"w": np.zeros(width, np.float32), "b": np.float32(0)}
@@ -174,16 +228,25 @@ def test_automatic_follows_its_rule():
                 seen.append(super().choose(*args))
                 return seen[-1]
 
-        round_fn = fs.make_round(algorithm, execution=Seeing())
+        execution = Seeing() if mesh is None else fs.execution.sharded(mesh, Seeing())
+        round_fn = fs.make_round(algorithm, execution=execution)
         state = fs.init(algorithm, params, data)
         cohort = fs.Cohort(jnp.arange(m))
         jax.eval_shape(round_fn, jax.random.key(0), state, data, cohort)
         return seen[0]
 
-    assert choice([3, 3, 3], 3, 4) == fs.execution.vmapped()
-    assert choice([3, 2, 3], 3, 4) == fs.execution.packed()
-    if jax.default_backend() == "cpu":  # models of 40 MB fit no core's cache together
-        assert choice([3, 3, 3], 3, 10**7) == fs.execution.packed()
+    vmapped, packed = fs.execution.vmapped(), fs.execution.packed()
+    monkeypatch.setattr(module, "cache_bytes", lambda: 3 * 4 * 5)  # three models of 4 + 1 numbers
+    assert choice([3, 3, 3, 3], 3, 4) == vmapped
+    assert choice([3, 2, 3, 3], 3, 4) == packed
+    assert choice([3, 3, 3, 3], 4, 4) == packed
+    # A device runs ceil(4 / 2) of them.
+    assert choice([3, 3, 3, 3], 4, 4, MESH) == vmapped
+    monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
+    assert choice([3, 3, 3, 3], 4, 4) == vmapped
+    monkeypatch.setattr(module, "DEVICE_BYTES", 3 * 4 * 5)
+    assert choice([3, 3, 3, 3], 4, 4) == packed
+    assert choice([3, 3, 3, 3], 3, 4) == vmapped
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Blocks and the order of local steps, seen by a client that writes down what it sees."""
 
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.local import num_steps
+from fedjax_sim.execution import pooled
+from fedjax_sim.local import num_blocks, num_seen, num_steps
 from fedjax_sim.randomness import COHORT, stream
+from tests.conftest import MESH
+from tests.reference import blocks
 
 STEPS = 40  # rows of the log
 
@@ -179,6 +183,42 @@ def test_what_nobody_reads_is_still_the_clients_own():
         assert float(jax.grad(last)(0.1, order)) == pytest.approx(-8)
 
 
+EMPTY_AND_ZEROS = [np.ones(3), np.zeros(0), np.zeros(26)]
+
+
+def after_two_rounds(lr, algorithm, execution, cohort):
+    """w_2 of the loss sqrt(x) w: infinite slope at x = 0, where client 2's examples are."""
+
+    def loss_fn(w, batch, key):
+        return jnp.sqrt(batch * w**2)
+
+    data = fs.FederatedData.from_clients(EMPTY_AND_ZEROS)
+    made = {
+        "fedavg": lambda: fs.fedavg(loss_fn, optax.sgd(lr), fs.LocalTraining(2, 2)),
+        "fedsgd": lambda: fs.fedsgd(loss_fn, optax.sgd(lr)),
+    }[algorithm]()
+    round_fn = fs.make_round(made, execution=execution)
+    state = fs.init(made, jnp.float32(1), data)
+    for _ in range(2):
+        state, _ = round_fn(jax.random.key(0), state, data, cohort)
+    return state.params
+
+
+@pytest.mark.parametrize("cohort", [fs.Cohort([0, 1]), fs.Cohort([0, 2], mask=[True, False])])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_reverse_mode_does_not_meet_clients_that_take_no_part(monkeypatch, cohort, sharded):
+    """Client 1 is empty and would read client 2's rows; or client 2 is masked out."""
+    monkeypatch.setattr(pooled, "_CPU_BLOCK", 5)  # more blocks than the cohort fills
+    execution = fs.execution.vmapped()
+    if sharded:  # one of two devices has nothing to do
+        execution = fs.execution.sharded(MESH, execution)
+    for algorithm, steps in (("fedavg", 4), ("fedsgd", 1)):  # w_2 = 1 - 2 steps lr
+        got = jax.jit(jax.grad(after_two_rounds), static_argnums=(1, 2))(
+            0.1, algorithm, execution, cohort
+        )
+        assert float(got) == pytest.approx(-2 * steps)
+
+
 @pytest.mark.parametrize(
     ("n", "work", "expected"),
     [
@@ -202,3 +242,26 @@ def test_hundredths_of_the_work_are_not_lost_to_rounding():
     for steps in (10, 100, 1000):
         got = num_steps(local, jnp.int32(steps), jnp.asarray(hundredths / 100, jnp.float32))
         np.testing.assert_array_equal(got, steps * hundredths // 100)
+
+
+def test_a_batch_larger_than_32_bits_is_the_full_batch():
+    local = fs.LocalTraining(3, sys.maxsize)
+    sizes = jnp.array([0, 1, 9])
+    assert num_blocks(local, sizes).tolist() == [0, 1, 1]
+    assert num_seen(local, sizes, jnp.array([0, 3, 2])).tolist() == [0, 3, 18]
+
+
+@given(
+    n=st.integers(0, 30),
+    epochs=st.integers(1, 3),
+    batch_size=st.sampled_from([None, 1, 3, 4, 7, 50]),
+    order=st.sampled_from(["epochs", "blocks"]),
+    work=st.floats(0, 1),
+)
+def test_num_seen_counts_the_rows_of_the_steps(n, epochs, batch_size, order, work):
+    """And takes a straggler's steps as NumPy would."""
+    local = fs.LocalTraining(epochs, batch_size, order=order)
+    steps = blocks(n, epochs, batch_size, order)
+    done = int(num_steps(local, jnp.int32(n), jnp.float32(work)))
+    assert abs(done - work * len(steps)) <= 1
+    assert int(num_seen(local, jnp.int32(n), jnp.int32(done))) == sum(map(len, steps[:done]))

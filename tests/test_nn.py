@@ -224,6 +224,16 @@ def test_what_is_not_ours_is_passed_on():
             bad(own)
 
 
+def test_a_kernel_larger_than_its_image_has_no_gradient():
+    """No output: a window as large as nothing cannot be lowered."""
+    ours, _ = pair(padding="VALID")
+    x, w = normal(0, 3, 2, 4, 4, 1), normal(1, 3, 5, 5, 1, 3)
+    assert ours(x[0], w[0]).shape == (2, 0, 0, 3)
+    gradient = jax.grad(loss_of(ours), (0, 1))
+    close(jax.jit(gradient)(x[0], w[0]), (jnp.zeros(x[0].shape), jnp.zeros(w[0].shape)))
+    close(jax.jit(jax.vmap(gradient))(x, w), (jnp.zeros(x.shape), jnp.zeros(w.shape)))
+
+
 def test_lowered_per_platform():
     """Without a GPU at hand: lanes lower to a loop on a CPU, to XLA's grouped one elsewhere."""
     ours, _ = pair()

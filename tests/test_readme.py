@@ -36,15 +36,26 @@ def test_round_run_and_sweep(namespace):
     assert namespace["history"].rounds.senders.shape == (3,)
 
 
+def test_runs_and_sweeps(namespace, tmp_path):
+    own = {**namespace, "out": tmp_path}
+    with standard_promotion(), jax.numpy_rank_promotion("allow"):
+        exec(BLOCKS[2], own)
+    assert own["simulation"].status in ("finished", "stopped")
+    assert len(own["results"].runs) == 4 * 2 * 3
+    assert own["best"].low < own["best"].mean < own["best"].high
+    assert own["best"].mean > 0.8
+    assert (tmp_path / "sweep" / "summary.json").exists()
+
+
 def test_all_cores(namespace):
     own = dict(namespace)
     with standard_promotion():
-        exec(BLOCKS[2], own)
+        exec(BLOCKS[3], own)
     assert int(own["state"].round) == 1
     assert int(own["metrics"].reporting) == 5
 
 
-@pytest.mark.parametrize("block", BLOCKS[3:], ids=lambda block: block.splitlines()[0][2:])
+@pytest.mark.parametrize("block", BLOCKS[4:], ids=lambda block: block.splitlines()[0][2:])
 def test_your_model(namespace, block):
     own = dict(namespace)
     with standard_promotion():

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from tests.conftest import SIZES, flat, linear_loss, standard_promotion, zeros
+from tests.conftest import MESH, SIZES, flat, linear_loss, standard_promotion, zeros
 from tests.reference import Server, blocks, gradient
 
 K = len(SIZES)
@@ -23,8 +25,9 @@ def mean_clients(*values):
     return fs.FederatedData.from_clients([np.array(v, np.float32) for v in values])
 
 
-def cohort_of(ids, **fields):
-    return fs.Cohort(jnp.asarray(ids, jnp.int32), jnp.ones(len(ids), bool), **fields)
+def cohort_of(ids, mask=None, **fields):
+    mask = jnp.ones(len(ids), bool) if mask is None else mask
+    return fs.Cohort(jnp.asarray(ids, jnp.int32), mask, **fields)
 
 
 def one_round(rule, data, cohort, algorithm=None, start=1.0, **options):
@@ -117,6 +120,9 @@ def test_masked_over_all_equals_gathered(data, rule, kind):
             if exact:
                 np.testing.assert_array_equal(flat(gathered.params), flat(masked.params))
             np.testing.assert_allclose(flat(gathered.params), flat(masked.params), atol=1e-6)
+            if not exact:  # idle slots step along
+                assert int(large.lane_steps) == int(small.lane_steps) * K / 4
+                large = large._replace(lane_steps=small.lane_steps)
             for a, b in zip(jax.tree.leaves(small), jax.tree.leaves(large), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5)
 
@@ -230,6 +236,146 @@ def test_all_clients_counts_a_repeated_draw_once():
     data = mean_clients([2.0] * 9, [4.0])
     state, _ = one_round("all_clients", data, cohort_of([0, 0, 0]), start=0.0)
     assert float(state.params) == pytest.approx(1.8)
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(1)])
+def test_all_clients_counts_the_draw_that_does_something(execution):
+    """Client 0 is drawn twice, and the first draw completes no step: w_1 = 9/10 2."""
+    data = mean_clients([2.0] * 9, [4.0])
+    cohort = cohort_of([0, 0], work=jnp.array([0.0, 1.0]))
+    state, metrics = one_round("all_clients", data, cohort, start=0.0, execution=execution)
+    assert float(state.params) == pytest.approx(1.8)
+    assert (int(metrics.reporting), bool(metrics.empty)) == (1, False)
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(1)])
+def test_fedsgd_counts_repeated_draws_as_fedavg_does(execution):
+    """w_1 = 1 - (g_1 + g_1 + g_0) / 3, with each draw's loss before the step."""
+    data = mean_clients([2.0], [4.0], [8.0] * 5)
+    cohort = cohort_of([1, 1, 2, 0], mask=jnp.array([True, True, False, True]))
+    for made in (fs.fedsgd(square_loss, optax.sgd(1.0)), None):
+        state, metrics = one_round("uniform", data, cohort, made, execution=execution)
+        assert float(state.params) == pytest.approx((4 + 4 + 2) / 3)
+        assert float(metrics.train["loss"]) == pytest.approx((9 + 9 + 1) / 2 / 3)
+        assert (int(metrics.reporting), int(metrics.examples)) == (3, 3)
+
+
+@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(1)])
+def test_both_draws_of_a_client_whose_loss_is_infinite_are_marked(execution):
+    data = mean_clients([2.0], [0.0])
+
+    def loss_fn(w, batch, key):
+        return jnp.where(batch == 0, jnp.inf, 1.0) * (w - batch) ** 2 / 2
+
+    made = fs.fedsgd(loss_fn, optax.sgd(1.0))
+    _, metrics = one_round("selected", data, cohort_of([1, 0, 1]), made, execution=execution)
+    assert (int(metrics.nonfinite), int(metrics.reporting)) == (2, 3)
+
+
+def test_fedsgd_of_more_draws_than_32_bits_count():
+    """40 000 draws of one client of 70 000 examples, 2.8e9: the mean is still 2."""
+    data = mean_clients([2.0] * 70_000)
+    made = fs.fedsgd(square_loss, optax.sgd(1.0))
+    cohort = cohort_of(np.zeros(40_000))
+    state, metrics = one_round("uniform", data, cohort, made, execution=fs.execution.packed())
+    assert float(state.params) == pytest.approx(2, rel=1e-5)
+    assert float(metrics.train["loss"]) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("rule", ["selected", "unbiased"])
+def test_fedsgd_in_16_bits_overflows_no_sum_and_loses_no_weight(dtype, rule):
+    """A block's sum of gradients, -300 x 512, is outside of float16, a weight 1e-5 / 512 below."""
+
+    def loss_fn(w, batch, key):
+        return (w - batch.astype(w.dtype)) * jnp.asarray(-300, w.dtype)
+
+    data = mean_clients([1.0] * 1024)
+    made = fs.fedsgd(loss_fn, optax.sgd(1.0))
+    cohort = cohort_of([0], inclusion=jnp.full(1, 100.0))
+    start = jnp.zeros((), dtype)
+    state, _ = one_round(rule, data, cohort, made, start)
+    expected = 300 if rule == "selected" else 3
+    assert float(state.params) == pytest.approx(expected, rel=1e-2)
+
+
+# Clients of 1, 2 and 5 examples; blocks of 2 and two epochs: 2, 2 and 6 steps.
+@pytest.mark.parametrize(
+    ("execution", "lane_steps"),
+    [
+        (fs.execution.vmapped(), 3 * 6),
+        (fs.execution.packed(1), 2 + 2 + 6),
+        # Two lanes side by side, 2 + 6 together up to the first end, then 2 beside what is left:
+        # 2 x 2, 2 x 2, and the last client's last two steps alone.
+        (fs.execution.packed(2), 2 * 2 + 2 * 2 + 2),
+        (fs.execution.sharded(MESH, fs.execution.vmapped()), 2 * 2 * 6),
+        (fs.execution.sharded(MESH, fs.execution.packed(1)), 2 + 2 + 6),
+    ],
+)
+def test_the_ledger_by_hand(execution, lane_steps):
+    data = mean_clients([2.0], [3.0, 5.0], [8.0] * 5)
+    local = fs.LocalTraining(2, 2)
+    made = fs.fedavg(square_loss, optax.sgd(1.0), local)
+    _, metrics = one_round("selected", data, cohort_of([0, 1, 2]), made, execution=execution)
+    assert int(metrics.client_steps) == 2 + 2 + 6
+    assert int(metrics.lane_steps) == lane_steps
+    assert int(metrics.examples) == 2 * (1 + 2 + 5)
+    # A step at rate 1 goes to the block's mean: 2, 4 and 8, from 1.
+    assert float(metrics.update_norm) == pytest.approx((1 * 1 + 2 * 3 + 5 * 7) / 8)
+
+
+def test_update_norm_is_that_of_all_leaves_and_of_nothing_nan():
+    data = mean_clients([1.0, 1.0], [3.0])
+
+    def loss_fn(w, batch, key):  # gradients -3 and -4
+        return -3 * w["a"] * jnp.ones_like(batch) - 4 * w["b"][0]
+
+    made = fs.fedavg(loss_fn, optax.sgd(0.5), FULL)
+    start = {"a": jnp.zeros(()), "b": jnp.zeros(2)}
+    _, metrics = one_round("all_clients", data, cohort_of([0]), made, start)
+    assert float(metrics.update_norm) == pytest.approx(2 / 3 * 0.5 * 5)
+    nobody = cohort_of([0], reports=jnp.zeros(1, bool))
+    _, metrics = one_round("selected", data, nobody, made, start)
+    assert np.isnan(metrics.update_norm)
+    assert (int(metrics.examples), int(metrics.client_steps)) == (0, 0)
+
+
+def test_update_norm_of_a_round_that_moves_nothing_has_a_gradient():
+    def norm(lr):
+        made = fs.fedavg(square_loss, optax.sgd(lr), FULL)
+        round_fn = fs.make_round(made, execution=fs.execution.vmapped())
+        data = mean_clients([1.0])
+        state = fs.init(made, 1.0, data)
+        return round_fn(jax.random.key(0), state, data, cohort_of([0]))[1].update_norm
+
+    assert float(jax.grad(norm)(0.5)) == 0
+
+
+@settings(max_examples=10)
+@given(
+    epochs=st.integers(1, 3),
+    batch_size=st.sampled_from([None, 1, 4]),
+    order=st.sampled_from(["epochs", "blocks"]),
+    work=st.lists(st.integers(0, 8), min_size=4, max_size=4),
+)
+def test_examples_of_a_round_against_numpy(data, epochs, batch_size, order, work):
+    """Stragglers in eighths of their steps; client 2 is empty, the last slot is padding."""
+    ids, mask = [5, 1, 2, 7], [True, True, True, False]
+    local = fs.LocalTraining(epochs, batch_size, order=order)
+    made = fs.fedavg(linear_loss, optax.sgd(0.01), local)
+    cohort = fs.Cohort(
+        jnp.array(ids), jnp.array(mask), work=jnp.asarray(np.array(work) / 8, jnp.float32)
+    )
+    round_fn = fs.make_round(made, execution=fs.execution.packed(1))
+    state = fs.init(made, zeros(), data)
+    _, metrics = jax.jit(round_fn)(jax.random.key(0), state, data, cohort)
+    seen = 0
+    for k, takes_part, eighths in zip(ids, mask, work, strict=True):
+        steps = blocks(SIZES[k], epochs, batch_size, order)
+        seen += takes_part * sum(map(len, steps[: len(steps) * eighths // 8]))
+    assert int(metrics.examples) == seen
+    if seen:  # the loss's own count says the same
+        assert np.isfinite(metrics.train["loss"])
 
 
 def test_a_client_of_weight_0_does_no_harm():
@@ -506,6 +652,8 @@ def test_refused_by_the_round(data):
 
     refused("must not repeat a client.*got client 4 2 times", cohort=cohort_of([4, 1, 4]))
     refused(r"client_ids must lie in \[0, 8\); got 8", cohort=cohort_of([1, 8]))
+    wide = fs.Cohort(np.array([1, 2**32 + 1]))  # 1 and 1, if cast before it is looked at
+    refused(r"client_ids must lie in \[0, 8\); got 4294967297", cohort=wide)
     refused("client_ids must be integers", cohort=fs.Cohort(jnp.ones(2), jnp.ones(2, bool)))
     refused("reports must be booleans; got float", cohort=cohort_of([0, 1], reports=jnp.ones(2)))
     refused("mask must have shape", cohort=fs.Cohort(jnp.arange(2), jnp.ones(3, bool)))
@@ -574,3 +722,10 @@ def test_ids_out_of_range_in_a_trace_are_padding(data):
     two, _ = round_fn(key, state, data, cohort_of([1]))
     np.testing.assert_allclose(flat(one.params), flat(two.params), atol=1e-6)
     assert int(metrics.receivers) == 1
+    with jax.enable_x64(True):
+        two_clients = fs.FederatedData.from_clients([np.array([2.0]), np.array([4.0])])
+        algorithm = fs.fedavg(square_loss, optax.sgd(1.0), FULL)
+        state = fs.init(algorithm, 0.0, two_clients)
+        cohort = fs.Cohort(jnp.array([0, 2**32 + 1]))
+        state, _ = jax.jit(fs.make_round(algorithm))(key, state, two_clients, cohort)
+        assert float(state.params) == 2

@@ -50,6 +50,48 @@ def test_run_is_a_loop_and_resumes_with_the_same_bits(data, execution):
     assert not np.allclose(flat(other.params), flat(whole.params), atol=1e-3)
 
 
+def test_evaluation_every_r_rounds_and_after_the_last(data):
+    """Counted from the experiment's first round, so a resumed run goes on in step."""
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), LOCAL)
+    round_fn, key = fs.make_round(algorithm), jax.random.key(7)
+
+    def evaluate(params):
+        return {"b": params["b"], "up": params["b"] > 0, "nine": jnp.int32(9)}
+
+    def run(state, rounds, **options):
+        return jax.jit(
+            lambda state: fs.run(round_fn, key, state, data, SAMPLER, rounds, evaluate, **options)
+        )(state)
+
+    start = fs.init(algorithm, zeros(), data)
+    _, every = run(start, 7)
+    assert every.evaluated.all()
+    assert np.isfinite(every.evaluation["b"]).all()
+    for last, rounds in ((None, [3, 6]), (7, [3, 6, 7]), (6, [3, 6]), (9, [3, 6])):
+        _, history = run(start, 7, evaluate_every=3, last=last)
+        due = np.isin(np.arange(1, 8), rounds)
+        np.testing.assert_array_equal(history.evaluated, due)
+        # What an evaluation does not change: the model and its own value.
+        expected = np.where(due, every.evaluation["b"], np.nan)
+        np.testing.assert_allclose(history.evaluation["b"], expected, rtol=1e-6)
+        np.testing.assert_array_equal(history.evaluation["nine"], np.where(due, 9, 0))
+        np.testing.assert_array_equal(history.evaluation["up"], due & every.evaluation["up"])
+    part, first = run(start, 2, evaluate_every=3)
+    _, second = run(part, 5, evaluate_every=3)
+    np.testing.assert_array_equal(
+        np.concatenate([first.evaluated, second.evaluated]), np.isin(np.arange(1, 8), [3, 6])
+    )
+
+
+def test_a_run_without_evaluation_says_so(data):
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), LOCAL)
+    state = fs.init(algorithm, zeros(), data)
+    _, history = fs.run(fs.make_round(algorithm), jax.random.key(0), state, data, SAMPLER, 2)
+    assert history.evaluation == ()
+    assert history.evaluated.tolist() == [False, False]
+    assert history.rounds.examples.shape == history.rounds.update_norm.shape == (2,)
+
+
 @pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(3)])
 def test_sweep_is_a_vmap(data, execution):
     traces = []
@@ -170,11 +212,12 @@ def test_refusals(data):
     round_fn, key = fs.make_round(algorithm), jax.random.key(0)
     state = fs.init(algorithm, zeros(), data)
 
-    def refused(message, key=key, sampler=SAMPLER, rounds=2):
+    def refused(message, key=key, sampler=SAMPLER, rounds=2, **options):
         with pytest.raises(ValueError, match=message):
-            fs.run(round_fn, key, state, data, sampler, rounds)
+            fs.run(round_fn, key, state, data, sampler, rounds, **options)
 
     refused("num_rounds must be a whole number.*got 0", rounds=0)
+    refused("evaluate_every must be .*got 0", evaluate_every=0)
     refused("m must be at most K = 8 clients; got 9", sampler=fs.sampling.uniform(9))
     refused("sampler must not draw with replacement", sampler=fs.sampling.with_replacement(2))
     refused("sampler must be one of fs.sampling", sampler=4)

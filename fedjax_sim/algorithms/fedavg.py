@@ -29,7 +29,8 @@ def fedavg(
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
       client_optimizer: an optax transformation, or a function of the round (Int[])
-        returning one; the message then carries the round.
+        returning one, as `lambda round: optax.sgd(schedule(round))` with a learning-rate
+        schedule of optax; the message then carries the round.
       local: E, B, shuffling and order.
       server_optimizer: an optax transformation on the pseudo-gradient.
 
@@ -40,5 +41,10 @@ def fedavg(
     >>> import fedjax_sim as fs, jax.numpy as jnp
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
     >>> algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5))
+
+    A learning rate that falls over 100 rounds:
+
+    >>> schedule = optax.cosine_decay_schedule(0.1, decay_steps=100)
+    >>> algorithm = fs.fedavg(loss_fn, lambda round: optax.sgd(schedule(round)), fs.LocalTraining())
     """
     return averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer)

@@ -39,7 +39,8 @@ def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> F
     E = 1 and B = infinity. The sum is computed as one weighted gradient over the cohort's
     examples, without a model for each client; a loss that uses its key then draws for
     each example on its own. `make_round(nonfinite="drop")` needs the clients' gradients
-    one by one and takes them so.
+    one by one and takes them so. Kept, a sum that is not finite though every loss is counts all
+    its clients in `nonfinite`: under `sharded`, those of its device alone.
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).

@@ -6,17 +6,19 @@ import jax
 
 from fedjax_sim.base import Array, Executed, FederatedAlgorithm, PyTree, Tasks
 from fedjax_sim.data import FederatedData
-from fedjax_sim.execution.machine import cache_bytes, carry_bytes
+from fedjax_sim.execution.machine import DEVICE_BYTES, cache_bytes, carry_bytes
 from fedjax_sim.execution.packed import Packed, packed
 from fedjax_sim.execution.vmapped import Vmapped, vmapped
 from fedjax_sim.local import Engine
 
 
 def automatic() -> "Automatic":
-    """`vmapped` where nothing is lost by it, else `packed`; what `make_round` takes by default.
+    """`vmapped` for equal clients of a small model, else `packed`; `make_round`'s default.
 
-    `vmapped` if all clients of the federation have the same number of examples and, on a
-    CPU, the cohort's models fit a core's cache together; `packed()` otherwise.
+    `vmapped` if all clients of the federation have the same number of examples and the
+    cohort's models fit together, on a CPU a core's cache, elsewhere 2 GiB; `packed()` otherwise.
+    Only shapes are seen, and not a mask: for a cohort of K slots of which few report, which
+    `vmapped` would train all, ask for `packed()` by name.
     """
     return Automatic()
 
@@ -32,15 +34,15 @@ class Automatic:
         key: Array,
         message: PyTree,
         client_states: PyTree,
-        tasks: Tasks,
+        slots: int,
     ) -> Vmapped | Packed:
-        """The strategy it stands for in this round."""
+        """The strategy it stands for where a device is given so many slots."""
         equal = data.total_num_examples == data.num_clients * data.max_num_examples
         if not equal:
             return packed()
         one = carry_bytes(Engine(algorithm, data, key, message), client_states)
-        fits = tasks.client_ids.shape[0] * one <= cache_bytes()
-        return vmapped() if fits or jax.default_backend() != "cpu" else packed()
+        room = cache_bytes() if jax.default_backend() == "cpu" else DEVICE_BYTES
+        return vmapped() if slots * one <= room else packed()
 
     def __call__(
         self,
@@ -52,5 +54,6 @@ class Automatic:
         tasks: Tasks,
         drop_nonfinite: bool,
     ) -> Executed:
-        strategy = self.choose(algorithm, data, key, message, client_states, tasks)
+        slots = tasks.client_ids.shape[0]
+        strategy = self.choose(algorithm, data, key, message, client_states, slots)
         return strategy(algorithm, data, key, message, client_states, tasks, drop_nonfinite)

@@ -10,6 +10,7 @@ from fedjax_sim.base import Array, PyTree
 from fedjax_sim.local import Engine
 
 _CACHE = 2**20  # bytes, where the machine does not say
+DEVICE_BYTES = 2**31  # of an accelerator, for the models of clients in training; not measured
 
 
 def num_cores() -> int:

@@ -19,13 +19,13 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.forward_only import forward_only
-from fedjax_sim.execution.machine import carry_bytes, num_cores
+from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
 from fedjax_sim.local import Client, Engine
 from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
 
-# On an accelerator: meant to fill it, within a part of its memory; not measured.
-_LANES, _DEVICE_BYTES = 128, 2**31
+# On an accelerator: meant to fill it; not measured.
+_LANES = 128
 
 
 def packed(lanes: int | None = None) -> "Packed":
@@ -33,8 +33,9 @@ def packed(lanes: int | None = None) -> "Packed":
 
     Clients start longest first; a lane whose client ends takes the next in the queue.
     The round ends with the last client, so the number of iterations is that of the
-    cohort at hand, and nothing is padded to the federation's largest client. Updates
-    are summed as they come: memory is O(L) models beside the clients' states. On a CPU,
+    cohort at hand, not that of the federation's largest client. With `batch_size=None` a step
+    is a full batch, padded to that client's: equal in cost for clients of any size. Updates are
+    summed as they come: memory is O(L) models beside the clients' states. On a CPU,
     the last L / 2 clients are trained one after the other, since an idle lane costs as
     much there as one that trains. Reverse-mode differentiation is refused; use `vmapped`
     for it.
@@ -66,6 +67,7 @@ class _Lanes(NamedTuple):
 
 class _Sums(NamedTuple):
     ended: Array  # Int[], clients that are through
+    lane_steps: Array  # Int[], steps of all lanes, idle ones too
     update: PyTree
     total: PyTree
     metrics: Metrics
@@ -113,7 +115,7 @@ class Packed:
                 )
             return self.lanes
         if jax.default_backend() != "cpu":
-            return min(slots, _LANES, max(1, _DEVICE_BYTES // carry_bytes(engine, client_states)))
+            return min(slots, _LANES, max(1, DEVICE_BYTES // carry_bytes(engine, client_states)))
         # A core gains nothing from a second lane, which competes for its cache.
         here = num_cores() // jax.local_device_count("cpu")
         return min(slots, max(1, here), 8)
@@ -148,12 +150,13 @@ def _pack(
         output = engine.finish(lane.client, lane.carry, lane.client_state, lane.step)
         return output._replace(metrics={**lane.metrics, **dict(output.metrics)})
 
-    def take_in(lane: _Lanes, sums: _Sums) -> _Sums:
+    def take_in(lane: _Lanes, sums: _Sums, lane_steps: Array) -> _Sums:
         slot, output = lane.slot, finish(lane)
         finite = all_finite((output.update, output.total, output.client_state))
         counted = finite if drop_nonfinite else jnp.array(True)
         return _Sums(
             sums.ended + 1,
+            sums.lane_steps + lane_steps,
             add_weighted(sums.update, tasks.weights[slot], counted, output.update),
             add_weighted(sums.total, tasks.shares[slot], counted, output.total),
             add_where(counted, sums.metrics, output.metrics),
@@ -174,7 +177,7 @@ def _pack(
             together = jnp.where(queued - sums.ended > alone, steps, 0)
             state = _repeat(jax.vmap(advance), together, state)
         one = _repeat(advance, steps - together, _at(state, lane))  # with no axis over lanes
-        sums = take_in(one, sums)
+        sums = take_in(one, sums, together * lanes + (steps - together))
         return _put(state, lane, begin(lanes + sums.ended - 1)), sums
 
     def unfinished(loop: tuple[_Lanes, _Sums]) -> Array:
@@ -188,6 +191,7 @@ def _pack(
     output = jax.eval_shape(lambda state: finish(_at(state, jnp.int32(0))), state)
     sums = _Sums(
         ended=jnp.int32(0),
+        lane_steps=jnp.int32(0),
         update=accumulators(output.update),
         total=accumulators(output.total),
         metrics=zeros_of(output.metrics),
@@ -197,8 +201,9 @@ def _pack(
     )
     _, sums = jax.lax.while_loop(unfinished, body, (state, sums))
     return Executed(
-        sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite
-    )
+        sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite,
+        sums.lane_steps,
+    )  # fmt: skip
 
 
 def _repeat(function: Callable[[_Lanes], _Lanes], times: Array, lanes: _Lanes) -> _Lanes:

@@ -53,8 +53,9 @@ def cores(n: int | None = None) -> Mesh:
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """The arrays of `tree` on every device of the mesh; on CPUs all share one copy.
 
-    For a federation used round after round with `sharded`: left where it is, it is copied
-    at every call.
+    For a federation and a state used round after round with `sharded`. Left where it is, a
+    federation is copied at every call; and a state comes back on the mesh, for which the
+    second call is traced and compiled again.
     """
     sharding = NamedSharding(mesh, PartitionSpec())
 
@@ -77,7 +78,8 @@ def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharde
     Clients are dealt longest first, each to the device with the least work so far, so what
     is to be done is spread evenly and no client is split. Everything a round sums
     travels in one sum over the devices. With `packed` inside, a device takes any number of
-    the clients; a strategy that runs all the slots it is given gets ceil(m / D) of them.
+    the clients; a strategy that runs all the slots it is given gets ceil(m / D) of them. Place
+    data and state by `replicate` first, or the second call compiles again.
 
     Args:
       mesh: of one axis, or with one named "clients"; `cores()` makes one of a CPU's cores.
@@ -121,22 +123,31 @@ class Sharded:
         devices = self.mesh.shape[axis]
         inner = self.inner
         if isinstance(inner, Automatic):
-            inner = inner.choose(algorithm, data, key, message, client_states, tasks)
+            # What a device would run side by side; the slots of the others are not its own.
+            slots = -(-tasks.client_ids.shape[0] // devices)
+            inner = inner.choose(algorithm, data, key, message, client_states, slots)
         # A queue passes over slots without steps; others are charged for every slot.
         queues = getattr(inner, "queues", False)
+        one_gradient = algorithm.pooled_gradient is not None and not drop_nonfinite
 
         def share(
             data: FederatedData, key: Array, message: PyTree, client_states: PyTree, tasks: Tasks
         ) -> Executed:
             me = jax.lax.axis_index(axis)
             slots = tasks.client_ids.shape[0]
+            work = _work(data, tasks, by_examples=one_gradient)
             if queues:
-                mine = _deal(tasks.num_steps, devices) == me
+                mine = _deal(work, devices) == me
                 own, own_states, back = tasks, client_states, jnp.arange(slots)
             else:
-                back, mine = _deal_slots(tasks.num_steps, devices, me)
+                back, mine = _deal_slots(work, devices, me)
                 own = jax.tree.map(lambda x: x[back], tasks)
-                own_states = jax.tree.map(lambda x: x[back], client_states)
+                # A device without work holds the client with the most of it: what is computed
+                # for a client that does not take part may have an infinite derivative.
+                most = jnp.argmax(tasks.num_steps)
+                held = jnp.where(own.num_steps > 0, back, most)
+                own = own._replace(client_ids=tasks.client_ids[held])
+                own_states = jax.tree.map(lambda x: x[held], client_states)
             own = own._replace(num_steps=jnp.where(mine, own.num_steps, 0))
             executed = inner(algorithm, data, key, message, own_states, own, drop_nonfinite)
 
@@ -161,22 +172,30 @@ class Sharded:
         return dealt(data, key, message, client_states, tasks)
 
 
-def _deal(num_steps: Array, devices: int) -> Array:
+def _work(data: FederatedData, tasks: Tasks, by_examples: bool) -> Array:
+    """Float[m], what a slot costs: its steps, or its examples if one gradient is taken of all."""
+    cost = tasks.num_steps
+    if by_examples:
+        cost = jnp.where(cost > 0, data.num_examples[tasks.client_ids], 0)
+    return cost.astype(jnp.result_type(float))  # a device's sum of integers might overflow
+
+
+def _deal(work: Array, devices: int) -> Array:
     """Int[m], the device of each slot: longest first, to the one with the least work."""
 
-    def give(load: Array, steps: Array) -> tuple[Array, Array]:
+    def give(load: Array, more: Array) -> tuple[Array, Array]:
         device = jnp.argmin(load)
-        return load.at[device].add(steps), device
+        return load.at[device].add(more), device
 
-    order = jnp.argsort(-num_steps, stable=True)
-    _, dealt = jax.lax.scan(give, jnp.zeros(devices, num_steps.dtype), num_steps[order])
+    order = jnp.argsort(-work, stable=True)
+    _, dealt = jax.lax.scan(give, jnp.zeros(devices, work.dtype), work[order])
     return jnp.zeros_like(dealt).at[order].set(dealt)
 
 
-def _deal_slots(num_steps: Array, devices: int, me: Array) -> tuple[Array, Array]:
+def _deal_slots(work: Array, devices: int, me: Array) -> tuple[Array, Array]:
     """The ceil(m / D) slots of device `me`, longest first to and fro, and which are real."""
-    slots = num_steps.shape[0]
-    order = jnp.argsort(-num_steps, stable=True)
+    slots = work.shape[0]
+    order = jnp.argsort(-work, stable=True)
     turn = jnp.arange(-(-slots // devices))
     place = turn * devices + jnp.where(turn % 2 == 0, me, devices - 1 - me)
     return order[jnp.minimum(place, slots - 1)], place < slots

@@ -50,6 +50,13 @@ class Vmapped:
         local = algorithm.local
         steps = jnp.arange(local.epochs * max_num_blocks(local, data), dtype=jnp.int32)
 
+        # What an idle slot computes is never read, but its derivative is multiplied by zero,
+        # and zero times infinity is NaN: it does what one that works does anyway.
+        busy = tasks.num_steps > 0
+        working = jnp.argmax(busy)
+        done = tasks.client_ids, tasks.num_steps, client_states
+        done = jax.tree.map(lambda x: where(busy, x, x[working][None]), done)
+
         def train(client_id: Array, num_steps: Array, client_state: PyTree) -> PyTree:
             client = engine.client(client_id)
 
@@ -67,10 +74,9 @@ class Vmapped:
             output = engine.finish(client, carry, client_state, num_steps)
             return output._replace(metrics={**metrics, **dict(output.metrics)})
 
-        output = jax.vmap(train)(tasks.client_ids, tasks.num_steps, client_states)
+        output = jax.vmap(train)(*done)
         finite = jax.vmap(all_finite)((output.update, output.total, output.client_state))
-        reports = tasks.num_steps > 0
-        counted = reports & finite if drop_nonfinite else reports
+        counted = busy & finite if drop_nonfinite else busy
         return Executed(
             update=weighted_sum(tasks.weights, counted, output.update),
             total=weighted_sum(tasks.shares, counted, output.total),
@@ -78,4 +84,5 @@ class Vmapped:
             metrics=sum_where(counted, output.metrics),
             counted=counted,
             finite=finite,
+            lane_steps=jnp.int32(tasks.client_ids.shape[0] * len(steps)),
         )

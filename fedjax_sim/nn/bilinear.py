@@ -119,6 +119,8 @@ def _fast_image(y: Array, w: Array, g: Geometry) -> Array:
 def _fast_kernel(x: Array, y: Array, g: Geometry) -> Array:
     """dW = X * Y over the pixels, where batch and channels exchange their parts."""
     examples, channels = x.shape[0], x.shape[-1] // g.groups
+    if 0 in g.output:  # no pixel, and a window of no size is no window
+        return jnp.zeros((*g.window, channels, y.shape[-1]), x.dtype)
     x = x.reshape(*x.shape[:-1], g.groups, channels)  # [N, *image, g, C / g]
     x = jnp.moveaxis(x, (-1, 0), (0, -1))
     x = x.reshape(*x.shape[:-2], g.groups * examples)  # [C / g, *image, g N]

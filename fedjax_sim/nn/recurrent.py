@@ -2,7 +2,8 @@
 
 Differentiating a loop over time adds to a gradient as large as the recurrent kernel at every
 step. The rule here hands the kernel's perturbation to the loop as what it adds to each step's
-gates, so the kernel's gradient is one product after the loop, in both modes and to any order.
+gates, so the kernel's gradient is one product after the loop, in both modes. Second derivatives are
+right, but not one product.
 """
 
 from typing import Any

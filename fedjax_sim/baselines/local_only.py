@@ -1,0 +1,147 @@
+"""Every client alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import aggregation as rules
+from fedjax_sim.base import (
+    Array,
+    ClientOutput,
+    ClientUpdate,
+    FederatedAlgorithm,
+    FederatedState,
+    Metrics,
+    Params,
+    PyTree,
+    RoundContext,
+    accumulator,
+)
+from fedjax_sim.experiment import Experiment
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["server", "client"],
+    meta_fields=["get_params"],
+)
+@dataclass(frozen=True)
+class OwnModel:
+    """A client's state under `local_only`: what the algorithm keeps, all of it its own.
+
+    Attributes:
+      server: the algorithm's server state, for a federation of this client alone.
+      client: the algorithm's client state.
+      get_params: the algorithm's `params`, static.
+    """
+
+    server: PyTree
+    client: PyTree
+    get_params: Callable[[PyTree], Params]
+
+
+def local_only(experiment: Experiment) -> Experiment:
+    """Every client trains on its own data alone, and nothing is averaged.
+
+    Client k is a federation of one: from its own model w_k it does the round of the algorithm,
+
+        w_k <- server_update(w_k, d_k),   d_k its update from w_k,
+
+    for FedAvg its E local epochs, whenever the federated run picks it. Key, sampler, cohorts,
+    stragglers, local training and so the budget are those of the federated run, round by round.
+
+    Each client keeps its model (and what else the algorithm keeps: a server optimizer's state, a
+    control variate) as client state, leaves `[K, ...]`: memory is O(K) models. `local_models`
+    reads them. The server's model, `state.params`, stays the first one, so the experiment has no
+    `evaluate`; see `evaluate_local` for the end. Only the number of the round is sent down, and
+    nothing up; `update_norm` is 0.
+
+    Raises:
+      ValueError: for what is no experiment; for a sampler that draws with replacement, since a
+        client drawn twice would have two models.
+
+    >>> import fedjax_sim as fs, numpy as np, optax
+    >>> data = fs.FederatedData.from_clients([{"x": np.full(3, 1.0)}, {"x": np.full(5, 2.0)}])
+    >>> loss_fn = lambda w, batch, key: (batch["x"] - w) ** 2 / 2
+    >>> algorithm = fs.fedavg(loss_fn, optax.sgd(1.0), fs.LocalTraining())
+    >>> experiment = fs.Experiment(algorithm, 0.0, data, fs.sampling.everyone(), num_rounds=1)
+    >>> state, _ = fs.baselines.local_only(experiment).run(jax.random.key(0))
+    >>> fs.baselines.local_models(state).tolist()
+    [1.0, 2.0]
+    """
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
+    if experiment.sampler.with_replacement:
+        raise ValueError(
+            "experiment.sampler must not draw with replacement, since a client drawn twice would "
+            "have two models; use sampling.uniform or .weighted"
+        )
+    return experiment._replace(
+        algorithm=_alone(experiment.algorithm), aggregation=rules.uniform, evaluate=None
+    )
+
+
+def _alone(base: FederatedAlgorithm) -> FederatedAlgorithm:
+    """Each client a federation of one, in its own state. The message is the round."""
+    inner = base.client
+
+    def probe(message: Array, own: OwnModel, batch: PyTree, mask: Array) -> PyTree:
+        assert inner.probe is not None
+        return inner.probe(base.broadcast(own.server, message), own.client, batch, mask)
+
+    def init(message: Array, own: OwnModel, probed: PyTree, key: Array) -> PyTree:
+        return inner.init(base.broadcast(own.server, message), own.client, probed, key)
+
+    def step(
+        carry: PyTree, message: Array, own: OwnModel, batch: PyTree, mask: Array, key: Array
+    ) -> tuple[PyTree, Metrics]:
+        sent = base.broadcast(own.server, message)
+        return inner.step(carry, sent, own.client, batch, mask, key)
+
+    def finish(
+        carry: PyTree, message: Array, own: OwnModel,
+        num_examples: Array, num_steps: Array, key: Array,
+    ) -> ClientOutput:  # fmt: skip
+        sent = base.broadcast(own.server, message)
+        output = inner.finish(carry, sent, own.client, num_examples, num_steps, key)
+        update, total = jax.tree.map(  # as a strategy sums them
+            lambda x: x.astype(accumulator(x.dtype)), (output.update, output.total)
+        )
+        one = jnp.ones((), jnp.result_type(float))
+        context = RoundContext(message, 1, jnp.int32(1), weight_sum=one, reporting_share=one)
+        server = base.server_update(own.server, update, total, context)
+        kept = OwnModel(server, output.client_state, own.get_params)
+        return ClientOutput(update=(), client_state=kept, metrics=output.metrics)
+
+    return FederatedAlgorithm(
+        init=_itself,
+        params=_itself,
+        init_client=lambda w: OwnModel(base.init(w), base.init_client(w), base.params),
+        broadcast=lambda server, round: round,
+        client=ClientUpdate(init, step, finish, None if inner.probe is None else probe),
+        server_update=lambda server, update, total, context: server,
+        local=base.local,
+        check=base.check,
+    )
+
+
+def _itself(params: Params) -> Params:
+    return params
+
+
+def local_models(state: FederatedState) -> Params:
+    """The clients' models after `local_only`, leaves `[K, ...]`; the first one if never picked.
+
+    Raises:
+      ValueError: for another experiment's state.
+    """
+    own = getattr(state, "clients", None)
+    if not isinstance(own, OwnModel):
+        raise ValueError(
+            "state must come from a run of fs.baselines.local_only(experiment); got "
+            f"{type(state).__name__} with clients of {type(own).__name__}"
+        )
+    return jax.vmap(own.get_params)(own.server)

@@ -1,0 +1,263 @@
+"""The look of figures: colours, dashes, scales, limits and legends, on a matplotlib canvas."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# The ink and two greys; a page may exchange them, and the series' colours, for a dark ground's.
+INK, LINE, FAINT = "#1b1b1b", "#8b8b8b", "#dcdcdc"
+
+# Okabe and Ito's colours, two of them exchanged for darker ones; what is alike in grey differs
+# in dashes and markers.
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072b2", "linestyle": "-", "marker": "o"},
+    {"color": "#e69f00", "linestyle": (0, (6, 1.5)), "marker": "s"},
+    {"color": "#009e73", "linestyle": (0, (1, 1.2)), "marker": "^"},
+    {"color": "#d55e00", "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "D"},
+    {"color": "#cc79a7", "linestyle": "-", "marker": "v"},
+    {"color": "#3b3b3b", "linestyle": (0, (3, 1)), "marker": "P"},
+    {"color": "#56b4e9", "linestyle": (0, (8, 2, 1, 2, 1, 2)), "marker": "X"},
+    {"color": "#7a5195", "linestyle": (0, (1, 2.5)), "marker": "p"},
+)
+
+# Widest and palest first, so that curves that coincide all show, in greyscale too.
+MODE_STYLES: dict[str, dict[str, Any]] = {
+    "selected": {"color": "#9ecae1", "linestyle": "-", "linewidth": 6.0},
+    "unbiased": {"color": "#756bb1", "linestyle": "-", "linewidth": 2.6, "marker": "D"},
+    "uniform": {"color": "#00441b", "linestyle": (0, (1, 1.6)), "linewidth": 1.8, "marker": "^"},
+    "all_clients": {"color": "#b30000", "linestyle": (0, (6, 2)), "linewidth": 1.8, "marker": "s"},
+}
+
+WIDTH, HEIGHT, ROW = 380, 250, 16  # points: a figure without its legend, and a row of that
+TEXT, SMALL = 11.0, 10.5
+
+
+def figure() -> tuple[Any, Any]:
+    """An empty figure and its axes.
+
+    Raises:
+      ImportError: if matplotlib is missing: which extra has it.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install fedjax-sim[cli]") from error
+    made = Figure(figsize=(WIDTH / 72, HEIGHT / 72), facecolor="none")
+    made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.04)
+    FigureCanvasAgg(made)
+    ax = made.add_subplot(facecolor="none")
+    ax.grid(color=FAINT, linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(LINE)
+    ax.tick_params(which="both", color=LINE, labelcolor=INK, labelsize=SMALL)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set(fontsize=TEXT, color=INK)
+    return made, ax
+
+
+def styles(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A style for each line: the modes have theirs, if each is one line."""
+    modes = [one.get("mode") for one in configurations]
+    if len(set(map(str, modes))) == len(modes) and all(mode in MODE_STYLES for mode in modes):
+        order = list(MODE_STYLES)
+        found = [{**MODE_STYLES[str(m)], "zorder": 2 + order.index(str(m))} for m in modes]
+    else:
+        found = [{**style, "linewidth": 1.8, "zorder": 3 + i} for i, style in enumerate(STYLES)]
+    return [{"markersize": 4.5, **style} for style in found[: len(modes)]]
+
+
+def limit(ax: Any, lines: Sequence[np.ndarray], lowest: bool) -> None:
+    """Sets the range of y: without what diverged, and without the worst of the first rounds.
+
+    Positive values that are to come down, and do so fifty-fold, get a logarithmic scale.
+    """
+    finite = [line[np.isfinite(line)] for line in lines]
+    found = np.concatenate([*finite, np.zeros(0)])
+    if not found.size:
+        ax.set_yticks([])
+        ax.annotate("no finite value", (0.5, 0.5), xycoords="axes fraction", ha="center",
+                    fontsize=TEXT, color=INK)  # fmt: skip
+        return
+    low, high = found.min(), found.max()
+    if lowest and len(found) > 20:
+        first = max((line[0] for line in finite if line.size), default=high)
+        high = min(high, 1.2 * first if first > 0 else np.quantile(found, 0.97))
+        high = max(high, *(line.min() for line in finite if line.size))
+    elif len(found) > 20:
+        low = np.quantile(found, 0.03)
+    if lowest and low > 0 and high > 50 * low:
+        ax.set_yscale("log")
+        _plain_ticks(ax.yaxis, low, high)
+        ax.set_ylim(low / 1.3, high * 1.3)
+    elif high > low:
+        ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+
+
+def scale(ax: Any, name: str, low: float, high: float) -> None:
+    """Names the axis x and sets its range: logarithmic for positive values that span 20x."""
+    ax.set_xlabel(plain(name))
+    if low > 0 and high >= 20 * low:
+        ax.set_xscale("log")
+        _plain_ticks(ax.xaxis, low, high)
+        wide = (high / low) ** 0.04
+        ax.set_xlim(low / wide, high * wide)
+    elif high > low:
+        ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+
+
+def _plain_ticks(axis: Any, low: float, high: float) -> None:
+    """Logarithmic ticks as plain numbers, few enough to be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.2 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12 if len(subs) > 1 else 7))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def heat_map(
+    x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]], values: np.ndarray, name: str
+) -> Any:
+    """Values [len y, len x] as cells with their numbers, if there is room; a hatch for NaN."""
+    made, ax = figure()
+    made.set_size_inches(WIDTH / 72, (HEIGHT + 30) / 72)
+    ax.grid(visible=False)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    high = high if high > low else low + (abs(low) or 1.0) * 1e-6
+    ax.patch.set(facecolor="none", hatch="////", edgecolor=LINE)
+    shown = np.ma.masked_invalid(values)
+    mesh = ax.pcolormesh(shown, cmap="cividis", vmin=low, vmax=high, edgecolors="face", lw=0.3)
+    room = len(x[1]) <= 8 and len(y[1]) <= 12
+    for (row, column), value in np.ndenumerate(values):
+        if room and math.isfinite(value):
+            dark = (value - low) / (high - low) < 0.5
+            ax.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center",
+                    fontsize=SMALL if len(x[1]) <= 6 else 9.5,
+                    color="#ffffff" if dark else "#000000")  # fmt: skip
+    for axis, (said, ticks) in ((ax.xaxis, x), (ax.yaxis, y)):
+        every = max(1, -(-len(ticks) // 7))
+        axis.set_ticks(np.arange(0, len(ticks), every) + 0.5)
+        axis.set_ticklabels([f"{tick:.3g}" for tick in ticks[::every]])
+        axis.set_label_text(plain(said))
+    bar = made.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
+    bar.set_label(plain(name), fontsize=TEXT, color=INK)
+    bar.ax.tick_params(color=LINE, labelcolor=INK, labelsize=SMALL)
+    bar.outline.set_visible(False)
+    bar.solids.set_edgecolor("face")
+    return made
+
+
+def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
+    """A legend below the axes, with a note; the figure grows by its rows."""
+    handles, labels = ax.get_legend_handles_labels()
+    rows = 0
+    # Lines that no one needs to tell apart have no names.
+    if handles:
+        columns = 2 if max(map(len, labels)) <= 24 and len(labels) > 1 else 1
+        if max(map(len, labels)) <= 12 and len(labels) > 2 and len(labels) != 4:
+            columns = 3
+        rows = -(-len(labels) // columns)
+        found = made.legend(handles, [_short(said, 50) for said in labels], ncols=columns,
+                            loc="outside lower center", frameon=False, fontsize=SMALL,
+                            labelcolor=INK, handlelength=3, columnspacing=1.2,
+                            labelspacing=0.35, borderpad=0.2)  # fmt: skip
+        if note:
+            said, more = _wrapped(note)
+            found.set_title(said, prop={"size": SMALL})
+            found.get_title().set(color=INK, multialignment="center")
+            rows += more
+    elif note:
+        said, rows = _wrapped(note)
+        ax.set_xlabel(f"{ax.get_xlabel()}\n{said}")
+    made.set_size_inches(WIDTH / 72, (HEIGHT + ROW * rows) / 72)
+
+
+def name_ticks(ax: Any, names: Sequence[str]) -> None:
+    """Words below the ticks 1, 2, ..., turned where they need the room."""
+    ax.set_xticks(range(1, len(names) + 1))
+    turned = sum(map(len, names)) > 40
+    ax.set_xticklabels([plain(_short(name, 24)) for name in names], rotation=40 if turned else 0,
+                       ha="right" if turned else "center", rotation_mode="anchor")  # fmt: skip
+    ax.set_xlim(0.5, len(names) + 0.5)
+
+
+def lowest_is_best(metric: str) -> bool:
+    """Whether a metric is to come down: losses, errors and rounds to a target.
+
+    >>> lowest_is_best("test_loss"), lowest_is_best("test_accuracy")
+    (True, False)
+    """
+    parts = metric.lower().split("_")
+    return metric.startswith("rounds_to") or not {"loss", "error", "mse"}.isdisjoint(parts)
+
+
+def label(configuration: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A configuration in words; strings stand for themselves.
+
+    >>> label({"mode": "selected", "lr": 0.1, "mu": 0.0}, ["mode", "lr"])
+    'selected, lr=0.1'
+    """
+    parts = []
+    for name in names:
+        if name in configuration:
+            value = configuration[name]
+            said = f"{value:.4g}" if isinstance(value, float) else str(value)
+            parts.append(said if isinstance(value, str) else f"{name}={said}")
+    return ", ".join(parts)
+
+
+def stem(names: Sequence[str]) -> str:
+    """What names of columns share.
+
+    >>> stem(["train_loss", "test_loss"]), stem(["clients_accuracy_mean", "clients_accuracy_p10"])
+    ('loss', 'clients_accuracy')
+    """
+    first, *rest = [name.split("_") for name in names]
+    return "_".join(part for part in first if all(part in other for other in rest))
+
+
+def tails(names: Sequence[str]) -> list[str]:
+    """What of each name is its own, where there are several.
+
+    >>> tails(["train_loss", "test_loss"]), tails(["loss"])
+    (['train', 'test'], ['loss'])
+    """
+    shared = stem(names).split("_") if len(names) > 1 else []
+    own = ["_".join(part for part in name.split("_") if part not in shared) for name in names]
+    return own if all(own) else list(names)
+
+
+def plain(text: str) -> str:
+    """Text that is not taken for a formula, nor for a name to leave out.
+
+    >>> plain("_$x$")
+    ' _\\\\$x\\\\$'
+    """
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$").replace("\n", " ")
+
+
+def span(numbers: Collection[int]) -> str:
+    """A number, or from which to which.
+
+    >>> span({4}), span({2, 4})
+    ('4', '2 to 4')
+    """
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _wrapped(parts: Sequence[str]) -> tuple[str, int]:
+    """One line if it fits, else a line a part; and how many lines."""
+    one = "; ".join(parts)
+    lines = [one] if len(one) <= 56 else list(parts)
+    return "\n".join(plain(line) for line in lines), len(lines)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,3 @@
+"""The command line: parses, calls, prints. One file a command."""
+
+from fedjax_sim.cli.parser import main as main

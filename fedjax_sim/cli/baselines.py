@@ -1,0 +1,74 @@
+"""`fedjax-sim run --baselines`: what no federation, and no averaging, would reach."""
+
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim import baselines, problem
+from fedjax_sim.base import Array
+from fedjax_sim.cli import folder
+from fedjax_sim.cli.show import run_progress
+from fedjax_sim.experiment import Experiment
+from fedjax_sim.results import Results, Scalar
+from fedjax_sim.setting import Setting
+from fedjax_sim.simulate import Simulation, simulate
+
+BASELINES = {"centralised": baselines.centralised, "local_only": baselines.local_only}
+
+
+def train(
+    name: str, chosen: Setting, experiment: Experiment, key: Array, out: Path, resume: bool
+) -> tuple[str, bool]:
+    """One baseline of a run, in a results folder of its own below it.
+
+    Returns:
+      What came of it, in a line, and whether it is through.
+    """
+    made, below = BASELINES[name](experiment), out / name
+    configuration = {**chosen.values(), "baseline": name}
+    with run_progress(chosen.rounds, chosen.score) as tell:
+        simulation = simulate(
+            made, key, out=below, resume=resume, on_progress=tell, configuration=configuration
+        )
+    if simulation.status == "interrupted":
+        return f"{name}: interrupted; what was computed is saved", False
+    results = simulation.results(seed=chosen.seed)
+    if name == "local_only":
+        results = Results((results.runs[0]._replace(values=_of_own_models(chosen, simulation)),))
+    results.save(below, {
+        "kind": "run", "configuration": configuration, "score": chosen.score,
+        "status": simulation.status, "bytes": simulation.exchange._asdict(),
+    })  # fmt: skip
+    score = results.runs[0].row()[chosen.score]
+    said = f"{score:.4f}" if isinstance(score, float) else "not known"
+    means = ", mean of the clients' own models" if name == "local_only" else ""
+    return f"{name}: {chosen.score} {said}{means}", True
+
+
+def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]:
+    """How the clients' own models do on the test set and on their own data, at the end."""
+    given = problem.problem(chosen)
+    found = baselines.evaluate_local(
+        given.loss_fn, simulation.state, given.test, given.data if chosen.per_client else None
+    )
+    values: dict[str, Scalar] = {}
+    for name, statistics in found.statistics.items():
+        values |= {f"{name}_{k}": float(x) for k, x in statistics._asdict().items()}
+    means: dict[str, Any] = {name: float(x.mean) for name, x in found.statistics.items()}
+    values |= {name: means[name] for name in means if name.startswith("test_")}
+    if given.variance is not None:
+        values["test_r2"] = 1 - means["test_loss"] / given.variance
+    return values
+
+
+def check(names: list[str], chosen: Setting, out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuses what the baselines cannot be of, and folders with results.
+
+    Raises:
+      ValueError: saying which.
+    """
+    if len(set(names)) != len(names):
+        raise ValueError(f"baselines must be named once each; got {' '.join(names)}")
+    for name in names:
+        folder.check(out / name, resume, overwrite, folder.RUN)
+    if "local_only" in names and chosen.sampler == "with_replacement":
+        raise ValueError("local_only needs a sampler without replacement; got with_replacement")

@@ -1,0 +1,145 @@
+"""`fedjax-sim compare`: FedAvg's aggregation modes side by side."""
+
+import argparse
+from typing import Any
+
+from fedjax_sim import comparison, problem, report
+from fedjax_sim.aggregation import RULES
+from fedjax_sim.checkpoint import SaveError
+from fedjax_sim.cli import folder, machine
+from fedjax_sim.cli.options import add_out, add_setting, given
+from fedjax_sim.cli.signals import INTERRUPTED
+from fedjax_sim.cli.values import setting
+from fedjax_sim.comparison import Setting
+from fedjax_sim.report import Row
+from fedjax_sim.results import Results
+
+HELP = "compare the aggregation modes"
+DESCRIPTION = (
+    "Trains FedAvg with every aggregation mode, several participation fractions and several "
+    "seeds; prints a table and writes compare.png, history.csv, summary.json, table.csv and "
+    "rounds.csv."
+)
+NEEDS = ("matplotlib", "rich")
+_FIELDS = (
+    "dataset", "partition", "alpha", "shards_per_client", "partition_seed", "model", "clients",
+    "epochs", "batch_size", "client_lr", "server_lr", "rounds", "target", "execution", "cores",
+)  # fmt: skip
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a setting that all runs share, and what is compared."""
+
+    def fraction(text: str) -> float:
+        value = float(text)
+        if not 0 < value <= 1:
+            raise argparse.ArgumentTypeError(f"must be in (0, 1]; got {text}")
+        return value
+
+    add_setting(parser, _FIELDS)
+    add = parser.add_argument
+    add("--fractions", "-C", type=fraction, nargs="+", default=[0.1, 0.3, 1.0], metavar="C",
+        help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)")  # fmt: skip
+    add("--modes", nargs="+", default=list(RULES), metavar="MODE",
+        help=f"{', '.join(RULES)} (default: all)")  # fmt: skip
+    add("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default: 5)")
+    add_out(parser, "compare-results", "go on with the comparison in --out")
+
+
+def call(options: argparse.Namespace) -> int:
+    """Trains, writes, prints."""
+    from fedjax_sim.cli import show
+
+    one = setting(given(options))
+    chosen = Setting(one, tuple(options.fractions), tuple(options.modes), options.seeds).resolved()
+    one = chosen.one
+    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
+    mesh = machine.use_cores(one.cores)
+    experiment = problem.experiment(one)
+    exchange = comparison.bytes_of(experiment)
+    folder.prepare(options.out, options.overwrite)
+
+    console = show.console()
+    sizes = experiment.data.num_examples
+    console.print(
+        f"FedAvg on {one.dataset} ({one.partition}): K={one.clients} clients of "
+        f"{int(sizes.min())} to {int(sizes.max())} examples, {exchange.down:,} bytes a model",
+        soft_wrap=True,
+    )
+    total = len(chosen.fractions) * len(chosen.modes) * chosen.seeds
+    with show.sweep_progress(total) as tell:
+        try:
+            results = comparison.compare(
+                chosen, mesh=mesh, out=options.out, resume=options.resume, on_progress=tell
+            )
+        except SaveError as error:
+            raise SaveError(f"{error}; {folder.saved(options.out)}") from error
+    results = Results(tuple(run for run in results.runs if run.done))
+    if not results.runs:
+        raise KeyboardInterrupt
+    complete = len(results.runs) == total and all(r.done == r.num_rounds for r in results.runs)
+    curves = report.curves(chosen, results)
+    table = report.rows(chosen, curves, exchange)
+    # Written before anything is printed, which can fail (a closed pipe).
+    names = report.write(options.out, chosen, results, curves, table, exchange, complete)
+    console.print(_table(chosen, table))
+    for line in _legend(chosen, table):
+        console.print(line)
+    console.print(
+        "\nall_clients = w + (n_V/n) (selected - w), where the clients selected hold n_V of the n "
+        "examples: the two modes differ by a server learning rate."
+    )
+    for line in report.identity(chosen, table):
+        console.print(line)
+    if not complete:
+        console.print("Interrupted: what was computed until then is kept.")
+    console.print(f"Wrote {', '.join(names)} to {options.out}", soft_wrap=True)
+    return 0 if complete else INTERRUPTED
+
+
+def _legend(setting: Setting, rows: list[Row]) -> list[str]:
+    """What the table's columns mean."""
+    several, score_name = setting.seeds > 1, setting.score_name
+    spread = f", mean ± sample standard deviation of {setting.seeds} seeds" if several else ""
+    lines = [
+        f"{score_name}: on the test set after {setting.one.rounds} rounds{spread}.",
+        f"rounds to {setting.target:g}: until the best {score_name} so far reaches it, "
+        "interpolated; mean of the seeds that do.",
+        "MB: 10^6 bytes over the whole run, all clients together. all_clients sends the model to "
+        "all K; in brackets, if all K also send theirs back.",
+    ]
+    diverged = [f"{row.mode} at C={row.fraction:g}" for row in rows if row.diverged]
+    if diverged:
+        lines.append(f"DIVERGED (an update not finite): {', '.join(diverged)}.")
+    return lines
+
+
+def _table(setting: Setting, rows: list[Row]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    score_name, rounds = setting.score_name, setting.one.rounds
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for name in ("C", "m", "mode", score_name, f"rounds to {setting.target:g}", "MB down", "MB up"):
+        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+    previous = None
+    for row in rows:
+        if previous not in (None, row.fraction):
+            table.add_section()
+        previous = row.fraction
+        reached = "never" if row.rounds_to_target is None else f"{row.rounds_to_target:.1f}"
+        if 0 < row.target_reached < row.seeds:
+            reached += f" ({row.target_reached} of {row.seeds})"
+        up = f"{row.megabytes_up:.2f}"
+        if row.mode == "all_clients":
+            up += f" ({row.megabytes_up_all_send:.2f})"
+        score = f"{row.score_mean:.3f}"
+        if row.score_std is not None:
+            score += f" ± {row.score_std:.3f}"
+        if row.rounds < rounds:
+            score += f" after {row.rounds} round{'s' if row.rounds > 1 else ''}"
+        table.add_row(
+            f"{row.fraction:g}", str(row.cohort), row.mode, score, reached,
+            f"{row.megabytes_down:.2f}", up,
+        )  # fmt: skip
+    return table

@@ -1,0 +1,72 @@
+"""configuration.toml: read, and written such that it can be read again."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim.results import replace_file
+from fedjax_sim.simulate import differences
+
+NAME = "configuration.toml"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A TOML file's values.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+
+
+def write(folder: Path, values: Mapping[str, Any]) -> None:
+    """Writes configuration.toml, whole or not at all."""
+    replace_file(folder / NAME, lambda file: file.write(toml(values).encode()))
+
+
+def check_same(folder: Path, values: Mapping[str, Any]) -> None:
+    """Refuses to resume with other values than those that are there, if any are.
+
+    Raises:
+      ValueError: saying what differs.
+    """
+    if (folder / NAME).exists():
+        differs = differences(read(folder / NAME), tomllib.loads(toml(values)))
+        if differs:
+            raise ValueError(f"--out {folder} cannot be resumed: {differs}")
+
+
+def toml(values: Mapping[str, Any]) -> str:
+    """Scalars, lists of them, tables and lists of tables: too little to depend on a package for.
+
+    >>> print(toml({"rounds": 5, "grid": {"client_lr": [0.1, 1.0]}}), end="")
+    rounds = 5
+    <BLANKLINE>
+    [grid]
+    client_lr = [0.1, 1.0]
+    """
+
+    def text(value: Any) -> str:
+        if isinstance(value, (list, tuple)):
+            return f"[{', '.join(map(text, value))}]"
+        # JSON's strings and booleans are TOML's; a float keeps all its digits, and its point.
+        said = isinstance(value, (str, bool))
+        return json.dumps(value, ensure_ascii=False) if said else repr(value)
+
+    lines, tables = [], []
+    for name, value in values.items():
+        several = value if isinstance(value, (list, tuple)) else [value]
+        if several and all(isinstance(one, Mapping) for one in several):
+            heading = f"[[{name}]]" if several is value else f"[{name}]"
+            for one in several:
+                tables += ["", heading, *(f"{k} = {text(v)}" for k, v in one.items())]
+        else:
+            lines.append(f"{name} = {text(value)}")
+    return "\n".join([*lines, *tables]) + "\n"

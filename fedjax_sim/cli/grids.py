@@ -1,0 +1,137 @@
+"""The grid of a sweep: `--grid`, `--zip` and `--random`, and the tables of the same names."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from fedjax_sim import grid
+from fedjax_sim.cli.values import check_known, kinds, parsed, typed
+from fedjax_sim.grid import Grid
+from fedjax_sim.setting import NAMES
+
+TABLES = ("grid", "zip", "random")
+_NO_AXES = {
+    "seed": "seeds are no axis of a grid; give --seeds N",
+    "dataset": "scores of different data sets cannot be compared; make a sweep of each",
+    "per_client": "it says what is evaluated, not what is trained",
+    "target": "it says what is reached, not what is trained",
+    "cores": "it says where a sweep runs, not what is trained",
+}
+
+
+def from_options(
+    axes: Sequence[str], zips: Sequence[Sequence[str]], random: Sequence[str]
+) -> dict[str, Any]:
+    """The tables that options give, as a file has them: only those that are given.
+
+    Raises:
+      ValueError: for what is not NAME=VALUE,VALUE, an unknown name, or a value it does not take.
+    """
+    found: dict[str, Any] = {}
+    if axes:
+        found["grid"] = dict(_axis(text) for text in axes)
+    if zips:
+        found["zip"] = [dict(_axis(text) for text in one) for one in zips]
+    if random:
+        if not random[0].isdecimal():
+            raise ValueError(f"random must begin with a number of configurations; got {random[0]}")
+        table: dict[str, Any] = {"num": int(random[0])}
+        for text in random[1:]:
+            name, value = _named(text)
+            table[name] = int(value) if name == "seed" and value.isdecimal() else value
+        found["random"] = table
+    return found
+
+
+def checked(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables with every value typed, to be written as they are.
+
+    Raises:
+      ValueError: for a table that is none, an unknown name, or a value it does not take.
+    """
+    found: dict[str, Any] = {}
+    if "grid" in tables:
+        found["grid"] = _axes("grid", tables["grid"])
+    if "zip" in tables:
+        several = tables["zip"] if isinstance(tables["zip"], list) else [tables["zip"]]
+        found["zip"] = [_axes("zip", one) for one in several]
+    if "random" in tables:
+        table = _table("random", tables["random"])
+        num, seed = table.get("num"), table.get("seed", 0)
+        for name, value in (("num", num), ("seed", seed)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"random.{name} must be a whole number; got {value!r}")
+        draws = {k: v for k, v in table.items() if k not in ("num", "seed")}
+        for name, text in draws.items():
+            _draw(name, text)
+        found["random"] = {"num": num, "seed": seed, **draws}
+    return found
+
+
+def made(tables: Mapping[str, Any]) -> Grid:
+    """The product of all the axes; of one configuration if there are none."""
+    found = grid.product(**tables.get("grid", {}))
+    for one in tables.get("zip", []):
+        found = found * grid.zip(**one)
+    if "random" in tables:
+        table = dict(tables["random"])
+        num, key = table.pop("num"), jax.random.key(table.pop("seed"))
+        drawn = {name: _draw(name, text) for name, text in table.items()}
+        found = found * grid.random(key, num, **drawn)
+    return found
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    name, values = _named(text)
+    return name, [parsed(name, value) for value in values.split(",")]
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise ValueError(f"an axis must be NAME=VALUE,VALUE,...; got {text!r}")
+    return name.strip().replace("-", "_"), value.strip()
+
+
+def _table(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a table; got {value!r}")
+    return value
+
+
+def _axes(of: str, table: Any) -> dict[str, list[Any]]:
+    found = {}
+    for name, values in _table(of, table).items():
+        _check_axis(name)
+        if not isinstance(values, list):
+            raise ValueError(f"{of}.{name} must be a list of values; got {values!r}")
+        found[name] = [typed(name, value) for value in values]
+        if of == "grid" and len(set(values)) != len(values):
+            raise ValueError(f"grid.{name} must have each value once; got {values}")
+    return found
+
+
+def _check_axis(name: str) -> None:
+    if name in _NO_AXES:
+        raise ValueError(f"{name} cannot be an axis: {_NO_AXES[name]}")
+    check_known(name, [known for known in NAMES if known not in _NO_AXES], "axis")
+
+
+def _draw(name: str, text: Any) -> grid.Uniform | grid.LogUniform | grid.Choice:
+    """loguniform(0.001, 1), uniform(0, 1) or choice(1, 5)."""
+    _check_axis(name)
+    match = re.fullmatch(r"(\w+)\((.*)\)", text) if isinstance(text, str) else None
+    if match and match[1] == "choice":
+        return grid.choice([parsed(name, value.strip()) for value in match[2].split(",")])
+    ends = match[2].split(",") if match else []
+    if not match or match[1] not in ("uniform", "loguniform") or len(ends) != 2:
+        raise ValueError(
+            f"random.{name} must be uniform(LOW,HIGH), loguniform(LOW,HIGH) or "
+            f"choice(VALUE,VALUE,...); got {text!r}"
+        )
+    if float not in kinds(name):
+        raise ValueError(f"random.{name} must be a choice(VALUE,VALUE,...); got {text!r}")
+    low, high = (parsed(name, end.strip()) for end in ends)
+    return grid.uniform(low, high) if match[1] == "uniform" else grid.log_uniform(low, high)

@@ -1,0 +1,81 @@
+"""Options that commands share."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim.cli import files
+from fedjax_sim.cli.values import kinds, parsed
+from fedjax_sim.setting import NAMES, Setting
+
+
+def add_setting(parser: argparse.ArgumentParser, names: Iterable[str] = NAMES) -> None:
+    """An option for each of these fields, in their order; what is not given is not there."""
+    for f in fields(Setting):
+        if f.name not in names:
+            continue
+        flags = [f"--{f.name.replace('_', '-')}"]
+        flags += [f.metadata["short"]] if f.metadata["short"] else []
+        how: dict[str, Any] = {"type": reader(f.name), "metavar": f.metadata["metavar"]}
+        if kinds(f.name) == (bool,):
+            how = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(
+            *flags, dest=f.name, default=argparse.SUPPRESS, help=f.metadata["help"], **how
+        )
+
+
+def reader(name: str) -> Callable[[str], Any]:
+    """What argparse reads the field with."""
+
+    def read(text: str) -> Any:
+        try:
+            return parsed(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{name} ")) from None
+
+    return read
+
+
+def add_out(
+    parser: argparse.ArgumentParser, default: str | None, resume: str, what: str = "results"
+) -> None:
+    """--out, --resume and --overwrite."""
+    said = {"default": Path(default)} if default else {"required": True}
+    parser.add_argument(
+        "--out", type=folder, metavar="DIR", **said,
+        help=f"{what} folder" + (f" (default: {default})" if default else ""),
+    )  # fmt: skip
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help=resume)
+    either.add_argument("--overwrite", action="store_true", help="replace the results in --out")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """CONFIG."""
+    parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG",
+        help="a TOML file of the options below, which override it (client_lr = 0.1); with "
+        "--resume by default the one in --out",
+    )  # fmt: skip
+
+
+def read_config(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of CONFIG, or of the run to resume; options not yet over them."""
+    path = options.config
+    if path is None and options.resume and (options.out / files.NAME).exists():
+        path = options.out / files.NAME
+    return files.read(path) if path is not None else {}
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a setting that were given as options."""
+    return {name: value for name, value in vars(options).items() if name in NAMES}
+
+
+def folder(text: str) -> Path:
+    """A folder's name."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder; got an empty string")
+    return Path(text)

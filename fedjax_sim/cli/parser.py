@@ -1,0 +1,60 @@
+"""Finds the command, calls it, and says in one line what went wrong."""
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from typing import NoReturn
+
+from fedjax_sim import __version__
+from fedjax_sim.cli import compare, report, run, sweep
+from fedjax_sim.cli.signals import INTERRUPTED, second_ends_at_once
+
+_COMMANDS = {"run": run, "sweep": sweep, "compare": compare, "report": report}
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.fail(2, message)
+
+    def fail(self, code: int, message: str) -> NoReturn:
+        self.exit(code, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `fedjax-sim`; returns its exit code: 0, 1 (not saved), 2 (a mistake) or 130."""
+    parser = _Parser(prog="fedjax-sim", description="Federated learning in JAX.")
+    parser.add_argument("--version", action="version", version=f"fedjax-sim {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    of = {}
+    for name, module in _COMMANDS.items():
+        of[name] = commands.add_parser(
+            name, help=module.HELP, description=module.DESCRIPTION, allow_abbrev=False
+        )
+        module.add_options(of[name])
+    options = parser.parse_args(arguments)
+    command = of[options.command]
+    try:
+        for name in _COMMANDS[options.command].NEEDS:
+            importlib.import_module(name)
+    except ImportError as error:
+        command.error(f"{error.name} is missing; install the cli extra: fedjax-sim[cli]")
+    # What stdout cannot encode (a plus-minus sign in an ASCII locale) is replaced.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        with second_ends_at_once():
+            return _COMMANDS[options.command].call(options)
+    except (ValueError, ImportError) as error:
+        command.error(str(error))
+    except BrokenPipeError:  # whoever read the output has gone; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a file that could not be written, and what of it was
+        command.fail(1, str(error))
+    except KeyboardInterrupt:
+        print("Interrupted before the first rounds were computed.")
+        return INTERRUPTED

@@ -1,0 +1,144 @@
+"""`fedjax-sim run`: one run."""
+
+import argparse
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim import problem
+from fedjax_sim.checkpoint import SaveError
+from fedjax_sim.cli import files, folder, machine
+from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read_config
+from fedjax_sim.cli.signals import INTERRUPTED
+from fedjax_sim.cli.values import check_known, setting
+from fedjax_sim.setting import NAMES, Setting
+from fedjax_sim.simulate import Simulation, reaches, simulate
+from fedjax_sim.writers import tensorboard
+
+HELP = "train one model"
+DESCRIPTION = (
+    "Trains one model, saved as it goes, and writes configuration.toml (which can be given as "
+    "CONFIG), rounds.csv, table.csv and summary.json."
+)
+NEEDS = ("rich",)
+_OF_A_SWEEP = ("seeds", "metric", "grid", "zip", "random")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a setting, of the folder and of what is written beside."""
+    add_config(parser)
+    add_setting(parser)
+    add_out(parser, None, "go on with the run in --out")
+    parser.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's events there, too"
+    )
+    parser.add_argument(
+        "--baselines", nargs="+", default=[], choices=("centralised", "local_only"),
+        help="train these too, each in a folder of its name in --out: on all data in one place; "
+        "every client alone",
+    )  # fmt: skip
+
+
+def call(options: argparse.Namespace) -> int:
+    """Trains, writes, prints."""
+    import jax
+
+    from fedjax_sim.cli import baselines, show
+
+    chosen = _setting({**read_config(options), **given(options)})
+    folder.check(options.out, options.resume, options.overwrite, folder.RUN)
+    if options.resume:
+        files.check_same(options.out, chosen.values())
+    baselines.check(options.baselines, chosen, options.out, options.resume, options.overwrite)
+    mesh = machine.use_cores(chosen.cores)
+    experiment = problem.experiment(chosen, mesh)
+    key = jax.random.key(chosen.seed)
+    experiment.check(key)
+    folder.prepare(options.out, options.overwrite)
+    for name in options.baselines:
+        folder.prepare(options.out / name, options.overwrite)
+    if not (options.out / folder.RUN).exists():
+        files.write(options.out, chosen.values())
+
+    console = show.console()
+    sizes = experiment.data.num_examples
+    console.print(
+        f"{chosen.algorithm} on {chosen.dataset} ({chosen.partition}): K={chosen.clients} clients "
+        f"of {int(sizes.min())} to {int(sizes.max())} examples, {chosen.rounds} rounds",
+        soft_wrap=True,
+    )
+    stop = None if chosen.target is None else reaches(chosen.score, chosen.target)
+    with ExitStack() as stack:
+        tell = stack.enter_context(show.run_progress(chosen.rounds, chosen.score))
+        writers = []
+        if options.tensorboard is not None:
+            writers.append(tensorboard(options.tensorboard))
+        try:
+            simulation = simulate(
+                experiment, key, out=options.out, resume=options.resume, stop=stop,
+                on_progress=tell, writers=writers, configuration=chosen.values(),
+            )  # fmt: skip
+        except SaveError as error:
+            raise SaveError(f"{error}; {folder.saved(options.out)}") from error
+    if not len(simulation.history.evaluated):
+        raise KeyboardInterrupt
+    names = _write(options.out, chosen, simulation)
+    for line in _said(options.out, chosen, simulation):
+        console.print(line, soft_wrap=True)
+    console.print(f"Wrote {', '.join((*names, files.NAME))} to {options.out}", soft_wrap=True)
+    through = simulation.status != "interrupted"
+    for name in options.baselines:
+        if through:
+            line, through = baselines.train(
+                name, chosen, experiment, key, options.out, options.resume
+            )
+            console.print(line, soft_wrap=True)
+    return 0 if through else INTERRUPTED
+
+
+def _setting(values: Mapping[str, Any]) -> Setting:
+    for name in values:
+        if name in _OF_A_SWEEP:
+            raise ValueError(f"{name} belongs to fedjax-sim sweep")
+        check_known(name, NAMES, "name")
+    return setting(values).resolved()
+
+
+def _write(out: Path, chosen: Setting, simulation: Simulation) -> tuple[str, ...]:
+    results = simulation.results(seed=chosen.seed)
+    summary = {
+        "kind": "run",
+        "configuration": chosen.values(),
+        "score": chosen.score,
+        "status": simulation.status,
+        "bytes": simulation.exchange._asdict(),
+    }
+    try:
+        return results.save(out, summary)
+    except OSError as error:
+        raise OSError(
+            f"the tables were not written: {error.strerror}; {folder.saved(out)}"
+        ) from error
+
+
+def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:
+    """How it ended, in a few lines."""
+    run = simulation.results(seed=chosen.seed).runs[0]
+    row, done = run.row(), run.done
+    scores = [row.get(name) for name in (chosen.score, "test_loss", "train_loss")]
+    named = zip((chosen.score, "test_loss", "train_loss"), scores, strict=True)
+    said = ", ".join(f"{name} {x:.4f}" for name, x in named if isinstance(x, float))
+    traffic = f"{int(row['bytes_down'] or 0) / 1e6:.2f} MB down, "
+    traffic += f"{int(row['bytes_up'] or 0) / 1e6:.2f} MB up"
+    lines = [f"After {done} round{'s' if done > 1 else ''}: {said}; {traffic}."]
+    if run.diverged:
+        lines.append("DIVERGED: an update or a measure was not finite.")
+    if simulation.status == "stopped":
+        lines.append(f"Stopped: {chosen.score} reached {chosen.target:g}.")
+    if simulation.status == "interrupted":
+        lines.append(
+            f"Interrupted after {done} of {chosen.rounds} rounds, which are saved: "
+            f"fedjax-sim run --resume --out {out}"
+        )
+    return lines

@@ -1,0 +1,132 @@
+"""What is shown while it runs, and the tables behind it."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fedjax_sim import driver
+from fedjax_sim.results import Mean
+from fedjax_sim.sweep import Swept
+
+_NARROWEST = 76  # columns that a table needs
+_MOST = 40  # rows of one
+
+
+def console() -> Console:
+    """Standard output, wide enough for a table."""
+    made = Console(highlight=False)
+    made.width = max(made.width, _NARROWEST)
+    return made
+
+
+@contextmanager
+def _bar(unit: str, total: int) -> Iterator[Callable[[str, int, str], None]]:
+    """A bar on a terminal, on standard error; elsewhere a line for each tenth or new phase."""
+    to = Console(stderr=True, highlight=False)
+    if not to.is_terminal:
+        told: tuple[str, int] = ("", -1)
+
+        def tell(says: str, done: int, pace: str) -> None:
+            nonlocal told
+            phase = (says.split(":")[0], 10 * done // total)
+            if phase != told:
+                told = phase
+                to.print(f"{says}, {done} of {total} {unit}, {pace}", soft_wrap=True)
+
+        yield tell
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=to, transient=True) as progress:
+        task = progress.add_task("compiling", total=total, pace="")
+
+        def update(says: str, done: int, pace: str) -> None:
+            progress.update(task, completed=done, description=says, pace=pace)
+
+        yield update
+
+
+@contextmanager
+def run_progress(num_rounds: int, score: str) -> Iterator[Callable[[driver.Progress], None]]:
+    """What `fs.simulate` tells of a run."""
+    with _bar("rounds", num_rounds) as update:
+
+        def tell(now: driver.Progress) -> None:
+            shown = [name for name in (score, "train_loss") if name in now.metrics]
+            says = ", ".join(f"{name} {now.metrics[name]:.3f}" for name in shown)
+            pace = (
+                f"{now.rounds_per_second:.3g} rounds/s, "
+                f"{now.client_steps_per_second:,.0f} client steps/s, {left(now.seconds_left)}"
+            )
+            update(f"training: {says}", now.round, pace)
+
+        yield tell
+
+
+@contextmanager
+def sweep_progress(num_runs: int) -> Iterator[Callable[[Swept], None]]:
+    """What `fs.sweep` tells of one."""
+    with _bar("runs", num_runs) as update:
+
+        def tell(now: Swept) -> None:
+            pace = f"{now.client_steps_per_second:,.0f} client steps/s, {left(now.seconds_left)}"
+            update(now.says or "training", now.runs, pace)
+
+        yield tell
+
+
+def left(seconds: float) -> str:
+    """A time to go, in words."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else (
+        f"about {seconds / 3600:.1f} h left"
+    )  # fmt: skip
+
+
+def value(x: Any) -> str:
+    """A value of a table."""
+    if isinstance(x, float):
+        return "" if math.isnan(x) else f"{x:.4g}"
+    return "" if x is None else str(x)
+
+
+def means(
+    found: list[Mean], metric: str, lowest: bool, more: Mapping[str, list[str]]
+) -> tuple[Table, int]:
+    """Configurations, the best first, and how many more there are.
+
+    Args:
+      more: heading -> a cell for each of `found`.
+    """
+
+    def rank(i: int) -> tuple[bool, float]:
+        mean = found[i].mean
+        return not math.isfinite(mean), mean if lowest else -mean if math.isfinite(mean) else 0.0
+
+    order = sorted(range(len(found)), key=rank)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = list(found[0].configuration)
+    for name in ["", *names, metric, "95 % CI", "seeds", *more]:
+        table.add_column(name, justify="right", overflow="fold")
+    for i in order[:_MOST]:
+        mean = found[i]
+        best = i == order[0] and math.isfinite(mean.mean)
+        interval = "" if math.isnan(mean.low) else f"± {mean.high - mean.mean:.4f}"
+        score = f"{mean.mean:.4f}" if math.isfinite(mean.mean) else "-"
+        if mean.diverged:
+            score += f" DIVERGED ({mean.diverged} of {mean.seeds})"
+        table.add_row(
+            "best" if best else "", *(value(mean.configuration[name]) for name in names),
+            score, interval, str(mean.seeds), *(cells[i] for cells in more.values()),
+            style="bold" if best else None,
+        )  # fmt: skip
+    return table, max(0, len(found) - _MOST)

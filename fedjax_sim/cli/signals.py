@@ -1,0 +1,44 @@
+"""A signal ends a command cleanly, a second one at once."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def second_ends_at_once() -> Iterator[None]:
+    """The second SIGINT or SIGTERM ends the process, even in the middle of an XLA call.
+
+    Python's own handlers wait until such a call returns. The byte that its C handler sends for
+    each signal does not, so a thread counts those. Outside of training SIGTERM is a Ctrl-C.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        seen = 0
+        while byte := reader.recv(1):
+            seen += byte[0] in (signal.SIGINT, signal.SIGTERM)
+            if seen == 2:
+                os._exit(INTERRUPTED)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()

@@ -1,0 +1,285 @@
+"""One page of HTML that compares results folders; it needs nothing but itself."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim import canvas, cards, plots, tables
+from fedjax_sim.reading import Folder
+from fedjax_sim.reading import load as load
+from fedjax_sim.results import replace_file
+
+_SAME = ("fedjax-sim", "jax", "jaxlib")  # versions that change numbers
+
+
+def write(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    mixed: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a page that compares results folders.
+
+    Args:
+      folders: as `Results.save` writes them.
+      out: the page's file; its folder is made.
+      mixed: compare folders made by different versions all the same, and say so on the page.
+      overwrite: replace the file, if it is there.
+
+    Raises:
+      ValueError: for no folder, one named twice, or one that cannot be read; for folders made by
+        different versions of fedjax-sim, jax or jaxlib; for a file that is there already or
+        cannot be written. Nothing is written then.
+    """
+    paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise ValueError("folders must be at least one results folder; got none")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"folders must differ; got {', '.join(map(str, paths))}")
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"out must be a file; {out} is a folder")
+    if out.exists() and not overwrite:
+        raise ValueError(f"out {out} is there already; name another file, or give overwrite")
+    found = dict(zip(_names(paths), map(load, paths), strict=True))
+    apart = _apart(found)
+    if apart and not mixed:
+        raise ValueError(
+            f"folders were made by different versions: {'; '.join(apart)}; numbers may differ for "
+            "that alone. Give mixed to compare them all the same"
+        )
+    text = page(found, apart)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, lambda file: file.write(text.encode("utf-8", "replace")))
+    except OSError as error:
+        raise ValueError(f"out {out} cannot be written: {error.strerror}") from error
+    return out
+
+
+def page(folders: Mapping[str, Folder], apart: Sequence[str] = ()) -> str:
+    """The page's HTML.
+
+    Args:
+      folders: name -> what it holds.
+      apart: how the versions differ, to be said.
+    """
+    title = ", ".join(folders)
+    parts = [f"<h1>{tables.text(title)}</h1>"]
+    if apart:
+        parts.append(
+            '<p class="warn"><strong>Made by different versions.</strong> Numbers may differ for '
+            f"that alone: {tables.text('; '.join(apart))}.</p>"
+        )
+    parts.append(f'<div class="heads">{"".join(_head(*item) for item in folders.items())}</div>')
+    if len(folders) > 1:
+        parts.append(_differences(folders))
+    parts += _figures(folders)
+    parts.append(tables.table(folders))
+    return _PAGE.format(
+        title=tables.text(title), light=cards.colours(False), dark=cards.colours(True),
+        style=_STYLE, body="\n".join(parts),
+    )  # fmt: skip
+
+
+def _head(name: str, folder: Folder) -> str:
+    """What a folder is."""
+    runs, groups = folder.results.runs, plots.groups(folder.results)
+    seeds = canvas.span({len(group) for group in groups})
+    facts = [_count(len(groups), "configuration"), f"{seeds} seed{'s' * (seeds != '1')}",
+             f"{canvas.span({run.done for run in runs})} rounds"]  # fmt: skip
+    complete = folder.summary.get("complete") is True
+    state = '<span class="tag good">complete</span>'
+    if not complete:
+        done, asked = sum(run.done == run.num_rounds for run in runs), len(runs)
+        asked = max(asked, _whole(folder.summary.get("num_runs")))
+        said = f": {done} of {_count(asked, 'run')} whole" if asked > 1 else ""
+        state = f'<span class="tag bad">interrupted{said}</span>'
+    by, best = cards.score(folder), ""
+    if by is not None:
+        means = [m for m in folder.results.mean(by) if math.isfinite(m.mean) and not m.diverged]
+        if means:
+            top = (min if canvas.lowest_is_best(by) else max)(means, key=lambda m: m.mean)
+            names = plots.varying(folder.results)
+            where = f" with {canvas.label(top.configuration, names)}" if names else ""
+            best = (
+                f"<p>{'Best final' if names else 'Final'} {tables.text(by)} "
+                f"<strong>{tables.text(tables.interval(top))}</strong>{tables.text(where)}</p>"
+            )
+    rows = "".join(
+        f"<div><dt>{tables.breakable(key)}</dt><dd>{tables.cell(value)}</dd></div>"
+        for key, value in tables.flat(folder.configuration).items() if value is not None
+    )  # fmt: skip
+    made = "".join(
+        f"<div><dt>{tables.breakable(key)}</dt><dd>{tables.cell(value)}</dd></div>"
+        for key, value in folder.versions.items()
+    )
+    return (
+        f'<article class="card"><h2>{tables.text(name)} '
+        f"<small>{tables.text(folder.kind)}</small></h2>"
+        f"<p>{tables.text(', '.join(facts))} {state}</p>{best}"
+        + (f"<dl>{rows}</dl>" if rows else "")
+        + (f"<details><summary>made by</summary><dl>{made}</dl></details>" if made else "")
+        + "</article>"
+    )
+
+
+def _differences(folders: Mapping[str, Folder]) -> str:
+    """The configuration's and the versions' entries in which folders differ."""
+    said = {}
+    for name, folder in folders.items():
+        versions = {f"{key} (version)": value for key, value in folder.versions.items()}
+        said[name] = tables.flat(folder.configuration) | versions
+    keys = dict.fromkeys(key for one in said.values() for key in one)
+    differ = [key for key in keys if len({repr(one.get(key)) for one in said.values()}) > 1]
+    if not differ:
+        return "<h2>What differs</h2><p>Nothing in configuration or versions.</p>"
+    head = "".join(f'<th scope="col">{tables.text(name)}</th>' for name in folders)
+    body = "".join(
+        f'<tr><th scope="row">{tables.text(key)}</th>'
+        + "".join(f"<td>{tables.cell(one.get(key))}</td>" for one in said.values())
+        + "</tr>"
+        for key in differ
+    )
+    return (
+        '<h2>What differs</h2><div class="box"><table><thead><tr><th></th>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _figures(folders: Mapping[str, Folder]) -> list[str]:
+    scores: dict[str, list[tuple[str, Any]]] = {}
+    for name, folder in folders.items():
+        by = cards.score(folder)
+        if by is not None:
+            scores.setdefault(by, []).append((name, folder.results))
+    parts, number = [], 0
+    for by, some in scores.items():
+        made = []
+        for card in cards.cards(some, by):
+            number += 1
+            drawn = cards.inline(card.figure, f"f{number}")
+            label = f'role="img" aria-label="{tables.text(card.title)}"'
+            made.append(
+                f'<figure class="card"><figcaption>{tables.breakable(card.title)}</figcaption>'
+                f"{drawn.replace('<svg', f'<svg {label}', 1)}</figure>"
+            )
+        if made:
+            of = f" of {', '.join(name for name, _ in some)}" if len(scores) > 1 else ""
+            note = cards.deal(some, by)[1]
+            parts.append(
+                f"<h2>Figures{tables.text(of)}</h2>"
+                + (f"<p>{tables.text(note)}</p>" if note else "")
+            )
+            parts.append(f'<div class="grid">{"".join(made)}</div>')
+    return parts
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What folders are called: their last parts, as many as tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for many in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-many:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _apart(folders: Mapping[str, Folder]) -> list[str]:
+    """How the versions that change numbers differ."""
+    found = []
+    for package in _SAME:
+        said: dict[str, list[str]] = {}
+        for name, folder in folders.items():
+            said.setdefault(str(folder.versions.get(package, "unknown")), []).append(name)
+        if len(said) > 1:
+            which = " and ".join(f"{v} in {', '.join(names)}" for v, names in said.items())
+            found.append(f"{package} is {which}")
+    return found
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int else 0
+
+
+def _count(many: int, word: str) -> str:
+    return f"{many} {word}{'' if many == 1 else 's'}"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+:root{{{light}}}
+@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}
+{style}
+</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root{--ground:#f6f6f4;--card:#fff;--text:#1b1b1b;--soft:#5c5c5c;--edge:#dcdcd8;--best:#eef4fb;
+--good:#0a5c36;--goodon:#dff3e7;--bad:#8f1d0f;--badon:#fbe3df;--warn:#6b4a00;--warnon:#fbeecb}
+@media screen and (prefers-color-scheme:dark){:root{--ground:#141618;--card:#1d2023;--text:#e9e9e9;
+--soft:#a9adb2;--edge:#373b40;--best:#1c2b3a;--good:#8fe0b3;--goodon:#173526;--bad:#ffb0a3;
+--badon:#48201a;--warn:#f5d58a;--warnon:#40320f}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--ground);color:var(--text);
+font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1200px;margin:0 auto;padding:20px 16px 48px}
+h1{font-size:1.5rem;line-height:1.2;margin:0 0 12px;overflow-wrap:anywhere}
+h2{font-size:1.1rem;margin:28px 0 8px;overflow-wrap:anywhere}
+p{margin:0 0 8px;overflow-wrap:anywhere}
+small{font-weight:400;color:var(--soft)}
+.card,.box{background:var(--card);border:1px solid var(--edge);border-radius:8px}
+.heads,.grid{display:grid;gap:16px;align-items:start;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
+.heads{align-items:stretch}
+.heads>:only-child{grid-column:1/-1}
+article{padding:12px 14px}
+article h2{margin:0 0 4px}
+dl{margin:8px 0 0;font-size:13px;columns:140px;column-gap:16px}
+dl div{break-inside:avoid;display:flex;gap:6px;justify-content:space-between;
+border-bottom:1px dotted var(--edge)}
+dt{color:var(--soft);flex:none;max-width:65%;overflow-wrap:anywhere}
+dd{margin:0;text-align:right;overflow-wrap:anywhere}
+details dl{columns:300px}
+summary{margin-top:8px;cursor:pointer;font-size:13px;color:var(--soft)}
+figure{margin:0;padding:10px 10px 8px;min-width:0}
+figcaption{font-weight:600;margin:0 2px 6px;overflow-wrap:anywhere}
+svg{display:block;width:100%;height:auto;overflow:visible;font-family:inherit}
+svg *{stroke-linejoin:round;stroke-linecap:butt}
+.box{overflow:auto;max-width:100%}
+.tall{max-height:min(80vh,720px)}
+table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums;min-width:100%}
+th,td{padding:4px 10px;text-align:left;white-space:nowrap;border-bottom:1px solid var(--edge)}
+thead th{position:sticky;top:0;background:var(--card);box-shadow:inset 0 -1px var(--edge);
+border:0;z-index:1;vertical-align:bottom}
+tbody th{font-weight:400;color:var(--soft)}
+tbody tr:last-child>*{border-bottom:0}
+th.n,td.n{text-align:right}
+tr.best{background:var(--best)}
+.tag{display:inline-block;font-size:11.5px;line-height:1;padding:3px 6px;border-radius:9px;
+white-space:nowrap}
+.good{color:var(--good);background:var(--goodon)}
+.bad{color:var(--bad);background:var(--badon)}
+.warn{color:var(--warn);background:var(--warnon)}
+p.warn{padding:10px 14px;border-radius:8px;margin-bottom:12px}
+@media (max-width:480px){main{padding:14px 10px 32px}figure{padding:8px 6px}}
+@media print{.tall{max-height:none}}
+"""

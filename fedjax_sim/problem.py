@@ -1,0 +1,187 @@
+"""The experiment of a setting: its data, model, algorithm and measures."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from fedjax_sim import aggregation, execution, partition, sampling
+from fedjax_sim.algorithms import fedavg, fedprox, fedsgd, scaffold
+from fedjax_sim.base import Array, FederatedAlgorithm, Params
+from fedjax_sim.data import FederatedData
+from fedjax_sim.descent import Optimizer
+from fedjax_sim.evaluation import evaluator
+from fedjax_sim.experiment import Experiment
+from fedjax_sim.randomness import stream
+from fedjax_sim.sampling import Sampler
+from fedjax_sim.setting import Setting, strategy
+
+_PARTITION = 11  # the key's purpose: one split for all seeds, so that they differ in training only
+_HIDDEN: dict[str, tuple[int, ...]] = {"logistic": (), "mlp": (32,), "2nn": (200, 200)}
+
+
+class Problem(NamedTuple):
+    """A setting's data and model."""
+
+    data: FederatedData
+    test: FederatedData
+    init: Callable[[Array], Params]
+    loss_fn: Callable[..., Any]
+    variance: float | None  # of a regression's test targets
+
+
+def problem(setting: Setting) -> Problem:
+    """Loads and splits the data of a resolved setting, and makes its model; once for each split.
+
+    Raises:
+      ValueError: if the split is impossible for the data.
+    """
+    return _problem(
+        setting.dataset, setting.partition, setting.alpha, setting.shards_per_client,
+        setting.partition_seed, setting.clients, setting.model,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=32)
+def _problem(
+    dataset: str,
+    split: str,
+    alpha: float,
+    shards_per_client: int,
+    partition_seed: int,
+    clients: int,
+    model: str,
+) -> Problem:
+    from fedjax_sim import datasets, models  # here: flax is slow to import, and --help is not to be
+
+    # A sweep may ask for it inside a trace.
+    with jax.ensure_compile_time_eval():
+        data_key, key = jax.random.split(stream(jax.random.key(partition_seed), _PARTITION))
+        if dataset == "wind":
+            found = datasets.wind(data_key, num_regions=clients)
+        else:
+            found = datasets.digits()
+        labels = found.train["y"]
+        if split == "natural":
+            client_ids = found.client_ids
+        elif split == "iid":
+            client_ids = partition.iid(key, len(labels), clients)
+        elif split == "shards":
+            client_ids = partition.shards(key, labels, clients, shards_per_client)
+        else:
+            client_ids = partition.dirichlet(key, labels, clients, alpha)
+        data = FederatedData.from_arrays(found.train, client_ids, clients)
+        test = FederatedData.from_clients([found.test])
+    shape = found.train["x"].shape[1:]
+    if found.num_classes is None:
+        regression = models.mlp(shape, (32, 32), 1)
+        variance = float(np.var(found.test["y"]))
+        return Problem(
+            data, test, regression.init, models.squared_error(regression.apply), variance
+        )
+    classifier = models.mlp(shape, _HIDDEN[model], found.num_classes)
+    return Problem(data, test, classifier.init, models.cross_entropy(classifier.apply), None)
+
+
+def experiment(setting: Setting, mesh: Mesh | None = None) -> Experiment:
+    """What a resolved setting describes; its hyper-parameters of `setting.TRACED` may be traced.
+
+    Args:
+      setting: resolved.
+      mesh: over whose devices each cohort is dealt; None leaves that to who runs it.
+    """
+    given = problem(setting)
+    inner = strategy(setting.execution)
+    automatic = setting.execution == "automatic"
+    return Experiment(
+        algorithm=_algorithm(setting, given.loss_fn),
+        params=given.init,
+        data=given.data,
+        sampler=_sampler(setting),
+        num_rounds=setting.rounds,
+        aggregation=aggregation.RULES[setting.mode],
+        execution=execution.sharded(mesh, inner) if mesh else None if automatic else inner,
+        evaluate=_evaluate(given, setting.per_client),
+        evaluate_every=setting.evaluate_every,
+    )
+
+
+def metrics(experiment: Experiment) -> tuple[str, ...]:
+    """What its runs are measured by: what it evaluates, and what the clients report of training."""
+    key = jax.random.key(0)
+    params: Any = experiment.params
+    found = jax.eval_shape(lambda key: experiment.evaluate(params(key)), key)  # type: ignore[misc]
+    test = [name.removeprefix("test_") for name in found if name.startswith("test_")]
+    return (*found, *(f"train_{name}" for name in test if name != "r2"))
+
+
+def _evaluate(given: Problem, per_client: bool) -> Callable[[Params], dict[str, Array]]:
+    measure = evaluator(given.loss_fn, given.test, given.data if per_client else None)
+    if given.variance is None:
+        return measure
+    variance = given.variance
+
+    def with_r2(params: Params) -> dict[str, Array]:
+        found = measure(params)
+        return {"test_r2": 1 - found["test_loss"] / variance, **found}
+
+    return with_r2
+
+
+def _algorithm(setting: Setting, loss_fn: Any) -> FederatedAlgorithm:
+    rate: Any = setting.server_lr
+    if setting.algorithm == "fedsgd":
+        return fedsgd(loss_fn, _server_optimizer(setting))
+    client_lr: Any = setting.client_lr
+    if setting.algorithm == "scaffold":
+        return scaffold(loss_fn, client_lr, setting.local, rate)
+    client, server = _client_optimizer(setting), _server_optimizer(setting)
+    if setting.algorithm == "fedprox":
+        mu: Any = setting.mu
+        return fedprox(loss_fn, client, setting.local, mu, server)
+    return fedavg(loss_fn, client, setting.local, server)
+
+
+def _client_optimizer(setting: Setting) -> Optimizer:
+    rate: Any = setting.client_lr
+    momentum: Any = setting.client_momentum
+    momentum = None if isinstance(momentum, float) and momentum == 0 else momentum
+    span: Any = setting.decay_rounds
+    if setting.schedule == "constant":
+        return optax.sgd(rate, momentum)
+    schedule: Callable[[Any], Any]
+    if setting.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(rate, span, setting.decay_end)
+    elif setting.schedule == "linear":
+        end: Any = setting.decay_end
+        schedule = optax.linear_schedule(rate, rate * end, span)
+    else:
+        stairs = setting.schedule == "step"
+        schedule = optax.exponential_decay(rate, span, setting.decay_rate, staircase=stairs)
+    return lambda round: optax.sgd(schedule(round.astype(jnp.float32)), momentum)
+
+
+def _server_optimizer(setting: Setting) -> optax.GradientTransformation:
+    """With the constants of Reddi et al. 2021: beta_1 = 0.9, beta_2 = 0.99, tau = 0.001."""
+    rate: Any = setting.server_lr
+    if setting.server_optimizer == "adam":
+        return optax.adam(rate, b1=0.9, b2=0.99, eps=1e-3)
+    if setting.server_optimizer == "yogi":
+        return optax.yogi(rate, b1=0.9, b2=0.99, eps=1e-3)
+    if setting.server_optimizer == "adagrad":
+        return optax.adagrad(rate, initial_accumulator_value=1e-6)
+    return optax.sgd(rate)
+
+
+def _sampler(setting: Setting) -> Sampler:
+    if setting.sampler == "everyone":
+        return sampling.everyone()
+    if setting.sampler == "bernoulli":
+        q: Any = setting.fraction
+        return sampling.bernoulli(q)
+    return getattr(sampling, setting.sampler)(setting.slots)

@@ -1,0 +1,313 @@
+"""One run in plain values: what an option, a line of a file and an axis of a grid can say."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from fedjax_sim import aggregation, execution
+from fedjax_sim.base import LocalTraining
+from fedjax_sim.checks import check_count, check_number
+from fedjax_sim.local import check_local
+
+FULL = "full"  # a batch_size
+DATASETS = ("digits", "wind")
+PARTITIONS = ("iid", "shards", "dirichlet", "natural")
+ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fedsgd")
+SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone")
+SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
+SERVER_OPTIMIZERS = ("sgd", "adam", "yogi", "adagrad")
+
+# What may be an argument of a compiled program; a grid's other axes are part of it.
+TRACED = ("client_lr", "client_momentum", "decay_end", "mu", "server_lr")
+
+_DESCENDING = ("fedavg", "fedprox", "scaffold")
+_OPTIMIZING = ("fedavg", "fedprox")
+# Fields that there are only where another field has one of some values.
+_BELONGS = {
+    "alpha": ("partition", ("dirichlet",)),
+    "shards_per_client": ("partition", ("shards",)),
+    "fraction": ("sampler", SAMPLERS[:-1]),
+    "epochs": ("algorithm", _DESCENDING),
+    "batch_size": ("algorithm", _DESCENDING),
+    "client_lr": ("algorithm", _DESCENDING),
+    "client_momentum": ("algorithm", _OPTIMIZING),
+    "schedule": ("algorithm", _OPTIMIZING),
+    "decay_rounds": ("schedule", SCHEDULES[1:]),
+    "decay_end": ("schedule", ("cosine", "linear")),
+    "decay_rate": ("schedule", ("exponential", "step")),
+    "mu": ("algorithm", ("fedprox",)),
+    "server_optimizer": ("algorithm", (*_OPTIMIZING, "fedsgd")),
+}
+
+
+def _says(help: str, metavar: str | None = None, short: str | None = None) -> dict[str, Any]:
+    return {"help": help, "metavar": metavar, "short": short}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that one run is. Every field is an option of `fedjax-sim run`, with the help it has here.
+
+    None is a default that depends on other fields, or nothing, where the field belongs to another
+    choice than the one made. The fields of `TRACED` may be traced.
+    """
+
+    dataset: str = field(
+        default="digits",
+        metadata=_says("digits (10 classes; default) or wind (regression)"),
+    )
+    partition: str | None = field(
+        default=None,
+        metadata=_says(
+            "iid, shards, dirichlet (default for digits) or natural (default for wind)", "HOW"
+        ),
+    )
+    alpha: float | None = field(
+        default=None, metadata=_says("of --partition dirichlet (default: 0.3)")
+    )
+    shards_per_client: int | None = field(
+        default=None, metadata=_says("of --partition shards (default: 2)", "S")
+    )
+    partition_seed: int = field(
+        default=0, metadata=_says("the split, one for all seeds (default: 0)", "SEED")
+    )
+    model: str | None = field(
+        default=None,
+        metadata=_says("logistic (default for digits), 2nn or mlp (default for wind)"),
+    )
+    clients: int | None = field(
+        default=None, metadata=_says("clients (default: 50; for wind 10)", "K", "-K")
+    )
+    algorithm: str = field(
+        default="fedavg", metadata=_says("fedavg (default), fedprox, scaffold or fedsgd")
+    )
+    mode: str = field(
+        default="selected",
+        metadata=_says(
+            "aggregation rule: selected (default), all_clients, uniform or unbiased", "MODE"
+        ),
+    )
+    sampler: str = field(
+        default="uniform",
+        metadata=_says("uniform (default), bernoulli, weighted, with_replacement or everyone"),
+    )
+    fraction: float | None = field(
+        default=None,
+        metadata=_says(
+            "the cohort is m = max(1, round(C K)); of bernoulli, each client's probability "
+            "(default: 0.1; for wind 0.3)", "C", "-C",
+        ),
+    )  # fmt: skip
+    epochs: int | None = field(default=None, metadata=_says("local epochs (default: 5)", "E", "-E"))
+    batch_size: int | str | None = field(
+        default=None, metadata=_says("block size, or full (default: 10)", "B", "-B")
+    )
+    client_lr: float | None = field(
+        default=None,
+        metadata=_says("clients' SGD learning rate (default: 0.1; for wind 0.02)", "ETA"),
+    )
+    client_momentum: float | None = field(
+        default=None, metadata=_says("of the clients' SGD (default: 0)", "BETA")
+    )
+    schedule: str | None = field(
+        default=None,
+        metadata=_says(
+            "of the clients' learning rate over rounds: constant (default), cosine, linear, "
+            "exponential or step", "HOW",
+        ),
+    )  # fmt: skip
+    decay_rounds: int | None = field(
+        default=None,
+        metadata=_says(
+            "of --schedule: rounds to its end (cosine, linear; default: all) or for one factor "
+            "--decay-rate (exponential: 1; step: a third of all)", "T",
+        ),
+    )  # fmt: skip
+    decay_end: float | None = field(
+        default=None,
+        metadata=_says("of --schedule cosine, linear: the share left at its end (default: 0)"),
+    )
+    decay_rate: float | None = field(
+        default=None,
+        metadata=_says("of --schedule exponential (default: 0.99), step (default: 0.1)"),
+    )
+    mu: float | None = field(default=None, metadata=_says("of --algorithm fedprox (default: 0.01)"))
+    server_optimizer: str | None = field(
+        default=None,
+        metadata=_says("sgd (default), adam, yogi or adagrad, as Reddi et al. 2021"),
+    )
+    server_lr: float | None = field(
+        default=None,
+        metadata=_says(
+            "server's learning rate (default: 1; adaptive: 0.01; of fedsgd as --client-lr)", "ETA"
+        ),
+    )
+    rounds: int = field(default=100, metadata=_says("rounds of each run (default: 100)", "R"))
+    seed: int = field(default=0, metadata=_says("of the run, or the first one (default: 0)"))
+    evaluate_every: int = field(
+        default=1, metadata=_says("rounds between evaluations (default: 1)", "R")
+    )
+    per_client: bool = field(
+        default=False,
+        metadata=_says("evaluate the clients too: how their metrics spread (default: no)"),
+    )
+    target: float | None = field(
+        default=None, metadata=_says("score to reach: accuracy, or R^2 for wind")
+    )
+    execution: str = field(
+        default="automatic",
+        metadata=_says("automatic (default), vmapped, packed or packed:LANES"),
+    )
+    cores: int | None = field(default=None, metadata=_says("cores to use (default: all)", "N"))
+
+    def resolved(self) -> "Setting":
+        """The same with every None of a default filled in, checked.
+
+        Raises:
+          ValueError: naming the field, what was given and what is allowed.
+        """
+        wind = _one_of("dataset", self.dataset, DATASETS) == "wind"
+        split = _one_of("partition", self.partition or ("natural" if wind else "dirichlet"),
+                        PARTITIONS)  # fmt: skip
+        if split == "natural" and not wind:
+            raise ValueError("partition natural needs a dataset with natural clients (wind)")
+        if split in ("shards", "dirichlet") and wind:
+            raise ValueError(
+                f"partition {split} splits by label, and wind has none; use natural or iid"
+            )
+        model = self.model or ("mlp" if wind else "logistic")
+        allowed = ("mlp",) if wind else ("logistic", "2nn", "mlp")
+        _one_of(f"model (of {self.dataset})", model, allowed)
+        _one_of("algorithm", self.algorithm, ALGORITHMS)
+        _one_of("mode", self.mode, tuple(aggregation.RULES))
+        _one_of("sampler", self.sampler, SAMPLERS)
+        _one_of("schedule", self.schedule or "constant", SCHEDULES)
+        _one_of("server_optimizer", self.server_optimizer or "sgd", SERVER_OPTIMIZERS)
+        clients = self.clients if self.clients is not None else (10 if wind else 50)
+        found = replace(self, partition=split, model=model, clients=clients)
+        found = found._with_defaults()
+        found._check()
+        return found
+
+    def _with_defaults(self) -> "Setting":
+        wind, fedsgd = self.dataset == "wind", self.algorithm == "fedsgd"
+        schedule = self.schedule or "constant"
+        rate = 0.02 if wind else 0.1
+        adaptive = (self.server_optimizer or "sgd") != "sgd"
+        third = max(1, self.rounds // 3) if isinstance(self.rounds, int) else 1
+        defaults = {
+            "alpha": 0.3,
+            "shards_per_client": 2,
+            "fraction": 0.3 if wind else 0.1,
+            "epochs": 5,
+            "batch_size": 10,
+            "client_lr": rate,
+            "client_momentum": 0.0,
+            "schedule": "constant",
+            "decay_rounds": {"exponential": 1, "step": third}.get(schedule, self.rounds),
+            "decay_end": 0.0,
+            "decay_rate": 0.1 if schedule == "step" else 0.99,
+            "mu": 0.01,
+            "server_optimizer": "sgd",
+            "server_lr": 0.01 if adaptive else rate if fedsgd else 1.0,
+        }
+        made: dict[str, Any] = {}
+        for name, default in defaults.items():
+            of, where = _BELONGS.get(name, ("algorithm", ALGORITHMS))
+            chosen = made.get(of, getattr(self, of))
+            if chosen in where:
+                made[name] = default if getattr(self, name) is None else getattr(self, name)
+            elif getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} belongs to {of} {_listed(where)}; the {of} is {chosen or 'none'}"
+                )
+        return replace(self, **made)
+
+    def _check(self) -> None:
+        for name in ("rounds", "clients", "evaluate_every", "shards_per_client", "decay_rounds",
+                     "cores"):  # fmt: skip
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        for name in ("partition_seed", "seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ValueError(f"{name} must lie in [0, 2^32); got {getattr(self, name)}")
+        for name, allows, says in (
+            ("alpha", lambda x: x > 0, "positive"),
+            ("fraction", lambda c: 0 < c <= 1, "in (0, 1]"),
+            ("client_lr", lambda x: x > 0, "positive"),
+            ("client_momentum", lambda x: 0 <= x < 1, "in [0, 1)"),
+            ("decay_end", lambda x: 0 <= x <= 1, "in [0, 1]"),
+            ("decay_rate", lambda x: 0 < x <= 1, "in (0, 1]"),
+            ("mu", lambda x: x >= 0, "at least 0"),
+            ("server_lr", lambda x: x > 0, "positive"),
+            ("target", lambda x: x <= 1, "at most 1"),
+        ):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), allows, says)
+        if self.epochs is not None:
+            if isinstance(self.batch_size, str) and self.batch_size != FULL:
+                raise ValueError(
+                    f"batch_size must be a whole number or {FULL}; got {self.batch_size!r}"
+                )
+            check_local(self.local)
+        lanes = getattr(strategy(self.execution), "lanes", None)
+        if lanes is not None and lanes > self.slots:
+            raise ValueError(
+                f"execution {self.execution} needs a lane's client in every cohort; the smallest "
+                f"has {self.slots}"
+            )
+
+    @property
+    def local(self) -> LocalTraining:
+        """E and B, of a resolved setting whose algorithm has them."""
+        batch = None if isinstance(self.batch_size, str) else self.batch_size
+        return LocalTraining(epochs=self.epochs, batch_size=batch)  # type: ignore[arg-type]
+
+    @property
+    def slots(self) -> int:
+        """Of a cohort, of a resolved setting."""
+        assert self.clients is not None
+        if self.sampler in ("bernoulli", "everyone") or self.fraction is None:
+            return self.clients
+        return cohort_size(self.fraction, self.clients)
+
+    @property
+    def score(self) -> str:
+        """The evaluated metric that tells good from bad; higher is better."""
+        return "test_r2" if self.dataset == "wind" else "test_accuracy"
+
+    def values(self) -> dict[str, Any]:
+        """The fields that have a value, by name."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+NAMES = tuple(f.name for f in fields(Setting))
+
+
+def cohort_size(fraction: float, num_clients: int) -> int:
+    """m = max(1, round(C K)), McMahan et al. 2017; half is rounded up."""
+    return max(1, int(fraction * num_clients + 0.5))
+
+
+def strategy(text: str) -> Any:
+    """The strategy that `execution` names.
+
+    Raises:
+      ValueError: for a name that is none.
+    """
+    name, _, lanes = text.partition(":")
+    if name in ("automatic", "vmapped") and not lanes:
+        return getattr(execution, name)()
+    if name == "packed" and (not lanes or lanes.isdecimal()):
+        return execution.packed(int(lanes) if lanes else None)
+    raise ValueError(f"execution must be automatic, vmapped, packed or packed:LANES; got {text!r}")
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+    return value

@@ -1,0 +1,76 @@
+"""A sweep's folder."""
+
+import json
+import shutil
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.checkpoint import Checkpoints, SaveError
+from fedjax_sim.results import replace_file, to_json
+from fedjax_sim.simulate import differences
+from fedjax_sim.sweep.batch import Columns
+
+_MANIFEST = "sweep.json"
+
+
+class Store:
+    """A sweep's folder: what it is of, and each batch's columns once they are whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.batches = folder, folder / "batches"
+
+    def widths(self) -> list[int] | None:
+        path = self.folder / _MANIFEST
+        return json.loads(path.read_text())["side_by_side"] if path.exists() else None
+
+    def open(self, identity: dict[str, Any], widths: list[int], resume: bool) -> None:
+        path = self.folder / _MANIFEST
+        here = json.loads(to_json({**identity, "side_by_side": widths}))
+        if path.exists():
+            if not resume:
+                raise ValueError(
+                    f"out {self.folder} holds a sweep already; resume it, or name another folder"
+                )
+            differs = differences(json.loads(path.read_text()), here)
+            if differs:
+                raise ValueError(
+                    f"out {self.folder} holds another sweep and cannot be resumed: {differs}"
+                )
+            return
+        self.batches.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda file: file.write(to_json(here)))
+
+    def checkpoints(self, number: int) -> Checkpoints:
+        return Checkpoints(self.batches / f"{number:06d}")
+
+    def load(self, number: int) -> Columns | None:
+        """A batch's columns; None if they are not there, or damaged."""
+        path = self.batches / f"{number:06d}.npz"
+        if not path.exists():
+            return None
+        found: Columns = {"rounds": {}, "values": {}}
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                for name in archive.files:  # reading checks each one's sum
+                    kind, _, column = name.partition(".")
+                    found[kind][column] = archive[name]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            warnings.warn(f"{path} is damaged and is computed again ({error})", stacklevel=2)
+            return None
+        return found
+
+    def save(self, number: int, found: Columns) -> None:
+        path = self.batches / f"{number:06d}.npz"
+        arrays: dict[str, Any] = {
+            f"{kind}.{name}": x for kind, some in found.items() for name, x in some.items()
+        }
+        try:
+            replace_file(path, lambda file: np.savez(file, **arrays))
+        except OSError as error:
+            raise SaveError(f"batch {number} was not saved in {path}: {error.strerror}") from error
+        shutil.rmtree(self.checkpoints(number).folder, ignore_errors=True)

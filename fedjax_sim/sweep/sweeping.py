@@ -1,0 +1,271 @@
+"""`fs.sweep` itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_sim import grid as grids
+from fedjax_sim.base import Array
+from fedjax_sim.checkpoint import SaveError
+from fedjax_sim.checks import check_count
+from fedjax_sim.driver import Interrupt
+from fedjax_sim.grid import Grid
+from fedjax_sim.randomness import check_key
+from fedjax_sim.results import Results, Run, versions
+from fedjax_sim.sweep.batch import Columns, Compiled
+from fedjax_sim.sweep.plan import Group, check_labels, check_names, plan, said, takes_key
+from fedjax_sim.sweep.store import Store
+
+
+class Swept(NamedTuple):
+    """What is told after each chunk of a sweep.
+
+    Attributes:
+      runs: configurations times seeds that are through.
+      num_runs: how many there are.
+      client_steps_per_second: of this chunk; 0 if the outputs do not say.
+      seconds_left: at this pace, compilation of groups to come not counted.
+      says: the batch at work, in words.
+    """
+
+    runs: int
+    num_runs: int
+    client_steps_per_second: float
+    seconds_left: float
+    says: str
+
+
+def sweep(
+    experiment: Callable[..., Any],
+    grid: Grid | Mapping[str, Sequence[Any]],
+    keys: Array | Sequence[int],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    static: Sequence[str] = (),
+    side_by_side: int | None = None,
+    memory_limit: float | None = None,
+    common_random_numbers: bool = True,
+    mesh: Mesh | None = None,
+    checkpoint_every: int | None = None,
+    on_progress: Callable[[Swept], None] | None = None,
+    configuration: Mapping[str, Any] | None = None,
+) -> Results:
+    """Runs every configuration of a grid with every key, in as few programs as can be.
+
+    Hyper-parameters that are floating numbers are arguments of a program (traced); integers,
+    booleans, strings, None and functions are part of it (static), and each combination of those
+    is compiled once. Configurations of one program run side by side under `vmap`, as many as the
+    cache holds, dealt over the devices with their seeds.
+
+    All configurations of one key have the same first model, cohorts and shuffles. Their
+    differences are then due to the hyper-parameters (a difference of two means of paired runs
+    varies less than that of unpaired ones), and they gather each example once for all.
+
+    A configuration that diverges is marked (`Run.diverged`) and costs no other its result.
+
+    Args:
+      experiment: `experiment(**hyper) -> fs.Experiment`, or `experiment(key, **hyper) -> pytree`
+        of arrays, traceable by the hyper-parameters that are traced. The first is saved by the
+        round, the second when a batch is through.
+      grid: of `fs.grid`, or a dict name -> values for their product.
+      keys: typed keys [S], or integers, each a seed for `jax.random.key`.
+      out: a folder for results as they come; None for none.
+      resume: go on with what is in `out`.
+      static: names of floating hyper-parameters to compile in all the same.
+      side_by_side: configurations under one `vmap`; None chooses.
+      memory_limit: bytes that a call may hold; None for half of what the machine has free.
+      common_random_numbers: False folds the configuration's index into the key. Cohorts then
+        differ, control flow is batched, and one configuration runs at a time.
+      mesh: of one axis, over whose devices runs are dealt; None for all local devices.
+      checkpoint_every: rounds between checkpoints within a batch; None as in `fs.simulate`.
+      on_progress: called after each chunk.
+      configuration: anything JSON-able that `resume` shall find the same.
+
+    Returns:
+      The runs, by configuration and seed. After a SIGINT or SIGTERM those computed until then,
+      the last ones perhaps with fewer rounds than asked for.
+
+    Raises:
+      ValueError: for a name that `experiment` does not take (and the nearest it does); a traced
+        axis that it cannot take (which axis, and what making it static would mean); a
+        configuration that a factory refuses; a sharded strategy; results in `out` that are not
+        to be resumed, or of another sweep (what differs).
+      SaveError: (an OSError) if `out` cannot be written: what was saved is as it was, and
+        `results` on the error holds the runs of the batches before.
+
+    >>> import fedjax_sim as fs, jax, numpy as np, optax
+    >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> def experiment(lr):
+    ...     algorithm = fs.fedavg(loss_fn, optax.sgd(lr), fs.LocalTraining())
+    ...     return fs.Experiment(algorithm, 0.0, data, fs.sampling.uniform(2), num_rounds=3,
+    ...                          evaluate=lambda w: {"error": abs(w - 1)})
+    >>> results = fs.sweep(experiment, {"lr": [0.1, 0.4]}, keys=[0, 1])
+    >>> results.best("error", lowest=True).configuration
+    {'lr': 0.4}
+    """
+    grid = grid if isinstance(grid, Grid) else grids.product(**grid)
+    labels, keys = _keys(keys)
+    opaque = takes_key(experiment)
+    check_names(experiment, grid, static, opaque)
+    check_labels(grid)
+    if side_by_side is not None:
+        check_count("side_by_side", side_by_side, ", or None")
+        if side_by_side > 1 and not common_random_numbers:
+            raise ValueError(
+                f"side_by_side must be 1 without common random numbers; got {side_by_side}"
+            )
+    if checkpoint_every is not None:
+        check_count("checkpoint_every", checkpoint_every, ", or None")
+    if memory_limit is not None and not memory_limit > 0:
+        raise ValueError(f"memory_limit must be positive; got {memory_limit}")
+    if resume and out is None:
+        raise ValueError("resume needs out, the folder to go on from; got None")
+    mesh = Mesh(np.array(jax.local_devices()), ("runs",)) if mesh is None else mesh
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"mesh must have one axis; got {mesh.axis_names}")
+
+    store = None if out is None else Store(Path(out))
+    widths = None if store is None or not resume else store.widths()
+    limit = memory_limit if memory_limit is not None else _free_memory() / 2
+    groups = plan(
+        experiment, grid, keys, mesh.size, static, opaque, common_random_numbers,
+        side_by_side if widths is None else widths, limit,
+    )  # fmt: skip
+    if store is not None:
+        identity = {
+            "names": list(grid.names),
+            "grid": [[said(value) for value in one.values()] for one in grid],
+            "seeds": labels,
+            "keys": np.asarray(jax.random.key_data(keys)).tolist(),
+            "common_random_numbers": common_random_numbers,
+            "devices": mesh.size,
+            "groups": [group.facts for group in groups],
+            "configuration": dict(configuration or {}),
+            "versions": versions(),
+        }
+        store.open(identity, [group.side_by_side for group in groups], resume)
+
+    runs: dict[tuple[int, int], Run] = {}
+    teller = _Teller(on_progress, len(grid) * len(labels))
+
+    def results() -> Results:
+        found = Results(tuple(runs[place] for place in sorted(runs)))
+        if store is not None and runs:
+            asked = len(grid) * len(labels)
+            through = sum(run.done == run.num_rounds for run in found.runs)
+            summary = {
+                "kind": "sweep",
+                "configuration": dict(configuration or {}),
+                "num_runs": asked,
+                "complete": through == asked,
+            }
+            found.save(store.folder, summary)
+        return found
+
+    number = 0
+    with Interrupt() as interrupt:
+        for group in groups:
+            compiled = Compiled(experiment, grid, group, keys, mesh, opaque, limit)
+            for batch in group.batches:
+                found = None if store is None else store.load(number)
+                if found is None and interrupt.received is None:
+                    try:
+                        found = compiled.run(
+                            batch, interrupt, teller.chunk,
+                            None if store is None else store.checkpoints(number), checkpoint_every,
+                        )  # fmt: skip
+                        if store is not None and interrupt.received is None:
+                            store.save(number, found)
+                    except SaveError as error:
+                        error.results = Results(  # type: ignore[attr-defined]
+                            tuple(runs[place] for place in sorted(runs))
+                        )
+                        raise
+                if found is None:
+                    return results()
+                places = [(i, seed) for seed, indices in batch for i in indices]
+                for row, (index, seed) in enumerate(places):
+                    # Padding repeats a run, which is then there already.
+                    if (index, seed) not in runs:
+                        runs[index, seed] = _run(
+                            grid.configurations[index], labels[seed], found, row, group
+                        )
+                teller.through(len(runs))
+                number += 1
+    return results()
+
+
+def _run(configuration: dict[str, Any], seed: int, found: Columns, row: int, group: Group) -> Run:
+    """One run's part of a batch's columns."""
+    rounds = {name: x[row] for name, x in found["rounds"].items()}
+    values = {name: x[row].item() for name, x in found["values"].items()}
+    asked = group.num_rounds
+    if asked is None:  # a function's own: all or nothing
+        asked = len(next(iter(rounds.values()))) if rounds else 1
+    return Run({k: said(v) for k, v in configuration.items()}, seed, rounds, values, asked)
+
+
+class _Teller:
+    """Keeps the pace, and tells it."""
+
+    def __init__(self, on_progress: Callable[[Swept], None] | None, num_runs: int) -> None:
+        self.on_progress, self.num_runs = on_progress, num_runs
+        self.before, self.worked, self.seconds, self.partly = 0, 0.0, 0.0, 0.0
+
+    def chunk(self, group: Group, runs: int, share: float, steps: float, seconds: float) -> None:
+        fresh = runs * share - self.partly
+        self.partly = runs * share
+        if not seconds:
+            return
+        self.worked, self.seconds = self.worked + fresh, self.seconds + seconds
+        if self.on_progress is not None:
+            left = max(self.num_runs - self.before - self.partly, 0.0)
+            says = ", ".join(f"{name}={said(value)}" for name, value in group.static.items())
+            self.on_progress(Swept(
+                runs=min(self.before + int(self.partly), self.num_runs),
+                num_runs=self.num_runs,
+                client_steps_per_second=steps / seconds,
+                seconds_left=left * self.seconds / max(self.worked, 1e-9),
+                says=says,
+            ))  # fmt: skip
+
+    def through(self, runs: int) -> None:
+        self.before, self.partly = runs, 0.0
+
+
+def _keys(keys: Array | Sequence[int]) -> tuple[list[int], Array]:
+    if isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        if keys.ndim != 1 or not len(keys):
+            raise ValueError(f"keys must be an array [S] of keys; got shape {keys.shape}")
+        check_key(keys[0])
+        return list(range(len(keys))), keys
+    whole = hasattr(keys, "__iter__") and all(
+        isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in keys
+    )
+    seeds = [int(k) for k in keys] if whole else []
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(
+            "keys must be typed keys [S], or different whole numbers, at least one; got "
+            f"{keys!r} (as keys=range(4))"
+        )
+    return seeds, jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def _free_memory() -> float:
+    """Bytes that can be had, as the device or Linux tells; 4 GiB elsewhere."""
+    said = jax.local_devices()[0].memory_stats()
+    if said and "bytes_limit" in said:
+        return float(said["bytes_limit"] - said.get("bytes_in_use", 0))
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = [x for x in lines if x.startswith("MemAvailable:")]
+        return float(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return 4 * 2**30

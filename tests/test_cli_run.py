@@ -1,0 +1,338 @@
+"""`fedjax-sim run` and `report`, as a user meets them."""
+
+import csv
+import errno
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import types
+
+import pytest
+
+from fedjax_sim.checkpoint import Checkpoints, SaveError
+from fedjax_sim.cli import main
+from fedjax_sim.cli import run as command
+from fedjax_sim.cli.files import toml
+
+SMALL = ("-K", "10", "--rounds", "4", "-E", "1")
+FILES = {"summary.json", "table.csv", "rounds.csv", "configuration.toml"}
+RESUMED_BY = {"experiment.json", "checkpoints"}
+
+
+def run(*options, out):
+    return main(["run", *map(str, options), "--out", str(out)])
+
+
+def refused(capsys, *options, out):
+    """The one line that a mistake is answered with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        run(*options, out=out)
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def read(folder, name="rounds.csv"):
+    return (folder / name).read_bytes()
+
+
+def test_a_run_writes_what_it_promises(tmp_path, capsys):
+    assert run(*SMALL, "--per-client", out=tmp_path) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("fedavg on digits (dirichlet): K=10 clients of")
+    assert "After 4 rounds: test_accuracy 0." in said.out
+    assert "4 of 4 rounds" in said.err
+    assert names(tmp_path) == FILES | RESUMED_BY
+    summary = json.loads(read(tmp_path, "summary.json"))
+    assert summary["kind"] == "run"
+    assert summary["score"] == "test_accuracy"
+    assert summary["complete"]
+    assert summary["status"] == "finished"
+    assert summary["configuration"]["alpha"] == 0.3
+    with (tmp_path / "rounds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
+    assert {"test_accuracy", "clients_accuracy_p10", "bytes_up"} <= set(rows[0])
+
+
+def test_configuration_goes_round(tmp_path):
+    options = ("--dataset", "wind", "--rounds", 2, "-B", "full", "--schedule", "cosine")
+    assert run(*options, out=tmp_path / "one") == 0
+    assert run(tmp_path / "one" / "configuration.toml", out=tmp_path / "two") == 0
+    for name in ("configuration.toml", "rounds.csv", "table.csv", "summary.json"):
+        assert read(tmp_path / "one", name) == read(tmp_path / "two", name)
+    configuration = tomllib.loads(read(tmp_path / "one", "configuration.toml").decode())
+    assert configuration["batch_size"] == "full"
+    assert configuration["decay_rounds"] == 2
+    assert "alpha" not in configuration
+
+
+def test_toml_is_toml():
+    values = {
+        "text": 'a "quoted" \\ path, ü\n', "yes": True, "whole": 3, "small": 1e-05, "big": 1e22,
+        "list": [1, 2.5, "x"], "table": {"a": [0.1]}, "tables": [{"b": 1}, {"c": [False]}],
+    }  # fmt: skip
+    assert tomllib.loads(toml(values)) == values
+
+
+def test_options_override_the_file(tmp_path):
+    config = tmp_path / "mine.toml"
+    config.write_text("clients = 10\nrounds = 3\nclient_lr = 1\n")
+    assert run(config, "--rounds", 2, out=tmp_path / "out") == 0
+    configuration = tomllib.loads(read(tmp_path / "out", "configuration.toml").decode())
+    assert (configuration["rounds"], configuration["clients"]) == (2, 10)
+    assert configuration["client_lr"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("client_rl = 0.1", "unknown name 'client_rl'; did you mean 'client_lr'?"),
+        ("zzz = 1", "unknown name 'zzz'; known are dataset, partition"),
+        ("rounds = 2.5", "rounds must be a whole number; got 2.5"),
+        ("rounds = true", "rounds must be a whole number; got True"),
+        ('alpha = "x"', "alpha must be a number; got 'x'"),
+        ("dataset = 3", "dataset must be text; got 3"),
+        ("per_client = 1", "per_client must be true or false; got 1"),
+        ("batch_size = 1.5", "batch_size must be a whole number or full; got 1.5"),
+        ("mu = 0.1", "mu belongs to algorithm fedprox; the algorithm is fedavg"),
+        ("rounds = ", "mine.toml is not a TOML file: Invalid value"),
+        ("[grid]\nclient_lr = [1.0]", "grid belongs to fedjax-sim sweep"),
+        ("clients = 1438", "at most the 1437 examples; got 1438"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_code_2(tmp_path, capsys, text, message):
+    (tmp_path / "mine.toml").write_text(text)
+    said = refused(capsys, tmp_path / "mine.toml", out=tmp_path / "out")
+    assert said.startswith("fedjax-sim run: error: ")
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere.toml"], "nowhere.toml cannot be read: No such file"),
+        (["--rounds", "x"], "argument --rounds: must be a whole number; got 'x'"),
+        (["--alpha", "x"], "argument --alpha: must be a number; got 'x'"),
+        (["-C", "2"], r"fraction must be .*in \(0, 1\]; got 2"),
+        (["--mu", "0.1"], "mu belongs to algorithm fedprox"),
+        (["--resume", "--overwrite"], "not allowed with argument"),
+        (["--algorithm", "scaffold", "--sampler", "with_replacement"], "sampler must not draw"),
+        (["--baselines", "local_only", "--sampler", "with_replacement"], "local_only needs"),
+        (["--baselines", "local"], "invalid choice: 'local'"),
+    ],
+)
+def test_bad_options_are_one_line_and_code_2(tmp_path, capsys, options, message):
+    assert re.search(message, refused(capsys, *options, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_resumed_or_replaced_only_when_asked(tmp_path, capsys):
+    (tmp_path / "batches").mkdir(parents=True)
+    (tmp_path / "batches" / "mine.npz").write_text("not ours")
+    (tmp_path / "notes.txt").write_text("kept")
+    assert run(*SMALL, out=tmp_path) == 0
+    before = read(tmp_path)
+    assert "holds results already" in refused(capsys, *SMALL, out=tmp_path)
+    said = refused(capsys, *SMALL, "--client-lr", 0.5, "--resume", out=tmp_path)
+    assert "cannot be resumed: client_lr is 0.1 there and 0.5 here" in said
+    assert read(tmp_path) == before
+    assert b"client_lr = 0.1" in read(tmp_path, "configuration.toml")
+    assert run("--resume", out=tmp_path) == 0  # the configuration that is there
+    assert read(tmp_path) == before
+    (tmp_path / "checkpoints" / "mine").mkdir()
+    assert run(*SMALL, "--client-lr", 0.5, "--overwrite", out=tmp_path) == 0
+    assert read(tmp_path) != before
+    assert b"client_lr = 0.5" in read(tmp_path, "configuration.toml")
+    assert names(tmp_path) == FILES | RESUMED_BY | {"notes.txt", "batches"}
+    assert names(tmp_path / "checkpoints") == {"000000004", "mine"}
+    assert names(tmp_path / "batches") == {"mine.npz"}
+
+
+def test_results_of_another_command_are_not_resumed(tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text("{}")
+    said = refused(capsys, *SMALL, "--resume", out=tmp_path)
+    assert "cannot be resumed by this command" in said
+
+
+def test_it_stops_at_the_target(tmp_path, capsys):
+    options = ("-K", 10, "--rounds", 50, "-C", 1, "--target", 0.5)
+    assert run(*options, out=tmp_path) == 0
+    assert "Stopped: test_accuracy reached 0.5." in capsys.readouterr().out
+    summary = json.loads(read(tmp_path, "summary.json"))
+    assert (summary["status"], summary["complete"]) == ("stopped", True)
+    with (tmp_path / "rounds.csv").open() as file:
+        scores = [float(row["test_accuracy"]) for row in csv.DictReader(file)]
+    assert scores[-1] >= 0.5
+    assert len(scores) < 50
+    assert max(scores[:-1], default=0) < 0.5
+
+
+def test_diverged_is_said(tmp_path, capsys):
+    assert run("--dataset", "wind", "--rounds", 3, "--client-lr", 1000, out=tmp_path) == 0
+    assert "DIVERGED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_and_a_resume_change_no_bit(tmp_path, number):
+    """The real process, killed once training has begun."""
+    rounds = 4000
+    options = ["-K", "10", "--rounds", str(rounds), "-E", "1", "-C", "0.1"]
+    options += ["--evaluate-every", "100"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedjax_sim.cli", "run", *options, "--out", str(tmp_path / "cut")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any(f"of {rounds} rounds, " in line for line in process.stdout)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert re.search(rf"Interrupted after \d+ of {rounds} rounds, which are saved", said)
+    summary = json.loads(read(tmp_path / "cut", "summary.json"))
+    assert not summary["complete"]
+    # In a process of the same number of devices.
+    for folder, more in (("cut", ["--resume"]), ("whole", options)):
+        done = subprocess.run(
+            [sys.executable, "-m", "fedjax_sim.cli", "run", *more, "--out", str(tmp_path / folder)],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "cut") == read(tmp_path / "whole")
+    assert read(tmp_path / "cut", "table.csv") == read(tmp_path / "whole", "table.csv")
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    """Even where Python's own handler cannot run."""
+    script = (
+        "import ctypes, sys; from fedjax_sim.cli import run, main\n"
+        "def call(options):\n"
+        "    print('in C', flush=True)\n"
+        "    ctypes.CDLL(None).system(b'exec sleep 15')\n"  # waits, whatever signal comes
+        "run.call = call\n"
+        "main(['run', '--out', sys.argv[1]])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in C\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=8) == 130
+
+
+def test_a_full_disk_is_one_line_and_code_1(tmp_path, capsys, monkeypatch):
+    save, simulate = Checkpoints.save, command.simulate
+
+    def full(self, number, arrays, facts):
+        if number == 4:
+            raise SaveError(f"checkpoint {number} was not saved in X: No space left on device")
+        save(self, number, arrays, facts)
+
+    def often(*arguments, **options):
+        return simulate(*arguments, **options, checkpoint_every=3)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    monkeypatch.setattr(command, "simulate", often)
+    with pytest.raises(SystemExit) as exit:
+        run(*SMALL, out=tmp_path)
+    assert exit.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "checkpoint 4 was not saved in X: No space left on device; rounds 1 to 3 are" in error
+    assert "--resume goes on from there" in error
+    monkeypatch.undo()
+    assert run(*SMALL, "--resume", out=tmp_path) == 0
+    assert run(*SMALL, out=tmp_path / "whole") == 0
+    assert read(tmp_path) == read(tmp_path / "whole")
+
+
+def test_tables_that_cannot_be_written_are_said(tmp_path, capsys, monkeypatch):
+    def save(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fedjax_sim.results.Results.save", save)
+    with pytest.raises(SystemExit) as exit:
+        run(*SMALL, out=tmp_path)
+    assert exit.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the tables were not written: No space left on device; rounds 1 to 4 are saved" in error
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX")
+    assert run(*SMALL, "--tensorboard", tmp_path / "events", out=tmp_path / "out") == 0
+    (events,) = (tmp_path / "events").iterdir()
+    assert b"test_accuracy" in events.read_bytes()
+
+
+def test_baselines(tmp_path, capsys):
+    options = (*SMALL, "--baselines", "centralised", "local_only")
+    assert run(*options, out=tmp_path) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"centralised: test_accuracy 0\.\d{4}", said)
+    assert re.search(r"local_only: test_accuracy 0\.\d{4}, mean of the clients' own models", said)
+    for name in ("centralised", "local_only"):
+        summary = json.loads(read(tmp_path / name, "summary.json"))
+        assert summary["configuration"]["baseline"] == name
+        with (tmp_path / name / "table.csv").open() as file:
+            assert 0 < float(next(csv.DictReader(file))["test_accuracy"]) < 1
+    for name in FILES | RESUMED_BY:
+        (tmp_path / name).rename(tmp_path / f"{name}.aside")
+    said = refused(capsys, *options, out=tmp_path)  # what the baselines left is looked for, too
+    assert f"{tmp_path / 'centralised'} holds results already" in said
+    assert run(*options, "--overwrite", out=tmp_path) == 0
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What a page is asked to write."""
+    asked = []
+
+    def write(folders, out, *, mixed, overwrite):
+        if out.exists() and not overwrite:
+            raise ValueError(f"out {out} is there already")
+        asked.append(([folder.name for folder in folders], mixed))
+        out.write_text("page")
+
+    monkeypatch.setitem(sys.modules, "fedjax_sim.page", types.SimpleNamespace(write=write))
+    return asked
+
+
+def test_report(tmp_path, capsys, page):
+    options = ["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "page")]
+    assert main(options) == 0
+    assert capsys.readouterr().out == f"Wrote {tmp_path / 'page'}\n"
+    with pytest.raises(SystemExit) as exit:
+        main(options)
+    assert exit.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main([*options, "--overwrite", "--mixed"]) == 0
+    assert page == [(["a", "b"], False), (["a", "b"], True)]
+
+
+@pytest.mark.parametrize("name", ["run", "sweep", "compare", "report"])
+def test_help_brings_in_no_more_than_the_package_does(name):
+    code = (
+        "import sys; from fedjax_sim.cli import main\n"
+        f"try: main([{name!r}, '--help'])\n"
+        "except SystemExit as exit: assert exit.code == 0\n"
+        "assert not {'flax', 'orbax', 'matplotlib', 'rich', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--out" in done.stdout

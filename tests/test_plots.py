@@ -1,0 +1,175 @@
+"""Figures of results made by hand: what is drawn where."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fedjax_sim import canvas, plots
+from fedjax_sim.results import Results, Run
+
+
+def made(values, configuration=None, seed=0, **columns):
+    """A run whose test_accuracy is `values`."""
+    values = np.asarray(values, float)
+    rounds = {"test_accuracy": values, **{k: np.asarray(x) for k, x in columns.items()}}
+    return Run(configuration or {}, seed, rounds, {}, len(values))
+
+
+def drawn(figure, place=0):
+    return [line for line in figure.axes[place].get_lines() if len(line.get_xdata())]
+
+
+def said(figure):
+    """Everything written below the axes."""
+    (legend,) = figure.legends
+    return [text.get_text() for text in (legend.get_title(), *legend.get_texts())]
+
+
+def test_a_curve_is_the_mean_over_seeds_and_its_band_students_interval():
+    runs = [made([0.1, 0.5], {"lr": 0.1}, 0), made([0.3, 0.9], {"lr": 0.1}, 1)]
+    figure = plots.curves(Results(tuple(runs)), "test_accuracy")
+    (line,) = drawn(figure)
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2])
+    np.testing.assert_allclose(line.get_ydata(), [0.2, 0.7])
+    (band,) = figure.axes[0].collections
+    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
+    half = 12.706205 * 0.2828427 / math.sqrt(2)  # t_{0.975, 1} s / sqrt(2)
+    np.testing.assert_allclose([low, high], [0.7 - half, 0.7 + half], rtol=1e-6)
+    assert "mean over 2 seeds; bands: 95% interval" in figure.axes[0].get_xlabel()
+
+
+def test_a_curve_has_the_rounds_in_which_every_seed_was_evaluated():
+    values = [9, 0.2, 9, 0.4, 9, 0.6]
+    where = np.array([False, True] * 3)
+    runs = [made(values, seed=0, evaluated=where), made(values[:4], seed=1, evaluated=where[:4])]
+    (line,) = drawn(plots.curves(Results(tuple(runs)), "test_accuracy"))
+    np.testing.assert_array_equal(line.get_xdata(), [2, 4])
+    np.testing.assert_allclose(line.get_ydata(), [0.2, 0.4])
+
+
+def test_curves_against_megabytes():
+    sent = {"bytes_down": [1_000_000, 2_000_000], "bytes_up": [500_000, 1_000_000]}
+    figure = plots.curves(
+        Results((made([0.1, 0.2], **sent),)), "test_accuracy", against="megabytes"
+    )
+    np.testing.assert_allclose(drawn(figure)[0].get_xdata(), [1.5, 3.0])
+    with pytest.raises(ValueError, match="got 'bytes_down'"):
+        plots.curves(Results((made([0.1]),)), "test_accuracy", against="megabytes")
+
+
+def test_of_many_configurations_the_best_are_shown_and_the_legend_says_so():
+    runs = [made([0.0, i / 100], {"lr": 0.01 * i}) for i in range(1, 21)]
+    figure = plots.curves(Results(tuple(runs)), "test_accuracy", most=3)
+    assert sorted(line.get_ydata()[-1] for line in drawn(figure)) == [0.18, 0.19, 0.2]
+    assert said(figure)[0] == "the 3 best of 20 by final test_accuracy"
+    losses = [run._replace(rounds={"test_loss": run.rounds["test_accuracy"]}) for run in runs]
+    lowest = plots.curves(Results(tuple(losses)), "test_loss", most=2)
+    assert sorted(line.get_ydata()[-1] for line in drawn(lowest)) == [0.01, 0.02]
+
+
+def test_several_columns_of_one_configuration():
+    results = Results((made([0.1, 0.2], train_accuracy=[0.3, 0.4]),))
+    figure = plots.curves(results, ["train_accuracy", "test_accuracy"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "test"]
+    assert figure.axes[0].get_ylabel() == "accuracy"
+
+
+def test_the_modes_keep_their_styles():
+    runs = [made([0.1, 0.2], {"mode": mode}) for mode in ("all_clients", "selected")]
+    colours = {line.get_label(): line.get_color()
+               for line in drawn(plots.curves(Results(tuple(runs)), "test_accuracy"))}  # fmt: skip
+    assert colours == {mode: canvas.MODE_STYLES[mode]["color"] for mode in colours}
+    assert set(colours) == {"all_clients", "selected"}
+
+
+def test_a_response_has_a_point_a_configuration_and_marks_what_diverged():
+    rates = [0.001, 0.01, 0.1, 1.0]
+    runs = [made([0.0, rate], {"lr": rate}, seed) for rate in rates[:3] for seed in range(2)]
+    runs += [made([0.0, math.nan], {"lr": 1.0}, seed) for seed in range(2)]
+    figure = plots.response(Results(tuple(runs)), "test_accuracy")
+    ax = figure.axes[0]
+    assert ax.get_xscale() == "log"  # 0.001 to 1 spans more than 20
+    line = drawn(figure)[0]
+    np.testing.assert_allclose(line.get_xdata(), rates)
+    np.testing.assert_allclose(line.get_ydata()[:3], rates[:3])
+    crosses = [line for line in drawn(figure) if line.get_marker() == "x"]
+    assert [list(cross.get_xdata()) for cross in crosses] == [[1.0]]
+    assert "diverged" in said(figure)
+
+
+def test_a_response_has_a_line_for_each_combination_of_the_others():
+    runs = [
+        made([lr + mu], {"lr": lr, "mu": mu}) for mu in (0.0, 1.0) for lr in (1.0, 1.5, 2.0, 3.0)
+    ]
+    figure = plots.response(Results(tuple(runs)), "test_accuracy")
+    assert figure.axes[0].get_xscale() == "linear"
+    assert said(figure)[1:] == ["mu=0", "mu=1"]
+    heights = [x.get_ydata() for x in drawn(figure) if x.get_label().startswith("mu")]
+    np.testing.assert_allclose(heights, [[1, 1.5, 2, 3], [2, 2.5, 3, 4]])
+
+
+def test_two_numeric_axes_are_a_heat_map():
+    runs = [
+        made([lr + mu], {"lr": lr, "mu": mu}) for mu in (0.0, 1.0, 2.0) for lr in (1.0, 2.0, 3.0)
+    ]
+    figure = plots.response(Results(tuple(runs[:-1])), "test_accuracy")
+    cells = figure.axes[0].collections[0].get_array()
+    np.testing.assert_allclose(np.ravel(cells)[:8], [1, 2, 3, 2, 3, 4, 3, 4])
+    assert np.ma.getmaskarray(np.ravel(cells)).tolist() == [False] * 8 + [True]
+    shown = {text.get_text() for text in figure.axes[0].texts}
+    assert shown == {"1", "2", "3", "4"}
+
+
+def test_random_draws_are_points_and_no_line():
+    rng = np.random.default_rng(0)
+    draws = [{"lr": x, "mu": y} for x, y in rng.uniform(size=(12, 2)).tolist()]
+    figure = plots.response(Results(tuple(made([x["lr"]], x) for x in draws)), "test_accuracy")
+    assert {line.get_linestyle() for line in drawn(figure)} == {"None"}
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_plot_writes_the_format_of_the_suffix(tmp_path, suffix):
+    start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
+    path = plots.plot(Results((made([0.1, 0.2]),)), tmp_path / f"a.{suffix}", "test_accuracy")
+    assert path.read_bytes().startswith(start)
+    assert [p.name for p in tmp_path.iterdir()] == [f"a.{suffix}"]
+
+
+def test_everything_diverged_is_said_and_no_warning_given(recwarn, tmp_path):
+    runs = [
+        made([math.inf, math.nan], {"lr": lr}, s) for lr in (1.0, 2.0, 3.0, 4.0) for s in (0, 1)
+    ]
+    results = Results(tuple(runs))
+    plots.plot(results, tmp_path / "a.png", "test_accuracy")
+    figure = plots.curves(results, "test_accuracy")
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no finite value"]
+    assert [str(w.message) for w in recwarn] == []
+
+
+def test_names_are_no_formulas(recwarn):
+    runs = [made([0.1, 0.2], {"how": how}) for how in ("_$x_{$", "$$\\frac$", "a & <b>")]
+    figure = plots.curves(Results(tuple(runs)), "test_accuracy")
+    figure.canvas.draw()
+    assert len(figure.legends[0].get_texts()) == 3
+    assert list(recwarn) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda r: plots.curves(r, "nothing"), "test_accuracy; got 'nothing'"),
+        (lambda r: plots.curves(r, "test_accuracy", against="hours"), "against must be one of"),
+        (lambda r: plots.curves(r, "test_accuracy", band="wide"), "band must be one of"),
+        (
+            lambda r: plots.curves(r, "test_accuracy", most=9),
+            r"most must be finite and in \[1, 8\]",
+        ),
+        (lambda r: plots.response(r, "nothing"), "metric must be one of"),
+        (lambda r: plots.plot(r, "a.gif", "test_accuracy"), "suffix must be one of"),
+    ],
+)
+def test_what_is_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call(Results((made([0.1, 0.2]),)))
