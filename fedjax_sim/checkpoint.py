@@ -68,7 +68,9 @@ class Checkpoints:
             raise SaveError(
                 f"checkpoint {number} was not saved in {self.folder}: {reason}"
             ) from error
-        for old in self.numbers()[:-_KEPT]:
+        numbers = self.numbers()
+        behind = [n for n in numbers if n > number]  # damaged, since the run began before them
+        for old in [n for n in numbers if n <= number][:-_KEPT] + behind:
             shutil.rmtree(self.folder / f"{old:09d}", ignore_errors=True)
 
     def numbers(self) -> list[int]:

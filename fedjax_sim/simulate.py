@@ -82,6 +82,7 @@ def reaches(name: str, target: float) -> Callable[[History], Array]:
         met = value <= target if name.endswith("loss") else value >= target
         return history.evaluated & met
 
+    stop.__name__ = f"{name} reaches {target:g}"  # what a resume compares
     return stop
 
 
@@ -143,7 +144,10 @@ def simulate(
     exchange = communication(experiment.algorithm, state.params, experiment.data)
     checkpoints = None
     if out is not None:
-        identity = _identity(experiment, key, state) | {"configuration": dict(configuration or {})}
+        identity = _identity(experiment, key, state) | {
+            "stop": getattr(stop, "__name__", None),
+            "configuration": dict(configuration or {}),
+        }
         checkpoints = open_checkpoints(Path(out), identity, resume)
 
     def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
@@ -152,7 +156,9 @@ def simulate(
         after, row = experiment.next_round(key, before)
         return (after.server, after.clients), row
 
-    carry, mesh = (state.server, state.clients), getattr(experiment.execution, "mesh", None)
+    # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
+    carry = jax.tree.map(lambda x: jnp.array(x, copy=True), (state.server, state.clients))
+    mesh = getattr(experiment.execution, "mesh", None)
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
     program = compile_program(step, (), carry, experiment.num_rounds, stop=stop, place=mesh)
@@ -227,6 +233,11 @@ def open_checkpoints(folder: Path, identity: Mapping[str, Any], resume: bool) ->
                 f"out {folder} holds another experiment and cannot be resumed: {differs}"
             )
     else:
+        if checkpoints.numbers():
+            raise ValueError(
+                f"out {folder} holds checkpoints and no {_IDENTITY} that says of what; name "
+                "another folder, or remove them"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda file: file.write(text))
     return checkpoints

@@ -219,6 +219,31 @@ def test_early_stop_is_at_the_very_round(whole, tmp_path):
     assert back.status == "stopped"
     same(back, run)
     assert run.results().runs[0].row()["complete"]
+    with pytest.raises(ValueError, match="stop is .*norm reaches .* there and .* here"):
+        fs.simulate(
+            killed.experiment(0.03), jax.random.key(5), stop=fs.reaches("norm", 1e9),
+            out=tmp_path, resume=True,
+        )  # fmt: skip
+
+
+def test_an_early_start_over_keeps_its_own_checkpoints(tmp_path):
+    """Those of higher numbers are damaged, or the run had not begun before them."""
+    checkpoints = Checkpoints(tmp_path)
+    one = {"x": np.ones(3)}
+    for number in (50, 100):
+        checkpoints.save(number, one, {"stopped": False})
+    for number in (10, 20, 30):
+        checkpoints.save(number, one, {"stopped": False})
+    assert checkpoints.numbers() == [20, 30]
+
+
+def test_the_users_arrays_are_not_donated(data):
+    rate = jnp.float32(1)
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.02), fs.LocalTraining(1, 4), optimizer)
+    experiment = fs.Experiment(algorithm, zeros(), data, fs.sampling.uniform(4), 3)
+    same(*(fs.simulate(experiment, jax.random.key(1)) for _ in range(2)))
+    assert float(rate) == 1
 
 
 def test_sharded_strategy(whole):

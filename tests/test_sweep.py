@@ -200,6 +200,8 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
     refused("has two values that are both called '<lambda>'",
             experiment=lambda f: make(f()), grid={"f": [lambda: 0.1, lambda: 0.2]})  # fmt: skip
     refused("memory_limit must hold a call; got 0 MB", memory_limit=10.0)
+    refused(r"grid must have each configuration once; got {'lr': 0.1} twice",
+            grid={"lr": [0.1, 0.2, 0.1]})  # fmt: skip
     results = fs.sweep(lambda lr, mu: make(lr, mu=1.0 if mu > 0.5 else 0.0),
                        {"lr": [0.1], "mu": [0.1, 0.9]}, [0], static=["mu"])  # fmt: skip
     assert len(results.runs) == 2
@@ -210,6 +212,8 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
     refused("grid is", grid={"lr": RATES[:3]}, out=tmp_path, resume=True)
     refused("seeds is .*0.* there and .*1.* here", keys=[1], out=tmp_path, resume=True)
     assert (tmp_path / "table.csv").read_bytes() == kept
+    (tmp_path / "sweep.json").unlink()  # its batches must not pass for those of another sweep
+    refused("holds batches and no sweep.json", out=tmp_path)
 
 
 def test_grids():

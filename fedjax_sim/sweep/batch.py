@@ -96,7 +96,8 @@ class Compiled:
         self, function: Callable[..., PyTree], axes: tuple[int | None, ...], *trees: PyTree
     ) -> PyTree:
         if self.group.side_by_side > 1:
-            return jax.vmap(function, in_axes=axes)(*trees)
+            width = self.group.side_by_side
+            return jax.vmap(function, in_axes=axes, axis_size=width)(*trees)
         alone = (  # with no axis, which would keep XLA from some rewrites
             tree if axis is None else jax.tree.map(lambda x: x[0], tree)
             for tree, axis in zip(trees, axes, strict=True)
@@ -127,8 +128,8 @@ class Compiled:
         tell: Tell,
         checkpoints: Checkpoints | None,
         checkpoint_every: int | None,
-    ) -> Columns:
-        """The batch's columns; with fewer rounds after an interrupt."""
+    ) -> Columns | None:
+        """The batch's columns; with fewer rounds after an interrupt, None if there are none."""
         inputs = self._inputs(batch)
         carry = () if self.opaque else self.start(inputs)
         rounds = self.group.num_rounds or 1
@@ -151,6 +152,8 @@ class Compiled:
         driven = drive(
             self.program, inputs, carry, interrupt, on_chunk, checkpoints, checkpoint_every
         )
+        if not driven.round:
+            return None
         found: Columns = {"rounds": {}, "values": {}}
         if self.opaque:
             # [devices, 1, width, ...]
@@ -169,7 +172,9 @@ class Compiled:
             ]  # fmt: skip
         for kind, into in found.items():
             for name in by_kind[0][kind]:
-                into[name] = np.stack([one[kind][name] for one in by_kind])
+                stacked = np.stack([one[kind][name] for one in by_kind])
+                # A file of numpy's has no bfloat16 and its kin.
+                into[name] = stacked.astype(np.float32) if stacked.dtype.kind == "V" else stacked
         return found
 
 

@@ -234,7 +234,7 @@ def check_names(
 
 
 def check_labels(grid: Grid) -> None:
-    """Refuses values that a table could not tell apart, such as two lambdas."""
+    """Refuses what a table could not tell apart: two lambdas, or a configuration twice."""
     for name in grid.names:
         seen: dict[Any, Any] = {}
         for one in grid:
@@ -244,6 +244,13 @@ def check_labels(grid: Grid) -> None:
                     f"{name} has two values that are both called {said(value)!r} in a table; give "
                     "functions names of their own"
                 )
+    rows = [repr([(k, type(v), said(v)) for k, v in one.items()]) for one in grid]
+    if len(set(rows)) < len(rows):
+        again = next(i for i, row in enumerate(rows) if row in rows[:i])
+        raise ValueError(
+            f"grid must have each configuration once; got {grid.configurations[again]} twice: its "
+            "seeds would count twice (more seeds are more keys)"
+        )
 
 
 def _is_traced(values: Sequence[Any]) -> bool:

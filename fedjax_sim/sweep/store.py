@@ -42,6 +42,11 @@ class Store:
                     f"out {self.folder} holds another sweep and cannot be resumed: {differs}"
                 )
             return
+        if self.batches.is_dir() and any(self.batches.iterdir()):
+            raise ValueError(
+                f"out {self.folder} holds batches and no {_MANIFEST} that says of what; name "
+                "another folder, or remove them"
+            )
         self.batches.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda file: file.write(to_json(here)))
 

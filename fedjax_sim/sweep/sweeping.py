@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from fedjax_sim import grid as grids
 from fedjax_sim.base import Array
-from fedjax_sim.checkpoint import SaveError
 from fedjax_sim.checks import check_count
 from fedjax_sim.driver import Interrupt
 from fedjax_sim.grid import Grid
@@ -96,8 +95,8 @@ def sweep(
         axis that it cannot take (which axis, and what making it static would mean); a
         configuration that a factory refuses; a sharded strategy; results in `out` that are not
         to be resumed, or of another sweep (what differs).
-      SaveError: (an OSError) if `out` cannot be written: what was saved is as it was, and
-        `results` on the error holds the runs of the batches before.
+      SaveError: (an OSError) if `out` cannot be written: what was saved is as it was. On it, and
+        on any error while batches run, `results` holds the runs of the batches before.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -181,9 +180,10 @@ def sweep(
                             batch, interrupt, teller.chunk,
                             None if store is None else store.checkpoints(number), checkpoint_every,
                         )  # fmt: skip
-                        if store is not None and interrupt.received is None:
+                        whole = found is not None and interrupt.received is None
+                        if store is not None and found is not None and whole:
                             store.save(number, found)
-                    except SaveError as error:
+                    except Exception as error:  # whatever it is, what was computed is on it
                         error.results = Results(  # type: ignore[attr-defined]
                             tuple(runs[place] for place in sorted(runs))
                         )
