@@ -219,7 +219,7 @@ def test_early_stop_is_at_the_very_round(whole, tmp_path):
     assert back.status == "stopped"
     same(back, run)
     assert run.results().runs[0].row()["complete"]
-    with pytest.raises(ValueError, match="stop is .*norm reaches .* there and .* here"):
+    with pytest.raises(ValueError, match=r"stop is .*norm reaches .* there and .* here"):
         fs.simulate(
             killed.experiment(0.03), jax.random.key(5), stop=fs.reaches("norm", 1e9),
             out=tmp_path, resume=True,
