@@ -8,6 +8,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim.canvas import MODE_STYLES
 from fedjax_sim.comparison import Setting, cohort_size, rounds_to_target
 from fedjax_sim.results import Results, Run, replace_file
 from fedjax_sim.traffic import Communication
@@ -191,22 +192,13 @@ def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> No
     text.detach()
 
 
-# Widest and palest first, so that curves that coincide all show, in greyscale too.
-_STYLES: dict[str, dict[str, Any]] = {
-    "selected": {"color": "#9ecae1", "linestyle": "-", "linewidth": 6.0},
-    "unbiased": {"color": "#756bb1", "linestyle": "-", "linewidth": 2.6, "marker": "D"},
-    "uniform": {"color": "#00441b", "linestyle": (0, (1, 1.6)), "linewidth": 1.8, "marker": "^"},
-    "all_clients": {"color": "#b30000", "linestyle": (0, (6, 2)), "linewidth": 1.8, "marker": "s"},
-}
-
-
 def _plot(file: IO[bytes], setting: Setting, found: list[Curve]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     one = setting.one
     fractions = list(dict.fromkeys(curve.fraction for curve in found))
-    modes = [mode for mode in _STYLES if any(curve.mode == mode for curve in found)]
+    modes = [mode for mode in MODE_STYLES if any(curve.mode == mode for curve in found)]
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")
@@ -220,10 +212,10 @@ def _plot(file: IO[bytes], setting: Setting, found: list[Curve]) -> None:
             for ax, x in zip(axes[line], (np.arange(1, len(mean) + 1), megabytes), strict=True):
                 ax.fill_between(
                     x, mean - std, mean + std,
-                    color=_STYLES[mode]["color"], alpha=0.13, linewidth=0, zorder=1,
+                    color=MODE_STYLES[mode]["color"], alpha=0.13, linewidth=0, zorder=1,
                 )  # fmt: skip
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
-                ax.plot(x, mean, **_STYLES[mode], label=mode, zorder=2 + order, markevery=marks)
+                ax.plot(x, mean, **MODE_STYLES[mode], label=mode, zorder=2 + order, markevery=marks)
         cohort = cohort_size(fraction, one.clients or 1)
         axes[line, 0].set_ylabel(f"C = {fraction:g} (m = {cohort})\ntest {setting.score_name}")
         for ax in axes[line]:

@@ -2,7 +2,12 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # --help loads no results
+    from fedjax_sim.results import Results
 
 # Of runs, sweeps and comparisons, with what they go on from.
 FILES = (
@@ -91,3 +96,11 @@ def saved(folder: Path) -> str:
     else:
         return "nothing is saved"
     return f"{what}, and --resume goes on from there"
+
+
+def save(results: "Results", out: Path, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tables and the summary, or one line that says what is there without them."""
+    try:
+        return results.save(out, summary)
+    except OSError as error:
+        raise OSError(f"the tables were not written: {error.strerror}; {saved(out)}") from error

@@ -114,12 +114,7 @@ def _write(out: Path, chosen: Setting, simulation: Simulation) -> tuple[str, ...
         "status": simulation.status,
         "bytes": simulation.exchange._asdict(),
     }
-    try:
-        return results.save(out, summary)
-    except OSError as error:
-        raise OSError(
-            f"the tables were not written: {error.strerror}; {folder.saved(out)}"
-        ) from error
+    return folder.save(results, out, summary)
 
 
 def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:

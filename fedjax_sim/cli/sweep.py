@@ -173,12 +173,7 @@ def _write(out: Path, plan: Plan, results: Results, complete: bool) -> tuple[str
         "num_runs": len(plan.grid) * plan.seeds,
         "complete": complete,
     }
-    try:
-        return results.save(out, summary)
-    except OSError as error:
-        raise OSError(
-            f"the tables were not written: {error.strerror}; {folder.saved(out)}"
-        ) from error
+    return folder.save(results, out, summary)
 
 
 def _after(plan: Plan, results: Results) -> list[Any]:
