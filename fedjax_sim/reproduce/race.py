@@ -1,0 +1,263 @@
+"""A cell's race: learning rates one after the other, each up to the best one's rounds so far."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_sim import problem
+from fedjax_sim.base import Array, FederatedState, PyTree
+from fedjax_sim.comparison import bytes_of, rounds_to_target
+from fedjax_sim.driver import Interrupt, Program, compile_program, drive
+from fedjax_sim.reproduce.cells import RATIO, Cell
+from fedjax_sim.reproduce.store import Store
+from fedjax_sim.results import columns, versions
+from fedjax_sim.setting import Setting
+from fedjax_sim.simulate import open_checkpoints, progress_of, reaches
+from fedjax_sim.simulation import History
+
+_MOST_RATES = 7
+# A cell whose run takes longer is run with one seed.
+LONG_SECONDS = 600.0
+
+# (cell, rate, seed, progress of that run)
+Tell = Callable[[Cell, float, int, Any], None]
+
+
+class Runner(NamedTuple):
+    """The compiled program of a cell: any rate and seed.
+
+    Attributes:
+      program: of `most` rounds, ended by the target.
+      start: (rate, key data) -> inputs and carry.
+      bytes_down: of all clients together, a round.
+      bytes_up: likewise.
+    """
+
+    program: Program
+    start: Callable[[float, int], tuple[PyTree, PyTree]]
+    bytes_down: int
+    bytes_up: int
+
+
+def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
+    """Compiles a cell's run, its rate and key as arguments.
+
+    Args:
+      client_lr: of a cell that tunes something else; None leaves it to the axis.
+      mesh: of the devices over which a cohort of several is dealt.
+    """
+    setting = replace(cell.setting, rounds=cell.most)
+    if client_lr is not None:
+        setting = replace(setting, client_lr=client_lr)
+    resolved = setting.resolved()
+    mesh = mesh if resolved.slots > 1 else None
+
+    def made(rate: Any) -> Any:
+        return problem.experiment(replace(resolved, **{cell.axis: rate}), mesh)
+
+    def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+        rate, data = inputs
+        experiment = made(rate)
+        server, clients = carry
+        state = FederatedState(server, clients, round, experiment.algorithm.params)
+        after, row = experiment.next_round(jax.random.wrap_key_data(data), state)
+        return (after.server, after.clients), row
+
+    @jax.jit
+    def begin(rate: Array, data: Array) -> PyTree:
+        state = made(rate).start(jax.random.wrap_key_data(data))
+        return state.server, state.clients
+
+    def start(rate: float, seed: int) -> tuple[PyTree, PyTree]:
+        inputs = (jnp.float32(rate), jax.random.key_data(jax.random.key(seed)))
+        carry = begin(*inputs)
+        if mesh is not None:
+            carry, inputs = jax.device_put(
+                (carry, inputs), NamedSharding(mesh, PartitionSpec())
+            )
+        return inputs, carry
+
+    assert resolved.target is not None
+    stop = reaches(resolved.score, resolved.target)
+    inputs, carry = start(cell.rates[0], 0)
+    program = compile_program(step, inputs, carry, cell.most, stop=stop, place=mesh)
+    exchange = bytes_of(made(cell.rates[0]))
+    everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots
+    return Runner(program, start, (everyone or 0) * exchange.down, resolved.slots * exchange.up)
+
+
+def race(
+    cell: Cell, store: Store, seeds: int, mesh: Mesh | None, interrupt: Interrupt, tell: Tell
+) -> bool:
+    """Runs what is missing of a cell, saved after every run; whether it is through.
+
+    The first seed tries the rates, the middle one first, and each gives up where it can no longer
+    be the best: at the rounds of the best so far. While the best lies at an end of the rates, the
+    grid is extended there. The other seeds then run the best rate. If none reaches the target, the
+    best is the one with the highest accuracy. A run of more than ten minutes is not repeated.
+
+    Raises:
+      ValueError: if the record is of something else, or the cell it comes after was not run.
+      OSError: if a record or a checkpoint cannot be written.
+    """
+    record = store.load(cell) or {"runs": [], "complete": False, "versions": versions()}
+    if record["complete"] and record["seeds"] >= min(seeds, record["seeds_wanted"] or seeds):
+        return True
+    client_lr = None
+    if cell.after is not None:
+        client_lr = _best_of_base(cell.after, store)
+        record["client_lr"] = client_lr
+    runner: Runner | None = None
+
+    def run(rate: float, seed: int, most: int) -> dict[str, Any] | None:
+        nonlocal runner
+        runner = runner or compiled(cell, client_lr, mesh)
+        found = _one(cell, runner, store, rate, seed, most, interrupt, tell)
+        if found is not None:
+            record["runs"].append(found)
+            store.save(cell, record)
+            store.through(cell, rate, seed)
+        return found
+
+    while (rate := _next_rate(cell, record["runs"])) is not None:
+        times = [one["reached"] for one in record["runs"] if one["reached"] is not None]
+        if run(rate, 0, min([cell.most, *(math.ceil(time) for time in times)])) is None:
+            return False
+    best = best_run(record["runs"])
+    wanted = 1 if best["seconds"] > LONG_SECONDS else seeds
+    for seed in range(1, wanted):
+        if not any(one["seed"] == seed for one in record["runs"]):
+            if run(best["rate"], seed, cell.most) is None:
+                return False
+    mine = [one for one in record["runs"] if one["rate"] == best["rate"]]
+    record |= {"complete": True, "rate": best["rate"], "seeds": len(mine)}
+    record |= {"seeds_wanted": wanted if wanted < seeds else None}
+    store.save(cell, record)
+    return True
+
+
+def best_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the first seed: the one that reached the target first, else the most accurate."""
+    first = [one for one in runs if one["seed"] == 0]
+    reached = [one for one in first if one["reached"] is not None]
+    if reached:
+        return min(reached, key=lambda one: one["reached"])
+    return max(first, key=lambda one: one["best"] if math.isfinite(one["best"]) else -1.0)
+
+
+def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
+    tried = [one["rate"] for one in runs if one["seed"] == 0]
+    middle = len(cell.rates) // 2
+    order = sorted(range(len(cell.rates)), key=lambda i: (abs(i - middle), i))
+    for i in order:
+        if cell.rates[i] not in tried:
+            return cell.rates[i]
+    if not cell.tuned or len(tried) >= _MOST_RATES:
+        return None
+    best = best_run(runs)["rate"]
+    if best == max(tried):
+        return best * RATIO
+    return best / RATIO if best == min(tried) else None
+
+
+def _one(
+    cell: Cell, runner: Runner, store: Store, rate: float, seed: int, most: int,
+    interrupt: Interrupt, tell: Tell,
+) -> dict[str, Any] | None:  # fmt: skip
+    """One run; None if it was interrupted, its rounds saved."""
+    program = runner.program._replace(num_rounds=most)
+    identity = {"cell": cell.name, "rate": rate, "seed": seed, "versions": versions()}
+    checkpoints = open_checkpoints(store.running(cell, rate, seed), identity, resume=True)
+    inputs, carry = runner.start(rate, seed)
+    spent = 0.0
+
+    def on_chunk(first: int, rows: History, seconds: float) -> None:
+        nonlocal spent
+        spent += seconds
+        if seconds:
+            found = {k: x for k, x in columns(rows).items() if x.ndim == 1 and k != "evaluated"}
+            tell(cell, rate, seed, progress_of(found, first, most, seconds))
+
+    began = time.perf_counter()
+    driven = drive(program, inputs, carry, interrupt, on_chunk, checkpoints)
+    if driven.status == "interrupted":
+        return None
+    evaluated = np.asarray(driven.history.evaluated)
+    scores = np.asarray(driven.history.evaluation[cell.setting.score])[evaluated]
+    at = np.flatnonzero(evaluated) + 1
+    target = cell.setting.target
+    assert target is not None
+    finite = scores[np.isfinite(scores)]
+    reached = rounds_to_target(scores, target, at)
+    return {
+        "rate": rate,
+        "seed": seed,
+        "reached": reached,
+        "done": driven.round,
+        "best": float(finite.max()) if finite.size else math.nan,
+        "seconds": time.perf_counter() - began,
+        "bytes_down": None if reached is None else reached * runner.bytes_down,
+        "bytes_up": None if reached is None else reached * runner.bytes_up,
+        "rounds": at.tolist(),
+        "scores": [round(float(x), 4) for x in scores],
+    }
+
+
+def _best_of_base(name: str, store: Store) -> float:
+    from fedjax_sim.reproduce.cells import select
+
+    base = next(cell for cell in select([name]) if cell.name == name)
+    record = store.load(base)
+    if record is None or not record["complete"]:
+        raise ValueError(f"cell {name} must be run before those that use its learning rate")
+    return float(record["rate"])
+
+
+def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, float]:
+    """Cell -> seconds that it takes at most: every run to the end, no rate beyond the first ones.
+
+    Measured of one client's round, for each model and block size, and one evaluation.
+    """
+    paces: dict[Any, tuple[float, float]] = {}
+    found = {}
+    for cell in cells:
+        setting = replace(cell.setting, client_lr=None).resolved()
+        kind = (setting.dataset, setting.model, setting.algorithm, setting.batch_size)
+        if kind not in paces:
+            paces[kind] = _pace(setting)
+        a_pass, an_evaluation = paces[kind]
+        clients = setting.slots * (setting.epochs or 1)
+        share = 1.0 if mesh is None else 1 / min(mesh.size, setting.slots)
+        runs = len(cell.rates) + seeds - 1
+        found[cell.name] = runs * cell.most * (
+            clients * a_pass * share + an_evaluation / setting.evaluate_every
+        )  # fmt: skip
+    return found
+
+
+def _pace(setting: Setting) -> tuple[float, float]:
+    """Seconds of one client's local epoch, and of an evaluation, on one device."""
+    one = replace(setting, fraction=1e-9, epochs=setting.epochs and 1, rounds=1).resolved()
+    made = problem.experiment(one)
+    key = jax.random.key(0)
+    state = jax.jit(made.start)(key)
+    cohort = jax.jit(made.sampler.sample)(key, 0, made.data)
+    round_fn = jax.jit(made.round_fn)
+    measure: Any = jax.jit(made.evaluate)  # type: ignore[arg-type]
+    taken = []
+    for call in (lambda: round_fn(key, state, made.data, cohort), lambda: measure(state.params)):
+        jax.block_until_ready(call())
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(time.perf_counter() - start)
+        taken.append(min(times))
+    return taken[0], taken[1]

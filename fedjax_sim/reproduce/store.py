@@ -1,0 +1,80 @@
+"""What is known of each cell, on disk: one JSON file a cell, written after every run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim.reproduce.cells import Cell
+from fedjax_sim.results import replace_file, to_json, versions
+from fedjax_sim.simulate import differences
+
+ESTIMATES = "estimates.json"
+
+
+class Store:
+    """A folder: `cells/NAME.json`, and the checkpoints of the run at hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cells = folder / "cells"
+
+    def load(self, cell: Cell) -> dict[str, Any] | None:
+        """The record of a cell; None if it was not begun.
+
+        Raises:
+          ValueError: if it is of another setting, or cannot be read.
+        """
+        path = self.cells / f"{cell.name}.json"
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}; remove it, or name another --out")\
+                from error  # fmt: skip
+        if differs := differences(found.get("what"), json.loads(to_json(what(cell)))):
+            raise ValueError(f"{path} is of another cell and cannot be resumed: {differs}")
+        return found
+
+    def save(self, cell: Cell, record: dict[str, Any]) -> None:
+        """Replaces the record of a cell in one step.
+
+        Raises:
+          OSError: if it cannot be written; the one before it is as it was.
+        """
+        self.cells.mkdir(parents=True, exist_ok=True)
+        text = to_json({"what": what(cell), **record})
+        replace_file(self.cells / f"{cell.name}.json", lambda file: file.write(text))
+
+    def running(self, cell: Cell, rate: float, seed: int) -> Path:
+        """Where the checkpoints of a run are while it runs."""
+        return self.folder / "running" / f"{cell.name}-{rate:.6g}-{seed}"
+
+    def through(self, cell: Cell, rate: float, seed: int) -> None:
+        """Removes them."""
+        shutil.rmtree(self.running(cell, rate, seed), ignore_errors=True)
+
+    def estimates(self) -> dict[str, float]:
+        """Cell -> seconds that it takes at most, as last measured here."""
+        path = self.folder / ESTIMATES
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def save_estimates(self, found: dict[str, float]) -> None:
+        """Keeps them beside those of other cells."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = to_json({**self.estimates(), **found})
+        replace_file(self.folder / ESTIMATES, lambda file: file.write(text))
+
+
+def what(cell: Cell) -> dict[str, Any]:
+    """What a record is of, to be found the same by a resume."""
+    return {
+        "name": cell.name,
+        "setting": cell.setting.values(),
+        "most": cell.most,
+        "axis": cell.axis,
+        "rates": list(cell.rates),
+        "after": cell.after,
+        "versions": {k: v for k, v in versions().items() if k in ("jax", "jaxlib")},
+    }
