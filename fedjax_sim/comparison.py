@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim import aggregation, grid
 from fedjax_sim.checks import check_count, check_number
+from fedjax_sim.defaults import OF_DATASET, REGRESSIONS
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.problem import experiment
 from fedjax_sim.results import Results
@@ -53,7 +54,7 @@ class Setting:
                 f"clients make {cohorts}"
             )
         if base.target is None:
-            base = replace(base, target=0.75 if base.dataset == "wind" else 0.9)
+            base = replace(base, target=OF_DATASET[base.dataset].target)
         return replace(self, one=base)
 
     def at(self, fraction: float, mode: str) -> One:
@@ -82,7 +83,7 @@ class Setting:
     @property
     def score_name(self) -> str:
         """As it is printed."""
-        return "R^2" if self.one.dataset == "wind" else "accuracy"
+        return "R^2" if self.one.dataset in REGRESSIONS else "accuracy"
 
 
 def bytes_of(made: Experiment) -> Communication:

@@ -40,6 +40,7 @@ def problem(setting: Setting) -> Problem:
 
     Raises:
       ValueError: if the split is impossible for the data.
+      FileNotFoundError: if the data are yet to be fetched: how.
     """
     return _problem(
         setting.dataset, setting.partition, setting.alpha, setting.shards_per_client,
@@ -65,7 +66,7 @@ def _problem(
         if dataset == "wind":
             found = datasets.wind(data_key, num_regions=clients)
         else:
-            found = datasets.digits()
+            found = getattr(datasets, dataset)()
         labels = found.train["y"]
         if split == "natural":
             client_ids = found.client_ids
@@ -84,7 +85,12 @@ def _problem(
         return Problem(
             data, test, regression.init, models.squared_error(regression.apply), variance
         )
-    classifier = models.mlp(shape, _HIDDEN[model], found.num_classes)
+    if model == "cnn":
+        classifier = models.cnn(shape, found.num_classes)
+    elif model == "lstm":
+        classifier = models.character_lstm(found.num_classes, length=shape[0])
+    else:
+        classifier = models.mlp(shape, _HIDDEN[model], found.num_classes)
     return Problem(data, test, classifier.init, models.cross_entropy(classifier.apply), None)
 
 

@@ -5,16 +5,18 @@ from typing import Any
 
 from fedjax_sim import aggregation, execution
 from fedjax_sim.base import LocalTraining
-from fedjax_sim.checks import check_count, check_number
+from fedjax_sim.checks import check_count, check_known, check_number
+from fedjax_sim.defaults import OF_DATASET, REGRESSIONS
 from fedjax_sim.local import check_local
 
 FULL = "full"  # a batch_size
-DATASETS = ("digits", "wind")
+DATASETS = tuple(OF_DATASET)
 PARTITIONS = ("iid", "shards", "dirichlet", "natural")
 ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fedsgd")
 SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone")
 SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
 SERVER_OPTIMIZERS = ("sgd", "adam", "yogi", "adagrad")
+
 
 # What may be an argument of a compiled program; a grid's other axes are part of it.
 TRACED = ("client_lr", "client_momentum", "decay_end", "mu", "server_lr")
@@ -53,12 +55,15 @@ class Setting:
 
     dataset: str = field(
         default="digits",
-        metadata=_says("digits (10 classes; default) or wind (regression)"),
+        metadata=_says(
+            "digits (10 classes; default), wind (regression) or one that is fetched: "
+            f"{', '.join(list(OF_DATASET)[2:])}"
+        ),
     )
     partition: str | None = field(
         default=None,
         metadata=_says(
-            "iid, shards, dirichlet (default for digits) or natural (default for wind)", "HOW"
+            "iid, shards, dirichlet (default for images) or natural (default for others)", "HOW"
         ),
     )
     alpha: float | None = field(
@@ -72,10 +77,16 @@ class Setting:
     )
     model: str | None = field(
         default=None,
-        metadata=_says("logistic (default for digits), 2nn or mlp (default for wind)"),
+        metadata=_says(
+            "logistic (default for digits), 2nn (for mnist, fashion_mnist, activity), cnn (for "
+            "cifar10), lstm (for shakespeare) or mlp (for regressions)"
+        ),
     )
     clients: int | None = field(
-        default=None, metadata=_says("clients (default: 50; for wind 10)", "K", "-K")
+        default=None,
+        metadata=_says(
+            "clients (default: the natural ones; digits 50, wind 10, images 100)", "K", "-K"
+        ),
     )
     algorithm: str = field(
         default="fedavg", metadata=_says("fedavg (default), fedprox, scaffold or fedsgd")
@@ -94,7 +105,7 @@ class Setting:
         default=None,
         metadata=_says(
             "the cohort is m = max(1, round(C K)); of bernoulli, each client's probability "
-            "(default: 0.1; for wind 0.3)", "C", "-C",
+            "(default: 0.1; of few natural clients 0.3 or 0.5, of shakespeare 0.01)", "C", "-C",
         ),
     )  # fmt: skip
     epochs: int | None = field(default=None, metadata=_says("local epochs (default: 5)", "E", "-E"))
@@ -103,7 +114,9 @@ class Setting:
     )
     client_lr: float | None = field(
         default=None,
-        metadata=_says("clients' SGD learning rate (default: 0.1; for wind 0.02)", "ETA"),
+        metadata=_says(
+            "clients' SGD learning rate (default: 0.1; regressions 0.02, shakespeare 1)", "ETA"
+        ),
     )
     client_momentum: float | None = field(
         default=None, metadata=_says("of the clients' SGD (default: 0)", "BETA")
@@ -151,7 +164,7 @@ class Setting:
         metadata=_says("evaluate the clients too: how their metrics spread (default: no)"),
     )
     target: float | None = field(
-        default=None, metadata=_says("score to reach: accuracy, or R^2 for wind")
+        default=None, metadata=_says("score to reach: accuracy, or R^2 of a regression")
     )
     execution: str = field(
         default="automatic",
@@ -165,39 +178,46 @@ class Setting:
         Raises:
           ValueError: naming the field, what was given and what is allowed.
         """
-        wind = _one_of("dataset", self.dataset, DATASETS) == "wind"
-        split = _one_of("partition", self.partition or ("natural" if wind else "dirichlet"),
+        check_known(self.dataset, DATASETS, "dataset")
+        of = OF_DATASET[self.dataset]
+        split = _one_of("partition", self.partition or ("natural" if of.natural else "dirichlet"),
                         PARTITIONS)  # fmt: skip
-        if split == "natural" and not wind:
-            raise ValueError("partition natural needs a dataset with natural clients (wind)")
-        if split in ("shards", "dirichlet") and wind:
+        if split == "natural" and not of.natural:
+            natural = ", ".join(name for name, of in OF_DATASET.items() if of.natural)
+            raise ValueError(f"partition natural needs a dataset with natural clients ({natural})")
+        if split in ("shards", "dirichlet") and not of.labels:
             raise ValueError(
-                f"partition {split} splits by label, and wind has none; use natural or iid"
+                f"partition {split} splits by label, and {self.dataset} has none; use natural or "
+                "iid"
             )
-        model = self.model or ("mlp" if wind else "logistic")
-        allowed = ("mlp",) if wind else ("logistic", "2nn", "mlp")
-        _one_of(f"model (of {self.dataset})", model, allowed)
+        model = self.model or of.models[0]
+        _one_of(f"model (of {self.dataset})", model, of.models)
         _one_of("algorithm", self.algorithm, ALGORITHMS)
         _one_of("mode", self.mode, tuple(aggregation.RULES))
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("schedule", self.schedule or "constant", SCHEDULES)
         _one_of("server_optimizer", self.server_optimizer or "sgd", SERVER_OPTIMIZERS)
-        clients = self.clients if self.clients is not None else (10 if wind else 50)
+        clients = self.clients if self.clients is not None else of.clients
+        if split == "natural" and of.fixed and clients != of.clients:
+            raise ValueError(
+                f"clients must be the {of.clients} that {self.dataset} has; got {clients} (any "
+                "number with partition iid)"
+            )
         found = replace(self, partition=split, model=model, clients=clients)
         found = found._with_defaults()
         found._check()
         return found
 
     def _with_defaults(self) -> "Setting":
-        wind, fedsgd = self.dataset == "wind", self.algorithm == "fedsgd"
+        of_set, fedsgd = OF_DATASET[self.dataset], self.algorithm == "fedsgd"
         schedule = self.schedule or "constant"
-        rate = 0.02 if wind else 0.1
+        rate = of_set.client_lr
         adaptive = (self.server_optimizer or "sgd") != "sgd"
         third = max(1, self.rounds // 3) if isinstance(self.rounds, int) else 1
         defaults = {
             "alpha": 0.3,
             "shards_per_client": 2,
-            "fraction": 0.3 if wind else 0.1,
+            "fraction": of_set.fraction,
             "epochs": 5,
             "batch_size": 10,
             "client_lr": rate,
@@ -273,7 +293,7 @@ class Setting:
     @property
     def score(self) -> str:
         """The evaluated metric that tells good from bad; higher is better."""
-        return "test_r2" if self.dataset == "wind" else "test_accuracy"
+        return "test_r2" if self.dataset in REGRESSIONS else "test_accuracy"
 
     def values(self) -> dict[str, Any]:
         """The fields that have a value, by name."""

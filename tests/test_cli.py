@@ -118,7 +118,7 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--dataset", "mnits"], "dataset must be one of digits, wind; got 'mnits'"),
+        (["--dataset", "mnits"], "unknown dataset 'mnits'; did you mean 'mnist'?"),
         (["--partition", "nat"], "partition must be one of .*'nat'"),
         (["--partition", "natural"], "natural needs a dataset with natural clients"),
         (["--dataset", "wind", "--partition", "shards"], "splits by label, and wind has none"),
