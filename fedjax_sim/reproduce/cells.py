@@ -111,9 +111,7 @@ def mnist(
     return replace(made, epochs=epochs, batch_size=FULL if batch_size is None else batch_size)
 
 
-def _cell(
-    table: str, setting: Setting, published: int, fraction: float, middle: float
-) -> Cell:
+def _cell(table: str, setting: Setting, published: int, fraction: float, middle: float) -> Cell:
     iid = setting.partition == "iid"
     fedsgd = setting.algorithm == "fedsgd"
     epochs = 1 if fedsgd else setting.epochs
@@ -254,7 +252,7 @@ def select(names: Sequence[str]) -> list[Cell]:
         else:
             near = difflib.get_close_matches(name, [*TABLES, *by_name], 3, 0.4)
             raise ValueError(
-                f"TABLE must be one of {', '.join(TABLES)}, or a cell of theirs; got {name!r}"
+                f"TABLE must be one of {', '.join(TABLES)}, fedprox, or a cell; got {name!r}"
                 + (f" (nearest: {', '.join(near)})" if near else "")
             )
     needed = {by_name[name].after for name in wanted} - {None}

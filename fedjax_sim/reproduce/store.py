@@ -78,3 +78,14 @@ def what(cell: Cell) -> dict[str, Any]:
         "after": cell.after,
         "versions": {k: v for k, v in versions().items() if k in ("jax", "jaxlib")},
     }
+
+
+def best_runs(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a record's best rate, one a seed."""
+    return [one for one in record["runs"] if one["rate"] == record["rate"]]
+
+
+def mean_rounds(record: dict[str, Any]) -> float | None:
+    """The mean over the seeds; None unless all of them reached the target."""
+    times = [one["reached"] for one in best_runs(record)]
+    return None if None in times else sum(times) / len(times)
