@@ -26,7 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="seeds 0 to N-1; one where a run takes over ten minutes (default: 3)")  # fmt: skip
     add("--estimate", action="store_true", help="say how long it takes at most, and run nothing")
     add("--out", type=folder, default=Path("reproduce-results"), metavar="DIR",
-        help="results folder (default: reproduce-results); what is in it is not run again")  # fmt: skip
+        help="results folder; what is in it is not run again (default: reproduce-results)",
+        )  # fmt: skip
     add("--record", type=Path, metavar="FILE", help="the page (default: PAPERS.md in --out)")
     add("--cores", type=int, metavar="N", help="cores to use (default: all)")
 

@@ -111,7 +111,7 @@ def _modes(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
              "|" + "---|" * (5 + len(said))]  # fmt: skip
     groups: dict[tuple[str, ...], dict[tuple[str, str], Cell]] = {}
     for cell in table.cells:
-        *place, mode, server = (said for _, said in cell.says)
+        *place, mode, server = (text for _, text in cell.says)
         groups.setdefault(tuple(place), {})[mode, server] = cell
     for place, of in groups.items():
         first = records.get(of["selected", "1"].name)
@@ -160,7 +160,8 @@ _HEAD = """# The papers' tables, run again
 rounds until the test accuracy first reaches the target, the curve made monotone by the best value
 so far and interpolated linearly, as the papers have it; it is measured after every round, or 100
 times up to the published rounds where there are more. In each cell learning rates of the grid
-10^(i/3) are tried with seed 0, three at least, and more while the best lies at an end; a rate gives
-up at the rounds of the best one so far, and every run at {margin} times the published rounds. The best
-rate is then run with further seeds. So seed 0 is the one that chose the rate, as in the papers.
+10^(i/3) are tried with seed 0, three at least, and more while the best lies at an end; a rate
+gives up at the rounds of the best one so far, and every run at {margin} times the published
+rounds. The best rate is then run with further seeds. So seed 0 is the one that chose the rate, as
+in the papers.
 """
