@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def call(options: argparse.Namespace) -> int:
     """Estimates, runs, writes, prints."""
     from fedjax_sim.reproduce import TABLES, Store, fedprox, race, record, select
-    from fedjax_sim.reproduce.race import estimate, is_through
+    from fedjax_sim.reproduce.racing import estimate, is_through
 
     check_count("seeds", options.seeds)
     if not options.tables:

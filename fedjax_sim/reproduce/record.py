@@ -111,8 +111,8 @@ def _modes(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
              "|" + "---|" * (5 + len(said))]  # fmt: skip
     groups: dict[tuple[str, ...], dict[tuple[str, str], Cell]] = {}
     for cell in table.cells:
-        *place, mode, server = (text for _, text in cell.says)
-        groups.setdefault(tuple(place), {})[mode, server] = cell
+        words = tuple(text for _, text in cell.says)
+        groups.setdefault(words[:-2], {})[words[-2], words[-1]] = cell
     for place, of in groups.items():
         first = records.get(of["selected", "1"].name)
         if first is None:
