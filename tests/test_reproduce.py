@@ -140,7 +140,7 @@ def test_the_grid_goes_on_while_the_best_is_at_its_end(best, tried, tmp_path, mo
 
 def test_records_of_another_cell_are_refused(raced):
     other = CELL._replace(most=99)
-    with pytest.raises(ValueError, match="another cell.*most is 22 there and 99 here"):
+    with pytest.raises(ValueError, match=r"another cell.*most is 22 there and 99 here"):
         raced.load(other)
 
 
@@ -176,7 +176,7 @@ def test_a_cell_brings_the_one_whose_rate_it_uses():
 
 
 def test_an_unknown_table_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="got 'tabel1-2nn' .nearest: table1-2nn"):
+    with pytest.raises(ValueError, match=r"got 'tabel1-2nn' .nearest: table1-2nn"):
         select(["tabel1-2nn"])
 
 
@@ -208,9 +208,12 @@ def test_stragglers_are_dropped_or_kept_as_the_paper_has_them():
     data = fs.FederatedData.from_clients([{"x": np.ones(3)}] * 30)
     keys = jax.random.split(jax.random.key(0), 200)
     for share, slow in ((0.0, 0), (0.5, 5), (0.9, 9)):
-        draw = lambda key, keep, share=share: fedprox.stragglers(share, keep).sample(key, 0, data)
-        kept = jax.vmap(lambda key: draw(key, True))(keys)
-        dropped = jax.vmap(lambda key: draw(key, False))(keys)
+        kept, dropped = (
+            jax.vmap(lambda key, draw=fedprox.stragglers(share, keep): draw.sample(key, 0, data))(
+                keys
+            )
+            for keep in (True, False)
+        )
         np.testing.assert_array_equal(kept.client_ids, dropped.client_ids)
         np.testing.assert_array_equal(jnp.sum(kept.work < 1, axis=1), slow)
         np.testing.assert_array_equal(kept.work < 1, ~dropped.reports)
