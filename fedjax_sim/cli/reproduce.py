@@ -34,13 +34,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace) -> int:
     """Estimates, runs, writes, prints."""
-    from fedjax_sim.reproduce import TABLES, Store, fedprox, race, record, select
+    from fedjax_sim.reproduce import TABLES, Store, fedprox, race, record, select, shakespeare
     from fedjax_sim.reproduce.racing import estimate, is_through
 
     check_count("seeds", options.seeds)
     if not options.tables:
         return _list(TABLES)
-    cells = select([name for name in options.tables if name != fedprox.NAME])
+    cells = select(
+        [name for name in options.tables if name not in (fedprox.NAME, shakespeare.NAME)]
+    )
     mesh = machine.use_cores(options.cores)
     from fedjax_sim.cli import show
     from fedjax_sim.driver import Interrupt
@@ -67,6 +69,9 @@ def call(options: argparse.Namespace) -> int:
         with show.sweep_progress(total) as told:
             results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, told)
         through = sum(run.done == run.num_rounds for run in results.runs) == total
+    if through and shakespeare.NAME in options.tables:
+        with show.run_progress(shakespeare.ROUNDS, "test_accuracy") as tell_run:
+            through = shakespeare.run(options.out / shakespeare.NAME, mesh, tell_run)
     with Interrupt() as interrupt, show.cells_progress(len(missing)) as (tell, done):
         for cell in missing if through else ():
             through = race(cell, store, options.seeds, mesh, interrupt, tell)
@@ -88,7 +93,7 @@ def call(options: argparse.Namespace) -> int:
 
 def _list(tables: dict[str, Any]) -> int:
     from fedjax_sim.cli import show
-    from fedjax_sim.reproduce import fedprox
+    from fedjax_sim.reproduce import fedprox, shakespeare
 
     console = show.console()
     for table in tables.values():
@@ -96,5 +101,6 @@ def _list(tables: dict[str, Any]) -> int:
         for cell in table.cells:
             published = f", {cell.published:g} rounds published" if cell.published else ""
             console.print(f"  {cell.name}{published}", soft_wrap=True)
-    console.print(f"{fedprox.NAME}: {fedprox.HEADING}", soft_wrap=True)
+    for curves in (fedprox, shakespeare):
+        console.print(f"{curves.NAME}: {curves.HEADING}", soft_wrap=True)
     return 0

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_sim import canvas
 from fedjax_sim.canvas import FAINT, INK, LINE, MODE_STYLES, STYLES
-from fedjax_sim.reproduce import fedprox
+from fedjax_sim.reproduce import fedprox, shakespeare
 from fedjax_sim.reproduce.cells import Table
 from fedjax_sim.reproduce.store import best_runs, mean_rounds
 from fedjax_sim.results import Results, replace_file
@@ -92,3 +92,20 @@ def stragglers(results: Results, path: Path) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     replace_file(path, lambda file: made.savefig(file, format="png", dpi=110))
+
+
+def first_rounds(found: dict[str, Results], path: Path) -> None:
+    """Shakespeare's accuracy by round."""
+    made, ax = canvas.figure()
+    for style, (spread, results) in zip(STYLES, found.items(), strict=False):
+        run = results.runs[0]
+        evaluated = run.rounds["evaluated"].astype(bool)
+        at = np.flatnonzero(evaluated) + 1
+        ax.plot(at, run.measured("test_accuracy"), label=spread, markersize=4,
+                color=style["color"], linestyle=style["linestyle"], marker=style["marker"])  # fmt: skip
+    ax.set_xlabel("round")
+    ax.set_ylabel("test accuracy")
+    ax.set_xlim(0, shakespeare.ROUNDS + 0.5)
+    canvas.legend(made, ax, [])
+    made.set_facecolor("white")
+    replace_file(path, lambda file: made.savefig(file, format="png", dpi=130))

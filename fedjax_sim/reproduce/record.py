@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim import reading
-from fedjax_sim.reproduce import fedprox, figures
+from fedjax_sim.reproduce import fedprox, figures, shakespeare
 from fedjax_sim.reproduce.cells import MARGIN, TABLES, Cell, Table
 from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
 from fedjax_sim.results import replace_file
@@ -42,6 +42,14 @@ def write(page: Path, store: Store) -> list[Path]:
         parts.append(f"## {fedprox.HEADING}\n\n![{fedprox.HEADING}]({picture.name})\n")
         parts.append("\n".join([fedprox.NOTE, "", *fedprox.rows(found)]) + "\n")
         parts.append(f"    fedjax-sim reproduce {fedprox.NAME}\n")
+    folder = store.folder / shakespeare.NAME
+    if shakespeare.load(folder):
+        picture = page.parent / f"{shakespeare.NAME}.png"
+        figures.first_rounds(shakespeare.load(folder), picture)
+        written.append(picture)
+        parts.append(f"## {shakespeare.HEADING}\n\n![accuracy by round]({picture.name})\n")
+        parts.append("\n".join(shakespeare.lines(folder)) + "\n")
+        parts.append(f"    fedjax-sim reproduce {shakespeare.NAME}\n")
     text = "\n".join(part for part in parts if part)
     replace_file(page, lambda file: file.write(text.encode()))
     return written
