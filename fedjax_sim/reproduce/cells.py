@@ -252,8 +252,8 @@ def select(names: Sequence[str]) -> list[Cell]:
         else:
             near = difflib.get_close_matches(name, [*TABLES, *by_name], 3, 0.4)
             raise ValueError(
-                f"TABLE must be one of {', '.join(TABLES)}, fedprox, shakespeare, or a cell; got {name!r}"
-                + (f" (nearest: {', '.join(near)})" if near else "")
+                f"TABLE must be one of {', '.join(TABLES)}, fedprox, shakespeare, or a cell; "
+                f"got {name!r}" + (f" (nearest: {', '.join(near)})" if near else "")
             )
     needed = {by_name[name].after for name in wanted} - {None}
     return [cell for name, cell in by_name.items() if name in wanted | needed]

@@ -101,8 +101,8 @@ def first_rounds(found: dict[str, Results], path: Path) -> None:
         run = results.runs[0]
         evaluated = run.rounds["evaluated"].astype(bool)
         at = np.flatnonzero(evaluated) + 1
-        ax.plot(at, run.measured("test_accuracy"), label=spread, markersize=4,
-                color=style["color"], linestyle=style["linestyle"], marker=style["marker"])  # fmt: skip
+        look = {key: style[key] for key in ("color", "linestyle", "marker")}
+        ax.plot(at, run.measured("test_accuracy"), label=spread, markersize=4, **look)
     ax.set_xlabel("round")
     ax.set_ylabel("test accuracy")
     ax.set_xlim(0, shakespeare.ROUNDS + 0.5)
