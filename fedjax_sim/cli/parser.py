@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from fedjax_sim import __version__
-from fedjax_sim.cli import compare, report, reproduce, run, sweep
+from fedjax_sim.cli import compare, data, report, reproduce, run, sweep
 from fedjax_sim.cli.signals import INTERRUPTED, second_ends_at_once
 
 _COMMANDS = {
@@ -16,6 +16,7 @@ _COMMANDS = {
     "sweep": sweep,
     "compare": compare,
     "report": report,
+    "data": data,
     "reproduce": reproduce,
 }
 
