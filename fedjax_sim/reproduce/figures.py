@@ -42,7 +42,9 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
         times = [one["reached"] for one in best_runs(record)]
         ax.plot([min(times), max(times)], [y, y], "-", color=color, linewidth=2)
         ax.plot(mean, y, "o", color=color, markersize=5, label=once(name))
-    ax.set_xscale("log")
+    said = [one["reached"] or cell.most for cell in cells for one in best_runs(records[cell.name])]
+    said += [cell.published for cell in cells if cell.published]
+    canvas.scale(ax, "rounds to the target", min(said), max(said))
     ax.set_yticks(range(len(cells)))
     ax.set_yticklabels(
         [", ".join(f"{k}={v}" if k in "CEB" else v for k, v in cell.says)
@@ -50,7 +52,6 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
         fontsize=9, color=INK,
     )  # fmt: skip
     ax.set_ylim(-0.6, len(cells) - 0.4)
-    ax.set_xlabel("rounds to the target")
     ax.axhline(-0.6, color=LINE)
     made.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
     made.set_facecolor("white")
