@@ -78,9 +78,7 @@ def test_what_is_not_idx(tmp_path, content, says):
 def test_where_files_are_looked_for(tmp_path, cache):
     with pytest.raises(FileNotFoundError, match=r"mnist is not in .*: fedjax-sim data fetch mnist"):
         fs.datasets.mnist()
-    with pytest.raises(
-        FileNotFoundError, match="path must be a folder with mnist's files"
-    ):
+    with pytest.raises(FileNotFoundError, match="path must be a folder with mnist's files"):
         fs.datasets.mnist(tmp_path)
     (cache / "mnist").mkdir(parents=True)
     for name in IDX[0]:
