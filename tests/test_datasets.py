@@ -387,7 +387,7 @@ def test_leafs_text(tmp_path):
         write_leaf(tmp_path / part, users)
     found = fs.datasets.leaf(tmp_path)
     letters = importlib.import_module("fedjax_sim.datasets.leaf").LETTERS
-    assert found.num_classes <= len(letters) == 80
+    assert found.num_classes == len(letters) == 80
     assert "".join(letters[i] for i in found.train["x"][0]) == "to be"
     assert "".join(letters[i] for i in found.train["y"][0]) == "o be "
     write_leaf(tmp_path / "test", {"HAMLET": {"x": ["to ~e"], "y": [" "]}})
