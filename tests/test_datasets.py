@@ -78,9 +78,7 @@ def test_what_is_not_idx(tmp_path, content, says):
 def test_where_files_are_looked_for(tmp_path, cache):
     with pytest.raises(FileNotFoundError, match=r"mnist is not in .*: fedjax-sim data fetch mnist"):
         fs.datasets.mnist()
-    with pytest.raises(
-        FileNotFoundError, match="path must be a folder with mnist's files"
-    ):
+    with pytest.raises(FileNotFoundError, match="path must be a folder with mnist's files"):
         fs.datasets.mnist(tmp_path)
     (cache / "mnist").mkdir(parents=True)
     for name in IDX[0]:
@@ -389,7 +387,7 @@ def test_leafs_text(tmp_path):
         write_leaf(tmp_path / part, users)
     found = fs.datasets.leaf(tmp_path)
     letters = importlib.import_module("fedjax_sim.datasets.leaf").LETTERS
-    assert found.num_classes <= len(letters) == 80
+    assert found.num_classes == len(letters) == 80
     assert "".join(letters[i] for i in found.train["x"][0]) == "to be"
     assert "".join(letters[i] for i in found.train["y"][0]) == "o be "
     write_leaf(tmp_path / "test", {"HAMLET": {"x": ["to ~e"], "y": [" "]}})

@@ -45,7 +45,7 @@ def activity(path: str | os.PathLike[str] | None = None, length: int = 100) -> D
     ends = np.cumsum(lengths)
     for start, end, label, person in zip(ends - lengths, ends, labels, people, strict=True):
         many = (end - start) // length
-        windows = samples[start : start + many * length].reshape(many, length, -1)
+        windows = samples[start : start + many * length].reshape(many, length, 6)
         cut = many * 4 // 5
         for part, mine in ((train, windows[:cut]), (test, windows[cut:])):
             part.append((mine, np.full(len(mine), label), np.full(len(mine), person)))

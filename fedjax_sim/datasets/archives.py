@@ -56,7 +56,9 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
                     yield _of_tar(tar)
             except tarfile.ReadError:
-                raise ValueError(process.stderr.read().decode().strip() or "no tar") from None
+                raise ValueError(
+                    " ".join(process.stderr.read().decode().split()) or "no tar"
+                ) from None
             finally:
                 process.stdout.read()  # to its end, or dpkg-deb waits for us
 

@@ -13,6 +13,7 @@ from fedjax_sim.datasets.types import Dataset
 
 # Of LEAF's Shakespeare, in its order.
 LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
+_OF_CODE = np.array([LETTERS.find(chr(code)) for code in range(129)], np.int32)  # -1: not in it
 
 
 def leaf(path: str | os.PathLike[str]) -> Dataset:
@@ -37,7 +38,9 @@ def leaf(path: str | os.PathLike[str]) -> Dataset:
         for file in files:
             clients |= _users(file)
         parts.append(clients)
-    return joined(*parts)
+    found = joined(*parts)
+    text = found.train["y"].ndim == 2
+    return found._replace(num_classes=len(LETTERS)) if text else found
 
 
 def _users(file: Path) -> dict[str, Examples]:
@@ -58,10 +61,10 @@ def _users(file: Path) -> dict[str, Examples]:
 
 def _arrays(x: Sequence[Any], y: Sequence[Any], where: str) -> Examples:
     if len(x) and isinstance(x[0], str):
-        texts = [_indices(before + after, where) for before, after in zip(x, y, strict=True)]
+        texts = [before + after for before, after in zip(x, y, strict=True)]
         if len({len(text) for text in texts}) > 1:
             raise ValueError(f"{where} must have texts of one length")
-        whole = np.stack(texts)
+        whole = _indices("".join(texts), where).reshape(len(texts), -1)
         return whole[:, :-1], whole[:, 1:]
     try:
         return np.asarray(x), np.asarray(y)
@@ -70,7 +73,8 @@ def _arrays(x: Sequence[Any], y: Sequence[Any], where: str) -> Examples:
 
 
 def _indices(text: str, where: str) -> np.ndarray:
-    found = np.array([LETTERS.find(letter) for letter in text], np.int32)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    found = _OF_CODE[np.minimum(codes, len(_OF_CODE) - 1)]
     if (found < 0).any():
         unknown = text[int(np.argmax(found < 0))]
         raise ValueError(f"{where} must be in LEAF's {len(LETTERS)} letters; got {unknown!r}")

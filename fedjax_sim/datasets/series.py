@@ -33,11 +33,11 @@ def forecasting(
       x: Float32[N, T, F], y: Float32[N], client k's examples in time; regression.
     """
     cuts = [int(len(steps) * train_share) for steps in series]
-    known = np.concatenate([s[:cut] for s, cut in zip(series, cuts, strict=True)])
+    known = np.concatenate([s[:cut] for s, cut in zip(series, cuts, strict=True)], dtype=float)
     many = known.shape[1] if scaled is None else scaled
     mean, std = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
     mean[many:], std[many:] = 0, 1
-    future = np.concatenate([t[:cut] for t, cut in zip(targets, cuts, strict=True)])
+    future = np.concatenate([t[:cut] for t, cut in zip(targets, cuts, strict=True)], dtype=float)
     middle, spread = np.nanmean(future), np.nanstd(future)
     train: list[tuple[np.ndarray, np.ndarray]] = []
     test: list[tuple[np.ndarray, np.ndarray]] = []
