@@ -118,7 +118,7 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--dataset", "mnits"], "dataset must be one of digits, wind; got 'mnits'"),
+        (["--dataset", "mnits"], "dataset must be one of digits, wind, .*; got 'mnits'"),
         (["--partition", "nat"], "partition must be one of .*'nat'"),
         (["--partition", "natural"], "natural needs a dataset with natural clients"),
         (["--dataset", "wind", "--partition", "shards"], "splits by label, and wind has none"),
@@ -148,7 +148,14 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys):
         (["--rounds", "0"], "rounds must be .*got 0"),
         (["--seeds", "0"], "seeds must be .*got 0"),
         (["--target", "2"], "target must be .*at most 1; got 2"),
-        (["--model", "cnn"], r"model \(of digits\) must be one of logistic, 2nn, mlp; got 'cnn'"),
+        (["--model", "rnn"], r"model \(of digits\) must be one of logistic, 2nn, .*; got 'rnn'"),
+        (["--dataset", "synthetic", "--model", "cnn"], r"model \(of synthetic\) .*got 'cnn'"),
+        (["--synthetic-beta", "1"], "synthetic_beta belongs to dataset synthetic"),
+        (["--dataset", "synthetic", "--synthetic-alpha", "-1"], "synthetic_alpha .*got -1"),
+        (["--partition", "quantity", "--skew", "zipf"], "skew must be one of lognormal.*'zipf'"),
+        (["--partition", "quantity", "--skew-parameter", "-1"], "skew_parameter .*got -1"),
+        (["--partition", "labels", "--classes-per-client", "11"], "at most the 10 classes"),
+        (["--skew", "lognormal"], "skew belongs to partition quantity"),
         (["--round", "3"], "unrecognized arguments: --round 3"),
     ],
 )
