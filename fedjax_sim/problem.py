@@ -102,15 +102,29 @@ def _problem(setting: Setting) -> Problem:
         found, client_ids = split(setting)
         data = FederatedData.from_arrays(found.train, client_ids, setting.clients)
         test = FederatedData.from_clients([found.test])
-    shape = found.train["x"].shape[1:]
+    model = _model(setting.model or "mlp", found)
     if found.num_classes is None:
-        regression = models.mlp(shape, (32, 32), 1)
         variance = float(np.var(found.test["y"]))
-        return Problem(
-            data, test, regression.init, models.squared_error(regression.apply), variance
-        )
-    classifier = models.mlp(shape, _HIDDEN[setting.model or "logistic"], found.num_classes)
-    return Problem(data, test, classifier.init, models.cross_entropy(classifier.apply), None)
+        return Problem(data, test, model.init, models.squared_error(model.apply), variance)
+    return Problem(data, test, model.init, models.cross_entropy(model.apply), None)
+
+
+def _model(name: str, found: Any) -> Any:
+    """The model of that name for the data set."""
+    from fedjax_sim import models
+
+    shape, classes = found.train["x"].shape[1:], found.num_classes
+    if classes is None:
+        return models.mlp(shape, (32, 32), 1)
+    if name in _HIDDEN:
+        return models.mlp(shape, _HIDDEN[name], classes)
+    if name in ("character_lstm", "transformer"):
+        return getattr(models, name)(classes, length=shape[0])
+    grey = len(shape) == 2
+    made = getattr(models, name)((*shape, 1) if grey else shape, classes)
+    if not grey:
+        return made
+    return made._replace(apply=lambda params, x: made.apply(params, x[..., None]))
 
 
 def experiment(setting: Setting, mesh: Mesh | None = None) -> Experiment:

@@ -172,5 +172,5 @@ def test_synthetic_clients_do_not_depend_on_their_number():
     np.testing.assert_array_equal(few.train["y"], many.train["y"][many.client_ids < 3])
     with pytest.raises(ValueError, match="alpha must be finite and at least 0; got -1"):
         fs.datasets.synthetic(KEY, alpha=-1)
-    with pytest.raises(ValueError, match="num_clients must be .*got 0"):
+    with pytest.raises(ValueError, match=r"num_clients must be .*got 0"):
         fs.datasets.synthetic(KEY, num_clients=0)
