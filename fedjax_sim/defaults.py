@@ -16,23 +16,39 @@ class OfDataset(NamedTuple):
     labels: bool = True  # one for each example, to split by
 
 
-_IMAGES = OfDataset(("2nn", "cnn", "logistic", "mlp"), 100)
+_IMAGES = OfDataset(("2nn", "cnn", "cifar_cnn", "resnet18", "logistic", "mlp"), 100)
 _SERIES = OfDataset(
     ("mlp",), 0, fraction=0.3, client_lr=0.02, target=0.75, natural=True, labels=False
 )
+_SYNTHETIC = OfDataset(
+    ("logistic", "2nn", "mlp"), 30, fraction=1 / 3, client_lr=0.01, target=0.7, natural=True,
+    fixed=False,
+)  # fmt: skip
 
 OF_DATASET = {
-    "digits": OfDataset(("logistic", "2nn", "mlp"), 50),
+    "digits": OfDataset(("logistic", "2nn", "mlp", "cnn", "cifar_cnn", "resnet18"), 50),
     "wind": _SERIES._replace(clients=10, fixed=False),
+    "synthetic": _SYNTHETIC,
+    "synthetic_iid": _SYNTHETIC,
     "mnist": _IMAGES,
     "fashion_mnist": _IMAGES._replace(target=0.8),
-    "cifar10": _IMAGES._replace(models=("cnn", "2nn", "logistic", "mlp"), target=0.6),
-    "shakespeare": OfDataset(
-        ("lstm",), 1282, fraction=0.01, client_lr=1.0, target=0.4, natural=True, labels=False
+    "cifar10": _IMAGES._replace(
+        models=("cnn", "cifar_cnn", "resnet18", "2nn", "logistic", "mlp"), target=0.6
     ),
+    "shakespeare": OfDataset(
+        ("character_lstm", "transformer"),
+        1282,
+        fraction=0.01,
+        client_lr=1.0,
+        target=0.4,
+        natural=True,
+        labels=False,
+    ),  # fmt: skip
     "irish_wind": _SERIES._replace(clients=12),
     "wind_farm": _SERIES._replace(clients=4, fraction=0.5),
     "household": _SERIES._replace(clients=17),
     "activity": OfDataset(("2nn", "logistic", "mlp"), 10, fraction=0.3, natural=True),
 }
+GENERATED = ("digits", "wind", "synthetic", "synthetic_iid")  # or shipped: there without a fetch
+FETCHED = tuple(name for name in OF_DATASET if name not in GENERATED)
 REGRESSIONS = ("wind", "irish_wind", "wind_farm", "household")

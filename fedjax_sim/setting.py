@@ -3,15 +3,16 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from fedjax_sim import aggregation, execution
+from fedjax_sim import aggregation, execution, partition
 from fedjax_sim.base import LocalTraining
 from fedjax_sim.checks import check_count, check_known, check_number
-from fedjax_sim.defaults import OF_DATASET, REGRESSIONS
+from fedjax_sim.defaults import FETCHED, OF_DATASET, REGRESSIONS
 from fedjax_sim.local import check_local
 
 FULL = "full"  # a batch_size
 DATASETS = tuple(OF_DATASET)
-PARTITIONS = ("iid", "shards", "dirichlet", "natural")
+PARTITIONS = ("iid", "shards", "dirichlet", "labels", "quantity", "natural")
+_BY_LABEL = ("shards", "dirichlet", "labels")
 ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fedsgd")
 SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone")
 SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
@@ -27,6 +28,11 @@ _OPTIMIZING = ("fedavg", "fedprox")
 _BELONGS = {
     "alpha": ("partition", ("dirichlet",)),
     "shards_per_client": ("partition", ("shards",)),
+    "classes_per_client": ("partition", ("labels",)),
+    "skew": ("partition", ("quantity",)),
+    "skew_parameter": ("partition", ("quantity",)),
+    "synthetic_alpha": ("dataset", ("synthetic",)),
+    "synthetic_beta": ("dataset", ("synthetic",)),
     "fraction": ("sampler", SAMPLERS[:-1]),
     "epochs": ("algorithm", _DESCENDING),
     "batch_size": ("algorithm", _DESCENDING),
@@ -56,21 +62,43 @@ class Setting:
     dataset: str = field(
         default="digits",
         metadata=_says(
-            "digits (10 classes; default), wind (regression) or one that is fetched: "
-            f"{', '.join(list(OF_DATASET)[2:])}"
+            "digits (10 classes; default), wind (regression), synthetic or synthetic_iid (10 "
+            f"classes, of FedProx), or one that is fetched: {', '.join(FETCHED)}"
         ),
+    )
+    synthetic_alpha: float | None = field(
+        default=None,
+        metadata=_says("of --dataset synthetic: how far models differ (default: 1)", "ALPHA"),
+    )
+    synthetic_beta: float | None = field(
+        default=None,
+        metadata=_says("of --dataset synthetic: how far features differ (default: 1)", "BETA"),
     )
     partition: str | None = field(
         default=None,
         metadata=_says(
-            "iid, shards, dirichlet (default for images) or natural (default for others)", "HOW"
+            "iid, shards, dirichlet, labels, quantity or natural (default where the dataset has "
+            "natural clients, else dirichlet)", "HOW",
         ),
-    )
+    )  # fmt: skip
     alpha: float | None = field(
         default=None, metadata=_says("of --partition dirichlet (default: 0.3)")
     )
     shards_per_client: int | None = field(
         default=None, metadata=_says("of --partition shards (default: 2)", "S")
+    )
+    classes_per_client: int | None = field(
+        default=None, metadata=_says("of --partition labels (default: 2)", "N")
+    )
+    skew: str | None = field(
+        default=None,
+        metadata=_says(
+            "of --partition quantity: sizes lognormal (default), power_law or dirichlet", "HOW"
+        ),
+    )
+    skew_parameter: float | None = field(
+        default=None,
+        metadata=_says("of --skew: sigma, exponent or alpha (default: 1)", "X"),
     )
     partition_seed: int = field(
         default=0, metadata=_says("the split, one for all seeds (default: 0)", "SEED")
@@ -78,14 +106,17 @@ class Setting:
     model: str | None = field(
         default=None,
         metadata=_says(
-            "logistic (default for digits), 2nn (for mnist, fashion_mnist, activity), cnn (for "
-            "cifar10), lstm (for shakespeare) or mlp (for regressions)"
+            "logistic (default for digits, synthetic), 2nn (for mnist, fashion_mnist, activity), "
+            "mlp (for regressions), character_lstm (for shakespeare) or transformer; of images cnn "
+            "(default for cifar10), cifar_cnn or resnet18, too"
         ),
     )
     clients: int | None = field(
         default=None,
         metadata=_says(
-            "clients (default: the natural ones; digits 50, wind 10, images 100)", "K", "-K"
+            "clients (default: the natural ones; digits 50, wind 10, synthetic 30, images 100)",
+            "K",
+            "-K",
         ),
     )
     algorithm: str = field(
@@ -105,7 +136,8 @@ class Setting:
         default=None,
         metadata=_says(
             "the cohort is m = max(1, round(C K)); of bernoulli, each client's probability "
-            "(default: 0.1; of few natural clients 0.3 or 0.5, of shakespeare 0.01)", "C", "-C",
+            "(default: 0.1; of few natural clients 0.3 or 0.5, of shakespeare 0.01, of synthetic "
+            "1/3)", "C", "-C",
         ),
     )  # fmt: skip
     epochs: int | None = field(default=None, metadata=_says("local epochs (default: 5)", "E", "-E"))
@@ -115,7 +147,9 @@ class Setting:
     client_lr: float | None = field(
         default=None,
         metadata=_says(
-            "clients' SGD learning rate (default: 0.1; regressions 0.02, shakespeare 1)", "ETA"
+            "clients' SGD learning rate (default: 0.1; regressions 0.02, synthetic 0.01, "
+            "shakespeare 1)",
+            "ETA",
         ),
     )
     client_momentum: float | None = field(
@@ -185,10 +219,10 @@ class Setting:
         if split == "natural" and not of.natural:
             natural = ", ".join(name for name, of in OF_DATASET.items() if of.natural)
             raise ValueError(f"partition natural needs a dataset with natural clients ({natural})")
-        if split in ("shards", "dirichlet") and not of.labels:
+        if split in _BY_LABEL and not of.labels:
             raise ValueError(
-                f"partition {split} splits by label, and {self.dataset} has none; use natural or "
-                "iid"
+                f"partition {split} splits by label, and {self.dataset} has none; use natural, "
+                "iid or quantity"
             )
         model = self.model or of.models[0]
         _one_of(f"model (of {self.dataset})", model, of.models)
@@ -217,6 +251,11 @@ class Setting:
         defaults = {
             "alpha": 0.3,
             "shards_per_client": 2,
+            "classes_per_client": 2,
+            "skew": "lognormal",
+            "skew_parameter": 1.0,
+            "synthetic_alpha": 1.0,
+            "synthetic_beta": 1.0,
             "fraction": of_set.fraction,
             "epochs": 5,
             "batch_size": 10,
@@ -243,8 +282,8 @@ class Setting:
         return replace(self, **made)
 
     def _check(self) -> None:
-        for name in ("rounds", "clients", "evaluate_every", "shards_per_client", "decay_rounds",
-                     "cores"):  # fmt: skip
+        for name in ("rounds", "clients", "evaluate_every", "shards_per_client",
+                     "classes_per_client", "decay_rounds", "cores"):  # fmt: skip
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         for name in ("partition_seed", "seed"):
@@ -252,6 +291,8 @@ class Setting:
                 raise ValueError(f"{name} must lie in [0, 2^32); got {getattr(self, name)}")
         for name, allows, says in (
             ("alpha", lambda x: x > 0, "positive"),
+            ("synthetic_alpha", lambda x: x >= 0, "at least 0"),
+            ("synthetic_beta", lambda x: x >= 0, "at least 0"),
             ("fraction", lambda c: 0 < c <= 1, "in (0, 1]"),
             ("client_lr", lambda x: x > 0, "positive"),
             ("client_momentum", lambda x: 0 <= x < 1, "in [0, 1)"),
@@ -263,6 +304,8 @@ class Setting:
         ):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), allows, says)
+        if self.skew is not None:
+            partition.check_skew(self.skew, self.skew_parameter, "skew_parameter")
         if self.epochs is not None:
             if isinstance(self.batch_size, str) and self.batch_size != FULL:
                 raise ValueError(
@@ -302,6 +345,11 @@ class Setting:
 
 
 NAMES = tuple(f.name for f in fields(Setting))
+# What the data and their split depend on.
+OF_DATA = (
+    "dataset", "synthetic_alpha", "synthetic_beta", "partition", "alpha", "shards_per_client",
+    "classes_per_client", "skew", "skew_parameter", "partition_seed", "clients",
+)  # fmt: skip
 
 
 def cohort_size(fraction: float, num_clients: int) -> int:

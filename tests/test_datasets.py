@@ -16,7 +16,7 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim.datasets import by_client, cifar, series
 from fedjax_sim.datasets.images import IDX, read_idx
-from fedjax_sim.defaults import OF_DATASET, REGRESSIONS
+from fedjax_sim.defaults import FETCHED, OF_DATASET, REGRESSIONS
 
 # The packages' attributes of these names are the loaders.
 shakespeare, wind_farm, activity, household, irish_wind = (
@@ -522,7 +522,7 @@ def test_hugging_face_by_what_it_asks():
 def test_each_fetched_set_has_a_loader_and_defaults():
     from fedjax_sim.datasets.recipes import RECIPES
 
-    assert set(OF_DATASET) == {"digits", "wind"} | set(RECIPES)
+    assert set(FETCHED) == set(RECIPES)
     assert set(REGRESSIONS) <= set(OF_DATASET)
     for name, recipe in RECIPES.items():
         assert callable(getattr(fs.datasets, name))

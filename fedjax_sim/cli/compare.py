@@ -13,6 +13,7 @@ from fedjax_sim.cli.values import setting
 from fedjax_sim.comparison import Setting
 from fedjax_sim.report import Row
 from fedjax_sim.results import Results
+from fedjax_sim.setting import OF_DATA
 
 HELP = "compare the aggregation modes"
 DESCRIPTION = (
@@ -22,7 +23,7 @@ DESCRIPTION = (
 )
 NEEDS = ("matplotlib", "rich")
 _FIELDS = (
-    "dataset", "partition", "alpha", "shards_per_client", "partition_seed", "model", "clients",
+    *OF_DATA, "model",
     "epochs", "batch_size", "client_lr", "server_lr", "rounds", "target", "execution", "cores",
 )  # fmt: skip
 

