@@ -43,7 +43,7 @@ OF_DATASET = {
         target=0.4,
         natural=True,
         labels=False,
-    ),  # fmt: skip
+    ),
     "irish_wind": _SERIES._replace(clients=12),
     "wind_farm": _SERIES._replace(clients=4, fraction=0.5),
     "household": _SERIES._replace(clients=17),

@@ -103,7 +103,7 @@ def _times(mesh: Mesh | None) -> dict[str, Any]:
     cohort = made.sampler.sample(key, 0, made.data)
     blocks = -(-made.data.num_examples[cohort.client_ids] // 10)
     found: dict[str, Any] = {
-        "clients": int(cohort.mask.sum()),
+        "clients": len(blocks),
         "smallest": int(blocks.min()),
         "largest": int(blocks.max()),
     }
