@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.results import Mean, Results, Run
+from fedjax_sim.sweep import sweeping
 from tests import killed
 from tests.conftest import MESH, linear_loss, zeros
 
@@ -214,6 +216,57 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
     assert (tmp_path / "table.csv").read_bytes() == kept
     (tmp_path / "sweep.json").unlink()  # its batches must not pass for those of another sweep
     refused("holds batches and no sweep.json", out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "makes"),
+    [("examples", None), ("rounds", None), ("seed", None), ("nonfinite", None), ("b", None),
+     ("train_loss", None), ("loss", {"loss": 1.0}), ("seed", {"loss": 1.0}),
+     ("value", 2.0)],
+)  # fmt: skip
+def test_an_axis_called_like_a_column_is_refused(data, monkeypatch, name, makes):
+    monkeypatch.setattr("fedjax_sim.sweep.sweeping.Compiled", lambda *_: pytest.fail("compiled"))
+    make = factory(data)
+    experiment = (lambda **_: make(lr=0.1)) if makes is None else (lambda key, **_: makes)
+    with pytest.raises(ValueError, match=f"must not have an axis '{name}', .*taken are"):
+        fs.sweep(experiment, {name: [0.5, 1.5]}, [0])
+
+
+def test_a_result_called_like_a_label_is_refused(data):
+    with pytest.raises(ValueError, match="experiment must not return 'seed'"):
+        fs.sweep(lambda key, lr: {"seed": lr}, {"lr": [0.1]}, [0])
+    wrong = factory(data)(0.1)._replace(evaluate=lambda params: {"rounds": params["b"]})
+    with pytest.raises(ValueError, match="evaluate must not return 'rounds'"):
+        fs.sweep(lambda lr: wrong, {"lr": [0.1]}, [0])
+    with pytest.raises(ValueError, match="evaluate must not return 'rounds'"):
+        fs.simulate(wrong, jax.random.key(0))
+
+
+def test_memory_is_that_of_all_devices():
+    def device(limit, used):
+        return types.SimpleNamespace(
+            memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used}
+        )
+
+    # Dealt evenly: four times what the fullest has left.
+    some = [device(100, 10), device(100, 40), device(80, 0), device(100, 0)]
+    assert sweeping._free_memory(some) == 4 * 60
+    # The devices of a CPU have one memory.
+    cpus = jax.local_devices()
+    assert len(cpus) == 2
+    assert sweeping._free_memory(cpus) < 1.5 * sweeping._free_memory(cpus[:1])
+
+
+def test_tables_that_cannot_be_written_cost_no_run(data, tmp_path, monkeypatch):
+    whole = fs.sweep(factory(data), {"lr": RATES[:2]}, [0], out=tmp_path)
+
+    def full(path, save):
+        raise fs.SaveError(28, "No space left on device")
+
+    monkeypatch.setattr("fedjax_sim.results.replace_file", full)
+    with pytest.raises(fs.SaveError, match=r"table.csv, rounds.csv, summary.json \(No space") as e:
+        fs.sweep(factory(data), {"lr": RATES[:2]}, [0], out=tmp_path, resume=True)
+    assert e.value.results.table() == whole.table()
 
 
 def test_grids():
