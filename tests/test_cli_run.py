@@ -206,9 +206,9 @@ def test_a_signal_and_a_resume_change_no_bit(tmp_path, number):
     summary = json.loads(read(tmp_path / "cut", "summary.json"))
     assert not summary["complete"]
     # In a process of the same number of devices.
-    for folder, more in (("cut", ["--resume"]), ("whole", options)):
+    for name, more in (("cut", ["--resume"]), ("whole", options)):
         done = subprocess.run(
-            [sys.executable, "-m", "fedjax_sim.cli", "run", *more, "--out", str(tmp_path / folder)],
+            [sys.executable, "-m", "fedjax_sim.cli", "run", *more, "--out", str(tmp_path / name)],
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
