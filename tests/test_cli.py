@@ -89,6 +89,7 @@ def test_same_seed_same_history_in_any_chunks(tmp_path, execution):
 
 def test_modes_coincide_where_the_identity_says(tmp_path):
     common = ("--clients", "10", "--rounds", "3", "--seeds", "1", "--partition", "iid")
+    common += ("--modes", "selected", "all_clients", "unbiased")
     assert compare(*common, "-C", "1", out=tmp_path / "everyone") == 0
     rows = json.loads((tmp_path / "everyone" / "summary.json").read_text())["rows"]
     scores = {row["mode"]: row["score_mean"] for row in rows}
@@ -232,7 +233,8 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
     sweep = comparison.sweep
     # selected: a first round, and three; all_clients: a first round.
     monkeypatch.setattr(comparison, "sweep", interrupted(sweep, 3))
-    assert compare(*SMALL, "--fractions", "0.5", out=tmp_path / "cut") == 130
+    options = (*SMALL, "--fractions", "0.5", "--modes", "selected", "all_clients")
+    assert compare(*options, out=tmp_path / "cut") == 130
     said = capsys.readouterr().out
     assert "Interrupted: what was computed until then is kept." in said
     summary = json.loads((tmp_path / "cut" / "summary.json").read_text())
@@ -247,8 +249,8 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
         assert len(list(csv.DictReader(file))) == 2 * 4 + 2 * 1
 
     monkeypatch.setattr(comparison, "sweep", sweep)
-    assert compare(*SMALL, "--fractions", "0.5", "--resume", out=tmp_path / "cut") == 0
-    assert compare(*SMALL, "--fractions", "0.5", out=tmp_path / "whole") == 0
+    assert compare("--resume", out=tmp_path / "cut") == 0
+    assert compare(*options, out=tmp_path / "whole") == 0
     for name in ("history.csv", "rounds.csv"):
         whole = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "cut" / name).read_bytes() == whole

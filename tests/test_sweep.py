@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +36,26 @@ def factory(data, rounds=6):
     return experiment
 
 
+def alone(experiment):
+    """(static, traced hyper-parameters, key) -> a run of its own, compiled once for each static."""
+
+    @partial(jax.jit, static_argnums=0)
+    def run(static, traced, key):
+        return experiment(**dict(static), **traced).run(key)
+
+    def of(configuration, key):
+        static = {k: v for k, v in configuration.items() if not isinstance(v, float)}
+        traced = {k: v for k, v in configuration.items() if isinstance(v, float)}
+        return run(tuple(static.items()), traced, key)
+
+    return of
+
+
 def one_by_one(experiment, results, keys):
     """Each run beside the same experiment run alone."""
+    run_alone = alone(experiment)
     for run in results.runs:
-        _, history = jax.jit(experiment(**run.configuration).run)(keys[run.seed])
+        _, history = run_alone(run.configuration, keys[run.seed])
         np.testing.assert_allclose(run.rounds["b"], history.evaluation["b"], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(
             run.rounds["train_loss"], history.rounds.train["loss"], rtol=1e-4
@@ -68,18 +85,22 @@ def test_it_equals_its_configurations_one_by_one(data):
     np.testing.assert_array_equal(first.rounds["client_steps"], other.rounds["client_steps"])
 
 
-@pytest.mark.parametrize("side_by_side", [1, 2, 5])
-def test_the_table_does_not_depend_on_the_chunks(data, side_by_side, tmp_path):
-    make = factory(data)
-    whole = fs.sweep(make, {"lr": RATES}, [0, 1, 2])
-    parts = fs.sweep(make, {"lr": RATES}, [0, 1, 2], side_by_side=side_by_side, out=tmp_path)
-    one = fs.sweep(make, {"lr": RATES}, [0, 1, 2], mesh=jax.sharding.Mesh(MESH.devices[:1], "r"))
-    for other in (parts, one):
-        for a, b in zip(whole.table(), other.table(), strict=True):
-            assert list(a) == list(b)
-            # Lane-steps are those of the strategy, which one by one may be another.
-            for name in set(a) - {"lane_steps", "useful_share"}:
-                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
+@pytest.fixture(scope="module")
+def whole_table(data):
+    return fs.sweep(factory(data), {"lr": RATES}, [0, 1, 2]).table()
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2, 5, None])  # None: on one device
+def test_the_table_does_not_depend_on_the_chunks(data, side_by_side, whole_table, tmp_path):
+    options = {"mesh": jax.sharding.Mesh(MESH.devices[:1], "r")} if side_by_side is None else {}
+    parts = fs.sweep(
+        factory(data), {"lr": RATES}, [0, 1, 2], side_by_side=side_by_side, out=tmp_path, **options
+    )
+    for a, b in zip(whole_table, parts.table(), strict=True):
+        assert list(a) == list(b)
+        # Lane-steps are those of the strategy, which one by one may be another.
+        for name in set(a) - {"lane_steps", "useful_share"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
     assert {path.name for path in tmp_path.iterdir()} == {
         "sweep.json", "batches", "summary.json", "table.csv", "rounds.csv"
     }  # fmt: skip
@@ -93,14 +114,15 @@ def test_a_function_of_key_and_hyper_parameters(data):
         return {"b": state.params["b"], "loss": history.rounds.train["loss"]}
 
     results = fs.sweep(experiment, {"epochs": [1, 2], "lr": RATES[:3]}, [3, 4])
+    run_alone = alone(make)
     for run in results.runs:
-        state, history = jax.jit(make(**run.configuration).run)(jax.random.key(run.seed))
+        state, history = run_alone(run.configuration, jax.random.key(run.seed))
         assert run.values["b"] == pytest.approx(float(state.params["b"]), rel=1e-4)
         np.testing.assert_allclose(run.rounds["loss"], history.rounds.train["loss"], rtol=1e-4)
         assert run.row()["complete"]
     history = fs.sweep(lambda key, lr: make(lr=lr).run(key)[1], {"lr": RATES[:2]}, [0])
-    _, alone = jax.jit(make(lr=0.02).run)(jax.random.key(0))
-    np.testing.assert_allclose(history.runs[1].rounds["b"], alone.evaluation["b"], rtol=1e-4)
+    _, one = run_alone({"epochs": 2, "lr": 0.02}, jax.random.key(0))
+    np.testing.assert_allclose(history.runs[1].rounds["b"], one.evaluation["b"], rtol=1e-4)
 
 
 def test_own_random_numbers_for_each_configuration(data):
