@@ -22,12 +22,12 @@ def test_run_is_a_loop_and_resumes_with_the_same_bits(data, execution):
     key, start = jax.random.key(7), fs.init(algorithm, zeros(), data)
 
     @partial(jax.jit, static_argnums=1)
-    def run(state, rounds, key=key):
+    def run(state, rounds, key):
         return fs.run(round_fn, key, state, data, SAMPLER, rounds, lambda p: p["b"])
 
-    whole, history = run(start, 8)
-    part, first = run(start, 4)
-    resumed, second = run(part, 4)
+    whole, history = run(start, 8, key)
+    part, first = run(start, 4, key)
+    resumed, second = run(part, 4, key)
     both = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
     for a, b in zip(
         jax.tree.leaves((whole, history)), jax.tree.leaves((resumed, both)), strict=True
