@@ -10,7 +10,8 @@ from scipy.special import stdtrit
 
 from fedjax_sim import canvas
 from fedjax_sim.checks import check_count, check_number
-from fedjax_sim.results import Mean, Results, Run, replace_file
+from fedjax_sim.results import Mean, Results, Run
+from fedjax_sim.saving import replace_file
 from fedjax_sim.split_figure import split as split
 
 _POINTS = 300  # of a line; more are not seen at this width

@@ -338,6 +338,10 @@ class Setting:
         """The evaluated metric that tells good from bad; higher is better."""
         return "test_r2" if self.dataset in REGRESSIONS else "test_accuracy"
 
+    def without_target(self) -> "Setting":
+        """The same but for where it stops: what a resume must find as it was."""
+        return replace(self, target=None)
+
     def values(self) -> dict[str, Any]:
         """The fields that have a value, by name."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,6 +1,7 @@
 """The command line, as a user meets it: in a process of its own where that matters."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from fedjax_sim.cli import main
 from fedjax_sim.comparison import Setting, cohort_size, rounds_to_target
 from fedjax_sim.setting import Setting as One
 
-FILES = {"summary.json", "history.csv", "compare.png", "table.csv", "rounds.csv"}
+FILES = {
+    "summary.json", "history.csv", "compare.png", "table.csv", "rounds.csv", "configuration.toml"
+}  # fmt: skip
 RESUMED_BY = {"sweep.json", "batches"}
 SMALL = ("--rounds", "4", "--seeds", "2", "--fractions", "0.2", "0.5", "--clients", "10")
 
@@ -86,6 +89,7 @@ def test_same_seed_same_history_in_any_chunks(tmp_path, execution):
 
 def test_modes_coincide_where_the_identity_says(tmp_path):
     common = ("--clients", "10", "--rounds", "3", "--seeds", "1", "--partition", "iid")
+    common += ("--modes", "selected", "all_clients", "unbiased")
     assert compare(*common, "-C", "1", out=tmp_path / "everyone") == 0
     rows = json.loads((tmp_path / "everyone" / "summary.json").read_text())["rows"]
     scores = {row["mode"]: row["score_mean"] for row in rows}
@@ -103,7 +107,27 @@ def test_wind_is_a_regression(tmp_path, capsys):
     assert configuration["batch_size"] is None
 
 
-def test_results_are_not_overwritten_unasked(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fractions = 0.1", "fractions must be a list of numbers; got 0.1"),
+        ("modes = [1]", r"modes must be a list of names; got \[1\]"),
+        ("seeds = true", "seeds must be a whole number.*got True"),
+        ("fraction = 0.1", "unknown name 'fraction'; did you mean 'fractions'"),
+        ("mu = 0.1", "unknown name 'mu'"),
+    ],
+)
+def test_a_bad_file_ends_with_one_line_and_code_2(tmp_path, capsys, text, message):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        compare(str(tmp_path / "mine.toml"), out=tmp_path / "out")
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
     options = (*SMALL, "--modes", "selected", "--rounds", "1", "--fractions", "0.2")
     assert compare(*options, out=tmp_path) == 0
     before = (tmp_path / "summary.json").read_bytes()
@@ -112,7 +136,23 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys):
     assert exit.value.code == 2
     assert "holds results already" in capsys.readouterr().err
     assert (tmp_path / "summary.json").read_bytes() == before
-    assert compare(*options, "--overwrite", out=tmp_path) == 0
+    # Its own configuration, read before it is replaced, makes the same again.
+    assert compare(str(tmp_path / "configuration.toml"), "--overwrite", out=tmp_path) == 0
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert compare("--resume", out=tmp_path) == 0
+    with pytest.raises(SystemExit):
+        compare("--resume", "--rounds", "2", out=tmp_path)
+    assert "cannot be resumed: rounds is 1 there and 2 here" in capsys.readouterr().err
+
+    def plot(file, *arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fedjax_sim.report._plot", plot)
+    with pytest.raises(SystemExit) as exit:
+        compare("--resume", out=tmp_path)
+    assert exit.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "compare.png was not written: No space left on device; 1 batch is saved, and" in error
 
 
 @pytest.mark.parametrize(
@@ -200,7 +240,8 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
     sweep = comparison.sweep
     # selected: a first round, and three; all_clients: a first round.
     monkeypatch.setattr(comparison, "sweep", interrupted(sweep, 3))
-    assert compare(*SMALL, "--fractions", "0.5", out=tmp_path / "cut") == 130
+    options = (*SMALL, "--fractions", "0.5", "--modes", "selected", "all_clients")
+    assert compare(*options, out=tmp_path / "cut") == 130
     said = capsys.readouterr().out
     assert "Interrupted: what was computed until then is kept." in said
     summary = json.loads((tmp_path / "cut" / "summary.json").read_text())
@@ -215,8 +256,8 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
         assert len(list(csv.DictReader(file))) == 2 * 4 + 2 * 1
 
     monkeypatch.setattr(comparison, "sweep", sweep)
-    assert compare(*SMALL, "--fractions", "0.5", "--resume", out=tmp_path / "cut") == 0
-    assert compare(*SMALL, "--fractions", "0.5", out=tmp_path / "whole") == 0
+    assert compare("--resume", out=tmp_path / "cut") == 0
+    assert compare(*options, out=tmp_path / "whole") == 0
     for name in ("history.csv", "rounds.csv"):
         whole = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "cut" / name).read_bytes() == whole

@@ -123,6 +123,7 @@ def test_options_override_the_file(tmp_path):
         (["--grid", "epochs=1,2.5"], "epochs must be a whole number; got 2.5"),
         (["--grid", "client_lr=0.1,0.1"], "grid.client_lr must have each value once"),
         (["--grid", "client_lr=0.1,-1"], "client_lr must be .*positive; got -1"),
+        (["--grid", "rounds=1,2"], "rounds cannot be an axis: it is a column"),
         (["--grid", "seed=1,2"], "seed cannot be an axis: .*--seeds"),
         (["--grid", "dataset=digits,wind"], "dataset cannot be an axis"),
         (["--grid", "clients=10,2000"], "at most the 1437 examples; got 2000"),

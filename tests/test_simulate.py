@@ -226,6 +226,36 @@ def test_early_stop_is_at_the_very_round(whole, tmp_path):
         )  # fmt: skip
 
 
+def test_a_criterion_given_later_ends_it_as_if_it_had_been_there(whole, tmp_path):
+    experiment, key = killed.experiment(0.03), jax.random.key(5)
+    rounds = np.flatnonzero(whole.history.evaluated) + 1
+    norms = whole.history.evaluation["norm"][rounds - 1]
+    i = next(i for i in range(3, 9) if norms[i] > norms[:i].max())  # met there for the first time
+    first, stop = int(rounds[i]), fs.reaches("norm", float(norms[i]))
+    uninterrupted = fs.simulate(experiment, key, stop=stop)
+    assert (uninterrupted.status, int(uninterrupted.state.round)) == ("stopped", first)
+
+    def until(round, out):
+        """Without a criterion, to the very round."""
+        return fs.simulate(
+            experiment, key, out=out, checkpoint_every=round, on_progress=stopping(round)
+        )
+
+    for name, end in (("before", first - 1), ("there", first), ("behind", first + 2)):
+        part = until(end, tmp_path / name)
+        assert (part.status, int(part.state.round)) == ("interrupted", end)
+        told = []
+        run = fs.simulate(
+            experiment, key, out=tmp_path / name, resume=True, stop=stop, on_progress=told.append
+        )
+        assert run.status == "stopped"
+        assert run.results().runs[0].row()["complete"]
+        assert len(told) == (name == "before")
+        same(run, part if name == "behind" else uninterrupted)  # no round is taken back
+        with pytest.raises(ValueError, match=r"stop is .*norm reaches .* there and null here"):
+            fs.simulate(experiment, key, out=tmp_path / name, resume=True)
+
+
 def test_an_early_start_over_keeps_its_own_checkpoints(tmp_path):
     """Those of higher numbers are damaged, or the run had not begun before them."""
     checkpoints = Checkpoints(tmp_path)
@@ -263,6 +293,54 @@ class Rows:
 
     def close(self):
         self.closed += 1
+
+
+class Broken(Rows):
+    """One that fails at a round, and when it is closed."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def write(self, round, values):
+        if round == self.at:
+            raise OSError(f"no line for round {round}")
+        super().write(round, values)
+
+    def close(self):
+        super().close()
+        raise RuntimeError("closed badly")
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_writer_that_fails_loses_nothing(whole, tmp_path, saved):
+    experiment, key = killed.experiment(0.03), jax.random.key(5)
+    out, broken, rows = tmp_path if saved else None, Broken(12), Rows()
+    with pytest.raises(OSError, match="no line for round 12") as e:
+        fs.simulate(experiment, key, out=out, writers=[broken, rows])
+    assert (broken.closed, rows.closed) == (1, 1)
+    notes = "\n".join(e.value.__notes__)
+    assert "Broken.close() then raised RuntimeError('closed badly')" in notes
+    part = e.value.simulation
+    done = int(part.state.round)
+    assert part.status == ("interrupted" if done < killed.ROUNDS else "finished")
+    assert done >= 12
+    np.testing.assert_array_equal(
+        part.history.rounds.client_steps, whole.history.rounds.client_steps[:done]
+    )
+    if saved:
+        assert f"{done} rounds are saved in {tmp_path}" in notes
+        assert Checkpoints(tmp_path / "checkpoints").numbers() == [done]
+        same(fs.simulate(experiment, key, out=out, resume=True), whole)
+
+
+def test_closing_badly_loses_nothing(whole):
+    rows = Rows()
+    with pytest.raises(RuntimeError, match="closed badly") as e:
+        fs.simulate(killed.experiment(0.03), jax.random.key(5), writers=[Broken(0), rows])
+    assert rows.closed == 1
+    same(e.value.simulation, whole)
+    assert e.value.simulation.status == "finished"
 
 
 def test_progress_and_writers(whole):

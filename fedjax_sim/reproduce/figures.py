@@ -10,7 +10,8 @@ from fedjax_sim.canvas import FAINT, INK, LINE, MODE_STYLES, STYLES
 from fedjax_sim.reproduce import fedprox, shakespeare
 from fedjax_sim.reproduce.cells import Table
 from fedjax_sim.reproduce.store import best_runs, mean_rounds
-from fedjax_sim.results import Results, replace_file
+from fedjax_sim.results import Results
+from fedjax_sim.saving import replace_file
 
 _OURS, _PUBLISHED = "#0072b2", "#d55e00"
 

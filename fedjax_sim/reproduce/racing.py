@@ -13,11 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim import problem
 from fedjax_sim.base import Array, FederatedState, PyTree
+from fedjax_sim.columns import columns
 from fedjax_sim.comparison import bytes_of, rounds_to_target
 from fedjax_sim.driver import Interrupt, Program, compile_program, drive
 from fedjax_sim.reproduce.cells import RATIO, Cell
 from fedjax_sim.reproduce.store import Store
-from fedjax_sim.results import columns, versions
+from fedjax_sim.results import versions
 from fedjax_sim.setting import Setting
 from fedjax_sim.simulate import open_checkpoints, progress_of, reaches
 from fedjax_sim.simulation import History

@@ -10,7 +10,7 @@ from fedjax_sim import reading
 from fedjax_sim.reproduce import fedprox, figures, shakespeare
 from fedjax_sim.reproduce.cells import MARGIN, TABLES, Cell, Table
 from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
-from fedjax_sim.results import replace_file
+from fedjax_sim.saving import replace_file
 
 PAGE = "PAPERS.md"
 

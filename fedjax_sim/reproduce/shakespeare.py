@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from fedjax_sim import execution, problem, reading
 from fedjax_sim.driver import Progress
-from fedjax_sim.results import Results, replace_file, to_json
+from fedjax_sim.results import Results, to_json
+from fedjax_sim.saving import replace_file
 from fedjax_sim.setting import Setting
 from fedjax_sim.simulate import reaches, simulate
 

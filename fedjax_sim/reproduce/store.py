@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.reproduce.cells import Cell
-from fedjax_sim.results import replace_file, to_json, versions
+from fedjax_sim.results import to_json, versions
+from fedjax_sim.saving import replace_file
 from fedjax_sim.simulate import differences
 
 ESTIMATES = "estimates.json"
