@@ -65,7 +65,8 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
     if not sizes:
         raise ValueError(f"{file} must hold a role of at least two lines")
     return Dataset(
-        *({"x": w[:, :-1], "y": w[:, 1:]} for w in (np.concatenate(train), np.concatenate(test))),
+        _shifted(train),
+        _shifted(test),
         num_classes=len(VOCABULARY),
         client_ids=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
     )
@@ -84,6 +85,11 @@ def encode(text: str) -> np.ndarray:
     if unknown:
         raise ValueError(f"text must be of the {len(VOCABULARY)} characters; got {unknown[0]!r}")
     return np.array([_INDEX[character] for character in text], np.int32)
+
+
+def _shifted(windows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    whole = np.concatenate(windows)
+    return {"x": whole[:, :-1], "y": whole[:, 1:]}
 
 
 _INDEX = {character: i for i, character in enumerate(VOCABULARY)}

@@ -111,7 +111,8 @@ def _draw(
     if isinstance(values, (int, float)):
         check_number(name, values, allowed, says)
         limit = float(values)
-        return lambda rng: float(rng.uniform(*sorted((lowest * limit, limit))))
+        low, high = sorted((lowest * limit, limit))
+        return lambda rng: float(rng.uniform(low, high))
     listed = [float(value) for value in values]
     if not listed:
         raise ValueError(f"{name} must hold at least one; got none")

@@ -210,7 +210,7 @@ def _check_traces(
 
 def _of_an_experiment(made: Experiment, grid: Grid, key: Array, state: FederatedState) -> set[str]:
     """The columns that axes might be called like, before anything compiles."""
-    found = COLUMNS | set(check_evaluated(made.evaluate, state.params))
+    found = set(COLUMNS) | set(check_evaluated(made.evaluate, state.params))
     if any(name.startswith("train_") for name in grid.names):  # what clients report takes a trace
         found |= names_of(jax.eval_shape(made.next_round, key, state)[1])
     return found
@@ -228,7 +228,7 @@ def _of_a_function(shapes: PyTree) -> set[str]:
             f"experiment must not return {name!r}, which is a column of the results already; taken "
             f"are {', '.join(sorted(LABELS))}"
         )
-    return LABELS | names
+    return set(LABELS) | names
 
 
 def takes_key(experiment: Callable[..., Any]) -> bool:
