@@ -41,9 +41,14 @@ def raced(tmp_path_factory):
 
 def test_a_race_finds_the_rounds_of_runs_made_one_by_one(raced):
     found = raced.load(CELL)
+    setting = replace(SETTING, rounds=CELL.most).resolved()
+
+    @jax.jit
+    def run(rate, key):
+        return problem.experiment(replace(setting, client_lr=rate)).run(key)[1]
+
     for one in found["runs"]:
-        setting = replace(SETTING, client_lr=one["rate"], rounds=CELL.most).resolved()
-        _, history = jax.jit(problem.experiment(setting).run)(jax.random.key(one["seed"]))
+        history = run(one["rate"], jax.random.key(one["seed"]))
         # Measured after rounds 2, 4, ...
         scores = np.asarray(history.evaluation["test_accuracy"])[1::2]
         at = np.arange(2, CELL.most + 1, 2)
@@ -81,17 +86,22 @@ def test_bytes_are_those_of_the_rounds(raced):
 
 def test_an_interrupted_race_goes_on_to_the_same_record(raced, tmp_path):
     store = Store(tmp_path)
-    count = 0
+    cuts = [1, 5]  # behind these chunks of rounds, the first one's among them
+    told = 0
     while True:
         interrupt = Interrupt()
 
-        def tell(*told, interrupt=interrupt):
-            interrupt.received = "SIGINT"  # after the first chunk of rounds
+        def tell(*given, interrupt=interrupt):
+            nonlocal told
+            told += 1
+            if told in cuts:
+                interrupt.received = "SIGINT"
 
-        count += 1
-        if race(CELL, store, 2, None, interrupt, tell):
+        through = race(CELL, store, 2, None, interrupt, tell)
+        assert through == (interrupt.received is None)
+        if through:
             break
-    assert count > 3
+    assert told > max(cuts)
 
     def facts(store):
         found = store.load(CELL)
