@@ -37,7 +37,8 @@ def joined(train: Mapping[str, Examples], test: Mapping[str, Examples]) -> Datas
     if whole and min(int(y.min()) for y in classes) < 0:
         raise ValueError("y must be labels from 0 up; got a negative one")
     return Dataset(
-        *parts,
+        train=parts[0],
+        test=parts[1],
         num_classes=1 + max(int(y.max()) for y in classes) if whole else None,
         client_ids=np.repeat(
             np.arange(len(train), dtype=np.int32), [len(y) for _, y in train.values()]

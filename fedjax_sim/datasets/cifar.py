@@ -49,7 +49,7 @@ def cifar10(path: str | os.PathLike[str] | None = None) -> Dataset:
         x = planes.transpose(0, 2, 3, 1).astype(np.float32, order="C") / np.float32(255)
         y = np.concatenate([labels for _, labels in chosen]).astype(np.int32)
         parts.append({"x": x, "y": y})
-    return Dataset(*parts, num_classes=10)
+    return Dataset(parts[0], parts[1], num_classes=10)
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:

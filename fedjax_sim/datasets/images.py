@@ -63,7 +63,7 @@ def _read_idx(name: str, path: str | os.PathLike[str] | None) -> Dataset:
             )
         scaled = images[..., None].astype(np.float32) / np.float32(255)
         parts.append({"x": scaled, "y": labels.astype(np.int32)})
-    return Dataset(*parts, num_classes=10)
+    return Dataset(parts[0], parts[1], num_classes=10)
 
 
 def read_idx(file: Path) -> np.ndarray:

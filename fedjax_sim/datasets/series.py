@@ -55,7 +55,7 @@ def forecasting(
         x, y = (np.concatenate(column) for column in zip(*part, strict=True))
         parts.append({"x": x, "y": y})
     ids = np.repeat(np.arange(len(series), dtype=np.int32), [len(y) for _, y in train])
-    return Dataset(*parts, num_classes=None, client_ids=ids)
+    return Dataset(parts[0], parts[1], num_classes=None, client_ids=ids)
 
 
 def on_a_circle(turns: np.ndarray) -> np.ndarray:
