@@ -165,6 +165,7 @@ me not, \\[Draws] but lend
 sits]thy serious hearing
 
 **Ghost**
+_\\[Beneath]
 Mark me.
 
 *Exit
@@ -180,7 +181,7 @@ Nobody says this.
 
 
 def test_roles_by_hand(tmp_path):
-    roles = shakespeare.roles_of("hamlet", PLAY.splitlines())
+    roles = shakespeare.roles_of("hamlet", PLAY)
     assert roles == {
         "HAMLET in hamlet": [
             "Alas, poor ghost! Pity", "me not, but lend", "thy serious hearing", "I will.",
@@ -281,6 +282,7 @@ def test_wind_farm_from_its_csv(tmp_path):
         writer.writerow([turbine, "2014-01-01T01:10:00+01:00", "", "", "", ""])
         writer.writerow([turbine, "2014-07-01T02:00:00+02:00", 200, 6, 180, 20])
         writer.writerow([turbine, "2014-07-01T02:00:00+02:00", 999, 6, 180, 20])  # twice
+        writer.writerow([turbine, "2014-08-01T02:00:00+02:00", 200, 6, 180, -273.2])  # broken
         writer.writerow([turbine, "2016-01-01T01:00:00+01:00", 300, 7, 0, 30])  # too late
     with zipfile.ZipFile(tmp_path / "la_haute_borne.zip", "w") as archive:
         archive.writestr("la-haute-borne-data-2014-2015.csv", out.getvalue())

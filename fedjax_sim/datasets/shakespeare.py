@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from fedjax_sim.datasets.types import Dataset
 FILES = (("roles.json",),)
 # Every character of the edition; a label is its index.
 VOCABULARY = "\n !\"$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz—"
+
+_SPEAKER = re.compile(r"\*\*(.+?)\*\*\s*")
 
 
 def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) -> Dataset:
@@ -64,9 +65,15 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
         sizes.append(len(windows))
     if not sizes:
         raise ValueError(f"{file} must hold a role of at least two lines")
+    known, new = np.concatenate(train), np.concatenate(test)
     return Dataset(
+<<<<<<< HEAD
         _shifted(train),
         _shifted(test),
+=======
+        train={"x": known[:, :-1], "y": known[:, 1:]},
+        test={"x": new[:, :-1], "y": new[:, 1:]},
+>>>>>>> 2b521bc1a694cc6edd9cd8f247dc435d16e23145
         num_classes=len(VOCABULARY),
         client_ids=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
     )
@@ -79,7 +86,7 @@ def encode(text: str) -> np.ndarray:
       ValueError: for a character that is not in it.
 
     >>> encode("Ay!").tolist()
-    [24, 73, 2]
+    [23, 73, 2]
     """
     unknown = sorted(set(text) - set(VOCABULARY))
     if unknown:
@@ -109,35 +116,30 @@ def _whole(text: np.ndarray, length: int) -> np.ndarray:
     return text[starts[:, None] + np.arange(length + 1)]
 
 
-def roles_of(title: str, lines: Sequence[str]) -> dict[str, list[str]]:
+def roles_of(title: str, text: str) -> dict[str, list[str]]:
     """The lines of each role in a play in Markdown.
 
     `**SPEAKER**` begins a role, a heading ends it; what is between underscores, stars (in one
     play) or brackets is a stage direction, which may run over lines, but not over an empty one.
 
-    >>> roles_of("Macbeth", ["**ALL**", "Fair is foul, _They fly", "away_", "and foul is fair:"])
+    >>> roles_of("Macbeth", "**ALL**\\nFair is foul, _They fly\\naway_\\nand foul is fair:")
     {'ALL in Macbeth': ['Fair is foul,', 'and foul is fair:']}
     """
     found: dict[str, list[str]] = defaultdict(list)
-    role, directing = "", False
-    for raw in lines:
-        line = raw.strip()
-        speaker = re.fullmatch(r"\*\*(.+?)\*\*", line)
-        if not line or line[0] == "#" or speaker:
-            directing = False
-            role = speaker[1] if speaker else "" if line else role
-            continue
-        spoken = ""
-        for part in re.split(r"([_*\[\]])", unescape(line).replace("\\", "")):
-            if part in ("_", "*"):
-                directing = not directing
-            elif part in ("[", "]"):
-                directing = part == "["
-            elif not directing:
-                spoken += part
-        spoken = " ".join(spoken.split())
-        if role and spoken:
-            found[f"{role} in {title}"].append(spoken)
+    role = ""
+    apart = re.sub(r"\n(?=\*\*[^*\n]+\*\*[ \t]*\n)", "\n\n", text)  # a speaker follows at once
+    for block in re.split(r"\n\s*\n", apart):
+        first, _, rest = block.strip().partition("\n")
+        speaker = _SPEAKER.fullmatch(first)
+        if first.startswith("#") or speaker:
+            role, block = speaker[1] if speaker else "", rest
+        # Brackets first: some have their own marks about them, and not all of these are in pairs.
+        block = re.sub(r"[_*]*\\?\[[^\]]*(\]|\Z)[_*]*", " ", block)
+        block = re.sub(r"_[^_]*_|\*[^*]*\*", " ", block)
+        for line in unescape(block).split("\n"):
+            spoken = " ".join(re.sub(r"[_*\\]", "", line).split())
+            if role and spoken:
+                found[f"{role} in {title}"].append(spoken)
     return dict(found)
 
 
@@ -145,6 +147,6 @@ def convert(raw: Path, made: Path) -> None:
     """Plays as the roles in them."""
     roles: dict[str, Any] = {}
     for play in sorted(raw.glob("*.md")):
-        roles |= roles_of(play.stem, play.read_text(encoding="utf-8").splitlines())
+        roles |= roles_of(play.stem, play.read_text(encoding="utf-8"))
     text = json.dumps(roles, ensure_ascii=False, indent=0)
     (made / "roles.json").write_text(text, encoding="utf-8")

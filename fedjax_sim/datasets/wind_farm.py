@@ -15,6 +15,7 @@ from fedjax_sim.datasets.types import Dataset
 
 TURBINES = ("R80711", "R80721", "R80736", "R80790")
 RATED = 2050.0  # kW
+_COLDEST = -50.0  # degrees Celsius; a broken sensor says absolute zero
 FILES = (("wind_farm.npz",),)
 _COLUMNS = ("P_avg", "Ws_avg", "Wa_avg", "Ot_avg")
 _START, _STEPS = np.datetime64("2014-01-01T00:00"), 105_120  # two years of ten minutes, UTC
@@ -30,7 +31,7 @@ def wind_farm(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
     Clients as `TURBINES`. Examples with a missing value are left out.
 
     ENGIE, La Haute Borne, Open Licence 2.0, from PyPI's openoa. Quirks: 0.6 % of the ten-minute
-    rows have no values; at the end of summer time an hour is there twice (the first is kept) and
+    rows have no values, and 34 a temperature near absolute zero (taken as missing); at the end of summer time an hour is there twice (the first is kept) and
     another is not.
 
     Args:
@@ -71,5 +72,7 @@ def convert(raw: Path, made: Path) -> None:
             if not 0 <= step < _STEPS or seen[k, step]:
                 continue
             seen[k, step] = True
-            measured[k, step] = [float(row[name] or "nan") for name in _COLUMNS]
+            values = [float(row[name] or "nan") for name in _COLUMNS]
+            if values[-1] > _COLDEST:
+                measured[k, step] = values
     np.savez(made / "wind_farm.npz", measured=measured)

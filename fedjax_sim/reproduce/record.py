@@ -1,7 +1,5 @@
 """The record: each table's cells beside the published figures, as a page and pictures."""
 
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,9 +155,14 @@ def _not_run(table: Table, records: dict[str, dict[str, Any]], estimates: dict[s
 
 
 def _machine(records: dict[str, dict[str, Any]]) -> str:
-    versions = {k: v for one in records.values() for k, v in one["versions"].items()}
-    said = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores; {said}.\n"
+    """What made them."""
+    found: dict[str, set[str]] = {}
+    for one in records.values():
+        for name, version in one["versions"].items():
+            found.setdefault(name, set()).add(str(version))
+    return (
+        ", ".join(f"{name} {' and '.join(sorted(those))}" for name, those in found.items()) + ".\n"
+    )
 
 
 _HEAD = """# The papers' tables, run again
