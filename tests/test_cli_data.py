@@ -30,7 +30,7 @@ def test_describe_says_and_draws_what_a_run_would_have(tmp_path, capsys):
     [
         (["--partition", "labels", "--classes-per-client", 3], "classes of a client: 3.0 of 10"),
         (["--partition", "shards"], "partition_seed=0): 50 clients"),
-        (["--partition", "quantity", "--skew", "power_law", "--skew-parameter", 2], "iation 3."),
+        (["--partition", "quantity", "--skew", "power_law", "--skew-parameter", 2], "iation 4."),
         (["--dataset", "wind"], "wind (natural; partition_seed=0): 10 clients"),
         (["--dataset", "synthetic", "--synthetic-alpha", 0, "-K", 5], "synthetic_alpha=0.0"),
         (["--dataset", "synthetic_iid"], "30 clients"),

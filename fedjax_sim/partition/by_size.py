@@ -72,7 +72,7 @@ def quantity(
 
     >>> import jax
     >>> np.sort(np.bincount(quantity(jax.random.key(0), 100, 4, "power_law"))).tolist()
-    [13, 17, 24, 46]
+    [13, 16, 24, 47]
     """
     check_count("num_examples", num_examples)
     check_clients(num_clients, num_examples)

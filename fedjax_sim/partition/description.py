@@ -35,7 +35,8 @@ def describe(client_ids: Any, labels: Any = None, num_clients: int | None = None
         TV_k = 1/2 sum_c |p_k(c) - p(c)|
 
     0 if it has the classes of all, and 1 - p(c) if it has class c alone. `total_variation` is its
-    mean over the clients with examples, each client counted once.
+    mean over the clients with examples, each client counted once. A client of few examples is
+    some way off by chance alone, under an IID split too.
 
     Args:
       client_ids: Int[N].

@@ -107,12 +107,11 @@ def _draw(
     says: str,
     lowest: int,
 ) -> Callable[[np.random.Generator], float]:
-    """One of several values, or one from lowest x value to the value."""
+    """One of several values, or one between lowest |value| and |value|."""
     if isinstance(values, (int, float)):
         check_number(name, values, allowed, says)
-        limit = float(values)
-        low, high = sorted((lowest * limit, limit))
-        return lambda rng: float(rng.uniform(low, high))
+        limit = abs(float(values))
+        return lambda rng: float(rng.uniform(lowest * limit, limit))
     listed = [float(value) for value in values]
     if not listed:
         raise ValueError(f"{name} must hold at least one; got none")
