@@ -27,8 +27,8 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
     x: Int32[N, T], T characters as their index in `VOCABULARY`; y: Int32[N, T], at each
     position the next one; `client_ids` the roles, by play and then by first appearance. As in
     McMahan et al. 2017 (arXiv 1602.05629), a role in a play is a client if it has at least two
-    lines (of verse, or paragraphs of prose); the first four fifths of a role's lines train,
-    the last fifth, rounded up, tests; lines are joined by newlines.
+    lines (as printed); the first four fifths of a role's lines train, the last fifth, rounded
+    up, tests; lines are joined by newlines.
 
     Nothing is padded, because `fs.models.cross_entropy` counts all T positions. A role's text is
     cut into windows of T that do not overlap. In training, the last window is moved back to end

@@ -31,8 +31,8 @@ def wind_farm(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
     Clients as `TURBINES`. Examples with a missing value are left out.
 
     ENGIE, La Haute Borne, Open Licence 2.0, from PyPI's openoa. Quirks: 0.6 % of the ten-minute
-    rows have no values, and 34 a temperature near absolute zero (taken as missing); at the end
-    of summer time an hour is there twice (the first is kept) and another is not.
+    rows have no values, and 34 a temperature at absolute zero or near (taken as missing); at the
+    end of summer time an hour is there twice (the first is kept) and another is not.
 
     Args:
       path: a folder with `wind_farm.npz`; None for where `fetch` puts it.
