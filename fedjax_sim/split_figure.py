@@ -9,7 +9,7 @@ from fedjax_sim.partition import Description
 
 _IN_ORDER = 60  # clients, to be shown by number; more are sorted by their largest class
 _COLUMNS = 200  # of clients; more are averaged with their neighbours
-_BINS = 24
+_BINS = 24  # at most
 
 
 def split(description: Description) -> Any:
@@ -93,22 +93,21 @@ def _histogram(ax: Any, description: Description) -> None:
     said = "examples of a client"
     if description.empty:
         said += f"\n({description.empty} of {description.num_clients} clients have none)"
-    few = high - low < _BINS
-    if few:  # a bar for each size
-        edges = np.arange(low - 0.5, high + 1)
-    elif high >= 20 * low:
-        edges = np.geomspace(low, high + 1, _BINS + 1)
+    bins = min(_BINS, max(6, round(2 * len(sizes) ** 0.5)))
+    wide = high - low >= bins and high >= 20 * low
+    if wide:
+        edges = np.unique(np.geomspace(low, high + 1, bins + 1).round()) - 0.5
+    else:  # every bar of as many sizes
+        edges = np.arange(low, high + 1 + (step := -(-(high - low + 1) // bins)), step) - 0.5
+    ax.hist(sizes, bins=edges, color=canvas.STYLES[0]["color"], edgecolor="white", linewidth=0.5)
+    if wide:
+        canvas.scale(ax, said, edges[0], edges[-1])
     else:
-        edges = np.linspace(low, high + 1, _BINS + 1)
-    ax.hist(sizes, bins=edges, color=canvas.STYLES[0]["color"], linewidth=0)
-    if few or high < 20 * low:
         from matplotlib.ticker import MaxNLocator
 
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if low == high:  # one size: a bar that does not fill the axes
             ax.set_xlim(low - 3, high + 3)
-    else:
-        canvas.scale(ax, said, low, high)
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(said)
     ax.set_ylabel("clients")
