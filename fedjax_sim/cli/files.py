@@ -44,7 +44,7 @@ def check_same(folder: Path, values: Mapping[str, Any], may_come: str | None = N
     """
     if (folder / NAME).exists():
         there, here = read(folder / NAME), tomllib.loads(toml(values))
-        if may_come not in there:
+        if may_come is not None and may_come not in there:
             here.pop(may_come, None)
         differs = differences(there, here)
         if differs:

@@ -208,7 +208,9 @@ def _check_traces(
     )
 
 
-def _of_an_experiment(made: Experiment, grid: Grid, key: Array, state: FederatedState) -> set[str]:
+def _of_an_experiment(
+    made: Experiment, grid: Grid, key: Array, state: FederatedState
+) -> frozenset[str]:
     """The columns that axes might be called like, before anything compiles."""
     found = COLUMNS | set(check_evaluated(made.evaluate, state.params))
     if any(name.startswith("train_") for name in grid.names):  # what clients report takes a trace
@@ -216,7 +218,7 @@ def _of_an_experiment(made: Experiment, grid: Grid, key: Array, state: Federated
     return found
 
 
-def _of_a_function(shapes: PyTree) -> set[str]:
+def _of_a_function(shapes: PyTree) -> frozenset[str]:
     """The columns of what a function of one's own returns.
 
     Raises:
