@@ -189,7 +189,7 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
         (["--seeds", "0"], "seeds must be .*got 0"),
         (["--target", "2"], "target must be .*at most 1; got 2"),
         (["--model", "cnn"], r"model \(of digits\) must be one of logistic, 2nn, mlp; got 'cnn'"),
-        (["--round", "3"], "unrecognized arguments: --round 3"),
+        (["--round", "3"], "unrecognized arguments: --round"),
     ],
 )
 def test_bad_options_end_with_one_line_and_code_2(tmp_path, capsys, options, message):
