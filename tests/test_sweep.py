@@ -247,7 +247,7 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
      ("value", 2.0)],
 )  # fmt: skip
 def test_an_axis_called_like_a_column_is_refused(data, monkeypatch, name, makes):
-    monkeypatch.setattr("fedjax_sim.sweep.sweeping.Compiled", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(sweeping, "Compiled", lambda *_: pytest.fail("compiled"))
     make = factory(data)
     experiment = (lambda **_: make(lr=0.1)) if makes is None else (lambda key, **_: makes)
     with pytest.raises(ValueError, match=f"must not have an axis '{name}', .*taken are"):

@@ -208,15 +208,17 @@ def _check_traces(
     )
 
 
-def _of_an_experiment(made: Experiment, grid: Grid, key: Array, state: FederatedState) -> set[str]:
+def _of_an_experiment(
+    made: Experiment, grid: Grid, key: Array, state: FederatedState
+) -> frozenset[str]:
     """The columns that axes might be called like, before anything compiles."""
-    found = set(COLUMNS) | set(check_evaluated(made.evaluate, state.params))
+    found = COLUMNS | set(check_evaluated(made.evaluate, state.params))
     if any(name.startswith("train_") for name in grid.names):  # what clients report takes a trace
         found |= names_of(jax.eval_shape(made.next_round, key, state)[1])
     return found
 
 
-def _of_a_function(shapes: PyTree) -> set[str]:
+def _of_a_function(shapes: PyTree) -> frozenset[str]:
     """The columns of what a function of one's own returns.
 
     Raises:
@@ -228,7 +230,7 @@ def _of_a_function(shapes: PyTree) -> set[str]:
             f"experiment must not return {name!r}, which is a column of the results already; taken "
             f"are {', '.join(sorted(LABELS))}"
         )
-    return set(LABELS) | names
+    return LABELS | names
 
 
 def takes_key(experiment: Callable[..., Any]) -> bool:
