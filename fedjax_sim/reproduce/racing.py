@@ -190,7 +190,6 @@ def _one(
             found = {k: x for k, x in columns(rows).items() if x.ndim == 1 and k != "evaluated"}
             tell(cell, rate, seed, progress_of(found, first, most, seconds))
 
-    began = time.perf_counter()
     driven = drive(program, inputs, carry, interrupt, on_chunk, checkpoints)
     if driven.status == "interrupted":
         return None
@@ -207,7 +206,7 @@ def _one(
         "reached": reached,
         "done": driven.round,
         "best": float(finite.max()) if finite.size else math.nan,
-        "seconds": time.perf_counter() - began,
+        "seconds": spent,
         "bytes_down": None if reached is None else reached * runner.bytes_down,
         "bytes_up": None if reached is None else reached * runner.bytes_up,
         "rounds": at.tolist(),
