@@ -207,7 +207,10 @@ def _client_optimizer(setting: Setting) -> Optimizer:
 
 
 def _server_optimizer(setting: Setting) -> optax.GradientTransformation:
-    """With the constants of Reddi et al. 2021: beta_1 = 0.9, beta_2 = 0.99, tau = 0.001."""
+    """optax's, with the constants of Reddi et al. 2021: beta_1 = 0.9, beta_2 = 0.99, tau = 0.001.
+
+    Theirs correct no bias, start v at tau^2 and have tau in Adagrad's denominator, too.
+    """
     rate: Any = setting.server_lr
     if setting.server_optimizer == "adam":
         return optax.adam(rate, b1=0.9, b2=0.99, eps=1e-3)

@@ -180,7 +180,9 @@ class Setting:
     mu: float | None = field(default=None, metadata=_says("of --algorithm fedprox (default: 0.01)"))
     server_optimizer: str | None = field(
         default=None,
-        metadata=_says("sgd (default), adam, yogi or adagrad, as Reddi et al. 2021"),
+        metadata=_says(
+            "sgd (default), or optax's adam, yogi or adagrad with Reddi et al. 2021's constants"
+        ),
     )
     server_lr: float | None = field(
         default=None,

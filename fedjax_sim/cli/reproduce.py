@@ -40,45 +40,51 @@ def call(options: argparse.Namespace) -> int:
     check_count("seeds", options.seeds)
     if not options.tables:
         return _list(TABLES)
-    cells = select(
-        [name for name in options.tables if name not in (fedprox.NAME, shakespeare.NAME)]
-    )
+    curves = (fedprox.NAME, shakespeare.NAME)
+    cells = select([name for name in options.tables if name not in curves])
     mesh = machine.use_cores(options.cores)
     from fedjax_sim.cli import show
     from fedjax_sim.driver import Interrupt
 
     console = show.console()
     store = Store(options.out)
-    missing = [cell for cell in cells if not is_through(store.load(cell), options.seeds)]
+    missing = [cell for cell in cells if not is_through(cell, store, options.seeds)]
     page = options.record or options.out / record.PAGE
+    record.check(page)
     if missing:
         found = estimate(missing, options.seeds, mesh)
         store.save_estimates(found)
         for cell in missing if options.estimate else ():
-            console.print(f"{cell.name}: at most {show.span_of(found[cell.name])}", soft_wrap=True)
+            console.print(
+                f"{cell.name}: up to about {show.span_of(found[cell.name])}", soft_wrap=True
+            )
         console.print(
-            f"{len(missing)} of {len(cells)} cells to run; at most "
-            f"{show.span_of(sum(found.values()))}, if no run reaches its target early.",
+            f"{len(missing)} of {len(cells)} cells to run: up to about "
+            f"{show.span_of(sum(found.values()))}, if no run reaches its target before its end.",
             soft_wrap=True,
         )
+    for name in curves:
+        if name in options.tables:
+            console.print(f"{name}: no estimate, its progress says the time left.")
     if options.estimate:
         return 0
     through = True
-    if fedprox.NAME in options.tables:
-        total = fedprox.NUM_CURVES * options.seeds
-        with show.sweep_progress(total) as told:
-            results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, told)
-        through = sum(run.done == run.num_rounds for run in results.runs) == total
-    if through and shakespeare.NAME in options.tables:
-        with show.run_progress(shakespeare.ROUNDS, "test_accuracy") as tell_run:
-            through = shakespeare.run(options.out / shakespeare.NAME, mesh, tell_run)
-    with Interrupt() as interrupt, show.cells_progress(len(missing)) as (tell, done):
-        for cell in missing if through else ():
-            through = race(cell, store, options.seeds, mesh, interrupt, tell)
-            if not through:
-                break
-            done(cell)
-            record.write(page, store)
+    with store.alone(), Interrupt() as interrupt:
+        with show.cells_progress(len(missing)) as (tell, done):
+            for cell in missing:
+                through = race(cell, store, options.seeds, mesh, interrupt, tell)
+                if not through:
+                    break
+                done(cell)
+                record.write(page, store)
+        if through and fedprox.NAME in options.tables:
+            total = fedprox.NUM_CURVES * options.seeds
+            with show.sweep_progress(total) as told:
+                results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, told)
+            through = sum(run.done == run.num_rounds for run in results.runs) == total
+        if through and shakespeare.NAME in options.tables:
+            with show.run_progress(shakespeare.ROUNDS, "test_accuracy") as tell_run:
+                through = shakespeare.run(options.out / shakespeare.NAME, mesh, tell_run)
     names = record.write(page, store)
     for line in record.lines(cells, store):
         console.print(line, soft_wrap=True)

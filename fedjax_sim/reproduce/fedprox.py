@@ -1,4 +1,4 @@
-"""FedProx's figure: four synthetic federations, with 0, 50 and 90 % stragglers."""
+"""FedProx's stragglers (figure 1) on its four synthetic federations (figure 2)."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedjax_sim import grid, sampling
+from fedjax_sim import grid, reading, sampling
 from fedjax_sim.algorithms import fedavg, fedprox
 from fedjax_sim.base import Array, Cohort, LocalTraining, Params
 from fedjax_sim.data import FederatedData
@@ -22,7 +22,9 @@ from fedjax_sim.sampling import Sampler
 from fedjax_sim.sweep import Swept, sweep
 
 NAME = "fedprox"
-HEADING = "Li et al. 2020, FedProx (arXiv 1812.06127), figure 1: synthetic federations, stragglers"
+HEADING = (
+    "Li et al. 2020, FedProx (arXiv 1812.06127): figure 1's stragglers on figure 2's federations"
+)
 COHORT, EPOCHS, BATCH, RATE, ROUNDS = 10, 20, 10, 0.01, 200
 STRAGGLERS = (0.0, 0.5, 0.9)
 FEDERATIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +42,8 @@ NOTE = (
     "Thirty devices, ten a round, E = 20, B = 10, learning rate 0.01, 200 rounds. A straggler "
     "completes 1 to 19 of its 20 epochs (drawn uniformly, as in the authors' code); FedAvg drops "
     "it, FedProx keeps its work. In the cells: loss on all training data after the last round; "
-    "test accuracy, with the sample standard deviation of the seeds."
+    "test accuracy, with the sample standard deviation of the seeds, which share one federation "
+    "of each kind."
 )
 
 
@@ -112,6 +115,14 @@ def run(out: Path, seeds: int, mesh: Mesh | None, on_progress: Callable[[Swept],
         on_progress=on_progress,
         configuration={"command": f"reproduce {NAME}"},
     )
+
+
+def load(out: Path) -> Results | None:
+    """All curves, if they are through."""
+    if not (out / "summary.json").exists():
+        return None
+    found = reading.load(out)
+    return found.results if found.summary.get("complete") else None
 
 
 def curve(results: Results, federation: str, share: float, method: str, name: str) -> np.ndarray:

@@ -13,11 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim import problem
 from fedjax_sim.base import Array, FederatedState, PyTree
+from fedjax_sim.checkpoint import checksum
 from fedjax_sim.columns import columns
 from fedjax_sim.comparison import bytes_of, rounds_to_target
 from fedjax_sim.driver import Interrupt, Program, compile_program, drive
-from fedjax_sim.reproduce.cells import RATIO, Cell
-from fedjax_sim.reproduce.store import Store
+from fedjax_sim.reproduce.cells import RATIO, Cell, named
+from fedjax_sim.reproduce.store import Store, what
 from fedjax_sim.results import versions
 from fedjax_sim.setting import Setting
 from fedjax_sim.simulate import open_checkpoints, progress_of, reaches
@@ -39,12 +40,14 @@ class Runner(NamedTuple):
       start: (rate, key data) -> inputs and carry.
       bytes_down: of all clients together, a round.
       bytes_up: likewise.
+      federation: its checksum.
     """
 
     program: Program
     start: Callable[[float, int], tuple[PyTree, PyTree]]
     bytes_down: int
     bytes_up: int
+    federation: int
 
 
 def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
@@ -87,9 +90,13 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     stop = reaches(resolved.score, resolved.target)
     inputs, carry = start(cell.rates[0], 0)
     program = compile_program(step, inputs, carry, cell.most, stop=stop, place=mesh)
-    exchange = bytes_of(made(cell.rates[0]))
+    first = made(cell.rates[0])
+    exchange = bytes_of(first)
     everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots
-    return Runner(program, start, (everyone or 0) * exchange.down, resolved.slots * exchange.up)
+    return Runner(
+        program, start, (everyone or 0) * exchange.down, resolved.slots * exchange.up,
+        checksum(*jax.tree.leaves(first.data)),
+    )  # fmt: skip
 
 
 def race(
@@ -98,27 +105,29 @@ def race(
     """Runs what is missing of a cell, saved after every run; whether it is through.
 
     The first seed tries the rates, the middle one first, and each gives up where it can no longer
-    be the best: at the rounds of the best so far. While the best lies at an end of the rates, the
-    grid is extended there. The other seeds then run the best rate. If none reaches the target, the
-    best is the one with the highest accuracy. A run of more than ten minutes is not repeated.
+    be the best: behind the evaluation in which the best so far reached the target. While the best
+    lies at an end of the rates, the grid is extended there. The other seeds then run the best
+    rate. If none reaches the target, the best is the one with the highest accuracy. A run of more
+    than ten minutes is not repeated.
 
     Raises:
       ValueError: if the record is of something else, or the cell it comes after was not run.
       OSError: if a record or a checkpoint cannot be written.
     """
-    record = store.load(cell) or {"runs": [], "complete": False, "versions": versions()}
-    if is_through(record, seeds):
+    if is_through(cell, store, seeds):
         return True
-    client_lr = None
-    if cell.after is not None:
-        client_lr = _best_of_base(cell.after, store)
-        record["client_lr"] = client_lr
+    client_lr = None if cell.after is None else _best_of_base(cell.after, store)
+    record = store.load(cell)
+    if record is None or record["client_lr"] != client_lr:
+        record = {"runs": [], "complete": False, "client_lr": client_lr}
     runner: Runner | None = None
 
     def run(rate: float, seed: int, most: int) -> dict[str, Any] | None:
         nonlocal runner
         runner = runner or compiled(cell, client_lr, mesh)
-        found = _one(cell, runner, store, rate, seed, most, interrupt, tell)
+        made_by = {**versions(), "devices": 1 if mesh is None else mesh.size}
+        of = {"client_lr": client_lr, "rate": rate, "seed": seed, "made_by": made_by}
+        found = _one(cell, runner, store, of, most, interrupt, tell)
         if found is not None:
             record["runs"].append(found)
             store.save(cell, record)
@@ -126,8 +135,10 @@ def race(
         return found
 
     while (rate := _next_rate(cell, record["runs"])) is not None:
+        every = cell.setting.evaluate_every
         times = [one["reached"] for one in record["runs"] if one["reached"] is not None]
-        if run(rate, 0, min([cell.most, *(math.ceil(time) for time in times)])) is None:
+        limits = [every * math.ceil(time / every) for time in times]
+        if run(rate, 0, min([cell.most, *limits])) is None:
             return False
     best = best_run(record["runs"])
     long = best["seconds"] > LONG_SECONDS
@@ -141,10 +152,18 @@ def race(
     return True
 
 
-def is_through(record: dict[str, Any] | None, seeds: int) -> bool:
-    """Whether a cell has its rate, and as many seeds as are wanted."""
+def is_through(cell: Cell, store: Store, seeds: int) -> bool:
+    """Whether a cell has its rate, and as many seeds as are wanted.
+
+    Not so if it uses the rate of a cell that has another one by now.
+    """
+    record = store.load(cell)
     if record is None or not record["complete"]:
         return False
+    if cell.after is not None:
+        base = store.load(named(cell.after))
+        if base is None or record["client_lr"] != base.get("rate"):
+            return False
     return record["long"] or record["seeds"] >= seeds
 
 
@@ -173,20 +192,21 @@ def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
 
 
 def _one(
-    cell: Cell, runner: Runner, store: Store, rate: float, seed: int, most: int,
+    cell: Cell, runner: Runner, store: Store, of: dict[str, Any], most: int,
     interrupt: Interrupt, tell: Tell,
 ) -> dict[str, Any] | None:  # fmt: skip
     """One run; None if it was interrupted, its rounds saved."""
     program = runner.program._replace(num_rounds=most)
-    identity = {"cell": cell.name, "rate": rate, "seed": seed, "versions": versions()}
+    rate, seed = of["rate"], of["seed"]
+    identity = {"what": what(cell), "federation": runner.federation, **of}
     checkpoints = open_checkpoints(store.running(cell, rate, seed), identity, resume=True)
     inputs, carry = runner.start(rate, seed)
-    spent = 0.0
+    spent, timed = 0.0, 0
 
     def on_chunk(first: int, rows: History, seconds: float) -> None:
-        nonlocal spent
-        spent += seconds
+        nonlocal spent, timed
         if seconds:
+            spent, timed = spent + seconds, timed + len(rows.evaluated)
             found = {k: x for k, x in columns(rows).items() if x.ndim == 1 and k != "evaluated"}
             tell(cell, rate, seed, progress_of(found, first, most, seconds))
 
@@ -203,10 +223,12 @@ def _one(
     return {
         "rate": rate,
         "seed": seed,
+        "made_by": of["made_by"],
         "reached": reached,
         "done": driven.round,
         "best": float(finite.max()) if finite.size else math.nan,
-        "seconds": spent,
+        # At the pace of the rounds since the last resume.
+        "seconds": spent / timed * driven.round if timed else math.nan,
         "bytes_down": None if reached is None else reached * runner.bytes_down,
         "bytes_up": None if reached is None else reached * runner.bytes_up,
         "rounds": at.tolist(),
@@ -215,19 +237,17 @@ def _one(
 
 
 def _best_of_base(name: str, store: Store) -> float:
-    from fedjax_sim.reproduce.cells import select
-
-    base = next(cell for cell in select([name]) if cell.name == name)
-    record = store.load(base)
+    record = store.load(named(name))
     if record is None or not record["complete"]:
         raise ValueError(f"cell {name} must be run before those that use its learning rate")
     return float(record["rate"])
 
 
 def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, float]:
-    """Cell -> seconds that it takes at most: every run to the end, no rate beyond the first ones.
+    """Cell -> about the seconds that it takes if no run reaches its target before its end.
 
-    Measured of one client's round, for each model and block size, and one evaluation.
+    From one client's local epoch, for each model and block size, and one evaluation, on as many
+    devices as there are; compilation not counted.
     """
     paces: dict[Any, tuple[float, float]] = {}
     found = {}
@@ -239,7 +259,8 @@ def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, floa
         a_pass, an_evaluation = paces[kind]
         clients = setting.slots * (setting.epochs or 1)
         share = 1.0 if mesh is None else 1 / min(mesh.size, setting.slots)
-        runs = len(cell.rates) + seeds - 1
+        # Where none reaches the target, the grid is extended for as long as the best is at an end.
+        runs = (_MOST_RATES if cell.tuned else 1) + seeds - 1
         found[cell.name] = runs * cell.most * (
             clients * a_pass * share + an_evaluation / setting.evaluate_every
         )  # fmt: skip

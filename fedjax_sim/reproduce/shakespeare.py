@@ -85,14 +85,15 @@ def lines(out: Path) -> list[str]:
 
 def _said(times: dict[str, Any]) -> str:
     rest = ", ".join(
-        f"{PUBLISHED[spread]} rounds {spread} {times['whole'] * PUBLISHED[spread] / 3600:.1f} h"
+        f"{spread} {times['whole'] * (PUBLISHED[spread] - ROUNDS) / 3600:.1f} h"
         for spread in SPREADS
     )
     return (
         f"A round of {times['clients']} roles, of {times['smallest']} to {times['largest']} blocks "
         f"of 10: packed {times['packed']:.1f} s, padded to the largest (`vmapped`) "
-        f"{times['padded']:.1f} s. A round at C = 0.1 takes about {times['whole']:.1f} s; the "
-        f"rest would take, at the published numbers, {rest}."
+        f"{times['padded']:.1f} s. A round at C = 0.1 takes about {times['whole']:.1f} s, so the "
+        f"rest of the published rounds would take {rest}, without evaluation. One seed, learning "
+        f"rate {SETTING.client_lr:g}, not tuned."
     )
 
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim.reproduce.cells import Cell
-from fedjax_sim.results import to_json, versions
+from fedjax_sim.results import to_json
 from fedjax_sim.saving import replace_file
 from fedjax_sim.simulate import differences
 
@@ -19,6 +21,24 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cells = folder / "cells"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Refuses a folder in which another process is at work.
+
+        Raises:
+          ValueError: if there is one.
+          OSError: if the folder cannot be written.
+        """
+        import fcntl  # Unix has it; the data sets' cache needs it, too
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"--out {self.folder} is in use by another process") from error
+            yield
 
     def load(self, cell: Cell) -> dict[str, Any] | None:
         """The record of a cell; None if it was not begun.
@@ -34,7 +54,9 @@ class Store:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}; remove it, or name another --out")\
                 from error  # fmt: skip
-        if differs := differences(found.get("what"), json.loads(to_json(what(cell)))):
+        here = json.loads(to_json(what(cell)))
+        there = {name: found.get("what", {}).get(name) for name in here}
+        if differs := differences(there, here):
             raise ValueError(f"{path} is of another cell and cannot be resumed: {differs}")
         return found
 
@@ -77,7 +99,6 @@ def what(cell: Cell) -> dict[str, Any]:
         "axis": cell.axis,
         "rates": list(cell.rates),
         "after": cell.after,
-        "versions": {k: v for k, v in versions().items() if k in ("jax", "jaxlib")},
     }
 
 
