@@ -13,7 +13,8 @@ def logistic_regression(input_shape: Sequence[int] = (784,), num_classes: int = 
     """Multinomial logistic regression: logits `W x + b`; 7,850 parameters by default.
 
     >>> import jax
-    >>> sum(x.size for x in jax.tree.leaves(logistic_regression().init(jax.random.key(0))))
+    >>> params = jax.eval_shape(logistic_regression().init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
     7850
     """
     return mlp(input_shape, (), num_classes)
@@ -23,7 +24,8 @@ def two_nn(input_shape: Sequence[int] = (784,), num_classes: int = 10) -> Model:
     """The 2NN of McMahan et al. 2017 (arXiv 1602.05629): 784-200-200-10 with ReLU.
 
     >>> import jax
-    >>> sum(x.size for x in jax.tree.leaves(two_nn().init(jax.random.key(0))))
+    >>> params = jax.eval_shape(two_nn().init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
     199210
     """
     return mlp(input_shape, (200, 200), num_classes)
@@ -57,7 +59,8 @@ def time_series_mlp(
       ValueError: for a size below 1.
 
     >>> import jax
-    >>> sum(x.size for x in jax.tree.leaves(time_series_mlp(24, 3).init(jax.random.key(0))))
+    >>> params = jax.eval_shape(time_series_mlp(24, 3).init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
     8897
     """
     for name, size in (("window", window), ("features", features), ("horizon", horizon)):

@@ -30,7 +30,8 @@ def character_lstm(
       ValueError: for a size below 1.
 
     >>> import jax
-    >>> sum(x.size for x in jax.tree.leaves(character_lstm().init(jax.random.key(0))))
+    >>> params = jax.eval_shape(character_lstm().init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
     820522
     """
     sizes = {"vocabulary": vocabulary, "embedding": embedding, "length": length}
