@@ -135,10 +135,10 @@ def test_one_cut_off_in_the_middle_is_not_seen(whole, tmp_path):
     assert not left.exists()
 
 
-def kill_and_resume(what, out, moments, seed):
+def kill_and_resume(what, out, moments, seed, cache):
     """SIGKILLs the process at random moments of its life, then lets it end."""
     rng = np.random.default_rng(seed)
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(out / "xla"),
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache),
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                    "JAX_NUM_CPU_DEVICES": "2"}  # fmt: skip
     command = [sys.executable, "-m", "tests.killed", what, str(out)]
@@ -166,11 +166,13 @@ def kill_and_resume(what, out, moments, seed):
         pytest.param("sweep", 20, marks=pytest.mark.slow),
     ],
 )
-def test_killed_and_resumed_it_has_the_same_bits(tmp_path, what, moments):
+def test_killed_and_resumed_it_has_the_same_bits(tmp_path, tmp_path_factory, what, moments):
     for name in ("killed", "whole"):
         (tmp_path / name).mkdir()
-    deaths, found = kill_and_resume(what, tmp_path / "killed", moments, seed=moments)
-    _, expected = kill_and_resume(what, tmp_path / "whole", 0, seed=0)
+    # One for all of these tests, and no others: it may hold half of what a process was killed at.
+    cache = tmp_path_factory.getbasetemp().parent / "killed-xla"
+    deaths, found = kill_and_resume(what, tmp_path / "killed", moments, moments, cache)
+    _, expected = kill_and_resume(what, tmp_path / "whole", 0, 0, cache)
     assert deaths > 0
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
