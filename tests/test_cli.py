@@ -88,6 +88,7 @@ def test_same_seed_same_history_in_any_chunks(tmp_path, execution):
     assert (first != second).all()
 
 
+@pytest.mark.slow
 def test_modes_coincide_where_the_identity_says(tmp_path):
     common = ("--clients", "10", "--rounds", "3", "--seeds", "1", "--partition", "iid")
     common += ("--modes", "selected", "all_clients", "unbiased")
@@ -330,6 +331,7 @@ def test_a_run_that_diverges_says_so(tmp_path, capsys):
     assert (tmp_path / "compare.png").exists()
 
 
+@pytest.mark.slow
 def test_one_client(tmp_path, capsys):
     options = ("--clients", "1", "-C", "1", "--rounds", "2", "--seeds", "1", "--partition", "iid")
     assert compare(*options, out=tmp_path) == 0

@@ -237,6 +237,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_each_trains_by_rounds(name):
     """Rounds of clients side by side lower the loss, and nothing is NaN."""

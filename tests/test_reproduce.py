@@ -210,9 +210,7 @@ def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
     store.save_estimates({"tiny-not-run": 7200.0})
     names = record.write(tmp_path / "PAPERS.md", store)
     text = (tmp_path / "PAPERS.md").read_text()
-    assert (
-        "| 0.2 | 1 | 10 | IID | 20 | 10 (9 to 11) | 0.50 | 11 | 0.1 (0.1 to 0.1, 1) |" in text
-    )
+    assert "| 0.2 | 1 | 10 | IID | 20 | 10 (9 to 11) | 0.50 | 11 | 0.1 (0.1 to 0.1, 1) |" in text
     assert "| > 22 (1 of 2 reached it) |  |" in text
     assert "Not run: `tiny-not-run` (20 published, up to about 2.0 h)." in text
     assert names[1].read_bytes().startswith(b"\x89PNG")

@@ -75,6 +75,7 @@ def test_what_cannot_be_is_refused(given, message):
         Setting(**given).resolved()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [

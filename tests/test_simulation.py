@@ -169,6 +169,7 @@ def test_gradient_by_the_learning_rate(clients):
         assert abs(float(got)) > 1e-3
 
 
+@pytest.mark.slow
 def test_scaffold_differentiates_through_padding_and_empty_clients(data):
     def last(lr, execution):
         algorithm = fs.scaffold(linear_loss, lr, LOCAL)
@@ -185,6 +186,7 @@ def test_scaffold_differentiates_through_padding_and_empty_clients(data):
     np.testing.assert_allclose(backward, forward, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_strategies_agree_in_float64(clients):
     with jax.enable_x64(True):
         data = fs.FederatedData.from_clients([{"x": x, "y": y} for x, y in clients])
@@ -223,6 +225,7 @@ def test_refusals(data):
     refused("key must be a typed key", key=0)
 
 
+@pytest.mark.slow
 def test_the_same_client_trains_alike_in_any_federation(clients):
     """Same id, same key: the sizes of the others, and so the padding, change no draw."""
     local = fs.LocalTraining(3, 4)

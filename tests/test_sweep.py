@@ -63,6 +63,7 @@ def one_by_one(experiment, results, keys):
         np.testing.assert_array_equal(run.rounds["client_steps"], history.rounds.client_steps)
 
 
+@pytest.mark.slow
 def test_it_equals_its_configurations_one_by_one(data):
     """Traced and static axes, two groups, blocks that do not come out even, two devices."""
     grid = fs.grid.product(epochs=[1, 2], lr=RATES[:3]) * fs.grid.product(mu=[0.0, 0.5])
@@ -106,6 +107,7 @@ def test_the_table_does_not_depend_on_the_chunks(data, side_by_side, whole_table
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_function_of_key_and_hyper_parameters(data):
     make = factory(data)
 
@@ -147,6 +149,7 @@ def test_what_diverges_is_marked_and_costs_no_other_its_result(data):
         Results(results.runs[2:4]).best("b")
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_is_the_same(tmp_path):
     whole = killed.sweep(tmp_path / "whole")
     told = []
