@@ -25,7 +25,6 @@ from fedjax_sim.base import FederatedState as FederatedState
 from fedjax_sim.base import LocalTraining as LocalTraining
 from fedjax_sim.base import RoundContext as RoundContext
 from fedjax_sim.base import RoundMetrics as RoundMetrics
-from fedjax_sim.checkpoint import SaveError as SaveError
 from fedjax_sim.data import FederatedData as FederatedData
 from fedjax_sim.evaluation import ClientStatistics as ClientStatistics
 from fedjax_sim.evaluation import Evaluation as Evaluation
@@ -36,6 +35,7 @@ from fedjax_sim.experiment import Experiment as Experiment
 from fedjax_sim.results import Results as Results
 from fedjax_sim.round import init as init
 from fedjax_sim.round import make_round as make_round
+from fedjax_sim.saving import SaveError as SaveError
 from fedjax_sim.simulate import Simulation as Simulation
 from fedjax_sim.simulate import reaches as reaches
 from fedjax_sim.simulate import simulate as simulate

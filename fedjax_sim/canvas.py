@@ -48,7 +48,14 @@ def figure() -> tuple[Any, Any]:
     made = Figure(figsize=(WIDTH / 72, HEIGHT / 72), facecolor="none")
     made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.04)
     FigureCanvasAgg(made)
-    ax = made.add_subplot(facecolor="none")
+    ax = made.add_subplot()
+    dress(ax)
+    return made, ax
+
+
+def dress(ax: Any) -> None:
+    """The look of axes: a faint grid, no box, grey lines and dark words."""
+    ax.set_facecolor("none")
     ax.grid(color=FAINT, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -56,7 +63,6 @@ def figure() -> tuple[Any, Any]:
     ax.tick_params(which="both", color=LINE, labelcolor=INK, labelsize=SMALL)
     for axis in (ax.xaxis, ax.yaxis):
         axis.label.set(fontsize=TEXT, color=INK)
-    return made, ax
 
 
 def styles(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

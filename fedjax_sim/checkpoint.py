@@ -12,12 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import PyTree
+from fedjax_sim.saving import SaveError, reason
 
 _KEPT = 2  # the last, and the one before it in case the last is damaged
-
-
-class SaveError(OSError):
-    """A checkpoint could not be written; those before it are as they were."""
 
 
 class Saved(NamedTuple):
@@ -64,9 +61,8 @@ class Checkpoints:
         except Exception as error:
             for left in self.folder.glob(f"{path.name}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
-            reason = _reason(error)
             raise SaveError(
-                f"checkpoint {number} was not saved in {self.folder}: {reason}"
+                f"checkpoint {number} was not saved in {self.folder}: {reason(error)}"
             ) from error
         numbers = self.numbers()
         behind = [n for n in numbers if n > number]  # damaged, since the run began before them
@@ -89,7 +85,7 @@ class Checkpoints:
             except Exception as error:
                 warnings.warn(
                     f"checkpoint {number} in {self.folder} is damaged and was passed over "
-                    f"({_reason(error)})",
+                    f"({reason(error)})",
                     stacklevel=2,
                 )
         return None
@@ -161,16 +157,3 @@ def checksum(*arrays: Any) -> int:
 def _checksums(arrays: dict[str, np.ndarray]) -> list[list[Any]]:
     """Of each array, in the order of their names."""
     return [[name, checksum(arrays[name])] for name in sorted(arrays)]
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own word where there is one, else the first line."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
-        seen = seen.__cause__ or seen.__context__
-    text = str(error)
-    if "No space left" in text:
-        return "No space left on device"
-    return (text.splitlines() or [type(error).__name__])[0][:200]

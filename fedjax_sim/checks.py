@@ -1,7 +1,8 @@
 """Refusing arguments out of range, before anything compiles."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import jax
@@ -31,6 +32,19 @@ def check_same_spec(name: str, of: str, before: Any, after: Any) -> None:
             f"{name} must keep the structure, shapes and dtypes of {of}; it makes "
             f"{', '.join(specs[1])} in {structures[1]} of {', '.join(specs[0])} in {structures[0]}"
         )
+
+
+def check_known(name: str, known: Iterable[str], what: str) -> None:
+    """Refuses a name that is not known.
+
+    Raises:
+      ValueError: with the nearest one that is.
+    """
+    known = list(known)
+    if name not in known:
+        near = get_close_matches(name.replace("-", "_"), known, 1)
+        says = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise ValueError(f"unknown {what} {name!r}; {says}")
 
 
 def check_count(name: str, value: Any, otherwise: str = "") -> None:

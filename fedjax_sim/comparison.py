@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim import aggregation, grid
 from fedjax_sim.checks import check_count, check_number
+from fedjax_sim.defaults import OF_DATASET, REGRESSIONS
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.problem import experiment
 from fedjax_sim.results import Results
@@ -53,7 +54,7 @@ class Setting:
                 f"clients make {cohorts}"
             )
         if base.target is None:
-            base = replace(base, target=0.75 if base.dataset == "wind" else 0.9)
+            base = replace(base, target=OF_DATASET[base.dataset].target)
         return replace(self, one=base)
 
     def at(self, fraction: float, mode: str) -> One:
@@ -82,7 +83,7 @@ class Setting:
     @property
     def score_name(self) -> str:
         """As it is printed."""
-        return "R^2" if self.one.dataset == "wind" else "accuracy"
+        return "R^2" if self.one.dataset in REGRESSIONS else "accuracy"
 
 
 def bytes_of(made: Experiment) -> Communication:
@@ -123,20 +124,31 @@ def compare(
     )
 
 
-def rounds_to_target(scores: np.ndarray, target: float) -> float | None:
+def rounds_to_target(
+    scores: np.ndarray, target: float, rounds: np.ndarray | None = None
+) -> float | None:
     """Rounds until the score first reaches the target; None if it never does.
 
     The curve is made monotone by the best value so far and interpolated linearly, as in
-    McMahan et al. 2017; `scores[i]` is the score after round i + 1.
+    McMahan et al. 2017.
+
+    Args:
+      scores: [n].
+      target: the score to reach.
+      rounds: Int[n], after which each was measured; None for 1, 2, ..., n.
 
     >>> rounds_to_target(np.array([0.5, 0.4, 0.7]), 0.6)
     2.5
+    >>> rounds_to_target(np.array([0.5, 0.4, 0.7]), 0.6, np.array([10, 20, 30]))
+    25.0
     """
+    at = np.arange(1, len(scores) + 1) if rounds is None else rounds
     best = np.maximum.accumulate(np.where(np.isfinite(scores), scores, -np.inf))
     reached = np.flatnonzero(best >= target)
     if not reached.size:
         return None
     i = int(reached[0])
     if i == 0 or not np.isfinite(best[i - 1]):
-        return float(i + 1)
-    return float(i + (target - best[i - 1]) / (best[i] - best[i - 1]))
+        return float(at[i])
+    share = (target - best[i - 1]) / (best[i] - best[i - 1])
+    return float(at[i - 1] + share * (at[i] - at[i - 1]))

@@ -84,6 +84,7 @@ class Program(NamedTuple):
       advance: (inputs, carry, buffers, first, count) -> (carry, buffers, done, stopped);
         compiled, with carry and buffers donated.
       buffers: () -> zeros, leaves [..., capacity, ...] with the rounds on `rounds_axis`.
+      has_met: rows of rounds done -> whether one of them met the stop criterion.
       capacity: rounds of a call, at most.
       rounds_axis: 0, or 1 behind an axis over devices.
       memory: bytes that a call holds, beside what `step` closes over.
@@ -92,6 +93,7 @@ class Program(NamedTuple):
     num_rounds: int
     advance: Callable[..., tuple[PyTree, PyTree, Array, Array]]
     buffers: Callable[[], PyTree]
+    has_met: Callable[[PyTree], bool]
     capacity: int
     rounds_axis: int
     memory: int
@@ -198,6 +200,9 @@ def compile_program(
 
         return jax.tree.map(zeros, out)
 
+    def has_met(rows: PyTree) -> bool:
+        return stop is not None and bool(jnp.any(jax.vmap(stop)(rows)))
+
     zero, room = np.int32(0), buffers()
     compiled = (
         jax.jit(whole, donate_argnums=(2, 3))
@@ -212,6 +217,7 @@ def compile_program(
             consts, inputs, carry, buffers, np.int32(first), np.int32(count)
         ),
         buffers=buffers,
+        has_met=has_met,
         capacity=capacity,
         rounds_axis=len(lead),
         # What the compiler says is for one device.
@@ -235,13 +241,16 @@ def drive(
       carry: before round 0; donated.
       interrupt: looked at after each chunk; what is done by then is saved.
       on_chunk: told (rounds before it, its rows, seconds it took) after each chunk, and of
-        the rounds that a checkpoint brought back (with 0 seconds).
+        the rounds that a checkpoint brought back (with 0 seconds). If one of those met the
+        stop criterion, no more are done.
       checkpoints: where to save; None for nowhere.
       checkpoint_every: rounds between checkpoints; None for some seconds between them, such
         that they cost little.
 
     Raises:
-      SaveError: if a checkpoint cannot be written; `driven` on it holds what was computed.
+      SaveError: if a checkpoint cannot be written.
+      Exception: what `on_chunk` raises, once what was computed until then is saved. On either
+        error, `driven` is what was computed.
     """
     axis = program.rounds_axis
     buffers, done, stopped = program.buffers(), 0, False
@@ -259,28 +268,43 @@ def drive(
             return jax.ShapeDtypeStruct((*x.shape[:axis], done, *x.shape[axis + 1 :]), x.dtype)
 
         rows.append(unflatten("history", jax.tree.map(so_far, buffers), saved.arrays))
-        on_chunk(0, rows[0], 0.0)
+        stopped = stopped or program.has_met(rows[0])
+    last_save, cost = time.perf_counter(), 0.0
+    last_number, pace = done, 0.0
 
-    def driven(status: str) -> Driven:
+    def driven() -> Driven:
         if not rows:
             rows.append(jax.tree.map(lambda x: _cut(x, axis, 0), buffers))
         whole = jax.tree.map(lambda *xs: np.concatenate(xs, axis=axis), *rows)
         rows[:] = [whole]
-        return Driven(carry, whole, done, status)
+        through = "finished" if done == program.num_rounds else "interrupted"
+        return Driven(carry, whole, done, "stopped" if stopped else through)
 
     def save() -> None:
-        if checkpoints is None:
+        nonlocal last_save, last_number, cost
+        if checkpoints is None or done == last_number:
             return
-        here = driven("interrupted")
+        began = time.perf_counter()
+        here = driven()
         arrays = flatten("carry", here.carry) | flatten("history", here.history)
         try:
             checkpoints.save(done, arrays, {"stopped": stopped})
         except OSError as error:
             error.driven = here  # type: ignore[attr-defined]  # nothing computed is lost
             raise
+        last_save, last_number = time.perf_counter(), done
+        cost = last_save - began
 
-    last_save, cost = time.perf_counter(), 0.0
-    last_number, pace = done, 0.0
+    def tell(first: int, seconds: float) -> None:
+        try:
+            on_chunk(first, rows[-1], seconds)
+        except Exception as error:  # whatever it is, it costs no round
+            save()
+            error.driven = driven()  # type: ignore[attr-defined]
+            raise
+
+    if rows:
+        tell(0, 0.0)
     while done < program.num_rounds and not stopped and interrupt.received is None:
         count = max(1, min(program.capacity, int(_CHUNK_SECONDS / pace))) if pace else 1
         count = min(count, program.num_rounds - done)
@@ -293,21 +317,15 @@ def drive(
         rows.append(jax.tree.map(lambda x, n=count: _cut(x, axis, n), buffers))
         first, done = done, done + count
         pace = max(seconds / count, 1e-6)
-        on_chunk(first, rows[-1], seconds)
+        tell(first, seconds)
         since = time.perf_counter() - last_save
         due = since > max(_SAVE_SECONDS, cost / _SAVE_SHARE)
         if checkpoint_every is not None:
             due = done % checkpoint_every == 0
-        if due and done < program.num_rounds:
-            began = time.perf_counter()
+        if due:
             save()
-            last_save, last_number = time.perf_counter(), done
-            cost = last_save - began
-    if done != last_number:
-        save()
-    if stopped:
-        return driven("stopped")
-    return driven("finished" if done == program.num_rounds else "interrupted")
+    save()
+    return driven()
 
 
 def _cut(x: Array, axis: int, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 from fedjax_sim import canvas, cards, plots, tables
 from fedjax_sim.reading import Folder
 from fedjax_sim.reading import load as load
-from fedjax_sim.results import replace_file
+from fedjax_sim.saving import reason, replace_file
 
 _SAME = ("fedjax-sim", "jax", "jaxlib")  # versions that change numbers
 
@@ -55,7 +55,7 @@ def write(
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, lambda file: file.write(text.encode("utf-8", "replace")))
     except OSError as error:
-        raise ValueError(f"out {out} cannot be written: {error.strerror}") from error
+        raise ValueError(f"out {out} cannot be written: {reason(error)}") from error
     return out
 
 

@@ -10,7 +10,9 @@ from scipy.special import stdtrit
 
 from fedjax_sim import canvas
 from fedjax_sim.checks import check_count, check_number
-from fedjax_sim.results import Mean, Results, Run, replace_file
+from fedjax_sim.results import Mean, Results, Run
+from fedjax_sim.saving import replace_file
+from fedjax_sim.split_figure import split as split
 
 _POINTS = 300  # of a line; more are not seen at this width
 
@@ -257,9 +259,23 @@ def plot(results: Results, path: str | Path, metric: str) -> Path:
     by_round = any(run.rounds.get(metric, np.zeros(())).ndim == 1 for run in results.runs)
     answers = metric in results.metrics and (numeric >= 4 or not by_round)
     figure = response(results, metric) if answers else curves(results, metric)
+    save(figure, path)
+    return path
+
+
+def save(figure: Any, path: str | Path) -> None:
+    """Writes a figure, whole or not at all.
+
+    Args:
+      path: its suffix says the format: .png, .svg or .pdf.
+
+    Raises:
+      ValueError: for another format.
+    """
+    path = Path(path)
+    _check_choice("path's suffix", path.suffix, (".png", ".svg", ".pdf"))
     kind = path.suffix[1:]
     replace_file(path, lambda file: figure.savefig(file, format=kind, dpi=160, facecolor="white"))
-    return path
 
 
 def _within(mean: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

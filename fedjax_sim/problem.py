@@ -19,7 +19,7 @@ from fedjax_sim.evaluation import evaluator
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.randomness import stream
 from fedjax_sim.sampling import Sampler
-from fedjax_sim.setting import Setting, strategy
+from fedjax_sim.setting import OF_DATA, Setting, strategy
 
 _PARTITION = 11  # the key's purpose: one split for all seeds, so that they differ in training only
 _HIDDEN: dict[str, tuple[int, ...]] = {"logistic": (), "mlp": (32,), "2nn": (200, 200)}
@@ -35,57 +35,97 @@ class Problem(NamedTuple):
     variance: float | None  # of a regression's test targets
 
 
+class Split(NamedTuple):
+    """A data set and who has which of its examples."""
+
+    dataset: Any  # fedjax_sim.datasets.Dataset
+    client_ids: np.ndarray  # Int[N]
+
+
+def split(setting: Setting) -> Split:
+    """Loads and splits the data of a resolved setting.
+
+    Raises:
+      ValueError: if the split is impossible for the data.
+    """
+    from fedjax_sim import datasets  # here: --help is not to wait for it
+
+    clients: Any = setting.clients
+    data_key, key = jax.random.split(stream(jax.random.key(setting.partition_seed), _PARTITION))
+    if setting.dataset == "wind":
+        found = datasets.wind(data_key, num_regions=clients)
+    elif not setting.dataset.startswith("synthetic"):
+        found = getattr(datasets, setting.dataset)()
+    else:
+        alpha: Any = setting.synthetic_alpha or 0.0
+        beta: Any = setting.synthetic_beta or 0.0
+        iid = setting.dataset == "synthetic_iid"
+        found = datasets.synthetic(data_key, alpha, beta, clients, iid)
+    return Split(found, _client_ids(key, setting, found, clients))
+
+
+def _client_ids(key: Array, setting: Setting, found: Any, clients: int) -> np.ndarray:
+    labels, given = found.train["y"], setting
+    if given.partition == "natural":
+        return found.client_ids
+    if given.partition == "iid":
+        return partition.iid(key, len(labels), clients)
+    if given.partition == "quantity":
+        skew: Any = given.skew
+        parameter: Any = given.skew_parameter
+        return partition.quantity(key, len(labels), clients, skew, parameter)
+    if given.partition == "shards":
+        count: Any = given.shards_per_client
+        return partition.shards(key, labels, clients, count)
+    if given.partition == "labels":
+        count = given.classes_per_client
+        return partition.labels(key, labels, clients, count)
+    alpha: Any = given.alpha
+    return partition.dirichlet(key, labels, clients, alpha)
+
+
 def problem(setting: Setting) -> Problem:
     """Loads and splits the data of a resolved setting, and makes its model; once for each split.
 
     Raises:
       ValueError: if the split is impossible for the data.
+      FileNotFoundError: if the data are yet to be fetched: how.
     """
-    return _problem(
-        setting.dataset, setting.partition, setting.alpha, setting.shards_per_client,
-        setting.partition_seed, setting.clients, setting.model,
-    )  # fmt: skip
+    return _problem(Setting(**{name: getattr(setting, name) for name in (*OF_DATA, "model")}))
 
 
 @lru_cache(maxsize=32)
-def _problem(
-    dataset: str,
-    split: str,
-    alpha: float,
-    shards_per_client: int,
-    partition_seed: int,
-    clients: int,
-    model: str,
-) -> Problem:
-    from fedjax_sim import datasets, models  # here: flax is slow to import, and --help is not to be
+def _problem(setting: Setting) -> Problem:
+    from fedjax_sim import models  # here: flax is slow to import, and --help is not to be
 
     # A sweep may ask for it inside a trace.
     with jax.ensure_compile_time_eval():
-        data_key, key = jax.random.split(stream(jax.random.key(partition_seed), _PARTITION))
-        if dataset == "wind":
-            found = datasets.wind(data_key, num_regions=clients)
-        else:
-            found = datasets.digits()
-        labels = found.train["y"]
-        if split == "natural":
-            client_ids = found.client_ids
-        elif split == "iid":
-            client_ids = partition.iid(key, len(labels), clients)
-        elif split == "shards":
-            client_ids = partition.shards(key, labels, clients, shards_per_client)
-        else:
-            client_ids = partition.dirichlet(key, labels, clients, alpha)
-        data = FederatedData.from_arrays(found.train, client_ids, clients)
+        found, client_ids = split(setting)
+        data = FederatedData.from_arrays(found.train, client_ids, setting.clients)
         test = FederatedData.from_clients([found.test])
-    shape = found.train["x"].shape[1:]
+    model = _model(setting.model or "mlp", found)
     if found.num_classes is None:
-        regression = models.mlp(shape, (32, 32), 1)
         variance = float(np.var(found.test["y"]))
-        return Problem(
-            data, test, regression.init, models.squared_error(regression.apply), variance
-        )
-    classifier = models.mlp(shape, _HIDDEN[model], found.num_classes)
-    return Problem(data, test, classifier.init, models.cross_entropy(classifier.apply), None)
+        return Problem(data, test, model.init, models.squared_error(model.apply), variance)
+    return Problem(data, test, model.init, models.cross_entropy(model.apply), None)
+
+
+def _model(name: str, found: Any) -> Any:
+    """The model of that name for the data set."""
+    from fedjax_sim import models
+
+    shape, classes = found.train["x"].shape[1:], found.num_classes
+    if classes is None:
+        return models.mlp(shape, (32, 32), 1)
+    if name in _HIDDEN:
+        return models.mlp(shape, _HIDDEN[name], classes)
+    if name in ("character_lstm", "transformer"):
+        return getattr(models, name)(classes, length=shape[0])
+    grey = len(shape) == 2
+    made = getattr(models, name)((*shape, 1) if grey else shape, classes)
+    if not grey:
+        return made
+    return made._replace(apply=lambda params, x: made.apply(params, x[..., None]))
 
 
 def experiment(setting: Setting, mesh: Mesh | None = None) -> Experiment:
@@ -167,7 +207,10 @@ def _client_optimizer(setting: Setting) -> Optimizer:
 
 
 def _server_optimizer(setting: Setting) -> optax.GradientTransformation:
-    """With the constants of Reddi et al. 2021: beta_1 = 0.9, beta_2 = 0.99, tau = 0.001."""
+    """optax's, with the constants of Reddi et al. 2021: beta_1 = 0.9, beta_2 = 0.99, tau = 0.001.
+
+    Theirs correct no bias, start v at tau^2 and have tau in Adagrad's denominator, too.
+    """
     rate: Any = setting.server_lr
     if setting.server_optimizer == "adam":
         return optax.adam(rate, b1=0.9, b2=0.99, eps=1e-3)

@@ -52,7 +52,8 @@ class Folder(NamedTuple):
 def load(folder: str | Path) -> Folder:
     """Reads summary.json, table.csv and rounds.csv.
 
-    A cell is None, a boolean, a whole number, a number or else text, as it is written.
+    A cell is None, a boolean, a whole number, a number or else text, as it is written; what is
+    under an axis or value of text alone, which the summary names, stays text.
 
     Raises:
       ValueError: for a folder without results, of another format, or with files that are broken
@@ -149,16 +150,22 @@ def _run(
         del rounds[name]
     if evaluated:
         rounds["evaluated"] = np.any([*evaluated.values()], axis=0)
+    texts = summary.get("text")
+
+    def label(name: str) -> Scalar:
+        is_text = isinstance(texts, list) and name in texts
+        return (row[name] or None) if is_text else value(row[name])
+
     values = {
-        name: value(cell)
-        for name, cell in row.items()
+        name: label(name)
+        for name in row
         if name not in _DERIVED and name not in axes and name not in measured
     }
     seed, done = value(row["seed"]), value(row["rounds"])
     if type(seed) is not int or type(done) is not int:
         raise ValueError(f"{folder / TABLE} is broken: seed and rounds must be whole numbers")
     asked = done if row["complete"] == "True" else max(done + 1, _rounds_asked(summary))
-    configuration = {name: value(row[name]) for name in axes}
+    configuration = {name: label(name) for name in axes}
     run = Run(configuration, seed, rounds, values, asked)
     if row.get("diverged") == "True" and not run.diverged:
         # By an array that is in no table: it is there again, as far as is known.

@@ -10,7 +10,8 @@ import numpy as np
 
 from fedjax_sim.canvas import MODE_STYLES
 from fedjax_sim.comparison import Setting, cohort_size, rounds_to_target
-from fedjax_sim.results import Results, Run, replace_file
+from fedjax_sim.results import Results, Run
+from fedjax_sim.saving import replace_file
 from fedjax_sim.traffic import Communication
 
 HISTORY, PICTURE = "history.csv", "compare.png"

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +16,9 @@ import jax
 import numpy as np
 from scipy.special import stdtrit
 
-from fedjax_sim.base import PyTree
 from fedjax_sim.checks import check_number
-from fedjax_sim.simulation import History
-from fedjax_sim.traffic import Communication
+from fedjax_sim.columns import LEDGER, is_evaluated, is_measured
+from fedjax_sim.saving import SaveError, reason, replace_file
 
 SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"
 FORMAT = 1  # of these files; read by `report`
@@ -54,7 +53,7 @@ class Run(NamedTuple):
         """Whether an update or a measured value held a NaN or an infinity."""
         if np.any(self.rounds.get("nonfinite", 0)):
             return True
-        names = [name for name in self.rounds if _is_measured(name)]
+        names = [name for name in self.rounds if is_measured(name)]
         finite = all(np.isfinite(self.measured(name)).all() for name in names)
         return not (finite and all(_is_finite(value) for value in self.values.values()))
 
@@ -62,7 +61,7 @@ class Run(NamedTuple):
         """The column's values after the rounds in which it was measured."""
         column = self.rounds[name]
         evaluated = self.rounds.get("evaluated")
-        if evaluated is None or name.startswith("train_") or name in _LEDGER:
+        if evaluated is None or name.startswith("train_") or name in LEDGER:
             return column
         return column[evaluated.astype(bool)]
 
@@ -75,7 +74,7 @@ class Run(NamedTuple):
             "diverged": self.diverged,
         }
         for name in self.rounds:
-            if _is_measured(name) and self.rounds[name].ndim == 1:
+            if is_measured(name) and self.rounds[name].ndim == 1:
                 values = self.measured(name)
                 found[name] = values[-1].item() if len(values) else None
         for name in ("client_steps", "lane_steps", "examples", "nonfinite"):
@@ -132,7 +131,7 @@ class Results:
             for t in range(run.done if columns else 0):
                 row: dict[str, Scalar] = {**run.configuration, "seed": run.seed, "round": t + 1}
                 for name, column in columns.items():
-                    skipped = evaluated is not None and not evaluated[t] and _is_evaluated(name)
+                    skipped = evaluated is not None and not evaluated[t] and is_evaluated(name)
                     row[name] = None if skipped else column[t].item()
                 rows.append(row)
         return rows
@@ -142,7 +141,7 @@ class Results:
         """What can be compared: measured columns and values of the whole run."""
         names: dict[str, None] = {}
         for run in self.runs:
-            names |= {k: None for k, x in run.rounds.items() if _is_measured(k) and x.ndim == 1}
+            names |= {k: None for k, x in run.rounds.items() if is_measured(k) and x.ndim == 1}
             names |= {k: None for k, x in run.values.items() if not isinstance(x, str)}
         return list(names)
 
@@ -215,38 +214,37 @@ class Results:
         Args:
           summary: what else is to be known, JSON-able; `kind`, `configuration` and `score` are
             read by `fedjax-sim report`.
+
+        Raises:
+          SaveError: saying which of them were not written, and why.
         """
         folder = Path(folder)
+        labels = [{**run.configuration, **run.values} for run in self.runs]
         said = {
             "format": FORMAT,
             "complete": all(run.done == run.num_rounds for run in self.runs),
             "axes": sorted({name for run in self.runs for name in run.configuration}),
+            # What a CSV does not tell: columns of text alone, where "1e-3" is no number.
+            "text": sorted(name for name in _names(labels) if _is_text(labels, name)),
             "versions": versions(),
             **summary,
         }
-        self.to_csv(folder / TABLE)
-        self.to_csv(folder / ROUNDS, long=True)
-        replace_file(folder / SUMMARY, lambda file: file.write(to_json(said)))
+        lost = [TABLE, ROUNDS, SUMMARY]
+        try:
+            self.to_csv(folder / TABLE)
+            lost.remove(TABLE)
+            self.to_csv(folder / ROUNDS, long=True)
+            lost.remove(ROUNDS)
+            replace_file(folder / SUMMARY, lambda file: file.write(to_json(said)))
+        except SaveError as error:
+            raise SaveError(
+                f"not written in {folder}: {', '.join(lost)} ({reason(error)})"
+            ) from error
         return SUMMARY, TABLE, ROUNDS
 
     def _check_metric(self, metric: str) -> None:
         if metric not in self.metrics:
             raise ValueError(f"metric must be one of {', '.join(self.metrics)}; got {metric!r}")
-
-
-# What a round costs; everything else that is reported of it is measured.
-_LEDGER = frozenset(
-    ("receivers", "senders", "reporting", "nonfinite", "client_steps", "lane_steps", "examples",
-     "reporting_share", "update_norm", "empty", "evaluated", "bytes_down", "bytes_up")
-)  # fmt: skip
-
-
-def _is_measured(name: str) -> bool:
-    return name not in _LEDGER
-
-
-def _is_evaluated(name: str) -> bool:
-    return _is_measured(name) and not name.startswith("train_")
 
 
 def _is_finite(value: Scalar) -> bool:
@@ -255,44 +253,6 @@ def _is_finite(value: Scalar) -> bool:
 
 def _number(value: Scalar) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def columns(history: History, exchange: Communication | None = None) -> dict[str, np.ndarray]:
-    """A run's history by column, `[R, ...]` each: names as in the tables.
-
-    `train_NAME` for what the clients report, the fields of `RoundMetrics`, what `evaluate`
-    returned by its own names, and `bytes_down` and `bytes_up` so far (Int64) if the bytes of an
-    exchange are given.
-
-    Raises:
-      ValueError: if `evaluate` gives a name that a column has already.
-    """
-    rounds = history.rounds
-    found = {f"train_{name}": np.asarray(x) for name, x in rounds.train.items()}
-    found |= {k: np.asarray(x) for k, x in rounds._asdict().items() if k != "train"}
-    found["evaluated"] = np.asarray(history.evaluated)
-    if exchange is not None:
-        for name, many, each in (
-            ("bytes_down", rounds.receivers, exchange.down),
-            ("bytes_up", rounds.senders, exchange.up),
-        ):
-            found[name] = np.cumsum(np.asarray(many, np.int64)) * each
-    for name, x in named(history.evaluation, "evaluation").items():
-        if name in found:
-            raise ValueError(f"evaluate must not return {name!r}, which is a column of its own")
-        found[name] = x
-    return found
-
-
-def named(tree: PyTree, otherwise: str) -> dict[str, np.ndarray]:
-    """The leaves by their paths: `{"a": {"b": x}}` is `{"a_b": x}`, a bare leaf `otherwise`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-
-    def name(path: Any) -> str:
-        parts = [str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path]
-        return "_".join(parts) or otherwise
-
-    return {name(path): np.asarray(x) for path, x in leaves}
 
 
 def versions() -> dict[str, str]:
@@ -324,17 +284,11 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(clean(value), indent=2) + "\n").encode()
 
 
-def replace_file(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
-    """Writes beside the path and moves it there: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        with beside.open("wb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _is_text(rows: Sequence[Mapping[str, Scalar]], name: str) -> bool:
+    """Whether all that is in the column is text."""
+    cells = [row.get(name) for row in rows]
+    known = [cell for cell in cells if cell is not None]
+    return bool(known) and all(isinstance(cell, str) for cell in known)
 
 
 def _names(rows: Sequence[Mapping[str, Scalar]]) -> list[str]:

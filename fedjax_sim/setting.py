@@ -3,18 +3,21 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from fedjax_sim import aggregation, execution
+from fedjax_sim import aggregation, execution, partition
 from fedjax_sim.base import LocalTraining
-from fedjax_sim.checks import check_count, check_number
+from fedjax_sim.checks import check_count, check_known, check_number
+from fedjax_sim.defaults import FETCHED, OF_DATASET, REGRESSIONS
 from fedjax_sim.local import check_local
 
 FULL = "full"  # a batch_size
-DATASETS = ("digits", "wind")
-PARTITIONS = ("iid", "shards", "dirichlet", "natural")
+DATASETS = tuple(OF_DATASET)
+PARTITIONS = ("iid", "shards", "dirichlet", "labels", "quantity", "natural")
+_BY_LABEL = ("shards", "dirichlet", "labels")
 ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fedsgd")
 SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone")
 SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
 SERVER_OPTIMIZERS = ("sgd", "adam", "yogi", "adagrad")
+
 
 # What may be an argument of a compiled program; a grid's other axes are part of it.
 TRACED = ("client_lr", "client_momentum", "decay_end", "mu", "server_lr")
@@ -25,6 +28,11 @@ _OPTIMIZING = ("fedavg", "fedprox")
 _BELONGS = {
     "alpha": ("partition", ("dirichlet",)),
     "shards_per_client": ("partition", ("shards",)),
+    "classes_per_client": ("partition", ("labels",)),
+    "skew": ("partition", ("quantity",)),
+    "skew_parameter": ("partition", ("quantity",)),
+    "synthetic_alpha": ("dataset", ("synthetic",)),
+    "synthetic_beta": ("dataset", ("synthetic",)),
     "fraction": ("sampler", SAMPLERS[:-1]),
     "epochs": ("algorithm", _DESCENDING),
     "batch_size": ("algorithm", _DESCENDING),
@@ -53,29 +61,63 @@ class Setting:
 
     dataset: str = field(
         default="digits",
-        metadata=_says("digits (10 classes; default) or wind (regression)"),
+        metadata=_says(
+            "digits (10 classes; default), wind (regression), synthetic or synthetic_iid (10 "
+            f"classes, of FedProx), or one that is fetched: {', '.join(FETCHED)}"
+        ),
+    )
+    synthetic_alpha: float | None = field(
+        default=None,
+        metadata=_says("of --dataset synthetic: how far models differ (default: 1)", "ALPHA"),
+    )
+    synthetic_beta: float | None = field(
+        default=None,
+        metadata=_says("of --dataset synthetic: how far features differ (default: 1)", "BETA"),
     )
     partition: str | None = field(
         default=None,
         metadata=_says(
-            "iid, shards, dirichlet (default for digits) or natural (default for wind)", "HOW"
+            "iid, shards, dirichlet, labels, quantity or natural (default where the dataset has "
+            "natural clients, else dirichlet)", "HOW",
         ),
-    )
+    )  # fmt: skip
     alpha: float | None = field(
         default=None, metadata=_says("of --partition dirichlet (default: 0.3)")
     )
     shards_per_client: int | None = field(
         default=None, metadata=_says("of --partition shards (default: 2)", "S")
     )
+    classes_per_client: int | None = field(
+        default=None, metadata=_says("of --partition labels (default: 2)", "N")
+    )
+    skew: str | None = field(
+        default=None,
+        metadata=_says(
+            "of --partition quantity: sizes lognormal (default), power_law or dirichlet", "HOW"
+        ),
+    )
+    skew_parameter: float | None = field(
+        default=None,
+        metadata=_says("of --skew: sigma, exponent or alpha (default: 1)", "X"),
+    )
     partition_seed: int = field(
         default=0, metadata=_says("the split, one for all seeds (default: 0)", "SEED")
     )
     model: str | None = field(
         default=None,
-        metadata=_says("logistic (default for digits), 2nn or mlp (default for wind)"),
+        metadata=_says(
+            "logistic (default for digits, synthetic), 2nn (for mnist, fashion_mnist, activity), "
+            "mlp (for regressions), character_lstm (for shakespeare) or transformer; of images cnn "
+            "(default for cifar10), cifar_cnn or resnet18, too"
+        ),
     )
     clients: int | None = field(
-        default=None, metadata=_says("clients (default: 50; for wind 10)", "K", "-K")
+        default=None,
+        metadata=_says(
+            "clients (default: the natural ones; digits 50, wind 10, synthetic 30, images 100)",
+            "K",
+            "-K",
+        ),
     )
     algorithm: str = field(
         default="fedavg", metadata=_says("fedavg (default), fedprox, scaffold or fedsgd")
@@ -94,7 +136,8 @@ class Setting:
         default=None,
         metadata=_says(
             "the cohort is m = max(1, round(C K)); of bernoulli, each client's probability "
-            "(default: 0.1; for wind 0.3)", "C", "-C",
+            "(default: 0.1; of few natural clients 0.3 or 0.5, of shakespeare 0.01, of synthetic "
+            "1/3)", "C", "-C",
         ),
     )  # fmt: skip
     epochs: int | None = field(default=None, metadata=_says("local epochs (default: 5)", "E", "-E"))
@@ -103,7 +146,11 @@ class Setting:
     )
     client_lr: float | None = field(
         default=None,
-        metadata=_says("clients' SGD learning rate (default: 0.1; for wind 0.02)", "ETA"),
+        metadata=_says(
+            "clients' SGD learning rate (default: 0.1; regressions 0.02, synthetic 0.01, "
+            "shakespeare 1)",
+            "ETA",
+        ),
     )
     client_momentum: float | None = field(
         default=None, metadata=_says("of the clients' SGD (default: 0)", "BETA")
@@ -133,7 +180,9 @@ class Setting:
     mu: float | None = field(default=None, metadata=_says("of --algorithm fedprox (default: 0.01)"))
     server_optimizer: str | None = field(
         default=None,
-        metadata=_says("sgd (default), adam, yogi or adagrad, as Reddi et al. 2021"),
+        metadata=_says(
+            "sgd (default), or optax's adam, yogi or adagrad with Reddi et al. 2021's constants"
+        ),
     )
     server_lr: float | None = field(
         default=None,
@@ -151,7 +200,7 @@ class Setting:
         metadata=_says("evaluate the clients too: how their metrics spread (default: no)"),
     )
     target: float | None = field(
-        default=None, metadata=_says("score to reach: accuracy, or R^2 for wind")
+        default=None, metadata=_says("score to reach: accuracy, or R^2 of a regression")
     )
     execution: str = field(
         default="automatic",
@@ -165,39 +214,51 @@ class Setting:
         Raises:
           ValueError: naming the field, what was given and what is allowed.
         """
-        wind = _one_of("dataset", self.dataset, DATASETS) == "wind"
-        split = _one_of("partition", self.partition or ("natural" if wind else "dirichlet"),
+        check_known(self.dataset, DATASETS, "dataset")
+        of = OF_DATASET[self.dataset]
+        split = _one_of("partition", self.partition or ("natural" if of.natural else "dirichlet"),
                         PARTITIONS)  # fmt: skip
-        if split == "natural" and not wind:
-            raise ValueError("partition natural needs a dataset with natural clients (wind)")
-        if split in ("shards", "dirichlet") and wind:
+        if split == "natural" and not of.natural:
+            natural = ", ".join(name for name, of in OF_DATASET.items() if of.natural)
+            raise ValueError(f"partition natural needs a dataset with natural clients ({natural})")
+        if split in _BY_LABEL and not of.labels:
             raise ValueError(
-                f"partition {split} splits by label, and wind has none; use natural or iid"
+                f"partition {split} splits by label, and {self.dataset} has none; use natural, "
+                "iid or quantity"
             )
-        model = self.model or ("mlp" if wind else "logistic")
-        allowed = ("mlp",) if wind else ("logistic", "2nn", "mlp")
-        _one_of(f"model (of {self.dataset})", model, allowed)
+        model = self.model or of.models[0]
+        _one_of(f"model (of {self.dataset})", model, of.models)
         _one_of("algorithm", self.algorithm, ALGORITHMS)
         _one_of("mode", self.mode, tuple(aggregation.RULES))
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("schedule", self.schedule or "constant", SCHEDULES)
         _one_of("server_optimizer", self.server_optimizer or "sgd", SERVER_OPTIMIZERS)
-        clients = self.clients if self.clients is not None else (10 if wind else 50)
+        clients = self.clients if self.clients is not None else of.clients
+        if split == "natural" and of.fixed and clients != of.clients:
+            raise ValueError(
+                f"clients must be the {of.clients} that {self.dataset} has; got {clients} (any "
+                "number with partition iid)"
+            )
         found = replace(self, partition=split, model=model, clients=clients)
         found = found._with_defaults()
         found._check()
         return found
 
     def _with_defaults(self) -> "Setting":
-        wind, fedsgd = self.dataset == "wind", self.algorithm == "fedsgd"
+        of_set, fedsgd = OF_DATASET[self.dataset], self.algorithm == "fedsgd"
         schedule = self.schedule or "constant"
-        rate = 0.02 if wind else 0.1
+        rate = of_set.client_lr
         adaptive = (self.server_optimizer or "sgd") != "sgd"
         third = max(1, self.rounds // 3) if isinstance(self.rounds, int) else 1
         defaults = {
             "alpha": 0.3,
             "shards_per_client": 2,
-            "fraction": 0.3 if wind else 0.1,
+            "classes_per_client": 2,
+            "skew": "lognormal",
+            "skew_parameter": 1.0,
+            "synthetic_alpha": 1.0,
+            "synthetic_beta": 1.0,
+            "fraction": of_set.fraction,
             "epochs": 5,
             "batch_size": 10,
             "client_lr": rate,
@@ -223,8 +284,8 @@ class Setting:
         return replace(self, **made)
 
     def _check(self) -> None:
-        for name in ("rounds", "clients", "evaluate_every", "shards_per_client", "decay_rounds",
-                     "cores"):  # fmt: skip
+        for name in ("rounds", "clients", "evaluate_every", "shards_per_client",
+                     "classes_per_client", "decay_rounds", "cores"):  # fmt: skip
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         for name in ("partition_seed", "seed"):
@@ -232,6 +293,8 @@ class Setting:
                 raise ValueError(f"{name} must lie in [0, 2^32); got {getattr(self, name)}")
         for name, allows, says in (
             ("alpha", lambda x: x > 0, "positive"),
+            ("synthetic_alpha", lambda x: x >= 0, "at least 0"),
+            ("synthetic_beta", lambda x: x >= 0, "at least 0"),
             ("fraction", lambda c: 0 < c <= 1, "in (0, 1]"),
             ("client_lr", lambda x: x > 0, "positive"),
             ("client_momentum", lambda x: 0 <= x < 1, "in [0, 1)"),
@@ -243,6 +306,8 @@ class Setting:
         ):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), allows, says)
+        if self.skew is not None:
+            partition.check_skew(self.skew, self.skew_parameter, "skew_parameter")
         if self.epochs is not None:
             if isinstance(self.batch_size, str) and self.batch_size != FULL:
                 raise ValueError(
@@ -273,7 +338,11 @@ class Setting:
     @property
     def score(self) -> str:
         """The evaluated metric that tells good from bad; higher is better."""
-        return "test_r2" if self.dataset == "wind" else "test_accuracy"
+        return "test_r2" if self.dataset in REGRESSIONS else "test_accuracy"
+
+    def without_target(self) -> "Setting":
+        """The same but for where it stops: what a resume must find as it was."""
+        return replace(self, target=None)
 
     def values(self) -> dict[str, Any]:
         """The fields that have a value, by name."""
@@ -282,6 +351,11 @@ class Setting:
 
 
 NAMES = tuple(f.name for f in fields(Setting))
+# What the data and their split depend on.
+OF_DATA = (
+    "dataset", "synthetic_alpha", "synthetic_beta", "partition", "alpha", "shards_per_client",
+    "classes_per_client", "skew", "skew_parameter", "partition_seed", "clients",
+)  # fmt: skip
 
 
 def cohort_size(fraction: float, num_clients: int) -> int:

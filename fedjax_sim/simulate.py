@@ -15,9 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_sim.base import Array, FederatedState, PyTree
 from fedjax_sim.checkpoint import Checkpoints, checksum
 from fedjax_sim.checks import check_count
+from fedjax_sim.columns import check_evaluated, columns
 from fedjax_sim.driver import Interrupt, Progress, compile_program, drive
 from fedjax_sim.experiment import Experiment
-from fedjax_sim.results import Results, Run, columns, replace_file, to_json, versions
+from fedjax_sim.results import Results, Run, to_json, versions
+from fedjax_sim.saving import SaveError, replace_file
 from fedjax_sim.simulation import History
 from fedjax_sim.traffic import Communication, communication
 
@@ -108,7 +110,8 @@ def simulate(
       experiment: what to run. With a `sharded` strategy its arrays are placed on the mesh.
       key: the base key of the whole run.
       out: a folder for checkpoints; None saves nothing.
-      resume: go on from the last whole checkpoint in `out`; from the start if there is none.
+      resume: go on from the last whole checkpoint in `out`; from the start if there is none. A
+        run without `stop` may be given one; if a round done before has met it, none is added.
       stop: `History` of one round -> Bool[], in the graph: whether the run ends with this round;
         `fs.reaches` makes one.
       checkpoint_every: rounds between checkpoints; None saves every 15 s or so, less often where
@@ -122,7 +125,10 @@ def simulate(
       ValueError: what the experiment raises; if `out` holds checkpoints and `resume` is False,
         or those of another experiment (what differs).
       SaveError: (an OSError) if a checkpoint cannot be written: the ones before it are as they
-        were, and `simulation` on the error holds what was computed.
+        were.
+      Exception: what a writer or `on_progress` raises, once what was computed is saved in `out`.
+        All writers are closed then; what closing them raises is a note on the first error. On
+        every error of a run that has begun, `simulation` is what was computed.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -141,6 +147,7 @@ def simulate(
         raise ValueError("resume needs out, the folder to go on from; got None")
     experiment.check(key)
     state = experiment.start(key)
+    check_evaluated(experiment.evaluate, state.params)
     exchange = communication(experiment.algorithm, state.params, experiment.data)
     checkpoints = None
     if out is not None:
@@ -182,14 +189,35 @@ def simulate(
     try:
         with Interrupt() as interrupt:
             driven = drive(program, (), carry, interrupt, on_chunk, checkpoints, checkpoint_every)
-    except OSError as error:
+    except BaseException as error:
+        _close(writers, error)
         if hasattr(error, "driven"):
             error.simulation = simulation(error.driven)  # type: ignore[attr-defined]
+            if out is not None and not isinstance(error, SaveError):
+                error.add_note(f"{error.driven.round} rounds are saved in {out}, to be resumed")
         raise
-    finally:
-        for writer in writers:
+    found = simulation(driven)
+    try:
+        _close(writers, None)
+    except Exception as error:
+        error.simulation = found  # type: ignore[attr-defined]
+        raise
+    return found
+
+
+def _close(writers: Sequence[Writer], first: BaseException | None) -> None:
+    """Closes all of them; raises the first error, unless there is an earlier one to note it on."""
+    earlier = first
+    for writer in writers:
+        try:
             writer.close()
-    return simulation(driven)
+        except Exception as error:
+            if earlier is None:
+                earlier = error
+            else:
+                earlier.add_note(f"{type(writer).__name__}.close() then raised {error!r}")
+    if first is None and earlier is not None:
+        raise earlier
 
 
 def progress_of(
@@ -227,11 +255,15 @@ def open_checkpoints(folder: Path, identity: Mapping[str, Any], resume: bool) ->
             raise ValueError(
                 f"out {folder} holds an experiment already; resume it, or name another folder"
             )
-        differs = differences(json.loads(path.read_text()), json.loads(text))
-        if differs:
+        there, here = json.loads(path.read_text()), json.loads(text)
+        # A run may be given a criterion to stop by, which changes nothing of what is computed.
+        given = there.get("stop") is None and here.get("stop") is not None
+        if differs := differences({**there, "stop": here.get("stop")} if given else there, here):
             raise ValueError(
                 f"out {folder} holds another experiment and cannot be resumed: {differs}"
             )
+        if given:
+            replace_file(path, lambda file: file.write(text))
     else:
         if checkpoints.numbers():
             raise ValueError(

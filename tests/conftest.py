@@ -1,6 +1,18 @@
 """Strict settings, and the small ragged federation most tests train on."""
 
 import os
+import shutil
+import tempfile
+
+# One cache of compiled programs for this session: its workers, and the processes that tests
+# start, compile the same things. Set before jax is imported, which reads it; tests that count,
+# count traces. In the home of who tests there is nothing.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    MADE = tempfile.mkdtemp(prefix="fedjax-sim-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = MADE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+else:
+    MADE = None
 
 import jax
 import numpy as np
@@ -12,8 +24,6 @@ import fedjax_sim as fs
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # nothing in the home of who tests
-
 # Two devices, whatever the machine, for the sharded strategy; started here, before a doctest
 # can ask for another number.
 jax.config.update("jax_num_cpu_devices", 2)
@@ -23,6 +33,12 @@ settings.register_profile(
     "fedjax_sim", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("fedjax_sim")
+
+
+def pytest_unconfigure():
+    if MADE is not None:
+        shutil.rmtree(MADE, ignore_errors=True)
+
 
 SIZES = (5, 12, 0, 1, 7, 23, 3, 9)  # ragged, one client of one example, one of none
 

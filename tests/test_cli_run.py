@@ -4,19 +4,22 @@ import csv
 import errno
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
 import types
+from pathlib import Path
 
 import pytest
 
-from fedjax_sim.checkpoint import Checkpoints, SaveError
-from fedjax_sim.cli import main
+from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.cli import folder, main
 from fedjax_sim.cli import run as command
 from fedjax_sim.cli.files import toml
+from fedjax_sim.saving import SaveError
 
 SMALL = ("-K", "10", "--rounds", "4", "-E", "1")
 FILES = {"summary.json", "table.csv", "rounds.csv", "configuration.toml"}
@@ -97,7 +100,7 @@ def test_options_override_the_file(tmp_path):
     ("text", "message"),
     [
         ("client_rl = 0.1", "unknown name 'client_rl'; did you mean 'client_lr'?"),
-        ("zzz = 1", "unknown name 'zzz'; known are dataset, partition"),
+        ("zzz = 1", "unknown name 'zzz'; known are dataset, "),
         ("rounds = 2.5", "rounds must be a whole number; got 2.5"),
         ("rounds = true", "rounds must be a whole number; got True"),
         ('alpha = "x"', "alpha must be a number; got 'x'"),
@@ -183,6 +186,7 @@ def test_diverged_is_said(tmp_path, capsys):
     assert "DIVERGED" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_and_a_resume_change_no_bit(tmp_path, number):
     """The real process, killed once training has begun."""
@@ -203,9 +207,9 @@ def test_a_signal_and_a_resume_change_no_bit(tmp_path, number):
     summary = json.loads(read(tmp_path / "cut", "summary.json"))
     assert not summary["complete"]
     # In a process of the same number of devices.
-    for folder, more in (("cut", ["--resume"]), ("whole", options)):
+    for name, more in (("cut", ["--resume"]), ("whole", options)):
         done = subprocess.run(
-            [sys.executable, "-m", "fedjax_sim.cli", "run", *more, "--out", str(tmp_path / folder)],
+            [sys.executable, "-m", "fedjax_sim.cli", "run", *more, "--out", str(tmp_path / name)],
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -262,15 +266,117 @@ def test_a_full_disk_is_one_line_and_code_1(tmp_path, capsys, monkeypatch):
 
 
 def test_tables_that_cannot_be_written_are_said(tmp_path, capsys, monkeypatch):
-    def save(*arguments):
+    def write(file, rows):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fedjax_sim.results.Results.save", save)
+    monkeypatch.setattr("fedjax_sim.results._write_csv", write)
     with pytest.raises(SystemExit) as exit:
         run(*SMALL, out=tmp_path)
     assert exit.value.code == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "the tables were not written: No space left on device; rounds 1 to 4 are saved" in error
+    assert (
+        f"not written in {tmp_path}: table.csv, rounds.csv, summary.json (No space left on device);"
+        " rounds 1 to 4 are saved, and --resume goes on from there"
+    ) in error
+    monkeypatch.undo()
+    assert run("--resume", out=tmp_path) == 0
+    assert names(tmp_path) == FILES | RESUMED_BY
+
+
+def test_a_target_may_come_later(tmp_path, capsys):
+    assert run(*SMALL, out=tmp_path) == 0
+    before = read(tmp_path)
+    assert run("--resume", "--target", 0.01, out=tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "Stopped: test_accuracy reached 0.01 in round 1 already." in said
+    assert read(tmp_path) == before
+    assert b"target = 0.01" in read(tmp_path, "configuration.toml")
+    said = refused(capsys, "--resume", "--target", 0.5, out=tmp_path)
+    assert "target is 0.01 there and 0.5 here" in said
+
+
+class Full:
+    """A writer whose disk is full."""
+
+    def write(self, round, values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self):
+        pass
+
+
+def test_a_writer_that_fails_is_one_line_and_code_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "tensorboard", lambda folder: Full())
+    with pytest.raises(SystemExit) as exit:
+        run(*SMALL, "--tensorboard", tmp_path / "events", out=tmp_path / "out")
+    assert exit.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not told of: No space left on device; rounds 1 to 1 are saved, and --resume" in error
+
+
+def test_wandb(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said = refused(capsys, *SMALL, "--wandb", "digits", out=tmp_path / "out")
+    assert "writers.wandb needs wandb: pip install fedjax-sim[wandb]" in said
+    assert not (tmp_path / "out").exists()
+    logged = []
+
+    def init(**settings):
+        logged.append(settings)
+        return types.SimpleNamespace(
+            log=lambda values, step: logged.append((step, "test_accuracy" in values)),
+            finish=lambda: logged.append("finish"),
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    assert run(*SMALL, "--wandb", "digits", out=tmp_path / "out") == 0
+    settings, *rounds, end = logged
+    assert (settings["project"], settings["mode"]) == ("digits", "offline")
+    assert settings["dir"] == str(tmp_path / "out")
+    assert settings["config"]["client_lr"] == 0.1
+    assert rounds == [(1, True), (2, True), (3, True), (4, True)]
+    assert end == "finish"
+
+
+@pytest.mark.parametrize("manifest", ["experiment.json", "sweep.json"])
+def test_clearing_that_is_cut_off_leaves_what_can_be_cleared(tmp_path, monkeypatch, manifest):
+    """Killed before each of its steps."""
+    left, unlink, rmtree = [0], Path.unlink, shutil.rmtree
+
+    def step(do):
+        def counted(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            do(*arguments, **options)
+
+        return counted
+
+    monkeypatch.setattr(Path, "unlink", step(unlink))
+    monkeypatch.setattr(folder.shutil, "rmtree", step(rmtree))
+    kept = ["batches", "checkpoints"]
+    for steps in range(100):
+        out = tmp_path / str(steps)
+        for name in ("checkpoints/000000003/x", "checkpoints/000000004/x", "batches/000000.npz",
+                     "batches/000001/000000002/x", "summary.json", "table.csv", "rounds.csv",
+                     "configuration.toml", manifest):  # fmt: skip
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text("x")
+        left[0] = steps
+        try:
+            folder.clear(out)
+        except KeyboardInterrupt:
+            there = names(out)
+            assert steps == 0 or "summary.json" not in there  # it does not look whole
+            if there & {*kept}:
+                assert {manifest, "configuration.toml"} <= there
+            if there:
+                with pytest.raises(ValueError, match="holds results already"):
+                    folder.check(out, False, False, manifest)
+        else:
+            break
+    assert 10 < steps < 100
+    assert not names(out)
 
 
 def test_tensorboard(tmp_path):
@@ -280,6 +386,7 @@ def test_tensorboard(tmp_path):
     assert b"test_accuracy" in events.read_bytes()
 
 
+@pytest.mark.slow
 def test_baselines(tmp_path, capsys):
     options = (*SMALL, "--baselines", "centralised", "local_only")
     assert run(*options, out=tmp_path) == 0

@@ -100,52 +100,6 @@ def test_a_federation_passes_through_jit(data):
     assert "8 clients" in repr(again)
 
 
-LABELS = np.random.default_rng(0).integers(0, 10, 600)
-
-
-def test_iid():
-    ids = fs.partition.iid(KEY, 103, 10)
-    assert sorted(np.bincount(ids)) == [10] * 7 + [11] * 3
-    assert (ids == fs.partition.iid(KEY, 103, 10)).all()
-    assert (ids != fs.partition.iid(jax.random.key(1), 103, 10)).any()
-
-
-def test_shards_have_few_labels():
-    ids = fs.partition.shards(KEY, LABELS, 30, 2)
-    assert set(np.bincount(ids)) == {20}
-    kinds = [len(np.unique(LABELS[ids == k])) for k in range(30)]
-    assert max(kinds) <= 4
-    assert np.mean(kinds) < 3.2
-
-
-@pytest.mark.parametrize(("alpha", "low", "high"), [(0.05, 0.0, 4), (100.0, 9, 10)])
-def test_dirichlet_is_skewed_as_asked(alpha, low, high):
-    ids = fs.partition.dirichlet(KEY, LABELS, 10, alpha)
-    assert len(ids) == 600
-    assert np.bincount(ids, minlength=10).min() >= 1
-    kinds = np.mean([len(np.unique(LABELS[ids == k])) for k in range(10)])
-    assert low <= kinds <= high
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda p: p.iid(KEY, 5, 6), "num_clients must be at most the 5 examples; got 6"),
-        (lambda p: p.iid(KEY, 5, 0), "num_clients must be .*got 0"),
-        (lambda p: p.iid(0, 5, 2), "key must be a typed key"),
-        (lambda p: p.shards(KEY, LABELS, 100, 7), "700 shards"),
-        (lambda p: p.shards(KEY, LABELS, 10, 0), "shards_per_client must be .*got 0"),
-        (lambda p: p.shards(KEY, LABELS / 2, 10), "labels must be integers.*float64"),
-        (lambda p: p.dirichlet(KEY, LABELS, 10, 0.0), "alpha must be .*positive; got 0"),
-        (lambda p: p.dirichlet(KEY, LABELS, 10, 1.0, 61), "min_examples must leave enough"),
-        (lambda p: p.dirichlet(KEY, LABELS, 60, 0.01, 9), "was not met in 100 draws"),
-    ],
-)
-def test_partition_refuses(build, message):
-    with pytest.raises(ValueError, match=message):
-        build(fs.partition)
-
-
 def test_digits_are_the_uci_digits():
     dataset = fs.datasets.digits()
     assert dataset.train["x"].shape == (1437, 8, 8)
@@ -171,3 +125,52 @@ def test_wind_regions_differ_and_repeat():
     means = [one.train["y"][near & (one.client_ids == k)].mean() for k in range(10)]
     assert np.nanmax(means) > 1.8 * np.nanmin(means)
     assert data.num_clients == 10
+
+
+def test_synthetic_is_what_its_formula_says():
+    """x's covariance by client, labels that a linear rule explains, sizes and the tenth."""
+    made = fs.datasets.synthetic(KEY, 1.0, 1.0, num_clients=200)
+    ids = made.client_ids
+    sizes = np.bincount(ids)
+    assert sizes.min() >= 45  # int(0.9 x 50)
+    whole = len(ids) + len(made.test["y"])
+    assert len(ids) == pytest.approx(0.9 * whole, abs=200)
+    # log(n - 50) ~ N(4, 2): its median, of 200 draws.
+    assert np.median(np.log(np.maximum(sizes / 0.9 - 50, 0.5))) == pytest.approx(4, abs=0.6)
+    largest = int(sizes.argmax())
+    x = made.train["x"][ids == largest]
+    np.testing.assert_allclose(x.var(axis=0), np.arange(1, 61) ** -1.2, rtol=0.15)
+    assert set(np.unique(made.train["y"])) == set(range(10))
+
+
+def test_synthetics_alpha_and_beta_are_deviations():
+    """The mean of x over examples and features is B_k, up to N(0, 1/60)."""
+    for beta in (0.5, 3.0):
+        made = fs.datasets.synthetic(KEY, 0.0, beta, num_clients=150)
+        means = [made.train["x"][made.client_ids == k].mean() for k in range(150)]
+        assert np.std(means) == pytest.approx(np.sqrt(beta**2 + 1 / 60), rel=0.15)
+
+
+def test_synthetic_iid_has_one_model():
+    made = fs.datasets.synthetic(KEY, iid=True, num_clients=40)
+    assert np.abs(made.train["x"].mean(axis=0)).max() < 0.1
+    found = fs.partition.describe(made.client_ids, made.train["y"])
+    apart = fs.datasets.synthetic(KEY, 1.0, 1.0, num_clients=40)
+    skewed = fs.partition.describe(apart.client_ids, apart.train["y"])
+    assert found.total_variation < 0.2 < 0.5 < skewed.total_variation
+    # One W and b: least squares on half of the clients tells the labels of the others.
+    x = np.concatenate([made.train["x"], np.ones((len(made.train["x"]), 1))], axis=1)
+    half = made.client_ids < 20
+    w, *_ = np.linalg.lstsq(x[half], np.eye(10)[made.train["y"][half]], rcond=None)
+    assert ((x[~half] @ w).argmax(axis=1) == made.train["y"][~half]).mean() > 0.6
+
+
+def test_synthetic_clients_do_not_depend_on_their_number():
+    few, many = (fs.datasets.synthetic(KEY, 0.5, 0.5, num_clients=k) for k in (3, 30))
+    assert set(many.client_ids) == set(range(30))
+    np.testing.assert_array_equal(few.train["x"], many.train["x"][many.client_ids < 3])
+    np.testing.assert_array_equal(few.train["y"], many.train["y"][many.client_ids < 3])
+    with pytest.raises(ValueError, match="alpha must be finite and at least 0; got -1"):
+        fs.datasets.synthetic(KEY, alpha=-1)
+    with pytest.raises(ValueError, match=r"num_clients must be .*got 0"):
+        fs.datasets.synthetic(KEY, num_clients=0)

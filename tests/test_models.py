@@ -40,6 +40,7 @@ def test_the_shakespeare_models_count():
         assert out.shape == (5, 80, vocabulary)
 
 
+@pytest.mark.slow
 def test_the_cnn_is_that_of_flaxs_own_layers():
     layers = []
     for channels in (32, 64):
@@ -57,6 +58,7 @@ def test_the_cnn_is_that_of_flaxs_own_layers():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_character_model_learns_a_sequence():
     model = fs.models.character_lstm(vocabulary=7, embedding=4, hidden=(16,), length=6)
     params = model.init(jax.random.key(0))

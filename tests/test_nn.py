@@ -262,6 +262,7 @@ def test_inside_shard_map():
         close(jax.jit(jax.shard_map(step, mesh=mesh, **specs))(x, w), step(x, w))
 
 
+@pytest.mark.slow
 def test_drop_in_for_flax():
     x = normal(0, 2, 9, 8, 4)
     cases = (
@@ -346,6 +347,7 @@ def test_lstm_by_hand_and_by_differences():
     close(jnp.concatenate([first, rest], 1), h)
 
 
+@pytest.mark.slow
 def test_lstm_layer_is_flaxs():
     x = normal(0, 3, 5, 4).astype(jnp.float32)
     layer, own = fs.nn.LSTM(6), linen.RNN(linen.OptimizedLSTMCell(6))

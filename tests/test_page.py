@@ -146,6 +146,18 @@ def test_what_comes_from_files_is_escaped(tmp_path):
     assert {"how", EVIL} <= set(rows(read, "seeds")[0])
 
 
+def test_text_that_looks_like_a_number_stays_text(tmp_path):
+    labels = [("1e-3", "10"), ("007", 10), ("True", "full"), (None, 5)]
+    runs = [run({"name": a, "size": b}, 0, values={"note": "3"}) for a, b in labels]
+    found = reading.load(save(tmp_path / "a", runs)).results
+    # A column of text and numbers, as batch_size, is read cell by cell.
+    mixed = [10, 10, "full", 5]
+    assert [one.configuration for one in found.runs] == [
+        {"name": name, "size": size} for (name, _), size in zip(labels, mixed, strict=True)
+    ]
+    assert [one.values["note"] for one in found.runs] == ["3"] * 4
+
+
 def test_a_folder_reads_back_as_it_was(tmp_path):
     runs = grid([0.01, 0.1], every=2) + [run({"lr": 5.0}, 0, values={"note": "x"})]
     runs[0].rounds["test_accuracy"][1] = math.nan

@@ -12,6 +12,7 @@ from tests.conftest import standard_promotion
 
 pytestmark = pytest.mark.slow
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
+CHINESE = (Path(__file__).parent.parent / "README.zh-CN.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
@@ -70,3 +71,23 @@ def test_your_model(namespace, block):
             losses.append(float(metrics.train["loss"]))
     assert losses[-1] < losses[0]
     assert jax.tree.structure(state.params) == jax.tree.structure(own["params"])
+
+
+def code(text):
+    """Fenced blocks, and lines that are indented."""
+    lines = re.sub(r"```python\n.*?```", "", text, flags=re.S).splitlines()
+    return re.findall(r"```python\n(.*?)```", text, re.S), [x for x in lines if x[:4] == "    "]
+
+
+@pytest.mark.parametrize("pattern", [r"\]\((?!README)([^)#]+)", r"^#+ "])
+def test_the_chinese_one_has_the_same_links_and_headings(pattern):
+    found = [re.findall(pattern, text, re.M) for text in (TEXT, CHINESE)]
+    assert len(found[0]) > 5
+    assert found[0] == found[1]
+
+
+def test_the_chinese_one_has_the_same_code():
+    assert code(CHINESE) == code(TEXT)
+    words = [re.sub(r"```.*?```", "", text, flags=re.S).split() for text in (TEXT, CHINESE)]
+    names = [set(re.findall(r"`([^`]+)`", " ".join(some))) for some in words]
+    assert not names[1] - names[0]

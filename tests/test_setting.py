@@ -75,6 +75,7 @@ def test_what_cannot_be_is_refused(given, message):
         Setting(**given).resolved()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [
@@ -143,21 +144,23 @@ def test_schedules_by_hand(given, rates):
         state = after
 
 
-@pytest.mark.parametrize("name", TRACED)
-def test_what_may_be_traced_is(name):
-    given = {"mu": {"algorithm": "fedprox"}, "decay_end": {"schedule": "cosine"}}.get(name, {})
-    base = replace(SMALL, **given)
+def test_what_may_be_traced_is():
+    """All of it in one program: each changed alone, and together as where nothing is traced."""
+    base = replace(SMALL, algorithm="fedprox", schedule="cosine")
 
-    def loss(value):
-        made = problem.experiment(replace(base, **{name: value}).resolved())
+    def loss(given):
+        made = problem.experiment(replace(base, **given).resolved())
         return made.run(jax.random.key(0))[1].rounds.train["loss"]
 
-    values = jnp.array([0.1, 0.5])
+    # None is changed, each one alone, all of them.
+    rows = np.concatenate([np.full((1, 5), 0.1), 0.1 + 0.4 * np.eye(5), np.full((1, 5), 0.5)])
+    values = dict(zip(TRACED, jnp.asarray(rows.T, jnp.float32), strict=True))
     with standard_promotion():
         traced = jax.jit(jax.vmap(loss))(values)
-        assert (traced[0, 1:] != traced[1, 1:]).any()
-        _, alone = history(replace(base, **{name: 0.5}))
-    np.testing.assert_allclose(traced[1], alone.rounds.train["loss"], rtol=1e-5)
+        for row in traced[1:]:
+            assert (row[1:] != traced[0, 1:]).any()
+        _, alone = history(replace(base, **dict.fromkeys(TRACED, 0.5)))
+    np.testing.assert_allclose(traced[-1], alone.rounds.train["loss"], rtol=1e-5)
 
 
 def test_data_are_split_once():

@@ -135,10 +135,10 @@ def test_one_cut_off_in_the_middle_is_not_seen(whole, tmp_path):
     assert not left.exists()
 
 
-def kill_and_resume(what, out, moments, seed):
+def kill_and_resume(what, out, moments, seed, cache):
     """SIGKILLs the process at random moments of its life, then lets it end."""
     rng = np.random.default_rng(seed)
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(out / "xla"),
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache),
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                    "JAX_NUM_CPU_DEVICES": "2"}  # fmt: skip
     command = [sys.executable, "-m", "tests.killed", what, str(out)]
@@ -166,11 +166,13 @@ def kill_and_resume(what, out, moments, seed):
         pytest.param("sweep", 20, marks=pytest.mark.slow),
     ],
 )
-def test_killed_and_resumed_it_has_the_same_bits(tmp_path, what, moments):
+def test_killed_and_resumed_it_has_the_same_bits(tmp_path, tmp_path_factory, what, moments):
     for name in ("killed", "whole"):
         (tmp_path / name).mkdir()
-    deaths, found = kill_and_resume(what, tmp_path / "killed", moments, seed=moments)
-    _, expected = kill_and_resume(what, tmp_path / "whole", 0, seed=0)
+    # One for all of these tests, and no others: it may hold half of what a process was killed at.
+    cache = tmp_path_factory.getbasetemp().parent / "killed-xla"
+    deaths, found = kill_and_resume(what, tmp_path / "killed", moments, moments, cache)
+    _, expected = kill_and_resume(what, tmp_path / "whole", 0, 0, cache)
     assert deaths > 0
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
@@ -226,6 +228,38 @@ def test_early_stop_is_at_the_very_round(whole, tmp_path):
         )  # fmt: skip
 
 
+def test_a_criterion_given_later_ends_it_as_if_it_had_been_there(whole, tmp_path):
+    experiment, key = killed.experiment(0.03), jax.random.key(5)
+    first = int(np.flatnonzero(whole.history.evaluated)[3]) + 1
+    there = float(whole.history.evaluation["norm"][first - 1])
+
+    def stop(history):  # not met before
+        return history.evaluated & (abs(history.evaluation["norm"] - there) < 1e-6)
+
+    uninterrupted = fs.simulate(experiment, key, stop=stop)
+    assert (uninterrupted.status, int(uninterrupted.state.round)) == ("stopped", first)
+
+    def until(round, out):
+        """Without a criterion, to the very round."""
+        return fs.simulate(
+            experiment, key, out=out, checkpoint_every=round, on_progress=stopping(round)
+        )
+
+    for name, end in (("before", first - 1), ("there", first), ("behind", first + 2)):
+        part = until(end, tmp_path / name)
+        assert (part.status, int(part.state.round)) == ("interrupted", end)
+        told = []
+        run = fs.simulate(
+            experiment, key, out=tmp_path / name, resume=True, stop=stop, on_progress=told.append
+        )
+        assert run.status == "stopped"
+        assert run.results().runs[0].row()["complete"]
+        assert len(told) == (name == "before")
+        same(run, part if name == "behind" else uninterrupted)  # no round is taken back
+        with pytest.raises(ValueError, match='stop is "stop" there and null here'):
+            fs.simulate(experiment, key, out=tmp_path / name, resume=True)
+
+
 def test_an_early_start_over_keeps_its_own_checkpoints(tmp_path):
     """Those of higher numbers are damaged, or the run had not begun before them."""
     checkpoints = Checkpoints(tmp_path)
@@ -263,6 +297,54 @@ class Rows:
 
     def close(self):
         self.closed += 1
+
+
+class Broken(Rows):
+    """One that fails at a round, and when it is closed."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def write(self, round, values):
+        if round == self.at:
+            raise OSError(f"no line for round {round}")
+        super().write(round, values)
+
+    def close(self):
+        super().close()
+        raise RuntimeError("closed badly")
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_writer_that_fails_loses_nothing(whole, tmp_path, saved):
+    experiment, key = killed.experiment(0.03), jax.random.key(5)
+    out, broken, rows = tmp_path if saved else None, Broken(12), Rows()
+    with pytest.raises(OSError, match="no line for round 12") as e:
+        fs.simulate(experiment, key, out=out, writers=[broken, rows])
+    assert (broken.closed, rows.closed) == (1, 1)
+    notes = "\n".join(e.value.__notes__)
+    assert "Broken.close() then raised RuntimeError('closed badly')" in notes
+    part = e.value.simulation
+    done = int(part.state.round)
+    assert part.status == ("interrupted" if done < killed.ROUNDS else "finished")
+    assert done >= 12
+    np.testing.assert_array_equal(
+        part.history.rounds.client_steps, whole.history.rounds.client_steps[:done]
+    )
+    if saved:
+        assert f"{done} rounds are saved in {tmp_path}" in notes
+        assert Checkpoints(tmp_path / "checkpoints").numbers() == [done]
+        same(fs.simulate(experiment, key, out=out, resume=True), whole)
+
+
+def test_closing_badly_loses_nothing(whole):
+    rows = Rows()
+    with pytest.raises(RuntimeError, match="closed badly") as e:
+        fs.simulate(killed.experiment(0.03), jax.random.key(5), writers=[Broken(0), rows])
+    assert rows.closed == 1
+    same(e.value.simulation, whole)
+    assert e.value.simulation.status == "finished"
 
 
 def test_progress_and_writers(whole):

@@ -3,6 +3,8 @@
 import csv
 import json
 import signal
+import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.results import Mean, Results, Run
+from fedjax_sim.sweep import sweeping
 from tests import killed
 from tests.conftest import MESH, linear_loss, zeros
 
@@ -33,10 +36,26 @@ def factory(data, rounds=6):
     return experiment
 
 
+def alone(experiment):
+    """(static, traced hyper-parameters, key) -> a run of its own, compiled once for each static."""
+
+    @partial(jax.jit, static_argnums=0)
+    def run(static, traced, key):
+        return experiment(**dict(static), **traced).run(key)
+
+    def of(configuration, key):
+        static = {k: v for k, v in configuration.items() if not isinstance(v, float)}
+        traced = {k: v for k, v in configuration.items() if isinstance(v, float)}
+        return run(tuple(static.items()), traced, key)
+
+    return of
+
+
 def one_by_one(experiment, results, keys):
     """Each run beside the same experiment run alone."""
+    run_alone = alone(experiment)
     for run in results.runs:
-        _, history = jax.jit(experiment(**run.configuration).run)(keys[run.seed])
+        _, history = run_alone(run.configuration, keys[run.seed])
         np.testing.assert_allclose(run.rounds["b"], history.evaluation["b"], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(
             run.rounds["train_loss"], history.rounds.train["loss"], rtol=1e-4
@@ -44,6 +63,7 @@ def one_by_one(experiment, results, keys):
         np.testing.assert_array_equal(run.rounds["client_steps"], history.rounds.client_steps)
 
 
+@pytest.mark.slow
 def test_it_equals_its_configurations_one_by_one(data):
     """Traced and static axes, two groups, blocks that do not come out even, two devices."""
     grid = fs.grid.product(epochs=[1, 2], lr=RATES[:3]) * fs.grid.product(mu=[0.0, 0.5])
@@ -66,23 +86,28 @@ def test_it_equals_its_configurations_one_by_one(data):
     np.testing.assert_array_equal(first.rounds["client_steps"], other.rounds["client_steps"])
 
 
-@pytest.mark.parametrize("side_by_side", [1, 2, 5])
-def test_the_table_does_not_depend_on_the_chunks(data, side_by_side, tmp_path):
-    make = factory(data)
-    whole = fs.sweep(make, {"lr": RATES}, [0, 1, 2])
-    parts = fs.sweep(make, {"lr": RATES}, [0, 1, 2], side_by_side=side_by_side, out=tmp_path)
-    one = fs.sweep(make, {"lr": RATES}, [0, 1, 2], mesh=jax.sharding.Mesh(MESH.devices[:1], "r"))
-    for other in (parts, one):
-        for a, b in zip(whole.table(), other.table(), strict=True):
-            assert list(a) == list(b)
-            # Lane-steps are those of the strategy, which one by one may be another.
-            for name in set(a) - {"lane_steps", "useful_share"}:
-                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
+@pytest.fixture(scope="module")
+def whole_table(data):
+    return fs.sweep(factory(data), {"lr": RATES}, [0, 1, 2]).table()
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2, 5, None])  # None: on one device
+def test_the_table_does_not_depend_on_the_chunks(data, side_by_side, whole_table, tmp_path):
+    options = {"mesh": jax.sharding.Mesh(MESH.devices[:1], "r")} if side_by_side is None else {}
+    parts = fs.sweep(
+        factory(data), {"lr": RATES}, [0, 1, 2], side_by_side=side_by_side, out=tmp_path, **options
+    )
+    for a, b in zip(whole_table, parts.table(), strict=True):
+        assert list(a) == list(b)
+        # Lane-steps are those of the strategy, which one by one may be another.
+        for name in set(a) - {"lane_steps", "useful_share"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
     assert {path.name for path in tmp_path.iterdir()} == {
         "sweep.json", "batches", "summary.json", "table.csv", "rounds.csv"
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_function_of_key_and_hyper_parameters(data):
     make = factory(data)
 
@@ -91,14 +116,15 @@ def test_a_function_of_key_and_hyper_parameters(data):
         return {"b": state.params["b"], "loss": history.rounds.train["loss"]}
 
     results = fs.sweep(experiment, {"epochs": [1, 2], "lr": RATES[:3]}, [3, 4])
+    run_alone = alone(make)
     for run in results.runs:
-        state, history = jax.jit(make(**run.configuration).run)(jax.random.key(run.seed))
+        state, history = run_alone(run.configuration, jax.random.key(run.seed))
         assert run.values["b"] == pytest.approx(float(state.params["b"]), rel=1e-4)
         np.testing.assert_allclose(run.rounds["loss"], history.rounds.train["loss"], rtol=1e-4)
         assert run.row()["complete"]
     history = fs.sweep(lambda key, lr: make(lr=lr).run(key)[1], {"lr": RATES[:2]}, [0])
-    _, alone = jax.jit(make(lr=0.02).run)(jax.random.key(0))
-    np.testing.assert_allclose(history.runs[1].rounds["b"], alone.evaluation["b"], rtol=1e-4)
+    _, one = run_alone({"epochs": 2, "lr": 0.02}, jax.random.key(0))
+    np.testing.assert_allclose(history.runs[1].rounds["b"], one.evaluation["b"], rtol=1e-4)
 
 
 def test_own_random_numbers_for_each_configuration(data):
@@ -123,6 +149,7 @@ def test_what_diverges_is_marked_and_costs_no_other_its_result(data):
         Results(results.runs[2:4]).best("b")
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_is_the_same(tmp_path):
     whole = killed.sweep(tmp_path / "whole")
     told = []
@@ -214,6 +241,57 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
     assert (tmp_path / "table.csv").read_bytes() == kept
     (tmp_path / "sweep.json").unlink()  # its batches must not pass for those of another sweep
     refused("holds batches and no sweep.json", out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "makes"),
+    [("examples", None), ("rounds", None), ("seed", None), ("nonfinite", None), ("b", None),
+     ("train_loss", None), ("loss", {"loss": 1.0}), ("seed", {"loss": 1.0}),
+     ("value", 2.0)],
+)  # fmt: skip
+def test_an_axis_called_like_a_column_is_refused(data, monkeypatch, name, makes):
+    monkeypatch.setattr(sweeping, "Compiled", lambda *_: pytest.fail("compiled"))
+    make = factory(data)
+    experiment = (lambda **_: make(lr=0.1)) if makes is None else (lambda key, **_: makes)
+    with pytest.raises(ValueError, match=f"must not have an axis '{name}', .*taken are"):
+        fs.sweep(experiment, {name: [0.5, 1.5]}, [0])
+
+
+def test_a_result_called_like_a_label_is_refused(data):
+    with pytest.raises(ValueError, match="experiment must not return 'seed'"):
+        fs.sweep(lambda key, lr: {"seed": lr}, {"lr": [0.1]}, [0])
+    wrong = factory(data)(0.1)._replace(evaluate=lambda params: {"rounds": params["b"]})
+    with pytest.raises(ValueError, match="evaluate must not return 'rounds'"):
+        fs.sweep(lambda lr: wrong, {"lr": [0.1]}, [0])
+    with pytest.raises(ValueError, match="evaluate must not return 'rounds'"):
+        fs.simulate(wrong, jax.random.key(0))
+
+
+def test_memory_is_that_of_all_devices():
+    def device(limit, used):
+        return types.SimpleNamespace(
+            memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used}
+        )
+
+    # Dealt evenly: four times what the fullest has left.
+    some = [device(100, 10), device(100, 40), device(80, 0), device(100, 0)]
+    assert sweeping._free_memory(some) == 4 * 60
+    # The devices of a CPU have one memory.
+    cpus = jax.local_devices()
+    assert len(cpus) == 2
+    assert sweeping._free_memory(cpus) < 1.5 * sweeping._free_memory(cpus[:1])
+
+
+def test_tables_that_cannot_be_written_cost_no_run(data, tmp_path, monkeypatch):
+    whole = fs.sweep(factory(data), {"lr": RATES[:2]}, [0], out=tmp_path)
+
+    def full(path, save):
+        raise fs.SaveError(28, "No space left on device")
+
+    monkeypatch.setattr("fedjax_sim.results.replace_file", full)
+    with pytest.raises(fs.SaveError, match=r"table.csv, rounds.csv, summary.json \(No space") as e:
+        fs.sweep(factory(data), {"lr": RATES[:2]}, [0], out=tmp_path, resume=True)
+    assert e.value.results.table() == whole.table()
 
 
 def test_grids():

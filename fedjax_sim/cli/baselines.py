@@ -25,19 +25,19 @@ def train(
     """
     made, below = BASELINES[name](experiment), out / name
     configuration = {**chosen.values(), "baseline": name}
-    with run_progress(chosen.rounds, chosen.score) as tell:
-        simulation = simulate(
-            made, key, out=below, resume=resume, on_progress=tell, configuration=configuration
-        )
-    if simulation.status == "interrupted":
-        return f"{name}: interrupted; what was computed is saved", False
-    results = simulation.results(seed=chosen.seed)
-    if name == "local_only":
-        results = Results((results.runs[0]._replace(values=_of_own_models(chosen, simulation)),))
-    results.save(below, {
-        "kind": "run", "configuration": configuration, "score": chosen.score,
-        "status": simulation.status, "bytes": simulation.exchange._asdict(),
-    })  # fmt: skip
+    with folder.saying_what_is_saved(below):
+        with run_progress(chosen.rounds, chosen.score) as tell:
+            simulation = simulate(
+                made, key, out=below, resume=resume, on_progress=tell,
+                configuration={**chosen.without_target().values(), "baseline": name},
+            )  # fmt: skip
+        if simulation.status == "interrupted":
+            return f"{name}: interrupted; what was computed is saved", False
+        results = simulation.results(seed=chosen.seed)
+        if name == "local_only":
+            own = _of_own_models(chosen, simulation)
+            results = Results((results.runs[0]._replace(values=own),))
+        results.save(below, summary(chosen, simulation) | {"configuration": configuration})
     score = results.runs[0].row()[chosen.score]
     said = f"{score:.4f}" if isinstance(score, float) else "not known"
     means = ", mean of the clients' own models" if name == "local_only" else ""
@@ -58,6 +58,17 @@ def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]
     if given.variance is not None:
         values["test_r2"] = 1 - means["test_loss"] / given.variance
     return values
+
+
+def summary(chosen: Setting, simulation: Simulation) -> dict[str, Any]:
+    """What summary.json says of a run."""
+    return {
+        "kind": "run",
+        "configuration": chosen.values(),
+        "score": chosen.score,
+        "status": simulation.status,
+        "bytes": simulation.exchange._asdict(),
+    }
 
 
 def check(names: list[str], chosen: Setting, out: Path, resume: bool, overwrite: bool) -> None:

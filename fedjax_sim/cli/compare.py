@@ -1,30 +1,31 @@
 """`fedjax-sim compare`: FedAvg's aggregation modes side by side."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from fedjax_sim import comparison, problem, report
 from fedjax_sim.aggregation import RULES
-from fedjax_sim.checkpoint import SaveError
-from fedjax_sim.cli import folder, machine
-from fedjax_sim.cli.options import add_out, add_setting, given
-from fedjax_sim.cli.signals import INTERRUPTED
-from fedjax_sim.cli.values import setting
+from fedjax_sim.cli import files, folder, machine
+from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read_config
+from fedjax_sim.cli.signals import INTERRUPTED, begun
+from fedjax_sim.cli.values import check_known, setting
 from fedjax_sim.comparison import Setting
 from fedjax_sim.report import Row
-from fedjax_sim.results import Results
+from fedjax_sim.setting import OF_DATA
 
 HELP = "compare the aggregation modes"
 DESCRIPTION = (
     "Trains FedAvg with every aggregation mode, several participation fractions and several "
-    "seeds; prints a table and writes compare.png, history.csv, summary.json, table.csv and "
-    "rounds.csv."
+    "seeds; prints a table and writes compare.png, history.csv, configuration.toml (which can be "
+    "given as CONFIG), summary.json, table.csv and rounds.csv."
 )
 NEEDS = ("matplotlib", "rich")
 _FIELDS = (
-    "dataset", "partition", "alpha", "shards_per_client", "partition_seed", "model", "clients",
+    *OF_DATA, "model",
     "epochs", "batch_size", "client_lr", "server_lr", "rounds", "target", "execution", "cores",
 )  # fmt: skip
+_COMPARED = ("fractions", "modes", "seeds")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +37,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             raise argparse.ArgumentTypeError(f"must be in (0, 1]; got {text}")
         return value
 
+    add_config(parser)
     add_setting(parser, _FIELDS)
     add = parser.add_argument
-    add("--fractions", "-C", type=fraction, nargs="+", default=[0.1, 0.3, 1.0], metavar="C",
+    add("--fractions", "-C", type=fraction, nargs="+", default=argparse.SUPPRESS, metavar="C",
         help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)")  # fmt: skip
-    add("--modes", nargs="+", default=list(RULES), metavar="MODE",
+    add("--modes", nargs="+", default=argparse.SUPPRESS, metavar="MODE",
         help=f"{', '.join(RULES)} (default: all)")  # fmt: skip
-    add("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default: 5)")
+    add("--seeds", type=int, default=argparse.SUPPRESS, metavar="N",
+        help="seeds 0 to N-1 (default: 5)")  # fmt: skip
     add_out(parser, "compare-results", "go on with the comparison in --out")
 
 
@@ -50,14 +53,18 @@ def call(options: argparse.Namespace) -> int:
     """Trains, writes, prints."""
     from fedjax_sim.cli import show
 
-    one = setting(given(options))
-    chosen = Setting(one, tuple(options.fractions), tuple(options.modes), options.seeds).resolved()
+    values = {**read_config(options), **given(options)}
+    values |= {name: value for name, value in vars(options).items() if name in _COMPARED}
+    chosen = _setting(values)
     one = chosen.one
     folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
+    if options.resume:
+        files.check_same(options.out, _values(chosen))
     mesh = machine.use_cores(one.cores)
     experiment = problem.experiment(one)
     exchange = comparison.bytes_of(experiment)
     folder.prepare(options.out, options.overwrite)
+    files.write(options.out, _values(chosen))
 
     console = show.console()
     sizes = experiment.data.num_examples
@@ -67,21 +74,16 @@ def call(options: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     total = len(chosen.fractions) * len(chosen.modes) * chosen.seeds
-    with show.sweep_progress(total) as tell:
-        try:
-            results = comparison.compare(
+    with folder.saying_what_is_saved(options.out):
+        with show.sweep_progress(total) as tell:
+            found = comparison.compare(
                 chosen, mesh=mesh, out=options.out, resume=options.resume, on_progress=tell
             )
-        except SaveError as error:
-            raise SaveError(f"{error}; {folder.saved(options.out)}") from error
-    results = Results(tuple(run for run in results.runs if run.done))
-    if not results.runs:
-        raise KeyboardInterrupt
-    complete = len(results.runs) == total and all(r.done == r.num_rounds for r in results.runs)
-    curves = report.curves(chosen, results)
-    table = report.rows(chosen, curves, exchange)
-    # Written before anything is printed, which can fail (a closed pipe).
-    names = report.write(options.out, chosen, results, curves, table, exchange, complete)
+        results, complete = begun(found, total)
+        curves = report.curves(chosen, results)
+        table = report.rows(chosen, curves, exchange)
+        # Written before anything is printed, which can fail (a closed pipe).
+        names = report.write(options.out, chosen, results, curves, table, exchange, complete)
     console.print(_table(chosen, table))
     for line in _legend(chosen, table):
         console.print(line)
@@ -93,8 +95,30 @@ def call(options: argparse.Namespace) -> int:
         console.print(line)
     if not complete:
         console.print("Interrupted: what was computed until then is kept.")
-    console.print(f"Wrote {', '.join(names)} to {options.out}", soft_wrap=True)
+    console.print(f"Wrote {', '.join((*names, files.NAME))} to {options.out}", soft_wrap=True)
     return 0 if complete else INTERRUPTED
+
+
+def _setting(values: Mapping[str, Any]) -> Setting:
+    """What is compared, of values by name: all checked, nothing computed."""
+    for name in values:
+        check_known(name, (*_FIELDS, *_COMPARED), "name")
+    compared = {name: values[name] for name in _COMPARED if name in values}
+    for name, kind, of in (("fractions", (int, float), float), ("modes", str, str)):
+        if name in compared:
+            some = compared[name]
+            if not isinstance(some, list) or not all(isinstance(x, kind) for x in some):
+                called = "numbers" if of is float else "names"
+                raise ValueError(f"{name} must be a list of {called}; got {some!r}")
+            compared[name] = tuple(map(of, some))
+    one = setting({name: value for name, value in values.items() if name in _FIELDS})
+    return Setting(one, **compared).resolved()
+
+
+def _values(chosen: Setting) -> dict[str, Any]:
+    """As configuration.toml has them."""
+    one = {name: value for name, value in chosen.one.values().items() if name in _FIELDS}
+    return {**one, **{name: getattr(chosen, name) for name in _COMPARED}}
 
 
 def _legend(setting: Setting, rows: list[Row]) -> list[str]:

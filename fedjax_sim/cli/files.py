@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim.results import replace_file
+from fedjax_sim.saving import replace_file
 from fedjax_sim.simulate import differences
 
 NAME = "configuration.toml"
@@ -27,18 +27,26 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, values: Mapping[str, Any]) -> None:
-    """Writes configuration.toml, whole or not at all."""
-    replace_file(folder / NAME, lambda file: file.write(toml(values).encode()))
+    """Writes configuration.toml, whole or not at all, unless it is there already."""
+    text = toml(values).encode()
+    if not (folder / NAME).exists() or (folder / NAME).read_bytes() != text:
+        replace_file(folder / NAME, lambda file: file.write(text))
 
 
-def check_same(folder: Path, values: Mapping[str, Any]) -> None:
+def check_same(folder: Path, values: Mapping[str, Any], may_come: str | None = None) -> None:
     """Refuses to resume with other values than those that are there, if any are.
+
+    Args:
+      may_come: a name that may have a value where there is none yet.
 
     Raises:
       ValueError: saying what differs.
     """
     if (folder / NAME).exists():
-        differs = differences(read(folder / NAME), tomllib.loads(toml(values)))
+        there, here = read(folder / NAME), tomllib.loads(toml(values))
+        if may_come is not None and may_come not in there:
+            here.pop(may_come, None)
+        differs = differences(there, here)
         if differs:
             raise ValueError(f"--out {folder} cannot be resumed: {differs}")
 

@@ -2,19 +2,16 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # --help loads no results
-    from fedjax_sim.results import Results
+from fedjax_sim.cli import files
+from fedjax_sim.saving import SaveError, reason
 
-# Of runs, sweeps and comparisons, with what they go on from.
-FILES = (
-    "summary.json", "table.csv", "rounds.csv", "configuration.toml", "history.csv", "compare.png",
-    "experiment.json", "sweep.json",
-)  # fmt: skip
 RUN, SWEEP = "experiment.json", "sweep.json"  # what `fs.simulate` and `fs.sweep` resume by
+_RESULTS = ("summary.json", "table.csv", "rounds.csv", "history.csv", "compare.png")
+_MANIFESTS = (RUN, SWEEP, files.NAME)
 
 
 def check(folder: Path, resume: bool, overwrite: bool, marker: str) -> None:
@@ -26,7 +23,7 @@ def check(folder: Path, resume: bool, overwrite: bool, marker: str) -> None:
     Raises:
       ValueError: if it holds results, or with resume others than those.
     """
-    there = [name for name in FILES if (folder / name).exists()]
+    there = [name for name in (*_RESULTS, *_MANIFESTS) if (folder / name).exists()]
     if not there or overwrite:
         return
     holds = f"--out {folder} holds results already ({', '.join(there)})"
@@ -54,8 +51,12 @@ def prepare(folder: Path, overwrite: bool) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes the files of earlier results, and nothing else."""
-    for name in FILES:
+    """Removes the files of earlier results, and nothing else.
+
+    What says that they are whole goes first, and what says of what they are last: cut off in the
+    middle, the folder can be cleared or resumed.
+    """
+    for name in _RESULTS:
         (folder / name).unlink(missing_ok=True)
     for name, digits in (("checkpoints", 9), ("batches", 6)):
         for path in sorted((folder / name).glob("*")):
@@ -67,6 +68,8 @@ def clear(folder: Path) -> None:
             elif path.name == f"{number}.npz":
                 path.unlink()
         _remove_empty(folder / name)
+    for name in _MANIFESTS:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _remove_checkpoints(path: Path, of_a_batch: bool) -> None:
@@ -98,9 +101,19 @@ def saved(folder: Path) -> str:
     return f"{what}, and --resume goes on from there"
 
 
-def save(results: "Results", out: Path, summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tables and the summary, or one line that says what is there without them."""
+@contextmanager
+def saying_what_is_saved(folder: Path) -> Iterator[None]:
+    """What goes wrong with files in here is one line, which also says what is in the folder.
+
+    Raises:
+      SaveError: if the folder cannot be written; or for an OSError of where else the numbers of
+        `fs.simulate` go, TensorBoard's files and the terminal.
+    """
     try:
-        return results.save(out, summary)
+        yield
+    except SaveError as error:
+        raise SaveError(f"{error}; {saved(folder)}") from error
     except OSError as error:
-        raise OSError(f"the tables were not written: {error.strerror}; {saved(out)}") from error
+        if not hasattr(error, "simulation"):
+            raise
+        raise SaveError(f"a round was not told of: {reason(error)}; {saved(folder)}") from error

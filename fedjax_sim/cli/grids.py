@@ -17,6 +17,7 @@ _NO_AXES = {
     "dataset": "scores of different data sets cannot be compared; make a sweep of each",
     "per_client": "it says what is evaluated, not what is trained",
     "target": "it says what is reached, not what is trained",
+    "rounds": "it is a column of the results; make a sweep of each",
     "cores": "it says where a sweep runs, not what is trained",
 }
 

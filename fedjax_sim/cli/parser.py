@@ -8,10 +8,17 @@ import sys
 from typing import NoReturn
 
 from fedjax_sim import __version__
-from fedjax_sim.cli import compare, report, run, sweep
+from fedjax_sim.cli import compare, data, report, reproduce, run, sweep
 from fedjax_sim.cli.signals import INTERRUPTED, second_ends_at_once
 
-_COMMANDS = {"run": run, "sweep": sweep, "compare": compare, "report": report}
+_COMMANDS = {
+    "run": run,
+    "sweep": sweep,
+    "compare": compare,
+    "report": report,
+    "data": data,
+    "reproduce": reproduce,
+}
 
 
 class _Parser(argparse.ArgumentParser):

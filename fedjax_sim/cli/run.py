@@ -2,19 +2,19 @@
 
 import argparse
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedjax_sim import problem
-from fedjax_sim.checkpoint import SaveError
 from fedjax_sim.cli import files, folder, machine
 from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read_config
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.cli.values import check_known, setting
 from fedjax_sim.setting import NAMES, Setting
-from fedjax_sim.simulate import Simulation, reaches, simulate
-from fedjax_sim.writers import tensorboard
+from fedjax_sim.simulate import Simulation, Writer, reaches, simulate
+from fedjax_sim.writers import tensorboard, wandb
 
 HELP = "train one model"
 DESCRIPTION = (
@@ -34,6 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's events there, too"
     )
     parser.add_argument(
+        "--wandb", metavar="PROJECT",
+        help="write a run of Weights & Biases in --out, too, offline (wandb sync sends it)",
+    )  # fmt: skip
+    parser.add_argument(
         "--baselines", nargs="+", default=[], choices=("centralised", "local_only"),
         help="train these too, each in a folder of its name in --out: on all data in one place; "
         "every client alone",
@@ -49,17 +53,21 @@ def call(options: argparse.Namespace) -> int:
     chosen = _setting({**read_config(options), **given(options)})
     folder.check(options.out, options.resume, options.overwrite, folder.RUN)
     if options.resume:
-        files.check_same(options.out, chosen.values())
+        files.check_same(options.out, chosen.values(), may_come="target")
     baselines.check(options.baselines, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)
     key = jax.random.key(chosen.seed)
     experiment.check(key)
+    writers: list[Writer] = []
+    if options.tensorboard is not None:
+        writers.append(tensorboard(options.tensorboard))
+    if options.wandb is not None:
+        writers.append(wandb(options.wandb, configuration=chosen.values(), folder=options.out))
     folder.prepare(options.out, options.overwrite)
     for name in options.baselines:
         folder.prepare(options.out / name, options.overwrite)
-    if not (options.out / folder.RUN).exists():
-        files.write(options.out, chosen.values())
+    files.write(options.out, chosen.values())
 
     console = show.console()
     sizes = experiment.data.num_examples
@@ -69,21 +77,17 @@ def call(options: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     stop = None if chosen.target is None else reaches(chosen.score, chosen.target)
-    with ExitStack() as stack:
-        tell = stack.enter_context(show.run_progress(chosen.rounds, chosen.score))
-        writers = []
-        if options.tensorboard is not None:
-            writers.append(tensorboard(options.tensorboard))
-        try:
+    with folder.saying_what_is_saved(options.out):
+        with show.run_progress(chosen.rounds, chosen.score) as tell:
             simulation = simulate(
                 experiment, key, out=options.out, resume=options.resume, stop=stop,
-                on_progress=tell, writers=writers, configuration=chosen.values(),
+                on_progress=tell, writers=writers,
+                configuration=chosen.without_target().values(),
             )  # fmt: skip
-        except SaveError as error:
-            raise SaveError(f"{error}; {folder.saved(options.out)}") from error
-    if not len(simulation.history.evaluated):
-        raise KeyboardInterrupt
-    names = _write(options.out, chosen, simulation)
+        if not len(simulation.history.evaluated):
+            raise KeyboardInterrupt
+        results = simulation.results(seed=chosen.seed)
+        names = results.save(options.out, baselines.summary(chosen, simulation))
     for line in _said(options.out, chosen, simulation):
         console.print(line, soft_wrap=True)
     console.print(f"Wrote {', '.join((*names, files.NAME))} to {options.out}", soft_wrap=True)
@@ -105,18 +109,6 @@ def _setting(values: Mapping[str, Any]) -> Setting:
     return setting(values).resolved()
 
 
-def _write(out: Path, chosen: Setting, simulation: Simulation) -> tuple[str, ...]:
-    results = simulation.results(seed=chosen.seed)
-    summary = {
-        "kind": "run",
-        "configuration": chosen.values(),
-        "score": chosen.score,
-        "status": simulation.status,
-        "bytes": simulation.exchange._asdict(),
-    }
-    return folder.save(results, out, summary)
-
-
 def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:
     """How it ended, in a few lines."""
     run = simulation.results(seed=chosen.seed).runs[0]
@@ -130,7 +122,9 @@ def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:
     if run.diverged:
         lines.append("DIVERGED: an update or a measure was not finite.")
     if simulation.status == "stopped":
-        lines.append(f"Stopped: {chosen.score} reached {chosen.target:g}.")
+        when = int(np.argmax(run.rounds[chosen.score] >= chosen.target)) + 1
+        before = f" in round {when} already" if when < done else ""
+        lines.append(f"Stopped: {chosen.score} reached {chosen.target:g}{before}.")
     if simulation.status == "interrupted":
         lines.append(
             f"Interrupted after {done} of {chosen.rounds} rounds, which are saved: "

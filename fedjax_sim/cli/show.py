@@ -83,13 +83,40 @@ def sweep_progress(num_runs: int) -> Iterator[Callable[[Swept], None]]:
         yield tell
 
 
+@contextmanager
+def cells_progress(
+    num_cells: int,
+) -> Iterator[tuple[Callable[[Any, float, int, driver.Progress], None], Callable[[Any], None]]]:
+    """What a race tells of its runs, and that a cell is through."""
+    with _bar("cells", max(num_cells, 1)) as update:
+        count = 0
+
+        def tell(cell: Any, rate: float, seed: int, now: driver.Progress) -> None:
+            score = now.metrics.get(cell.setting.score, math.nan)
+            pace = f"round {now.round}, {score:.4f}, {now.rounds_per_second:.3g} rounds/s"
+            update(f"{cell.name}, rate {rate:.3g}, seed {seed}", count, pace)
+
+        def done(cell: Any) -> None:
+            nonlocal count
+            count += 1
+
+        yield tell, done
+
+
 def left(seconds: float) -> str:
     """A time to go, in words."""
+    return f"about {span_of(seconds)} left"
+
+
+def span_of(seconds: float) -> str:
+    """A time in words.
+
+    >>> span_of(61.3), span_of(600), span_of(9000)
+    ('61 s', '10 min', '2.5 h')
+    """
     if seconds < 90:
-        return f"about {seconds:.0f} s left"
-    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else (
-        f"about {seconds / 3600:.1f} h left"
-    )  # fmt: skip
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def value(x: Any) -> str:

@@ -6,6 +6,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedjax_sim.results import Results
 
 INTERRUPTED = 130
 
@@ -42,3 +47,16 @@ def second_ends_at_once() -> Iterator[None]:
         writer.close()
         thread.join()
         reader.close()
+
+
+def begun(results: "Results", total: int) -> tuple["Results", bool]:
+    """The runs that have rounds, and whether these are all rounds of all `total` of them.
+
+    Raises:
+      KeyboardInterrupt: if there are none.
+    """
+    runs = tuple(run for run in results.runs if run.done)
+    if not runs:
+        raise KeyboardInterrupt
+    whole = len(runs) == total and all(run.done == run.num_rounds for run in runs)
+    return replace(results, runs=runs), whole

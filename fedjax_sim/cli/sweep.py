@@ -3,17 +3,15 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim import problem
-from fedjax_sim.checkpoint import SaveError
 from fedjax_sim.checks import check_count
 from fedjax_sim.cli import files, folder, grids, machine
 from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read_config
-from fedjax_sim.cli.signals import INTERRUPTED
+from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import check_known, setting
 from fedjax_sim.comparison import rounds_to_target
 from fedjax_sim.experiment import Experiment
@@ -89,28 +87,22 @@ def call(options: argparse.Namespace) -> int:
     known = problem.metrics(problem.experiment(plan.settings[0]))
     check_known(plan.metric, known, "metric")
     folder.prepare(options.out, options.overwrite)
-    if not (options.out / folder.SWEEP).exists():
-        files.write(options.out, plan.values())
+    files.write(options.out, plan.values())
 
     console = show.console()
     for line in _before(plan):
         console.print(line, soft_wrap=True)
     total = len(plan.grid) * plan.seeds
-    with show.sweep_progress(total) as tell:
-        try:
-            results = sweep(
+    with folder.saying_what_is_saved(options.out):
+        with show.sweep_progress(total) as tell:
+            found = sweep(
                 lambda **hyper: _experiment(plan.base, hyper), plan.grid, plan.keys,
                 out=options.out, resume=options.resume, mesh=mesh, on_progress=tell,
                 static=[name for name in plan.grid.names if name not in TRACED],
                 configuration={"command": "sweep", **plan.base.values()},
             )  # fmt: skip
-        except SaveError as error:
-            raise SaveError(f"{error}; {folder.saved(options.out)}") from error
-    results = Results(tuple(run for run in results.runs if run.done))
-    if not results.runs:
-        raise KeyboardInterrupt
-    complete = len(results.runs) == total and all(r.done == r.num_rounds for r in results.runs)
-    names = _write(options.out, plan, results, complete)
+        results, complete = begun(found, total)
+        names = results.save(options.out, _summary(plan, complete))
     for line in _after(plan, results):
         console.print(line, soft_wrap=isinstance(line, str))
     if not complete:
@@ -164,8 +156,8 @@ def _before(plan: Plan) -> list[str]:
     ]
 
 
-def _write(out: Path, plan: Plan, results: Results, complete: bool) -> tuple[str, ...]:
-    summary = {
+def _summary(plan: Plan, complete: bool) -> dict[str, Any]:
+    return {
         "kind": "sweep",
         "configuration": plan.base.values(),
         "score": plan.metric,
@@ -173,7 +165,6 @@ def _write(out: Path, plan: Plan, results: Results, complete: bool) -> tuple[str
         "num_runs": len(plan.grid) * plan.seeds,
         "complete": complete,
     }
-    return folder.save(results, out, summary)
 
 
 def _after(plan: Plan, results: Results) -> list[Any]:

@@ -1,26 +1,13 @@
 """Values from the command line and from files, as the fields of a setting have them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, get_args
 
+from fedjax_sim.checks import check_known as check_known
 from fedjax_sim.setting import FULL, NAMES, Setting
 
 _FIELDS = {f.name: f for f in fields(Setting)}
-
-
-def check_known(name: str, known: Iterable[str], what: str) -> None:
-    """Refuses a name that is not known.
-
-    Raises:
-      ValueError: with the nearest one that is.
-    """
-    known = list(known)
-    if name not in known:
-        near = get_close_matches(name.replace("-", "_"), known, 1)
-        says = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        raise ValueError(f"unknown {what} {name!r}; {says}")
 
 
 def kinds(name: str) -> tuple[type, ...]:

@@ -10,11 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.base import Array, FederatedState, PyTree
 from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.columns import columns, named
 from fedjax_sim.driver import Interrupt, Program, compile_program, drive
 from fedjax_sim.execution import automatic, packed
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.grid import Grid
-from fedjax_sim.results import columns, named
 from fedjax_sim.simulation import History
 from fedjax_sim.sweep.plan import Batch, Group, build
 

@@ -2,14 +2,15 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, FederatedState
+from fedjax_sim.base import Array, FederatedState, PyTree
 from fedjax_sim.checkpoint import checksum
+from fedjax_sim.columns import COLUMNS, LABELS, check_evaluated, names_of
 from fedjax_sim.execution.machine import cache_bytes, carry_bytes
 from fedjax_sim.execution.sharded import Sharded
 from fedjax_sim.experiment import Experiment
@@ -76,12 +77,15 @@ def plan(
     for place, indices in enumerate(members.values()):
         first = grid.configurations[indices[0]]
         fixed = {name: value for name, value in first.items() if name not in traced}
-        _check_traces(experiment, first, traced, keys[0], opaque)
+        shapes = _check_traces(experiment, first, traced, keys[0], opaque)
         num_rounds, exchange, most = None, None, _MOST_OF_A_FUNCTION
         facts: dict[str, Any] = {}
-        if not opaque:
+        if opaque:
+            check_columns(grid, _of_a_function(shapes))
+        else:
             made = build(experiment, first, keys[0], opaque)
             state = made.check(keys[0])
+            check_columns(grid, _of_an_experiment(made, grid, keys[0], state))
             if isinstance(made.execution, Sharded):
                 raise ValueError(
                     "execution must not be sharded in a sweep, which deals whole configurations "
@@ -174,8 +178,13 @@ def _check_traces(
     traced: tuple[str, ...],
     key: Array,
     opaque: bool,
-) -> None:
-    """Calls `experiment` with traced hyper-parameters, and says which it cannot take."""
+) -> PyTree:
+    """Calls `experiment` with traced hyper-parameters, and says which it cannot take.
+
+    Returns:
+      The shapes of what a function of one's own returns.
+    """
+    found: list[PyTree] = []
 
     def fails(names: Sequence[str]) -> str | None:
         def call(hyper: dict[str, Array]) -> Array:
@@ -183,19 +192,45 @@ def _check_traces(
             return jnp.zeros(()) if not opaque else made
 
         try:
-            jax.eval_shape(call, {name: jnp.asarray(first[name], float) for name in names})
+            shapes = jax.eval_shape(call, {name: jnp.asarray(first[name], float) for name in names})
+            found.append(shapes)
         except _TRACER_ERRORS as error:
             return str(error).splitlines()[0]
         return None
 
     if fails(traced) is None:
-        return
+        return found[0]
     wrong = [name for name in traced if fails([name]) is not None] or list(traced)
     said = ", ".join(wrong)
     raise ValueError(
         f"grid axis {said} cannot be traced: {fails(wrong)} To compile it in, one group and one "
         f"compilation for each of its values, give static={tuple(wrong)!r}"
     )
+
+
+def _of_an_experiment(
+    made: Experiment, grid: Grid, key: Array, state: FederatedState
+) -> frozenset[str]:
+    """The columns that axes might be called like, before anything compiles."""
+    found = COLUMNS | set(check_evaluated(made.evaluate, state.params))
+    if any(name.startswith("train_") for name in grid.names):  # what clients report takes a trace
+        found |= names_of(jax.eval_shape(made.next_round, key, state)[1])
+    return found
+
+
+def _of_a_function(shapes: PyTree) -> frozenset[str]:
+    """The columns of what a function of one's own returns.
+
+    Raises:
+      ValueError: for one that every table has already.
+    """
+    names = names_of(shapes)
+    for name in sorted(names & LABELS):
+        raise ValueError(
+            f"experiment must not return {name!r}, which is a column of the results already; taken "
+            f"are {', '.join(sorted(LABELS))}"
+        )
+    return LABELS | names
 
 
 def takes_key(experiment: Callable[..., Any]) -> bool:
@@ -233,8 +268,23 @@ def check_names(
             )
 
 
-def check_labels(grid: Grid) -> None:
-    """Refuses what a table could not tell apart: two lambdas, or a configuration twice."""
+def check_columns(grid: Grid, columns: Iterable[str]) -> None:
+    """Refuses an axis that a table has another column of."""
+    taken = set(columns)
+    for name in grid.names:
+        if name in taken:
+            raise ValueError(
+                f"grid must not have an axis {name!r}, which is a column of the results already; "
+                f"call it something else (taken are {', '.join(sorted(taken))})"
+            )
+
+
+def check_labels(grid: Grid, opaque: bool) -> None:
+    """Refuses what a table could not tell apart: two lambdas, or a configuration twice.
+
+    And an axis that every table has a column of.
+    """
+    check_columns(grid, LABELS if opaque else COLUMNS)
     for name in grid.names:
         seen: dict[Any, Any] = {}
         for one in grid:

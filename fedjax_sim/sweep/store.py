@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.checkpoint import Checkpoints, SaveError
-from fedjax_sim.results import replace_file, to_json
+from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.results import to_json
+from fedjax_sim.saving import SaveError, reason, replace_file
 from fedjax_sim.simulate import differences
 from fedjax_sim.sweep.batch import Columns
 
@@ -77,5 +78,5 @@ class Store:
         try:
             replace_file(path, lambda file: np.savez(file, **arrays))
         except OSError as error:
-            raise SaveError(f"batch {number} was not saved in {path}: {error.strerror}") from error
+            raise SaveError(f"batch {number} was not saved in {path}: {reason(error)}") from error
         shutil.rmtree(self.checkpoints(number).folder, ignore_errors=True)

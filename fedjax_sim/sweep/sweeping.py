@@ -16,6 +16,7 @@ from fedjax_sim.driver import Interrupt
 from fedjax_sim.grid import Grid
 from fedjax_sim.randomness import check_key
 from fedjax_sim.results import Results, Run, versions
+from fedjax_sim.saving import SaveError
 from fedjax_sim.sweep.batch import Columns, Compiled
 from fedjax_sim.sweep.plan import Group, check_labels, check_names, plan, said, takes_key
 from fedjax_sim.sweep.store import Store
@@ -91,12 +92,13 @@ def sweep(
       the last ones perhaps with fewer rounds than asked for.
 
     Raises:
-      ValueError: for a name that `experiment` does not take (and the nearest it does); a traced
-        axis that it cannot take (which axis, and what making it static would mean); a
-        configuration that a factory refuses; a sharded strategy; results in `out` that are not
-        to be resumed, or of another sweep (what differs).
+      ValueError: for a name that `experiment` does not take (and the nearest it does), or that
+        the results have a column of; a traced axis that it cannot take (which axis, and what
+        making it static would mean); a configuration that a factory refuses; a sharded
+        strategy; results in `out` that are not to be resumed, or of another sweep (what differs).
       SaveError: (an OSError) if `out` cannot be written: what was saved is as it was. On it, and
-        on any error while batches run, `results` holds the runs of the batches before.
+        on any error while batches run, `results` holds the runs of the batches before; if only
+        the tables are not written at the end, all of them.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -113,7 +115,7 @@ def sweep(
     labels, keys = _keys(keys)
     opaque = takes_key(experiment)
     check_names(experiment, grid, static, opaque)
-    check_labels(grid)
+    check_labels(grid, opaque)
     if side_by_side is not None:
         check_count("side_by_side", side_by_side, ", or None")
         if side_by_side > 1 and not common_random_numbers:
@@ -132,7 +134,7 @@ def sweep(
 
     store = None if out is None else Store(Path(out))
     widths = None if store is None or not resume else store.widths()
-    limit = memory_limit if memory_limit is not None else _free_memory() / 2
+    limit = memory_limit if memory_limit is not None else _free_memory([*mesh.devices.flat]) / 2
     groups = plan(
         experiment, grid, keys, mesh.size, static, opaque, common_random_numbers,
         side_by_side if widths is None else widths, limit,
@@ -165,7 +167,11 @@ def sweep(
                 "num_runs": asked,
                 "complete": through == asked,
             }
-            found.save(store.folder, summary)
+            try:
+                found.save(store.folder, summary)
+            except SaveError as error:
+                error.results = found  # type: ignore[attr-defined]
+                raise
         return found
 
     number = 0
@@ -258,11 +264,16 @@ def _keys(keys: Array | Sequence[int]) -> tuple[list[int], Array]:
     return seeds, jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def _free_memory() -> float:
-    """Bytes that can be had, as the device or Linux tells; 4 GiB elsewhere."""
-    said = jax.local_devices()[0].memory_stats()
-    if said and "bytes_limit" in said:
-        return float(said["bytes_limit"] - said.get("bytes_in_use", 0))
+def _free_memory(devices: Sequence[Any]) -> float:
+    """Bytes that can be had on these devices, as they or Linux tell; 4 GiB elsewhere.
+
+    Accelerators are dealt the same each, so they hold together as many times what the fullest
+    of them has left. The devices of a CPU share its memory.
+    """
+    said = [device.memory_stats() or {} for device in devices]
+    if all("bytes_limit" in one for one in said):
+        left = min(one["bytes_limit"] - one.get("bytes_in_use", 0) for one in said)
+        return float(len(devices) * left)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         (line,) = [x for x in lines if x.startswith("MemAvailable:")]

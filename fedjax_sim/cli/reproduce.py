@@ -1,0 +1,112 @@
+"""`fedjax-sim reproduce`: the papers' tables, cell by cell."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim.checks import check_count
+from fedjax_sim.cli import machine
+from fedjax_sim.cli.options import folder
+from fedjax_sim.cli.signals import INTERRUPTED
+
+HELP = "run the papers' tables again"
+DESCRIPTION = (
+    "Runs cells of the papers' tables, learning rates tuned in each, beside the published figures; "
+    "saves every run as it ends, and writes PAPERS.md and a picture of each table. Without a TABLE "
+    "it lists them."
+)
+NEEDS = ("matplotlib", "rich")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which cells, how many seeds, where to."""
+    add = parser.add_argument
+    add("tables", nargs="*", metavar="TABLE", help="a table, or a single cell of one")
+    add("--seeds", type=int, default=3, metavar="N",
+        help="seeds 0 to N-1; one where a run takes over ten minutes (default: 3)")  # fmt: skip
+    add("--estimate", action="store_true", help="say how long it takes at most, and run nothing")
+    add("--out", type=folder, default=Path("reproduce-results"), metavar="DIR",
+        help="results folder; what is in it is not run again (default: reproduce-results)",
+        )  # fmt: skip
+    add("--record", type=Path, metavar="FILE", help="the page (default: PAPERS.md in --out)")
+    add("--cores", type=int, metavar="N", help="cores to use (default: all)")
+
+
+def call(options: argparse.Namespace) -> int:
+    """Estimates, runs, writes, prints."""
+    from fedjax_sim.reproduce import TABLES, Store, fedprox, race, record, select, shakespeare
+    from fedjax_sim.reproduce.racing import estimate, is_through
+
+    check_count("seeds", options.seeds)
+    if not options.tables:
+        return _list(TABLES)
+    curves = (fedprox.NAME, shakespeare.NAME)
+    cells = select([name for name in options.tables if name not in curves])
+    mesh = machine.use_cores(options.cores)
+    from fedjax_sim.cli import show
+    from fedjax_sim.driver import Interrupt
+
+    console = show.console()
+    store = Store(options.out)
+    missing = [cell for cell in cells if not is_through(cell, store, options.seeds)]
+    page = options.record or options.out / record.PAGE
+    record.check(page)
+    if missing:
+        found = estimate(missing, options.seeds, mesh)
+        store.save_estimates(found)
+        for cell in missing if options.estimate else ():
+            console.print(
+                f"{cell.name}: up to about {show.span_of(found[cell.name])}", soft_wrap=True
+            )
+        console.print(
+            f"{len(missing)} of {len(cells)} cells to run: up to about "
+            f"{show.span_of(sum(found.values()))}, if no run reaches its target before its end.",
+            soft_wrap=True,
+        )
+    for name in curves:
+        if name in options.tables:
+            console.print(f"{name}: no estimate, its progress says the time left.")
+    if options.estimate:
+        return 0
+    through = True
+    with store.alone(), Interrupt() as interrupt:
+        with show.cells_progress(len(missing)) as (tell, done):
+            for cell in missing:
+                through = race(cell, store, options.seeds, mesh, interrupt, tell)
+                if not through:
+                    break
+                done(cell)
+                record.write(page, store)
+        if through and fedprox.NAME in options.tables:
+            total = fedprox.NUM_CURVES * options.seeds
+            with show.sweep_progress(total) as told:
+                results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, told)
+            through = sum(run.done == run.num_rounds for run in results.runs) == total
+        if through and shakespeare.NAME in options.tables:
+            with show.run_progress(shakespeare.ROUNDS, "test_accuracy") as tell_run:
+                through = shakespeare.run(options.out / shakespeare.NAME, mesh, tell_run)
+    names = record.write(page, store)
+    for line in record.lines(cells, store):
+        console.print(line, soft_wrap=True)
+    if not through:
+        console.print(
+            f"Interrupted: what was computed is saved in {options.out}; the same command goes on.",
+            soft_wrap=True,
+        )
+    console.print(f"Wrote {', '.join(map(str, names))}", soft_wrap=True)
+    return 0 if through else INTERRUPTED
+
+
+def _list(tables: dict[str, Any]) -> int:
+    from fedjax_sim.cli import show
+    from fedjax_sim.reproduce import fedprox, shakespeare
+
+    console = show.console()
+    for table in tables.values():
+        console.print(f"{table.name}: {table.heading}", soft_wrap=True)
+        for cell in table.cells:
+            published = f", {cell.published:g} rounds published" if cell.published else ""
+            console.print(f"  {cell.name}{published}", soft_wrap=True)
+    for curves in (fedprox, shakespeare):
+        console.print(f"{curves.NAME}: {curves.HEADING}", soft_wrap=True)
+    return 0

@@ -1,0 +1,94 @@
+"""The columns of tables: what they are called, and which names are taken."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.base import Params, PyTree
+from fedjax_sim.simulation import Evaluate, History
+from fedjax_sim.traffic import Communication
+
+# What a round costs; everything else that is reported of it is measured.
+LEDGER = frozenset(
+    ("receivers", "senders", "reporting", "nonfinite", "client_steps", "lane_steps", "examples",
+     "reporting_share", "update_norm", "empty", "evaluated", "bytes_down", "bytes_up")
+)  # fmt: skip
+
+# What every table says of a run, whatever it was of.
+LABELS = frozenset(("seed", "round", "rounds", "complete", "diverged"))
+# The columns of an `fs.Experiment` beside what is measured.
+COLUMNS = LABELS | LEDGER | {"useful_share"}
+
+
+def is_measured(name: str) -> bool:
+    """Whether it is no cost of a round."""
+    return name not in LEDGER
+
+
+def is_evaluated(name: str) -> bool:
+    """Whether `evaluate` made it, in the rounds that are evaluated."""
+    return is_measured(name) and not name.startswith("train_")
+
+
+def check_evaluated(evaluate: Evaluate | None, params: Params) -> list[str]:
+    """The columns of what `evaluate` makes of such params, known before anything compiles.
+
+    Raises:
+      ValueError: for a name that every table has a column of already.
+    """
+    if evaluate is None:
+        return []
+    names = list(named(jax.eval_shape(evaluate, params), "evaluation"))
+    for name in names:
+        if name in COLUMNS:
+            raise ValueError(
+                f"evaluate must not return {name!r}, which is a column of its own; taken are "
+                f"{', '.join(sorted(COLUMNS))}"
+            )
+    return names
+
+
+def columns(history: History, exchange: Communication | None = None) -> dict[str, np.ndarray]:
+    """A run's history by column, `[R, ...]` each: names as in the tables.
+
+    `train_NAME` for what the clients report, the fields of `RoundMetrics`, what `evaluate`
+    returned by its own names, and `bytes_down` and `bytes_up` so far (Int64) if the bytes of an
+    exchange are given.
+
+    Raises:
+      ValueError: if `evaluate` gives a name that a column has already.
+    """
+    rounds = history.rounds
+    found = {f"train_{name}": np.asarray(x) for name, x in rounds.train.items()}
+    found |= {k: np.asarray(x) for k, x in rounds._asdict().items() if k != "train"}
+    found["evaluated"] = np.asarray(history.evaluated)
+    if exchange is not None:
+        for name, many, each in (
+            ("bytes_down", rounds.receivers, exchange.down),
+            ("bytes_up", rounds.senders, exchange.up),
+        ):
+            found[name] = np.cumsum(np.asarray(many, np.int64)) * each
+    for name, x in named(history.evaluation, "evaluation").items():
+        if name in found:
+            raise ValueError(f"evaluate must not return {name!r}, which is a column of its own")
+        found[name] = x
+    return found
+
+
+def named(tree: PyTree, otherwise: str) -> dict[str, np.ndarray]:
+    """The leaves by their paths: `{"a": {"b": x}}` is `{"a_b": x}`, a bare leaf `otherwise`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+
+    def name(path: Any) -> str:
+        parts = [str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path]
+        return "_".join(parts) or otherwise
+
+    return {name(path): np.asarray(x) for path, x in leaves}
+
+
+def names_of(result: PyTree) -> set[str]:
+    """The columns of a result, from its shapes: a `History`, or a pytree of one's own."""
+    if isinstance(result, History):
+        return set(columns(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), result)))
+    return set(named(result, "value"))

@@ -1,0 +1,81 @@
+"""Data sets of LEAF (Caldas et al. 2018, arXiv 1812.01097), from its JSON files."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.datasets.by_client import Examples, halves, joined
+from fedjax_sim.datasets.types import Dataset
+
+# Of LEAF's Shakespeare, in its order.
+LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
+_OF_CODE = np.array([LETTERS.find(chr(code)) for code in range(129)], np.int32)  # -1: not in it
+
+
+def leaf(path: str | os.PathLike[str]) -> Dataset:
+    """A data set of LEAF, after its `preprocess.sh`: clients are its users.
+
+    Numbers are taken as they are: FEMNIST's x is Float32[N, 784]. Text (LEAF's Shakespeare: x of
+    80 characters, y the one that follows) becomes x Int32[N, 80], y Int32[N, 80] of each
+    position's next character, in LEAF's 80 letters, as `fs.models.character_lstm` is trained.
+    Images that are file names (CelebA) are not read.
+
+    Args:
+      path: a folder with `train/*.json` and `test/*.json`, each of `users`, `num_samples` and
+        `user_data` (`{user: {x: [...], y: [...]}}`).
+
+    Raises:
+      FileNotFoundError: if they are not there.
+      ValueError: if a file is not of that form, in which case it is named.
+    """
+    parts = []
+    for files in halves(path, ".json"):
+        clients: dict[str, Examples] = {}
+        for file in files:
+            clients |= _users(file)
+        parts.append(clients)
+    found = joined(*parts)
+    text = found.train["y"].ndim == 2
+    return found._replace(num_classes=len(LETTERS)) if text else found
+
+
+def _users(file: Path) -> dict[str, Examples]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        users, counts, data = (content[name] for name in ("users", "num_samples", "user_data"))
+        found = {user: (data[user]["x"], data[user]["y"]) for user in users}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} must be LEAF's JSON, of users, num_samples and user_data {{user: {{x, y}}}}; "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    for (user, (x, _)), count in zip(found.items(), counts, strict=True):
+        if len(x) != count:
+            raise ValueError(f"{file} says {count} samples of user {user}; it holds {len(x)}")
+    return {user: _arrays(x, y, f"{file}, user {user}") for user, (x, y) in found.items()}
+
+
+def _arrays(x: Sequence[Any], y: Sequence[Any], where: str) -> Examples:
+    if len(x) and isinstance(x[0], str):
+        texts = [before + after for before, after in zip(x, y, strict=True)]
+        if len({len(text) for text in texts}) > 1:
+            raise ValueError(f"{where} must have texts of one length")
+        whole = _indices("".join(texts), where).reshape(len(texts), -1)
+        return whole[:, :-1], whole[:, 1:]
+    try:
+        return np.asarray(x), np.asarray(y)
+    except ValueError:
+        raise ValueError(f"{where} must have an x of one shape; got a ragged list") from None
+
+
+def _indices(text: str, where: str) -> np.ndarray:
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    found = _OF_CODE[np.minimum(codes, len(_OF_CODE) - 1)]
+    if (found < 0).any():
+        unknown = text[int(np.argmax(found < 0))]
+        raise ValueError(f"{where} must be in LEAF's {len(LETTERS)} letters; got {unknown!r}")
+    return found

@@ -1,0 +1,35 @@
+"""Federations of one .npz file a client."""
+
+import os
+import zipfile
+
+import numpy as np
+
+from fedjax_sim.datasets.by_client import Examples, halves, joined
+from fedjax_sim.datasets.types import Dataset
+
+
+def npz(directory: str | os.PathLike[str]) -> Dataset:
+    """A federation in files: `train/<client>.npz` and `test/<client>.npz`, each of x and y.
+
+    Clients in the order of their names. x and y are taken as Float32 or Int32; whole numbers y
+    are labels, else it is a regression.
+
+    Args:
+      directory: what holds train/ and test/.
+
+    Raises:
+      FileNotFoundError: if there are no such files.
+      ValueError: if one has no x and y, or clients do not fit together.
+    """
+    parts = []
+    for files in halves(directory, ".npz"):
+        clients: dict[str, Examples] = {}
+        for file in files:
+            try:
+                with np.load(file, allow_pickle=False) as found:
+                    clients[file.stem] = (found["x"], found["y"])
+            except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{file} must hold arrays x and y: {error}") from None
+        parts.append(clients)
+    return joined(*parts)

@@ -1,0 +1,92 @@
+"""The convolutional networks of McMahan et al. 2017."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from fedjax_sim.base import Array
+from fedjax_sim.checks import check_count
+from fedjax_sim.models.model import Model, check_image, convolution, dense, flatten, from_flax
+from fedjax_sim.nn import max_pool
+
+
+def cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Model:
+    """The CNN of McMahan et al. 2017 (arXiv 1602.05629), 1,663,370 parameters by default.
+
+    5x5 convolution with 32 channels, 2x2 max pool, 5x5 with 64, 2x2 max pool, 512 ReLU
+    units, softmax. Inputs are `[B, height, width, channels]`.
+
+    Raises:
+      ValueError: for a size below 1, or an input_shape that is no image.
+    """
+    check_count("num_classes", num_classes)
+    check_image(input_shape)
+    layers: list[Any] = []
+    for channels in (32, 64):
+        layers += [convolution(channels, 5, padding="SAME"), nn.relu, _pool]
+    return from_flax(
+        nn.Sequential([*layers, flatten, dense(512), nn.relu, dense(num_classes)]), input_shape
+    )
+
+
+def cifar_cnn(
+    input_shape: Sequence[int] = (24, 24, 3),
+    num_classes: int = 10,
+    channels: int = 64,
+    hidden: Sequence[int] = (384, 192),
+    local_response: bool = True,
+) -> Model:
+    """The CIFAR-10 CNN of McMahan et al. 2017 (arXiv 1602.05629), which is TensorFlow's tutorial's.
+
+    5x5 convolution with 64 channels, ReLU, 3x3 max pool with stride 2, local response
+    normalisation; the same again, normalised before it is pooled; 384 and 192 ReLU units, softmax.
+    Inputs are `[B, height, width, channels]`: in the paper 24 x 24 crops, for which it has
+    1,068,298 parameters ("about 10^6"); the tutorial's weight decay and dimming rate are training's
+    business.
+
+    With a_c the channels of a pixel, the normalisation (Krizhevsky et al. 2012, with the
+    tutorial's constants) is
+
+        a_c / (1 + 0.001 / 9 sum_{|d - c| <= 4} a_d^2)^0.75
+
+    Args:
+      channels: of both convolutions; fewer for a small model.
+      hidden: units of the dense layers.
+      local_response: whether it is normalised; for activations near 1 that changes little.
+
+    Raises:
+      ValueError: for a size below 1, or an input_shape that is no image.
+
+    >>> import jax
+    >>> params = jax.eval_shape(cifar_cnn().init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    1068298
+    """
+    sizes = [("num_classes", num_classes), ("channels", channels)]
+    for name, size in [*sizes, *(("hidden", units) for units in hidden)]:
+        check_count(name, size)
+    check_image(input_shape)
+    normalise = [_local_response] if local_response else []
+    layers: list[Any] = [convolution(channels, 5, padding="SAME"), nn.relu, _wide_pool, *normalise]
+    layers += [convolution(channels, 5, padding="SAME"), nn.relu, *normalise, _wide_pool, flatten]
+    for units in hidden:
+        layers += [dense(units), nn.relu]
+    return from_flax(nn.Sequential([*layers, dense(num_classes)]), input_shape)
+
+
+def _pool(x: Array) -> Array:
+    return max_pool(x, (2, 2), strides=(2, 2))
+
+
+def _wide_pool(x: Array) -> Array:
+    return max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+
+
+def _local_response(x: Array) -> Array:
+    places = np.arange(x.shape[-1])
+    near = np.abs(np.subtract.outer(places, places)) <= 4
+    squares = jnp.square(x) @ jnp.asarray(near, x.dtype)
+    return x / (1 + 0.001 / 9 * squares) ** 0.75

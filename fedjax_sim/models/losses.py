@@ -1,0 +1,115 @@
+"""The losses that go with the models: cross-entropy over labels, squared error."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_sim.base import Array, Params, PyTree
+from fedjax_sim.checks import is_concrete
+
+
+def cross_entropy(apply: Callable[[Params, Array], Array]) -> "CrossEntropy":
+    """Softmax cross-entropy over integer labels, as a `loss_fn`; also gives "accuracy".
+
+    `loss_i = -log softmax(apply(params, x_i))[y_i]`, on batches `{"x": [B, ...],
+    "y": Int[B]}`. With labels `Int[B, T]` and outputs `[B, T, classes]` an example's loss and
+    accuracy are the means over its T positions. `fs.init` checks through it that every label
+    is a class.
+
+    >>> from fedjax_sim.models import logistic_regression
+    >>> loss_fn = cross_entropy(logistic_regression((2,), 3).apply)
+    """
+    return CrossEntropy(apply)
+
+
+def squared_error(apply: Callable[[Params, Array], Array]) -> "SquaredError":
+    """Squared error, as a `loss_fn`: `loss_i = mean_j (apply(params, x_i)_j - y_ij)^2`.
+
+    On batches `{"x": [B, ...], "y": Float[B] or Float[B, d]}`.
+
+    >>> from fedjax_sim.models import mlp
+    >>> loss_fn = squared_error(mlp((2,), (8,), 1).apply)
+    """
+    return SquaredError(apply)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """See `cross_entropy`."""
+
+    apply: Callable[[Params, Array], Array]
+
+    def __call__(
+        self, params: Params, batch: PyTree, key: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        logits = self.apply(params, batch["x"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+        correct = (jnp.argmax(logits, axis=-1) == batch["y"]).astype(losses.dtype)
+        positions = tuple(range(1, losses.ndim))
+        return jnp.mean(losses, axis=positions), {"accuracy": jnp.mean(correct, axis=positions)}
+
+    def check(self, params: Params, examples: PyTree) -> None:
+        """Refuses labels that are not integers, not of the outputs' shape or not a class.
+
+        Raises:
+          ValueError: saying what was found and what the model has.
+        """
+        _check_batch(examples)
+        labels = examples["y"]
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(f'labels ("y") must be integers; got {labels.dtype}')
+        *positions, classes = jax.eval_shape(self.apply, params, examples["x"][:1]).shape[1:]
+        if labels.shape[1:] != tuple(positions):
+            raise ValueError(
+                f'labels ("y") must have shape [N{_more(positions)}] for a model with outputs '
+                f"[N{_more(positions)}, {classes}]; got [N{_more(labels.shape[1:])}]"
+            )
+        if not is_concrete(labels):
+            return
+        found = np.asarray(labels)
+        wrong = found[(found < 0) | (found >= classes)]
+        if wrong.size:
+            raise ValueError(
+                f'labels ("y") must lie in [0, {classes}), the classes of the model; '
+                f"got {wrong[0]} ({wrong.size} of {found.size} are out of range)"
+            )
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """See `squared_error`."""
+
+    apply: Callable[[Params, Array], Array]
+
+    def __call__(self, params: Params, batch: PyTree, key: Array | None) -> Array:
+        outputs = self.apply(params, batch["x"])
+        error = outputs - batch["y"].reshape(outputs.shape)
+        return jnp.mean(jnp.square(error).reshape(error.shape[0], -1), axis=1)
+
+    def check(self, params: Params, examples: PyTree) -> None:
+        """Refuses targets that do not have the shape of the model's outputs.
+
+        Raises:
+          ValueError: saying both shapes.
+        """
+        _check_batch(examples)
+        outputs = jax.eval_shape(self.apply, params, examples["x"][:1]).shape[1:]
+        targets = examples["y"].shape[1:]
+        if targets != outputs and not (targets == () and outputs == (1,)):
+            raise ValueError(f'targets ("y") must have shape [N, *{outputs}]; got [N, *{targets}]')
+
+
+def _more(sizes: Sequence[int]) -> str:
+    return "".join(f", {size}" for size in sizes)
+
+
+def _check_batch(examples: PyTree) -> None:
+    if not (isinstance(examples, dict) and {"x", "y"} <= set(examples)):
+        given = sorted(examples) if isinstance(examples, dict) else type(examples).__name__
+        raise ValueError(
+            f'the losses of fs.models take examples {{"x": ..., "y": ...}}; got {given}'
+        )

@@ -1,0 +1,68 @@
+"""Models of dense layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flax import linen as nn
+
+from fedjax_sim.checks import check_count
+from fedjax_sim.models.model import Model, dense, flatten, from_flax
+
+
+def logistic_regression(input_shape: Sequence[int] = (784,), num_classes: int = 10) -> Model:
+    """Multinomial logistic regression: logits `W x + b`; 7,850 parameters by default.
+
+    >>> import jax
+    >>> params = jax.eval_shape(logistic_regression().init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    7850
+    """
+    return mlp(input_shape, (), num_classes)
+
+
+def two_nn(input_shape: Sequence[int] = (784,), num_classes: int = 10) -> Model:
+    """The 2NN of McMahan et al. 2017 (arXiv 1602.05629): 784-200-200-10 with ReLU.
+
+    >>> import jax
+    >>> params = jax.eval_shape(two_nn().init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    199210
+    """
+    return mlp(input_shape, (200, 200), num_classes)
+
+
+def mlp(input_shape: Sequence[int], hidden: Sequence[int], outputs: int) -> Model:
+    """A multilayer perceptron with ReLU; inputs `[B, *input_shape]` are flattened.
+
+    Raises:
+      ValueError: for a size below 1.
+    """
+    check_count("outputs", outputs)
+    for width in hidden:
+        check_count("hidden", width)
+    layers: list[Any] = [flatten]
+    for width in hidden:
+        layers += [dense(width), nn.relu]
+    return from_flax(nn.Sequential([*layers, dense(outputs)]), input_shape)
+
+
+def time_series_mlp(
+    window: int, features: int = 1, horizon: int = 1, hidden: Sequence[int] = (64, 64)
+) -> Model:
+    """A forecaster: the last `window` steps of `features` series, flattened, to `horizon` values.
+
+    Inputs `[B, window, features]`, outputs `[B, horizon]`, ReLU between: with hidden sizes h_1 and
+    h_2 it has (window features + 1) h_1 + (h_1 + 1) h_2 + (h_2 + 1) horizon parameters. For
+    `squared_error`.
+
+    Raises:
+      ValueError: for a size below 1.
+
+    >>> import jax
+    >>> params = jax.eval_shape(time_series_mlp(24, 3).init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    8897
+    """
+    for name, size in (("window", window), ("features", features), ("horizon", horizon)):
+        check_count(name, size)
+    return mlp((window, features), hidden, horizon)

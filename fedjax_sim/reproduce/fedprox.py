@@ -1,0 +1,151 @@
+"""FedProx's stragglers (figure 1) on its four synthetic federations (figure 2)."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from fedjax_sim import grid, reading, sampling
+from fedjax_sim.algorithms import fedavg, fedprox
+from fedjax_sim.base import Array, Cohort, LocalTraining, Params
+from fedjax_sim.data import FederatedData
+from fedjax_sim.evaluation import evaluate
+from fedjax_sim.experiment import Experiment
+from fedjax_sim.results import Results
+from fedjax_sim.sampling import Sampler
+from fedjax_sim.sweep import Swept, sweep
+
+NAME = "fedprox"
+HEADING = (
+    "Li et al. 2020, FedProx (arXiv 1812.06127): figure 1's stragglers on figure 2's federations"
+)
+COHORT, EPOCHS, BATCH, RATE, ROUNDS = 10, 20, 10, 0.01, 200
+STRAGGLERS = (0.0, 0.5, 0.9)
+FEDERATIONS: dict[str, dict[str, Any]] = {
+    "IID": {"iid": True},
+    "Synthetic(0, 0)": {"alpha": 0.0, "beta": 0.0},
+    "Synthetic(0.5, 0.5)": {"alpha": 0.5, "beta": 0.5},
+    "Synthetic(1, 1)": {"alpha": 1.0, "beta": 1.0},
+}
+# method -> (mu, whether what stragglers did is kept)
+METHODS = {"FedAvg": (0.0, False), "FedProx, mu = 0": (0.0, True), "FedProx, mu = 1": (1.0, True)}
+
+NUM_CURVES = len(FEDERATIONS) * len(STRAGGLERS) * len(METHODS)
+
+NOTE = (
+    "Thirty devices, ten a round, E = 20, B = 10, learning rate 0.01, 200 rounds. A straggler "
+    "completes 1 to 19 of its 20 epochs (drawn uniformly, as in the authors' code); FedAvg drops "
+    "it, FedProx keeps its work. In the cells: loss on all training data after the last round; "
+    "test accuracy, with the sample standard deviation of the seeds, which share one federation "
+    "of each kind."
+)
+
+
+def stragglers(share: float, keep: bool) -> Sampler:
+    """Ten clients, of whom a share completes 1 to E - 1 of E epochs, as in the authors' code.
+
+    FedAvg drops those; FedProx keeps what they did (`Cohort.work`).
+    """
+    slow = round(share * COHORT)
+
+    def draw(key: Array, data: FederatedData) -> Cohort:
+        clients, who, epochs = jax.random.split(key, 3)
+        cohort = sampling.uniform(COHORT).sample(clients, 0, data)
+        late = jax.random.permutation(who, COHORT) < slow
+        done = jax.random.randint(epochs, (COHORT,), 1, EPOCHS)
+        work = jnp.where(late, done / EPOCHS, 1.0)
+        if keep:
+            return cohort._replace(work=work)
+        return cohort._replace(reports=~late)
+
+    return sampling.custom(COHORT, draw)
+
+
+def experiment(federation: str, stragglers_share: float, method: str) -> Experiment:
+    """One curve of the figure."""
+    from fedjax_sim import models  # here: flax is slow to import
+
+    data, test = _data(federation)
+    model = models.logistic_regression((60,), 10)
+    loss_fn = models.cross_entropy(model.apply)
+    mu, keep = METHODS[method]
+    local = LocalTraining(EPOCHS, BATCH)
+    algorithm = (
+        fedprox(loss_fn, optax.sgd(RATE), local, mu) if mu else
+        fedavg(loss_fn, optax.sgd(RATE), local)
+    )  # fmt: skip
+
+    def measure(params: Params) -> dict[str, Array]:
+        return {
+            "all_loss": evaluate(loss_fn, params, data).mean["loss"],
+            "test_accuracy": evaluate(loss_fn, params, test).mean["accuracy"],
+        }
+
+    return Experiment(
+        algorithm, model.init, data, stragglers(stragglers_share, keep), ROUNDS, evaluate=measure
+    )
+
+
+@lru_cache(maxsize=len(FEDERATIONS))
+def _data(federation: str) -> tuple[FederatedData, FederatedData]:
+    from fedjax_sim import datasets
+
+    with jax.ensure_compile_time_eval():
+        found = datasets.synthetic(jax.random.key(0), **FEDERATIONS[federation])
+        data = FederatedData.from_arrays(found.train, found.client_ids)
+        return data, FederatedData.from_clients([found.test])
+
+
+def run(out: Path, seeds: int, mesh: Mesh | None, on_progress: Callable[[Swept], None]) -> Results:
+    """All curves, or what is missing of them in `out`."""
+    return sweep(
+        experiment,
+        grid.product(federation=[*FEDERATIONS], stragglers_share=STRAGGLERS, method=[*METHODS]),
+        range(seeds),
+        out=out,
+        resume=(out / "sweep.json").exists(),
+        static=("stragglers_share",),
+        mesh=mesh,
+        on_progress=on_progress,
+        configuration={"command": f"reproduce {NAME}"},
+    )
+
+
+def load(out: Path) -> Results | None:
+    """All curves, if they are through."""
+    if not (out / "summary.json").exists():
+        return None
+    found = reading.load(out)
+    return found.results if found.summary.get("complete") else None
+
+
+def curve(results: Results, federation: str, share: float, method: str, name: str) -> np.ndarray:
+    """[seeds, rounds] of a metric."""
+    wanted = {"federation": federation, "stragglers_share": share, "method": method}
+    return np.stack([one.rounds[name] for one in results.runs if one.configuration == wanted])
+
+
+def rows(results: Results) -> list[str]:
+    """The last values, as lines of a Markdown table: loss on all training data, test accuracy."""
+    found = [
+        "| stragglers | federation | " + " | ".join(METHODS) + " |",
+        "|" + "---|" * (2 + len(METHODS)),
+    ]
+    for share in STRAGGLERS:
+        for federation in FEDERATIONS:
+            cells = []
+            for method in METHODS:
+                loss, accuracy = (
+                    curve(results, federation, share, method, name)[:, -1]
+                    for name in ("all_loss", "test_accuracy")
+                )
+                spread = f" ± {accuracy.std(ddof=1):.1%}" if len(accuracy) > 1 else ""
+                cells.append(f"{loss.mean():.3f}; {accuracy.mean():.1%}{spread}")
+            found.append(f"| {share:.0%} | {federation} | {' | '.join(cells)} |")
+    return found

@@ -1,0 +1,288 @@
+"""A cell's race: learning rates one after the other, each up to the best one's rounds so far."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_sim import problem
+from fedjax_sim.base import Array, FederatedState, PyTree
+from fedjax_sim.checkpoint import checksum
+from fedjax_sim.columns import columns
+from fedjax_sim.comparison import bytes_of, rounds_to_target
+from fedjax_sim.driver import Interrupt, Program, compile_program, drive
+from fedjax_sim.reproduce.cells import RATIO, Cell, named
+from fedjax_sim.reproduce.store import Store, what
+from fedjax_sim.results import versions
+from fedjax_sim.setting import Setting
+from fedjax_sim.simulate import open_checkpoints, progress_of, reaches
+from fedjax_sim.simulation import History
+
+_MOST_RATES = 7
+# A cell whose run takes longer is run with one seed.
+LONG_SECONDS = 600.0
+
+# (cell, rate, seed, progress of that run)
+Tell = Callable[[Cell, float, int, Any], None]
+
+
+class Runner(NamedTuple):
+    """The compiled program of a cell: any rate and seed.
+
+    Attributes:
+      program: of `most` rounds, ended by the target.
+      start: (rate, key data) -> inputs and carry.
+      bytes_down: of all clients together, a round.
+      bytes_up: likewise.
+      federation: its checksum.
+    """
+
+    program: Program
+    start: Callable[[float, int], tuple[PyTree, PyTree]]
+    bytes_down: int
+    bytes_up: int
+    federation: int
+
+
+def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
+    """Compiles a cell's run, its rate and key as arguments.
+
+    Args:
+      client_lr: of a cell that tunes something else; None leaves it to the axis.
+      mesh: of the devices over which a cohort of several is dealt.
+    """
+    setting = replace(cell.setting, rounds=cell.most)
+    if client_lr is not None:
+        setting = replace(setting, client_lr=client_lr)
+    resolved = setting.resolved()
+    mesh = mesh if resolved.slots > 1 else None
+
+    def made(rate: Any) -> Any:
+        return problem.experiment(replace(resolved, **{cell.axis: rate}), mesh)
+
+    def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+        rate, data = inputs
+        experiment = made(rate)
+        server, clients = carry
+        state = FederatedState(server, clients, round, experiment.algorithm.params)
+        after, row = experiment.next_round(jax.random.wrap_key_data(data), state)
+        return (after.server, after.clients), row
+
+    @jax.jit
+    def begin(rate: Array, data: Array) -> PyTree:
+        state = made(rate).start(jax.random.wrap_key_data(data))
+        return state.server, state.clients
+
+    def start(rate: float, seed: int) -> tuple[PyTree, PyTree]:
+        inputs = (jnp.float32(rate), jax.random.key_data(jax.random.key(seed)))
+        carry = begin(*inputs)
+        if mesh is not None:
+            carry, inputs = jax.device_put((carry, inputs), NamedSharding(mesh, PartitionSpec()))
+        return inputs, carry
+
+    assert resolved.target is not None
+    stop = reaches(resolved.score, resolved.target)
+    inputs, carry = start(cell.rates[0], 0)
+    program = compile_program(step, inputs, carry, cell.most, stop=stop, place=mesh)
+    first = made(cell.rates[0])
+    exchange = bytes_of(first)
+    everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots
+    return Runner(
+        program, start, (everyone or 0) * exchange.down, resolved.slots * exchange.up,
+        checksum(*jax.tree.leaves(first.data)),
+    )  # fmt: skip
+
+
+def race(
+    cell: Cell, store: Store, seeds: int, mesh: Mesh | None, interrupt: Interrupt, tell: Tell
+) -> bool:
+    """Runs what is missing of a cell, saved after every run; whether it is through.
+
+    The first seed tries the rates, the middle one first, and each gives up where it can no longer
+    be the best: behind the evaluation in which the best so far reached the target. While the best
+    lies at an end of the rates, the grid is extended there. The other seeds then run the best
+    rate. If none reaches the target, the best is the one with the highest accuracy. A run of more
+    than ten minutes is not repeated.
+
+    Raises:
+      ValueError: if the record is of something else, or the cell it comes after was not run.
+      OSError: if a record or a checkpoint cannot be written.
+    """
+    if is_through(cell, store, seeds):
+        return True
+    client_lr = None if cell.after is None else _best_of_base(cell.after, store)
+    record = store.load(cell)
+    if record is None or record["client_lr"] != client_lr:
+        record = {"runs": [], "complete": False, "client_lr": client_lr}
+    runner: Runner | None = None
+
+    def run(rate: float, seed: int, most: int) -> dict[str, Any] | None:
+        nonlocal runner
+        runner = runner or compiled(cell, client_lr, mesh)
+        made_by = {**versions(), "devices": 1 if mesh is None else mesh.size}
+        of = {"client_lr": client_lr, "rate": rate, "seed": seed, "made_by": made_by}
+        found = _one(cell, runner, store, of, most, interrupt, tell)
+        if found is not None:
+            record["runs"].append(found)
+            store.save(cell, record)
+            store.through(cell, rate, seed)
+        return found
+
+    while (rate := _next_rate(cell, record["runs"])) is not None:
+        every = cell.setting.evaluate_every
+        times = [one["reached"] for one in record["runs"] if one["reached"] is not None]
+        limits = [every * math.ceil(time / every) for time in times]
+        if run(rate, 0, min([cell.most, *limits])) is None:
+            return False
+    best = best_run(record["runs"])
+    long = best["seconds"] > LONG_SECONDS
+    there = {one["seed"] for one in record["runs"]}
+    for seed in set(range(1, 1 if long else seeds)) - there:
+        if run(best["rate"], seed, cell.most) is None:
+            return False
+    mine = [one for one in record["runs"] if one["rate"] == best["rate"]]
+    record |= {"complete": True, "rate": best["rate"], "seeds": len(mine), "long": long}
+    store.save(cell, record)
+    return True
+
+
+def is_through(cell: Cell, store: Store, seeds: int) -> bool:
+    """Whether a cell has its rate, and as many seeds as are wanted.
+
+    Not so if it uses the rate of a cell that has another one by now.
+    """
+    record = store.load(cell)
+    if record is None or not record["complete"]:
+        return False
+    if cell.after is not None:
+        base = store.load(named(cell.after))
+        if base is None or record["client_lr"] != base.get("rate"):
+            return False
+    return record["long"] or record["seeds"] >= seeds
+
+
+def best_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the first seed: the one that reached the target first, else the most accurate."""
+    first = [one for one in runs if one["seed"] == 0]
+    reached = [one for one in first if one["reached"] is not None]
+    if reached:
+        return min(reached, key=lambda one: one["reached"])
+    return max(first, key=lambda one: one["best"] if math.isfinite(one["best"]) else -1.0)
+
+
+def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
+    tried = [one["rate"] for one in runs if one["seed"] == 0]
+    middle = len(cell.rates) // 2
+    order = sorted(range(len(cell.rates)), key=lambda i: (abs(i - middle), i))
+    for i in order:
+        if cell.rates[i] not in tried:
+            return cell.rates[i]
+    if not cell.tuned or len(tried) >= _MOST_RATES:
+        return None
+    best = best_run(runs)["rate"]
+    if best == max(tried):
+        return best * RATIO
+    return best / RATIO if best == min(tried) else None
+
+
+def _one(
+    cell: Cell, runner: Runner, store: Store, of: dict[str, Any], most: int,
+    interrupt: Interrupt, tell: Tell,
+) -> dict[str, Any] | None:  # fmt: skip
+    """One run; None if it was interrupted, its rounds saved."""
+    program = runner.program._replace(num_rounds=most)
+    rate, seed = of["rate"], of["seed"]
+    identity = {"what": what(cell), "federation": runner.federation, **of}
+    checkpoints = open_checkpoints(store.running(cell, rate, seed), identity, resume=True)
+    inputs, carry = runner.start(rate, seed)
+    spent, timed = 0.0, 0
+
+    def on_chunk(first: int, rows: History, seconds: float) -> None:
+        nonlocal spent, timed
+        if seconds:
+            spent, timed = spent + seconds, timed + len(rows.evaluated)
+            found = {k: x for k, x in columns(rows).items() if x.ndim == 1 and k != "evaluated"}
+            tell(cell, rate, seed, progress_of(found, first, most, seconds))
+
+    driven = drive(program, inputs, carry, interrupt, on_chunk, checkpoints)
+    if driven.status == "interrupted":
+        return None
+    evaluated = np.asarray(driven.history.evaluated)
+    scores = np.asarray(driven.history.evaluation[cell.setting.score])[evaluated]
+    at = np.flatnonzero(evaluated) + 1
+    target = cell.setting.target
+    assert target is not None
+    finite = scores[np.isfinite(scores)]
+    reached = rounds_to_target(scores, target, at)
+    return {
+        "rate": rate,
+        "seed": seed,
+        "made_by": of["made_by"],
+        "reached": reached,
+        "done": driven.round,
+        "best": float(finite.max()) if finite.size else math.nan,
+        # At the pace of the rounds since the last resume.
+        "seconds": spent / timed * driven.round if timed else math.nan,
+        "bytes_down": None if reached is None else reached * runner.bytes_down,
+        "bytes_up": None if reached is None else reached * runner.bytes_up,
+        "rounds": at.tolist(),
+        "scores": [round(float(x), 4) for x in scores],
+    }
+
+
+def _best_of_base(name: str, store: Store) -> float:
+    record = store.load(named(name))
+    if record is None or not record["complete"]:
+        raise ValueError(f"cell {name} must be run before those that use its learning rate")
+    return float(record["rate"])
+
+
+def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, float]:
+    """Cell -> about the seconds that it takes if no run reaches its target before its end.
+
+    From one client's local epoch, for each model and block size, and one evaluation, on as many
+    devices as there are; compilation not counted.
+    """
+    paces: dict[Any, tuple[float, float]] = {}
+    found = {}
+    for cell in cells:
+        setting = replace(cell.setting, client_lr=None).resolved()
+        kind = (setting.dataset, setting.model, setting.algorithm, setting.batch_size)
+        if kind not in paces:
+            paces[kind] = _pace(setting)
+        a_pass, an_evaluation = paces[kind]
+        clients = setting.slots * (setting.epochs or 1)
+        share = 1.0 if mesh is None else 1 / min(mesh.size, setting.slots)
+        # Where none reaches the target, the grid is extended for as long as the best is at an end.
+        runs = (_MOST_RATES if cell.tuned else 1) + seeds - 1
+        found[cell.name] = runs * cell.most * (
+            clients * a_pass * share + an_evaluation / setting.evaluate_every
+        )  # fmt: skip
+    return found
+
+
+def _pace(setting: Setting) -> tuple[float, float]:
+    """Seconds of one client's local epoch, and of an evaluation, on one device."""
+    one = replace(setting, fraction=1e-9, epochs=setting.epochs and 1, rounds=1).resolved()
+    made = problem.experiment(one)
+    key = jax.random.key(0)
+    state = jax.jit(made.start)(key)
+    cohort = jax.jit(made.sampler.sample)(key, 0, made.data)
+    round_fn = jax.jit(made.round_fn)
+    measure: Any = jax.jit(made.evaluate)  # type: ignore[arg-type]
+    taken = []
+    for call in (lambda: round_fn(key, state, made.data, cohort), lambda: measure(state.params)):
+        jax.block_until_ready(call())
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(time.perf_counter() - start)
+        taken.append(min(times))
+    return taken[0], taken[1]

@@ -1,0 +1,202 @@
+"""The record: each table's cells beside the published figures, as a page and pictures."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim.reproduce import fedprox, figures, shakespeare
+from fedjax_sim.reproduce.cells import TABLES, Cell, Table
+from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
+from fedjax_sim.saving import replace_file
+
+PAGE = "PAPERS.md"
+
+
+def write(page: Path, store: Store) -> list[Path]:
+    """Writes the page, and a picture of each table of which a cell is there, beside it."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    estimates = store.estimates()
+    parts = [_HEAD]
+    written = [page]
+    for table in TABLES.values():
+        records = _records(table, store)
+        if not records:
+            continue
+        picture = page.parent / f"{table.name}.png"
+        figures.race(table, records, picture)
+        written.append(picture)
+        parts.append(f"## {table.heading}\n\n![{table.heading}]({picture.name})\n")
+        if table.note:
+            parts.append(f"{table.note}\n")
+        body = _modes(table, records) if table.name == "modes" else _rows(table, records)
+        parts.append("\n".join(body) + "\n")
+        parts.append(_not_run(table, records, estimates))
+        parts.append(f"    fedjax-sim reproduce {table.name}\n")
+        parts.append(_machine(records))
+    if (found := fedprox.load(store.folder / fedprox.NAME)) is not None:
+        picture = page.parent / f"{fedprox.NAME}.png"
+        figures.stragglers(found, picture)
+        written.append(picture)
+        parts.append(f"## {fedprox.HEADING}\n\n![{fedprox.HEADING}]({picture.name})\n")
+        parts.append("\n".join([fedprox.NOTE, "", *fedprox.rows(found)]) + "\n")
+        parts.append(f"    fedjax-sim reproduce {fedprox.NAME}\n")
+    folder = store.folder / shakespeare.NAME
+    if shakespeare.load(folder):
+        picture = page.parent / f"{shakespeare.NAME}.png"
+        figures.first_rounds(shakespeare.load(folder), picture)
+        written.append(picture)
+        parts.append(f"## {shakespeare.HEADING}\n\n![accuracy by round]({picture.name})\n")
+        parts.append("\n".join(shakespeare.lines(folder)) + "\n")
+        parts.append(f"    fedjax-sim reproduce {shakespeare.NAME}\n")
+    text = "\n".join(part for part in parts if part)
+    replace_file(page, lambda file: file.write(text.encode()))
+    return written
+
+
+def check(page: Path) -> None:
+    """Refuses a page that is there and not of this kind, or that cannot be written.
+
+    Raises:
+      ValueError: saying which.
+    """
+    if page.exists() and not page.read_text(errors="replace").startswith(_TITLE):
+        raise ValueError(f"--record {page} is a file that this command did not write; name another")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=page.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--record {page} cannot be written: {error.strerror}") from error
+
+
+def lines(cells: Sequence[Cell], store: Store) -> list[str]:
+    """A line for each of these cells that is through."""
+    found = []
+    for cell in cells:
+        record = store.load(cell)
+        if record is not None and record["complete"]:
+            said = f"{cell.name}: {_rounds(cell, record)} rounds"
+            if cell.published:
+                said += f" ({cell.published:g} published)"
+            found.append(f"{said}, {cell.axis} {record['rate']:.3g}")
+    return found
+
+
+def _records(table: Table, store: Store) -> dict[str, dict[str, Any]]:
+    found = {cell.name: store.load(cell) for cell in table.cells}
+    return {name: one for name, one in found.items() if one is not None and one["complete"]}
+
+
+def _rounds(cell: Cell, record: dict[str, Any]) -> str:
+    mean = mean_rounds(record)
+    times = [one["reached"] for one in best_runs(record)]
+    if mean is None:
+        met = sum(time is not None for time in times)
+        return f"> {cell.most}" + (f" ({met} of {len(times)} reached it)" if met else "")
+    if len(times) == 1:
+        return f"{mean:.0f}"
+    return f"{mean:.0f} ({min(times):.0f} to {max(times):.0f})"
+
+
+def _rows(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
+    names = [name for name, _ in table.cells[0].says]
+    found = [
+        f"| {' | '.join(names)} | published | ours (range) | ours / published | without seed 0 | "
+        "rate (tried) | seeds | best accuracy | minutes |",
+        "|" + "---|" * (len(names) + 8),
+    ]
+    for cell in table.cells:
+        if (record := records.get(cell.name)) is None:
+            continue
+        mean, best = mean_rounds(record), best_runs(record)
+        share = "" if mean is None or not cell.published else f"{mean / cell.published:.2f}"
+        tried = sorted({one["rate"] for one in record["runs"]})
+        rates = f"{record['rate']:.3g} ({tried[0]:.2g} to {tried[-1]:.2g}, {len(tried)})"
+        accuracy = max(one["best"] for one in best)
+        minutes = sum(one["seconds"] for one in record["runs"]) / 60
+        found.append(
+            f"| {' | '.join(said for _, said in cell.says)} | {cell.published:g} | "
+            f"{_rounds(cell, record)} | {share} | {_fresh(best)} | {rates} | "
+            f"{len(best)} | {accuracy:.4f} | {minutes:.1f} |"
+        )
+    return found
+
+
+def _fresh(runs: list[dict[str, Any]]) -> str:
+    """The mean of the seeds that did not choose the rate."""
+    times = [one["reached"] for one in runs if one["seed"] != 0]
+    return f"{sum(times) / len(times):.0f}" if times and None not in times else ""
+
+
+_VARIANTS = (("selected", "1"), ("selected", "tuned"), ("all_clients", "1"),
+             ("all_clients", "tuned"))  # fmt: skip
+
+
+def _modes(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
+    """One line a combination; rounds and megabytes of each mode and server rate."""
+    said = [f"{mode}, server {rate}" for mode, rate in _VARIANTS]
+    found = ["| C | E | B | clients | client rate | " + " | ".join(said) + " |",
+             "|" + "---|" * (5 + len(said))]  # fmt: skip
+    groups: dict[tuple[str, ...], dict[tuple[str, str], Cell]] = {}
+    for cell in table.cells:
+        words = tuple(text for _, text in cell.says)
+        groups.setdefault(words[:-2], {})[words[-2], words[-1]] = cell
+    for place, of in groups.items():
+        first = records.get(of["selected", "1"].name)
+        if first is None:
+            continue
+        cells = []
+        for variant in _VARIANTS:
+            record = records.get(of[variant].name)
+            cells.append("not run" if record is None else _traffic(of[variant], record))
+        found.append(f"| {' | '.join(place)} | {first['rate']:.3g} | {' | '.join(cells)} |")
+    return found
+
+
+def _traffic(cell: Cell, record: dict[str, Any]) -> str:
+    best = best_runs(record)
+    rate = f", rate {record['rate']:.3g}" if cell.axis == "server_lr" and cell.tuned else ""
+    if mean_rounds(record) is None:
+        return f"{_rounds(cell, record)}{rate}"
+    down, up = (sum(one[name] for one in best) / len(best) / 1e6
+                for name in ("bytes_down", "bytes_up"))  # fmt: skip
+    return f"{_rounds(cell, record)}; {down:,.0f} + {up:,.0f} MB{rate}"
+
+
+def _not_run(table: Table, records: dict[str, dict[str, Any]], estimates: dict[str, float]) -> str:
+    missing = [cell for cell in table.cells if cell.name not in records]
+    if not missing:
+        return ""
+    said = []
+    for cell in missing:
+        seconds = estimates.get(cell.name)
+        time = "no estimate" if seconds is None else f"up to about {seconds / 3600:.1f} h"
+        published = f"{cell.published:g} published, " if cell.published else ""
+        said.append(f"`{cell.name}` ({published}{time})")
+    return f"Not run: {', '.join(said)}.\n"
+
+
+def _machine(records: dict[str, dict[str, Any]]) -> str:
+    """What made them."""
+    found: dict[str, set[str]] = {}
+    for record in records.values():
+        for run in record["runs"]:
+            for name, version in run["made_by"].items():
+                found.setdefault(name, set()).add(str(version))
+    said = (f"{name} {' and '.join(sorted(those))}" for name, those in found.items())
+    return f"{', '.join(said)}.\n"
+
+
+_TITLE = "# The papers' tables, run again\n"
+_HEAD = f"""{_TITLE}
+`fedjax-sim reproduce TABLE` runs a table's cells and writes this page. Rounds are communication
+rounds until the test accuracy first reaches the target, the curve made monotone by the best value
+so far and interpolated linearly, as the papers have it; accuracy is measured after every round, or
+100 times up to the published rounds where there are more. In each cell learning rates of the grid
+10^(i/3) are tried with seed 0: three, and more while the best lies at an end, seven at most; a
+rate gives up where it can no longer be the best, and every run at 1.1 times the published rounds.
+The best rate is then run with further seeds, of which there are none where a run takes over ten
+minutes. Rates are chosen by the test set, and seed 0 chose them, so the mean without it stands
+beside. Seeds differ in first model, cohorts and shuffles; the split over clients is one for all.
+"""

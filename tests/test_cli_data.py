@@ -1,0 +1,78 @@
+"""`fedjax-sim data`."""
+
+import re
+
+import pytest
+
+from fedjax_sim.cli import main
+
+
+def describe(*options):
+    return main(["data", "describe", *map(str, options)])
+
+
+def test_describe_says_and_draws_what_a_run_would_have(tmp_path, capsys):
+    out = tmp_path / "split.png"
+    assert describe("--clients", 10, "--partition", "iid", "--out", out) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "digits (iid; partition_seed=0): 10 clients, 1437 training examples"
+    assert said[1] == (
+        "examples of a client: 143 to 144, median 144, mean 143.7, coefficient of variation 0.00"
+    )
+    assert said[2].startswith("classes of a client: 10.0 of 10 on average")
+    assert said[3] == f"Wrote {out}"
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["split.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--partition", "labels", "--classes-per-client", 3], "classes of a client: 3.0 of 10"),
+        (["--partition", "shards"], "partition_seed=0): 50 clients"),
+        (["--partition", "quantity", "--skew", "power_law", "--skew-parameter", 2], "iation 4."),
+        (["--dataset", "wind"], "wind (natural; partition_seed=0): 10 clients"),
+        (["--dataset", "synthetic", "--synthetic-alpha", 0, "-K", 5], "synthetic_alpha=0.0"),
+        (["--dataset", "synthetic_iid"], "30 clients"),
+    ],
+)
+def test_every_split_is_described(options, says, capsys):
+    assert describe(*options) == 0
+    said = capsys.readouterr().out
+    assert says in said
+    assert ("classes of a client" in said) == ("wind" not in options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "a.gif"], r"out must be a file .png, .svg, .pdf; got a.gif"),
+        (["--clients", "1438"], "at most the 1437 examples; got 1438"),
+        (["--partition", "shards", "--clients", "1000"], "2000 shards"),
+        (["--partition", "labels", "--clients", "1437"], "take fewer clients"),
+        (["--alpha", "0"], "alpha must be .*positive; got 0"),
+        (["--dataset", "wind", "--partition", "labels"], "splits by label, and wind has none"),
+        (["--rounds", "3"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        describe(*options)
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_is_not_overwritten_unasked(tmp_path, capsys):
+    out = tmp_path / "split.svg"
+    assert describe("--dataset", "wind", "--out", out) == 0
+    before = out.read_bytes()
+    with pytest.raises(SystemExit):
+        describe("--out", out)
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert describe("--out", out, "--overwrite") == 0
+    assert out.read_bytes() != before

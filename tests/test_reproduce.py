@@ -1,0 +1,256 @@
+import json
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_sim as fs
+from fedjax_sim import cli, problem
+from fedjax_sim.comparison import rounds_to_target
+from fedjax_sim.driver import Interrupt
+from fedjax_sim.reproduce import cells as tables
+from fedjax_sim.reproduce import fedprox, race, racing, record, select
+from fedjax_sim.reproduce.cells import RATIO, TABLES, Cell, Table, rates
+from fedjax_sim.reproduce.racing import best_run, is_through
+from fedjax_sim.reproduce.store import Store
+from fedjax_sim.setting import Setting
+
+SETTING = Setting(
+    model="logistic", clients=20, partition="iid", fraction=0.2, epochs=1, target=0.75,
+    evaluate_every=2,
+)  # fmt: skip
+CELL = Cell(
+    "tiny", "tiny-iid", SETTING, 20, 22, "client_lr", rates(0.1),
+    says=(("C", "0.2"), ("E", "1"), ("B", "10"), ("clients", "IID")),
+)  # fmt: skip
+
+
+def silent(*told):
+    pass
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("raced"))
+    assert race(CELL, store, 2, None, Interrupt(), silent)
+    return store
+
+
+def test_a_race_finds_the_rounds_of_runs_made_one_by_one(raced):
+    found = raced.load(CELL)
+    setting = replace(SETTING, rounds=CELL.most).resolved()
+
+    @jax.jit
+    def run(rate, key):
+        return problem.experiment(replace(setting, client_lr=rate)).run(key)[1]
+
+    for one in found["runs"]:
+        history = run(one["rate"], jax.random.key(one["seed"]))
+        # Measured after rounds 2, 4, ...
+        scores = np.asarray(history.evaluation["test_accuracy"])[1::2]
+        at = np.arange(2, CELL.most + 1, 2)
+        wanted = rounds_to_target(scores, 0.75, at)
+        count = len(one["scores"])
+        np.testing.assert_allclose(one["scores"], scores[:count], atol=1e-4)
+        if one["reached"] is not None:
+            assert one["reached"] == pytest.approx(wanted, abs=1e-3)
+            assert one["done"] == at[np.flatnonzero(scores >= 0.75)[0]]
+
+
+def test_the_best_rate_lies_inside_and_has_every_seed(raced):
+    found = raced.load(CELL)
+    tried = sorted({one["rate"] for one in found["runs"]})
+    assert tried[0] < found["rate"] < tried[-1]
+    ratios = np.diff(np.log(tried)) / math.log(RATIO)
+    np.testing.assert_allclose(ratios, 1, rtol=1e-6)
+    assert {one["seed"] for one in found["runs"] if one["rate"] == found["rate"]} == {0, 1}
+    best = best_run(found["runs"])
+    # Whoever came later gave up where it could not be the best.
+    for one in found["runs"][1:]:
+        if one["seed"] == 0 and one["reached"] is None:
+            assert one["done"] <= CELL.most
+            assert one["done"] >= math.floor(best["reached"])
+
+
+def test_bytes_are_those_of_the_rounds(raced):
+    found = raced.load(CELL)
+    parameters = 64 * 10 + 10
+    for one in found["runs"]:
+        if one["reached"] is not None:
+            assert one["bytes_up"] == pytest.approx(one["reached"] * 4 * 4 * parameters, rel=1e-6)
+            assert one["bytes_down"] == one["bytes_up"]
+
+
+def test_an_interrupted_race_goes_on_to_the_same_record(raced, tmp_path):
+    store = Store(tmp_path)
+    cuts = [1, 5]  # behind these chunks of rounds, the first one's among them
+    told = 0
+    while True:
+        interrupt = Interrupt()
+
+        def tell(*given, interrupt=interrupt):
+            nonlocal told
+            told += 1
+            if told in cuts:
+                interrupt.received = "SIGINT"
+
+        through = race(CELL, store, 2, None, interrupt, tell)
+        assert through == (interrupt.received is None)
+        if through:
+            break
+    assert told > max(cuts)
+
+    def facts(store):
+        found = store.load(CELL)
+        runs = [{k: v for k, v in one.items() if k != "seconds"} for one in found.pop("runs")]
+        return found, runs
+
+    assert facts(store) == facts(raced)
+    assert not [*(tmp_path / "running").iterdir()]
+
+
+def test_a_race_through_runs_nothing(raced):
+    calls = []
+    assert race(CELL, raced, 2, None, Interrupt(), lambda *told: calls.append(told))
+    assert not calls
+    assert is_through(CELL, raced, 2)
+    assert not is_through(CELL, raced, 3)
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (0, [0, -1, 1]),
+        (2, [0, -1, 1, 2, 3]),
+        (-2, [0, -1, 1, -2, -3]),
+        (9, [0, -1, 1, 2, 3, 4, 5]),  # seven, and no more
+    ],
+)
+def test_the_grid_goes_on_while_the_best_is_at_its_end(best, tried, tmp_path, monkeypatch):
+    ran = []
+
+    def one(cell, runner, store, of, most, interrupt, tell):
+        rate, seed = of["rate"], of["seed"]
+        i = round(math.log(rate / 0.1) / math.log(RATIO))
+        ran.append((i, seed, most))
+        needs = 5 + 2 * abs(i - best)  # evaluated every other round
+        found = {"rate": rate, "seed": seed, "done": min(needs, most), "best": 0.9 - needs / 100}
+        return found | {"seconds": 1.0, "reached": float(needs) if needs <= most else None}
+
+    monkeypatch.setattr(racing, "_one", one)
+    monkeypatch.setattr(racing, "compiled", lambda *given: None)
+    store = Store(tmp_path)
+    assert race(CELL, store, 1, None, Interrupt(), silent)
+    assert [i for i, _, _ in ran] == tried
+    limits = [most for _, _, most in ran]
+    assert limits == sorted(limits, reverse=True)
+
+
+def test_records_of_another_cell_are_refused(raced):
+    other = CELL._replace(most=99)
+    with pytest.raises(ValueError, match=r"another cell.*most is 22 there and 99 here"):
+        raced.load(other)
+
+
+def test_a_broken_record_is_refused(tmp_path):
+    store = Store(tmp_path)
+    store.cells.mkdir()
+    (store.cells / f"{CELL.name}.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        store.load(CELL)
+
+
+def test_the_tables_hold_the_published_figures():
+    published = [cell.published for cell in TABLES["table1-2nn"].cells]
+    assert published == [
+        316, 87, 77, 75, 70, 1455, 1474, 1658, 3275, 664, 619, 443, 380, 4278, 1796, 1528,
+    ]  # fmt: skip
+    assert [cell.most for cell in TABLES["table1-2nn"].cells][:3] == [348, 96, 85]
+    assert len(TABLES["table1-cnn"].cells) == 19
+    second = {cell.says[1:]: cell.published for cell in TABLES["table2-cnn"].cells}
+    assert second[("E", "20"), ("B", "10"), ("clients", "non-IID")] == 173
+    names = [cell.name for table in TABLES.values() for cell in table.cells]
+    assert len(set(names)) == len(names)
+    for table in TABLES.values():
+        for cell in table.cells:
+            replace(cell.setting, rounds=cell.most, **{cell.axis: cell.rates[0]}).resolved()
+
+
+def test_a_cell_brings_the_one_whose_rate_it_uses():
+    found = select(["modes-iid-C0.1-E1-B10-all_clients"])
+    assert [cell.name for cell in found] == [
+        "modes-iid-C0.1-E1-B10-selected", "modes-iid-C0.1-E1-B10-all_clients",
+    ]  # fmt: skip
+
+
+def test_an_unknown_table_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"got 'tabel1-2nn' .nearest: table1-2nn"):
+        select(["tabel1-2nn"])
+
+
+def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
+    cells = (CELL, CELL._replace(name="tiny-missed"), CELL._replace(name="tiny-not-run"))
+    monkeypatch.setattr(tables, "TABLES", {"tiny": Table("tiny", "Tiny", cells)})
+    monkeypatch.setattr(record, "TABLES", tables.TABLES)
+    store = Store(tmp_path)
+
+    def runs(*times):
+        return [
+            {"rate": 0.1, "seed": seed, "reached": time, "done": 20, "best": 0.8, "seconds": 60.0}
+            | {"made_by": {"jax": "1"}}
+            for seed, time in enumerate(times)
+        ]
+
+    through = {"complete": True, "rate": 0.1, "seeds": 2, "long": False}
+    store.save(cells[0], {"runs": runs(9.0, 11.0), **through})
+    store.save(cells[1], {"runs": runs(9.0, None), **through})
+    store.save_estimates({"tiny-not-run": 7200.0})
+    names = record.write(tmp_path / "PAPERS.md", store)
+    text = (tmp_path / "PAPERS.md").read_text()
+    assert "| 0.2 | 1 | 10 | IID | 20 | 10 (9 to 11) | 0.50 | 11 | 0.1 (0.1 to 0.1, 1) |" in text
+    assert "| > 22 (1 of 2 reached it) |  |" in text
+    assert "Not run: `tiny-not-run` (20 published, up to about 2.0 h)." in text
+    assert names[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_stragglers_are_dropped_or_kept_as_the_paper_has_them():
+    data = fs.FederatedData.from_clients([{"x": np.ones(3)}] * 30)
+    keys = jax.random.split(jax.random.key(0), 200)
+    for share, slow in ((0.0, 0), (0.5, 5), (0.9, 9)):
+        both = []
+        for keep in (True, False):
+            sample = fedprox.stragglers(share, keep).sample
+            both.append(jax.vmap(sample, (0, None, None))(keys, 0, data))
+        kept, dropped = both
+        np.testing.assert_array_equal(kept.client_ids, dropped.client_ids)
+        np.testing.assert_array_equal(jnp.sum(kept.work < 1, axis=1), slow)
+        np.testing.assert_array_equal(kept.work < 1, ~dropped.reports)
+        epochs = np.round(np.asarray(kept.work) * 20)
+        if slow:
+            assert set(np.unique(epochs[epochs < 20])) == set(range(1, 20))
+
+
+def test_the_command_lists_refuses_and_runs(tmp_path, monkeypatch, capsys):
+    assert cli.main(["reproduce"]) == 0
+    assert "table1-2nn-iid-C0.1-E1-B10, 87 rounds published" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "table9"])
+    assert "TABLE must be one of table1-2nn" in capsys.readouterr().err
+    only = {"tiny": Table("tiny", "Tiny", (CELL._replace(rates=(0.1,), tuned=False),))}
+    monkeypatch.setattr(tables, "TABLES", only)
+    monkeypatch.setattr(record, "TABLES", only)
+    command = ["reproduce", "tiny", "--seeds", "1", "--cores", "1", "--out", str(tmp_path)]
+    assert cli.main([*command, "--estimate"]) == 0
+    assert "1 of 1 cells to run: up to about" in capsys.readouterr().out
+    assert not (tmp_path / "cells").exists()
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert "tiny-iid: " in said
+    assert "(20 published), client_lr 0.1" in said
+    found = json.loads((tmp_path / "cells" / "tiny-iid.json").read_text())
+    assert found["complete"]
+    assert (tmp_path / "PAPERS.md").exists()
+    assert (tmp_path / "tiny.png").exists()
