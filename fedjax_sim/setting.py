@@ -200,7 +200,11 @@ class Setting:
         metadata=_says("evaluate the clients too: how their metrics spread (default: no)"),
     )
     target: float | None = field(
-        default=None, metadata=_says("score to reach: accuracy, or R^2 of a regression")
+        default=None,
+        metadata=_says(
+            "score to reach, accuracy or R^2 of a regression: a run ends there, a sweep and a "
+            "comparison count the rounds"
+        ),
     )
     execution: str = field(
         default="automatic",

@@ -9,6 +9,7 @@ from pathlib import Path
 from fedjax_sim.cli import files
 from fedjax_sim.saving import SaveError, reason
 
+BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
 RUN, SWEEP = "experiment.json", "sweep.json"  # what `fs.simulate` and `fs.sweep` resume by
 _RESULTS = ("summary.json", "table.csv", "rounds.csv", "history.csv", "compare.png")
 _MANIFESTS = (RUN, SWEEP, files.NAME)
@@ -68,6 +69,10 @@ def clear(folder: Path) -> None:
             elif path.name == f"{number}.npz":
                 path.unlink()
         _remove_empty(folder / name)
+    for name in BASELINES:  # of the run that is replaced
+        if (folder / name).is_dir():
+            clear(folder / name)
+            _remove_empty(folder / name)
     for name in _MANIFESTS:
         (folder / name).unlink(missing_ok=True)
 
