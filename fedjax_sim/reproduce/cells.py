@@ -236,8 +236,8 @@ TABLES: dict[str, Table] = {
             "end at 150 rounds (IID) and 800 (non-IID), untuned `all_clients` at K/m times those; "
             "non-IID ones are evaluated every 5 rounds. In the cells: rounds (range of the "
             "seeds); 10^6 bytes down and up until then, all clients together, of which "
-            "`all_clients` sends the model down to all K. With equal clients `all_clients` at K/m is "
-            "`selected` at 1 in exact arithmetic; training amplifies rounding, so curves part.",
+            "`all_clients` sends the model down to all K. With equal clients `all_clients` at K/m "
+            "is `selected` at 1 in exact arithmetic; training amplifies rounding, so curves part.",
         ),
     )
 }

@@ -13,6 +13,7 @@ from fedjax_sim.reproduce.store import best_runs, mean_rounds
 from fedjax_sim.results import Results
 from fedjax_sim.saving import replace_file
 
+_WORDS = {"C": "C={}", "E": "E={}", "B": "B={}", "server": "server rate {}"}
 _OURS, _PUBLISHED = "#0072b2", "#d55e00"
 
 
@@ -48,7 +49,7 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
     canvas.scale(ax, "rounds to the target", min(said), max(said))
     ax.set_yticks(range(len(cells)))
     ax.set_yticklabels(
-        [", ".join(f"{k}={v}" if k in "CEB" else v for k, v in cell.says)
+        [", ".join(_WORDS.get(k, "{}").format(v) for k, v in cell.says)
          for cell in reversed(cells)],
         fontsize=9, color=INK,
     )  # fmt: skip
