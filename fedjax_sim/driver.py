@@ -300,7 +300,7 @@ def drive(
             on_chunk(first, rows[-1], seconds)
         except Exception as error:  # whatever it is, it costs no round
             save()
-            error.driven = driven()  # type: ignore[attr-defined]
+            error.driven = driven()  # type: ignore[attr-defined]  # as above
             raise
 
     if rows:

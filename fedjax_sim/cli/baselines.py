@@ -12,7 +12,7 @@ from fedjax_sim.results import Results, Scalar
 from fedjax_sim.setting import Setting
 from fedjax_sim.simulate import Simulation, simulate
 
-BASELINES = {"centralised": baselines.centralised, "local_only": baselines.local_only}
+BASELINES = {name: getattr(baselines, name) for name in folder.BASELINES}
 
 
 def train(

@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("tables", nargs="*", metavar="TABLE", help="a table, or a single cell of one")
     add("--seeds", type=int, default=3, metavar="N",
         help="seeds 0 to N-1; one where a run takes over ten minutes (default: 3)")  # fmt: skip
-    add("--estimate", action="store_true", help="say how long it takes at most, and run nothing")
+    add("--estimate", action="store_true", help="say about how long it takes, and run nothing")
     add("--out", type=folder, default=Path("reproduce-results"), metavar="DIR",
         help="results folder; what is in it is not run again (default: reproduce-results)",
         )  # fmt: skip

@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write a run of Weights & Biases in --out, too, offline (wandb sync sends it)",
     )  # fmt: skip
     parser.add_argument(
-        "--baselines", nargs="+", default=[], choices=("centralised", "local_only"),
+        "--baselines", nargs="+", default=[], choices=folder.BASELINES,
         help="train these too, each in a folder of its name in --out: on all data in one place; "
         "every client alone",
     )  # fmt: skip

@@ -13,7 +13,7 @@ from fedjax_sim.datasets.images import mnist as mnist
 from fedjax_sim.datasets.irish_wind import irish_wind as irish_wind
 from fedjax_sim.datasets.leaf import leaf as leaf
 from fedjax_sim.datasets.npz import npz as npz
-from fedjax_sim.datasets.shakespeare import VOCABULARY as SHAKESPEARE_VOCABULARY  # noqa: F401
+from fedjax_sim.datasets.shakespeare import VOCABULARY as SHAKESPEARE_VOCABULARY  # noqa: F401  # exported by a longer name
 from fedjax_sim.datasets.shakespeare import shakespeare as shakespeare
 from fedjax_sim.datasets.synthetic import synthetic as synthetic
 from fedjax_sim.datasets.types import Dataset as Dataset

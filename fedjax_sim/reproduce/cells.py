@@ -110,7 +110,7 @@ def mnist(
     return replace(made, epochs=epochs, batch_size=FULL if batch_size is None else batch_size)
 
 
-def _cell(table: str, setting: Setting, published: int, fraction: float, middle: float) -> Cell:
+def _cell(table: str, setting: Setting, published: int, fraction: float) -> Cell:
     iid = setting.partition == "iid"
     fedsgd = setting.algorithm == "fedsgd"
     epochs = 1 if fedsgd else setting.epochs
@@ -123,7 +123,7 @@ def _cell(table: str, setting: Setting, published: int, fraction: float, middle:
         published=published,
         most=-(-11 * published // 10),  # 1.1 in whole numbers: 1.1 * 50 is above 55
         axis="server_lr" if fedsgd else "client_lr",
-        rates=rates(middle),
+        rates=rates(_middle(setting)),
         says=(("C", f"{fraction:g}"), ("E", str(epochs)), ("B", block), ("clients", spread)),
     )
 
@@ -133,17 +133,16 @@ def _block(
     rows: dict[float, tuple[int | None, ...]],
 ) -> tuple[Cell, ...]:  # fmt: skip
     found = []
-    for column, (iid, batch) in enumerate(((True, 10), (True, None), (False, 10), (False, None))):
-        place = (1, 0, 3, 2)[column]
+    for place, iid, batch in ((1, True, 10), (0, True, None), (3, False, 10), (2, False, None)):
         for fraction, published in rows.items():
             rounds = published[place]
             if rounds is not None:
                 setting = mnist(model, fraction, epochs, batch, iid, target)
-                found.append(_cell(table, setting, rounds, fraction, _middle(setting, iid)))
+                found.append(_cell(table, setting, rounds, fraction))
     return tuple(found)
 
 
-def _middle(setting: Setting, iid: bool) -> float:
+def _middle(setting: Setting) -> float:
     """Where the race begins; it goes on from there while the best is at an end."""
     if setting.batch_size in (None, FULL):
         return RATIO**-1  # 0.464
@@ -158,7 +157,7 @@ def _second() -> tuple[Cell, ...]:
             assert epochs is not None
             assert rounds is not None
             setting = mnist("cnn", 0.1, epochs, batch, iid, 0.99)
-            found.append(_cell("table2-cnn", setting, rounds, 0.1, _middle(setting, iid)))
+            found.append(_cell("table2-cnn", setting, rounds, 0.1))
     return tuple(found)
 
 

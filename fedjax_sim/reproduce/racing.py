@@ -275,7 +275,7 @@ def _pace(setting: Setting) -> tuple[float, float]:
     state = jax.jit(made.start)(key)
     cohort = jax.jit(made.sampler.sample)(key, 0, made.data)
     round_fn = jax.jit(made.round_fn)
-    measure: Any = jax.jit(made.evaluate)  # type: ignore[arg-type]
+    measure: Any = jax.jit(made.evaluate)  # type: ignore[arg-type]  # a problem has one
     taken = []
     for call in (lambda: round_fn(key, state, made.data, cohort), lambda: measure(state.params)):
         jax.block_until_ready(call())

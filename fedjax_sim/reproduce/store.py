@@ -79,7 +79,7 @@ class Store:
         shutil.rmtree(self.running(cell, rate, seed), ignore_errors=True)
 
     def estimates(self) -> dict[str, float]:
-        """Cell -> seconds that it takes at most, as last measured here."""
+        """Cell -> about the seconds that it takes, as last measured here."""
         path = self.folder / ESTIMATES
         return json.loads(path.read_text()) if path.exists() else {}
 
