@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_sim import canvas, plots
+from fedjax_sim.columns import BYTES
 from fedjax_sim.reading import Folder
 from fedjax_sim.results import Results, Run
 
@@ -130,7 +131,7 @@ def _of_one(results: Results, by: str) -> Iterator[Card]:
             pairs.setdefault(name.removeprefix("train_").removeprefix("test_"), []).append(name)
     for said, names in pairs.items():
         yield Card(f"{said} by round", plots.curves(results, _spread(names)[:8]))
-    sent = [name for name in ("bytes_down", "bytes_up") if name in columns]
+    sent = [name for name in BYTES if name in columns]
     if len(sent) == 2:
         yield Card(f"{by} by MB", plots.curves(results, by, against="megabytes"))
         yield Card("MB sent so far", plots.curves(results, sent))
@@ -143,7 +144,7 @@ def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
     columns = _columns(results)
     where = f", {said}" if said else ""
     made = [(by, "rounds")]
-    if {"bytes_down", "bytes_up"} <= set(columns):
+    if {*BYTES} <= set(columns):
         made.append((by, "megabytes"))
     measured = [name for name in columns if name in results.metrics and name != by]
     first = [name for prefix in ("test_", "train_") for name in measured if name.startswith(prefix)]

@@ -9,10 +9,12 @@ from fedjax_sim.base import Params, PyTree
 from fedjax_sim.simulation import Evaluate, History
 from fedjax_sim.traffic import Communication
 
+BYTES = ("bytes_down", "bytes_up")
+
 # What a round costs; everything else that is reported of it is measured.
 LEDGER = frozenset(
     ("receivers", "senders", "reporting", "nonfinite", "client_steps", "lane_steps", "examples",
-     "reporting_share", "update_norm", "empty", "evaluated", "bytes_down", "bytes_up")
+     "reporting_share", "update_norm", "empty", "evaluated", *BYTES)
 )  # fmt: skip
 
 # What every table says of a run, whatever it was of.

@@ -13,6 +13,7 @@ from fedjax_sim.base import (
     FederatedAlgorithm,
     FederatedState,
     Params,
+    PyTree,
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.randomness import INIT, check_key, stream
@@ -77,6 +78,21 @@ class Experiment(NamedTuple):
             self.round_fn, key, state, self.data, self.sampler, self.evaluate,
             self.evaluate_every, last=self.num_rounds,
         )  # fmt: skip
+
+    def begin(self, key: Array) -> PyTree:
+        """What a loop over rounds carries before round 0: the server's and the clients' states."""
+        state = self.start(key)
+        return state.server, state.clients
+
+    def state_of(self, round: Array, carry: PyTree) -> FederatedState:
+        """The state with which `round` begins, of what is carried to it."""
+        server, clients = carry
+        return FederatedState(server, clients, round, self.algorithm.params)
+
+    def advance(self, key: Array, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+        """As `next_round`, of what is carried."""
+        state, row = self.next_round(key, self.state_of(round, carry))
+        return (state.server, state.clients), row
 
     def run(self, key: Array) -> tuple[FederatedState, History]:
         """All R rounds in one scan, as `fs.run`; pure."""

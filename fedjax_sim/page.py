@@ -8,6 +8,7 @@ from typing import Any
 from fedjax_sim import canvas, cards, plots, tables
 from fedjax_sim.reading import Folder
 from fedjax_sim.reading import load as load
+from fedjax_sim.results import SUMMARY
 from fedjax_sim.saving import reason, replace_file
 
 _SAME = ("fedjax-sim", "jax", "jaxlib")  # versions that change numbers
@@ -23,7 +24,7 @@ def write(
     """Writes a page that compares results folders.
 
     Args:
-      folders: as `Results.save` writes them.
+      folders: as `Results.save` writes them; a run's baselines, in folders below it, come along.
       out: the page's file; its folder is made.
       mixed: compare folders made by different versions all the same, and say so on the page.
       overwrite: replace the file, if it is there.
@@ -42,13 +43,15 @@ def write(
     if out.is_dir():
         raise ValueError(f"out must be a file; {out} is a folder")
     if out.exists() and not overwrite:
-        raise ValueError(f"out {out} is there already; name another file, or give overwrite")
-    found = dict(zip(_names(paths), map(load, paths), strict=True))
+        raise ValueError(
+            f"out {out} is there already; name another file, or give overwrite (--overwrite)"
+        )
+    found = _found(paths)
     apart = _apart(found)
     if apart and not mixed:
         raise ValueError(
             f"folders were made by different versions: {'; '.join(apart)}; numbers may differ for "
-            "that alone. Give mixed to compare them all the same"
+            "that alone. Give mixed (--mixed) to compare them all the same"
         )
     text = page(found, apart)
     try:
@@ -175,6 +178,18 @@ def _figures(folders: Mapping[str, Folder]) -> list[str]:
             )
             parts.append(f'<div class="grid">{"".join(made)}</div>')
     return parts
+
+
+def _found(paths: Sequence[Path]) -> dict[str, Folder]:
+    """Name -> folder, each run's baselines behind it."""
+    folders: dict[Path, Folder] = {}
+    for path in paths:
+        folders[path] = load(path)
+        names = folders[path].configuration.get("baselines")
+        for name in names if isinstance(names, list) else ():
+            if (path / str(name) / SUMMARY).is_file():
+                folders.setdefault(path / str(name), load(path / str(name)))
+    return dict(zip(_names([*folders]), folders.values(), strict=True))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

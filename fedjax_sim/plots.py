@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 
 from fedjax_sim import canvas
 from fedjax_sim.checks import check_count, check_number
+from fedjax_sim.columns import BYTES
 from fedjax_sim.results import Mean, Results, Run
 from fedjax_sim.saving import replace_file
 from fedjax_sim.split_figure import split as split
@@ -80,7 +81,7 @@ def curves(
     check_number(
         "most", most, lambda x: 1 <= x <= len(canvas.STYLES), f"in [1, {len(canvas.STYLES)}]"
     )
-    needed = [*names, *(["bytes_down", "bytes_up"] if against == "megabytes" else [])]
+    needed = [*names, *([*BYTES] if against == "megabytes" else [])]
     for name in needed:
         _check_column(results, name)
     found, note = groups(results), []

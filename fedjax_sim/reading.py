@@ -60,6 +60,9 @@ def load(folder: str | Path) -> Folder:
         or do not belong together.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file, and no results folder" if folder.exists() else "is not there"
+        raise ValueError(f"{folder} {what}")
     missing = [name for name in (SUMMARY, TABLE, ROUNDS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} holds no results: {', '.join(missing)} is missing")

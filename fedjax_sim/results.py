@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from fedjax_sim.checks import check_number
-from fedjax_sim.columns import LEDGER, is_evaluated, is_measured
+from fedjax_sim.columns import BYTES, LEDGER, is_evaluated, is_measured
 from fedjax_sim.saving import SaveError, reason, replace_file
 
 SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"
@@ -80,7 +80,7 @@ class Run(NamedTuple):
         for name in ("client_steps", "lane_steps", "examples", "nonfinite"):
             if name in self.rounds:
                 found[name] = int(self.rounds[name].sum(dtype=np.int64))
-        for name in ("bytes_down", "bytes_up"):
+        for name in BYTES:
             if name in self.rounds:
                 found[name] = int(self.rounds[name][-1]) if self.done else 0
         if found.get("lane_steps"):

@@ -1,6 +1,5 @@
 """A whole run driven from the host: progress, early stop, checkpoints, resume."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -158,10 +157,7 @@ def simulate(
         checkpoints = open_checkpoints(Path(out), identity, resume)
 
     def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
-        server, clients = carry
-        before = dataclasses.replace(state, server=server, clients=clients, round=round)
-        after, row = experiment.next_round(key, before)
-        return (after.server, after.clients), row
+        return experiment.advance(key, round, carry)
 
     # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
     carry = jax.tree.map(lambda x: jnp.array(x, copy=True), (state.server, state.clients))
@@ -180,10 +176,7 @@ def simulate(
             on_progress(progress_of(found, first, experiment.num_rounds, seconds))
 
     def simulation(driven: Any) -> Simulation:
-        server, clients = driven.carry
-        final = dataclasses.replace(
-            state, server=server, clients=clients, round=jnp.int32(driven.round)
-        )
+        final = experiment.state_of(jnp.int32(driven.round), driven.carry)
         return Simulation(final, driven.history, driven.status, exchange, experiment.num_rounds)
 
     try:

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from fedjax_sim import canvas, cards, plots
+from fedjax_sim.columns import BYTES
 from fedjax_sim.reading import Folder
 from fedjax_sim.results import Mean, Run
 
@@ -162,8 +163,8 @@ def _reached(line: Line, name: str) -> str:
 
 def _megabytes(line: Line) -> str:
     sent = [
-        sum(float(run.rounds[k][-1]) for k in ("bytes_down", "bytes_up"))
-        for run in line.runs if {"bytes_down", "bytes_up"} <= set(run.rounds) and run.done
+        sum(float(run.rounds[k][-1]) for k in BYTES)
+        for run in line.runs if {*BYTES} <= set(run.rounds) and run.done
     ]  # fmt: skip
     return f"{sum(sent) / len(sent) / 1e6:,.4g}" if sent else NONE
 

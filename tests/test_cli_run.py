@@ -110,6 +110,8 @@ def test_options_override_the_file(tmp_path):
         ("mu = 0.1", "mu belongs to algorithm fedprox; the algorithm is fedavg"),
         ("rounds = ", "mine.toml is not a TOML file: Invalid value"),
         ("[grid]\nclient_lr = [1.0]", "grid belongs to fedjax-sim sweep"),
+        ('baselines = "local_only"', "baselines must be a list of names; got 'local_only'"),
+        ('baselines = ["global"]', "unknown baseline 'global'; known are centralised, local_only"),
         ("clients = 1438", "at most the 1437 examples; got 1438"),
     ],
 )
@@ -132,7 +134,11 @@ def test_a_bad_file_is_one_line_and_code_2(tmp_path, capsys, text, message):
         (["--resume", "--overwrite"], "not allowed with argument"),
         (["--algorithm", "scaffold", "--sampler", "with_replacement"], "sampler must not draw"),
         (["--baselines", "local_only", "--sampler", "with_replacement"], "local_only needs"),
-        (["--baselines", "local"], "invalid choice: 'local'"),
+        (["--baselines", "local"], "unknown baseline 'local'; did you mean 'local_only'"),
+        (["--baselines", "local_only", "local_only"], "baselines must be named once each"),
+        (["--lr", "0.1"], "unrecognized arguments: --lr 0.1; did you mean --client-lr or"),
+        (["--epoch", "1"], "unrecognized arguments: --epoch 1; did you mean --epochs"),
+        (["--resume"], "holds nothing to resume: there is no configuration.toml; give CONFIG"),
     ],
 )
 def test_bad_options_are_one_line_and_code_2(tmp_path, capsys, options, message):
@@ -165,7 +171,17 @@ def test_results_are_resumed_or_replaced_only_when_asked(tmp_path, capsys):
 def test_results_of_another_command_are_not_resumed(tmp_path, capsys):
     (tmp_path / "sweep.json").write_text("{}")
     said = refused(capsys, *SMALL, "--resume", out=tmp_path)
-    assert "cannot be resumed by this command" in said
+    assert "which this command cannot resume" in said
+
+
+def test_a_configuration_alone_is_no_result(tmp_path, capsys):
+    # As when a run is killed before its first checkpoint.
+    (tmp_path / "configuration.toml").write_text("clients = 10\nrounds = 1\n")
+    said = refused(capsys, *SMALL, out=tmp_path)
+    assert "holds configuration.toml and no results" in said
+    assert "give --resume or --overwrite" in said
+    assert run(*SMALL, "--overwrite", out=tmp_path) == 0
+    assert b"rounds = 4" in read(tmp_path, "configuration.toml")
 
 
 def test_it_stops_at_the_target(tmp_path, capsys):
@@ -397,11 +413,31 @@ def test_baselines(tmp_path, capsys):
         summary = json.loads(read(tmp_path / name, "summary.json"))
         assert summary["configuration"]["baseline"] == name
         with (tmp_path / name / "table.csv").open() as file:
-            assert 0 < float(next(csv.DictReader(file))["test_accuracy"]) < 1
+            row = next(csv.DictReader(file))
+        assert 0 < float(row["test_accuracy"]) < 1
+        assert "bytes_down" not in row  # nothing is sent
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "centralised <small>run</small>" in page
+    assert "local_only <small>run</small>" in page
     for name in FILES | RESUMED_BY:
         (tmp_path / name).rename(tmp_path / f"{name}.aside")
     said = refused(capsys, *options, out=tmp_path)  # what the baselines left is looked for, too
     assert f"{tmp_path / 'centralised'} holds results already" in said
+    for name in FILES | RESUMED_BY:
+        (tmp_path / f"{name}.aside").rename(tmp_path / name)
+    # Of the configuration, and one that comes later.
+    configuration = tmp_path / "configuration.toml"
+    again = tmp_path / "again"
+    assert run(configuration, out=again) == 0
+    assert {"centralised", "local_only"} <= names(again)
+    shutil.rmtree(again / "local_only")
+    text = configuration.read_text().replace(', "local_only"', "")
+    (again / "configuration.toml").write_text(text)
+    assert run("--resume", "--baselines", "local_only", out=again) == 0
+    assert (again / "configuration.toml").read_bytes() == configuration.read_bytes()
+    for name in ("rounds.csv", "table.csv"):
+        assert read(again / "local_only", name) == read(tmp_path / "local_only", name)
     assert run(*options, "--overwrite", out=tmp_path) == 0
 
 

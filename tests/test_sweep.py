@@ -177,6 +177,26 @@ def test_interrupted_and_resumed_it_is_the_same(tmp_path):
     assert told[-1].num_runs == 15
 
 
+def test_what_a_factory_raises_names_the_configuration(data):
+    def experiment(lr):
+        if lr > 0.02:
+            raise ValueError("too high")
+        return factory(data)(lr)
+
+    with pytest.raises(ValueError, match="too high") as error:
+        fs.sweep(experiment, {"lr": [0.01, 0.05]}, [0])
+    assert error.value.__notes__ == ["experiment was called with {'lr': 0.05}"]
+
+
+def test_progress_counts_no_run_twice(data):
+    # Five configurations and one seed over two devices: the last batch repeats a run.
+    told = []
+    fs.sweep(factory(data), {"lr": RATES}, [0], side_by_side=1, on_progress=told.append)
+    runs = [now.runs for now in told]
+    assert runs == sorted(runs)
+    assert runs[-1] == told[-1].num_runs == 5
+
+
 def test_configurations_side_by_side_fit_the_cache(data, monkeypatch):
     from fedjax_sim.sweep import plan
 

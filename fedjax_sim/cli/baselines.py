@@ -1,12 +1,15 @@
 """`fedjax-sim run --baselines`: what no federation, and no averaging, would reach."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim import baselines, problem
 from fedjax_sim.base import Array
+from fedjax_sim.checks import check_known
 from fedjax_sim.cli import folder
 from fedjax_sim.cli.show import run_progress
+from fedjax_sim.columns import BYTES
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.results import Results, Scalar
 from fedjax_sim.setting import Setting
@@ -33,11 +36,19 @@ def train(
             )  # fmt: skip
         if simulation.status == "interrupted":
             return f"{name}: interrupted; what was computed is saved", False
-        results = simulation.results(seed=chosen.seed)
-        if name == "local_only":
-            own = _of_own_models(chosen, simulation)
-            results = Results((results.runs[0]._replace(values=own),))
-        results.save(below, summary(chosen, simulation) | {"configuration": configuration})
+        (run,) = simulation.results(seed=chosen.seed).runs
+        rounds = {k: x for k, x in run.rounds.items() if k not in BYTES}  # nothing is sent
+        own = _of_own_models(chosen, simulation) if name == "local_only" else run.values
+        results = Results((run._replace(rounds=rounds, values=own),))
+        results.save(
+            below,
+            {
+                "kind": "run",
+                "configuration": configuration,
+                "score": chosen.score,
+                "status": simulation.status,
+            },
+        )
     score = results.runs[0].row()[chosen.score]
     said = f"{score:.4f}" if isinstance(score, float) else "not known"
     means = ", mean of the clients' own models" if name == "local_only" else ""
@@ -60,15 +71,20 @@ def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]
     return values
 
 
-def summary(chosen: Setting, simulation: Simulation) -> dict[str, Any]:
-    """What summary.json says of a run."""
-    return {
-        "kind": "run",
-        "configuration": chosen.values(),
-        "score": chosen.score,
-        "status": simulation.status,
-        "bytes": simulation.exchange._asdict(),
-    }
+def named(there: Any, given: Sequence[str]) -> list[str]:
+    """The baselines to train: those of the configuration, and those given as options.
+
+    Raises:
+      ValueError: for what is no list of their names, or a name twice.
+    """
+    if not isinstance(there, list) or not all(isinstance(name, str) for name in there):
+        raise ValueError(f"baselines must be a list of names; got {there!r}")
+    for names in (there, given):
+        for name in names:
+            check_known(name, folder.BASELINES, "baseline")
+        if len(set(names)) != len(names):
+            raise ValueError(f"baselines must be named once each; got {' '.join(names)}")
+    return list(dict.fromkeys([*there, *given]))
 
 
 def check(names: list[str], chosen: Setting, out: Path, resume: bool, overwrite: bool) -> None:
@@ -77,8 +93,6 @@ def check(names: list[str], chosen: Setting, out: Path, resume: bool, overwrite:
     Raises:
       ValueError: saying which.
     """
-    if len(set(names)) != len(names):
-        raise ValueError(f"baselines must be named once each; got {' '.join(names)}")
     for name in names:
         folder.check(out / name, resume, overwrite, folder.RUN)
     if "local_only" in names and chosen.sampler == "with_replacement":

@@ -53,11 +53,11 @@ def call(options: argparse.Namespace) -> int:
     """Trains, writes, prints."""
     from fedjax_sim.cli import show
 
+    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
     values = {**read_config(options), **given(options)}
     values |= {name: value for name, value in vars(options).items() if name in _COMPARED}
     chosen = _setting(values)
     one = chosen.one
-    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
     if options.resume:
         files.check_same(options.out, _values(chosen))
     mesh = machine.use_cores(one.cores)

@@ -28,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             name, help=one.help, description=f"{one.help.capitalize()}.", allow_abbrev=False
         )
         one.add_options(made)
+        made.set_defaults(parser=made)
 
 
 def call(options: argparse.Namespace) -> int:
@@ -74,7 +75,12 @@ def _list(options: argparse.Namespace) -> int:
     rows.append(
         ("digits", "1,797 handwritten digits, 8x8", "CC BY 4.0", "", "", "with the package")
     )
-    rows.append(("wind", "generated wind regions", "", "", "", "with the package"))
+    for name, says in (
+        ("wind", "generated wind regions"),
+        ("synthetic", "generated, FedProx's Synthetic(alpha, beta)"),
+        ("synthetic_iid", "generated, its clients alike"),
+    ):
+        rows.append((name, says, "", "", "", "with the package"))
     for name, one in RECIPES.items():
         there = "yes" if present(directory() / name, one.layouts) else "no"
         size = f"{one.megabytes:.0f}"

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,22 @@ def write(folder: Path, values: Mapping[str, Any]) -> None:
         replace_file(folder / NAME, lambda file: file.write(text))
 
 
-def check_same(folder: Path, values: Mapping[str, Any], may_come: str | None = None) -> None:
+def check_same(folder: Path, values: Mapping[str, Any], may_come: Sequence[str] = ()) -> None:
     """Refuses to resume with other values than those that are there, if any are.
 
     Args:
-      may_come: a name that may have a value where there is none yet.
+      may_come: names that may have a value where there is none yet; of a list, more.
 
     Raises:
       ValueError: saying what differs.
     """
     if (folder / NAME).exists():
         there, here = read(folder / NAME), tomllib.loads(toml(values))
-        if may_come is not None and may_come not in there:
-            here.pop(may_come, None)
+        for name in may_come:
+            value = here.get(name)
+            longer = isinstance(value, list) and {*there.get(name, [])} <= {*value}
+            if name in here and (name not in there or longer):
+                there[name] = value
         differs = differences(there, here)
         if differs:
             raise ValueError(f"--out {folder} cannot be resumed: {differs}")

@@ -28,11 +28,13 @@ def check(folder: Path, resume: bool, overwrite: bool, marker: str) -> None:
     if not there or overwrite:
         return
     holds = f"--out {folder} holds results already ({', '.join(there)})"
+    if there == [files.NAME]:
+        holds = f"--out {folder} holds {files.NAME} and no results, as when interrupted early"
     if not resume:
         raise ValueError(f"{holds}; name another folder, or give --resume or --overwrite")
     others = {RUN, SWEEP} - {marker}
     if marker not in there and ("summary.json" in there or others & {*there}):
-        raise ValueError(f"{holds}, which cannot be resumed by this command; give --overwrite")
+        raise ValueError(f"{holds}, which this command cannot resume; give --overwrite")
 
 
 def prepare(folder: Path, overwrite: bool) -> None:

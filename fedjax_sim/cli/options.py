@@ -62,11 +62,24 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of CONFIG, or of the run to resume; options not yet over them."""
-    path = options.config
-    if path is None and options.resume and (options.out / files.NAME).exists():
-        path = options.out / files.NAME
-    return files.read(path) if path is not None else {}
+    """The values of CONFIG, or of what is to be resumed; options not yet over them.
+
+    Raises:
+      ValueError: if it cannot be read, or nothing says what is to be resumed.
+    """
+    there = options.out / files.NAME
+    if options.config is not None:
+        return files.read(options.config)
+    if not options.resume:
+        return {}
+    if there.exists():
+        return files.read(there)
+    if not given(options):
+        raise ValueError(
+            f"--out {options.out} holds nothing to resume: there is no {files.NAME}; give CONFIG "
+            "or options to start it anew"
+        )
+    return {}
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:

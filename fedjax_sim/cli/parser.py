@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import sys
+from difflib import get_close_matches
 from typing import NoReturn
 
 from fedjax_sim import __version__
@@ -27,6 +28,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.fail(2, message)
 
+    def unknown(self, arguments: list[str]) -> NoReturn:
+        """Refuses arguments that no option is of, with the nearest option."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        flag = arguments[0].split("=")[0]
+        near = [one for one in known if one.endswith(f"-{flag.lstrip('-')}")]
+        near += get_close_matches(flag, known, 1)
+        meant = f"; did you mean {' or '.join(near)}?" if near and flag.startswith("--") else ""
+        self.error(f"unrecognized arguments: {' '.join(arguments)}{meant}")
+
     def fail(self, code: int, message: str) -> NoReturn:
         self.exit(code, f"{self.prog}: error: {' '.join(message.split())}\n")
 
@@ -42,8 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
             name, help=module.HELP, description=module.DESCRIPTION, allow_abbrev=False
         )
         module.add_options(of[name])
-    options = parser.parse_args(arguments)
-    command = of[options.command]
+    options, unknown = parser.parse_known_args(arguments)
+    # A subcommand's own, if it has some.
+    command: _Parser = getattr(options, "parser", of[options.command])
+    if unknown:
+        command.unknown(unknown)
     try:
         for name in _COMMANDS[options.command].NEEDS:
             importlib.import_module(name)

@@ -38,9 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write a run of Weights & Biases in --out, too, offline (wandb sync sends it)",
     )  # fmt: skip
     parser.add_argument(
-        "--baselines", nargs="+", default=[], choices=folder.BASELINES,
-        help="train these too, each in a folder of its name in --out: on all data in one place; "
-        "every client alone",
+        "--baselines", nargs="+", default=argparse.SUPPRESS, metavar="NAME",
+        help="train these too, each in a folder of its name in --out: centralised (on all data in "
+        "one place), local_only (every client alone)",
     )  # fmt: skip
 
 
@@ -50,11 +50,14 @@ def call(options: argparse.Namespace) -> int:
 
     from fedjax_sim.cli import baselines, show
 
-    chosen = _setting({**read_config(options), **given(options)})
     folder.check(options.out, options.resume, options.overwrite, folder.RUN)
+    values = read_config(options)
+    names = baselines.named(values.pop("baselines", []), getattr(options, "baselines", []))
+    chosen = _setting({**values, **given(options)})
+    configuration = chosen.values() | ({"baselines": names} if names else {})
     if options.resume:
-        files.check_same(options.out, chosen.values(), may_come="target")
-    baselines.check(options.baselines, chosen, options.out, options.resume, options.overwrite)
+        files.check_same(options.out, configuration, may_come=("target", "baselines"))
+    baselines.check(names, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)
     key = jax.random.key(chosen.seed)
@@ -63,11 +66,11 @@ def call(options: argparse.Namespace) -> int:
     if options.tensorboard is not None:
         writers.append(tensorboard(options.tensorboard))
     if options.wandb is not None:
-        writers.append(wandb(options.wandb, configuration=chosen.values(), folder=options.out))
+        writers.append(wandb(options.wandb, configuration=configuration, folder=options.out))
     folder.prepare(options.out, options.overwrite)
-    for name in options.baselines:
+    for name in names:
         folder.prepare(options.out / name, options.overwrite)
-    files.write(options.out, chosen.values())
+    files.write(options.out, configuration)
 
     console = show.console()
     sizes = experiment.data.num_examples
@@ -87,12 +90,12 @@ def call(options: argparse.Namespace) -> int:
         if not len(simulation.history.evaluated):
             raise KeyboardInterrupt
         results = simulation.results(seed=chosen.seed)
-        names = results.save(options.out, baselines.summary(chosen, simulation))
+        written = results.save(options.out, _summary(configuration, chosen, simulation))
     for line in _said(options.out, chosen, simulation):
         console.print(line, soft_wrap=True)
-    console.print(f"Wrote {', '.join((*names, files.NAME))} to {options.out}", soft_wrap=True)
+    console.print(f"Wrote {', '.join((*written, files.NAME))} to {options.out}", soft_wrap=True)
     through = simulation.status != "interrupted"
-    for name in options.baselines:
+    for name in names:
         if through:
             line, through = baselines.train(
                 name, chosen, experiment, key, options.out, options.resume
@@ -107,6 +110,18 @@ def _setting(values: Mapping[str, Any]) -> Setting:
             raise ValueError(f"{name} belongs to fedjax-sim sweep")
         check_known(name, NAMES, "name")
     return setting(values).resolved()
+
+
+def _summary(
+    configuration: Mapping[str, Any], chosen: Setting, simulation: Simulation
+) -> dict[str, Any]:
+    return {
+        "kind": "run",
+        "configuration": configuration,
+        "score": chosen.score,
+        "status": simulation.status,
+        "bytes": simulation.exchange._asdict(),
+    }
 
 
 def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:

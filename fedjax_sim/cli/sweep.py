@@ -57,12 +57,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, default=argparse.SUPPRESS, metavar="N",
         help="of each configuration, counted up from --seed (default: 1)")  # fmt: skip
     add("--grid", action="append", default=[], metavar="NAME=VALUE,...",
-        help="an axis, as client_lr=0.01,0.1; all combinations of several")  # fmt: skip
+        help="an axis, as client_lr=0.01,0.1; all combinations of several; in a file [grid] with "
+        "client_lr = [0.01, 0.1] under it")  # fmt: skip
     add("--zip", action="append", nargs="+", default=[], metavar="NAME=VALUE,...",
-        help="axes whose values go together, as epochs=1,5 batch_size=10,50")  # fmt: skip
+        help="axes whose values go together, as epochs=1,5 batch_size=10,50; in a file [[zip]] "
+        "with epochs = [1, 5] and batch_size = [10, 50] under it")  # fmt: skip
     add("--random", nargs="+", default=[], metavar="N",
         help="N configurations, then NAME=loguniform(LOW,HIGH), uniform(LOW,HIGH) or "
-        "choice(VALUE,...) for each axis, and seed=SEED")  # fmt: skip
+        "choice(VALUE,...) for each axis, and seed=SEED; in a file [random] with num = 20, "
+        "seed = 0 and client_lr = \"loguniform(0.01,1)\" under it")  # fmt: skip
     add("--metric", default=argparse.SUPPRESS,
         help="what the best is best in (default: the score on the test set)")  # fmt: skip
     add_out(parser, None, "go on with the sweep in --out")
@@ -72,13 +75,13 @@ def call(options: argparse.Namespace) -> int:
     """Trains, writes, prints."""
     from fedjax_sim.cli import show
 
+    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
     values = {**read_config(options), **given(options)}
     values |= {k: v for k, v in vars(options).items() if k in ("seeds", "metric")}
     by_options = grids.from_options(options.grid, options.zip, options.random)
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
         by_options["grid"] = values["grid"] | by_options["grid"]
     plan = _plan(values | by_options)
-    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
     if options.resume:
         files.check_same(options.out, plan.values())
     mesh = machine.use_cores(plan.base.cores)
@@ -123,6 +126,8 @@ def _experiment(base: Setting, hyper: Mapping[str, Any]) -> Experiment:
 def _plan(values: Mapping[str, Any]) -> Plan:
     """Everything checked, nothing computed."""
     for name in values:
+        if name == "baselines":
+            raise ValueError("baselines belong to fedjax-sim run")
         check_known(name, (*NAMES, "seeds", "metric", *grids.TABLES), "name")
     seeds, metric = values.get("seeds", 1), values.get("metric")
     check_count("seeds", seeds)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim import problem
-from fedjax_sim.base import Array, FederatedState, PyTree
+from fedjax_sim.base import Array, PyTree
 from fedjax_sim.checkpoint import checksum
 from fedjax_sim.columns import columns
 from fedjax_sim.comparison import bytes_of, rounds_to_target
@@ -68,16 +68,11 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
 
     def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         rate, data = inputs
-        experiment = made(rate)
-        server, clients = carry
-        state = FederatedState(server, clients, round, experiment.algorithm.params)
-        after, row = experiment.next_round(jax.random.wrap_key_data(data), state)
-        return (after.server, after.clients), row
+        return made(rate).advance(jax.random.wrap_key_data(data), round, carry)
 
     @jax.jit
     def begin(rate: Array, data: Array) -> PyTree:
-        state = made(rate).start(jax.random.wrap_key_data(data))
-        return state.server, state.clients
+        return made(rate).begin(jax.random.wrap_key_data(data))
 
     def start(rate: float, seed: int) -> tuple[PyTree, PyTree]:
         inputs = (jnp.float32(rate), jax.random.key_data(jax.random.key(seed)))

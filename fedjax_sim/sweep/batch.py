@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim.base import Array, FederatedState, PyTree
+from fedjax_sim.base import Array, PyTree
 from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.columns import columns, named
 from fedjax_sim.driver import Interrupt, Program, compile_program, drive
@@ -20,8 +20,8 @@ from fedjax_sim.sweep.plan import Batch, Group, build
 
 # kind ("rounds" or "values") -> column -> [runs, ...]
 Columns = dict[str, dict[str, np.ndarray]]
-# (group, runs, share of their rounds done, client-steps of the chunk, its seconds)
-Tell = Callable[[Group, int, float, float, float], None]
+# (share of the batch's rounds done, client-steps of the chunk, its seconds)
+Tell = Callable[[float, float, float], None]
 
 
 class Compiled:
@@ -72,8 +72,7 @@ class Compiled:
 
         def one(hyper: dict[str, Array], data: Array) -> PyTree:
             made, key = self._experiment(hyper, data)
-            state = made.start(key)
-            return state.server, state.clients
+            return made.begin(key)
 
         return self._side_by_side(one, (0, None), *inputs)
 
@@ -85,10 +84,7 @@ class Compiled:
         # The round is no part of what is batched, so neither are cohorts and control flow.
         def one(hyper: dict[str, Array], data: Array, round: Array, carry: PyTree) -> PyTree:
             made, key = self._experiment(hyper, data)
-            server, clients = carry
-            state = FederatedState(server, clients, round, made.algorithm.params)
-            state, row = made.next_round(key, state)
-            return (state.server, state.clients), row
+            return made.advance(key, round, carry)
 
         return self._side_by_side(one, (0, None, None, 0), *inputs, round, carry)
 
@@ -147,7 +143,7 @@ class Compiled:
         def on_chunk(first: int, rows: PyTree, seconds: float) -> None:
             done = 1 if self.opaque else (first + rows.evaluated.shape[1]) / rounds
             steps = 0.0 if self.opaque else float(np.sum(rows.rounds.client_steps))
-            tell(self.group, runs, done, steps, seconds)
+            tell(done, steps, seconds)
 
         driven = drive(
             self.program, inputs, carry, interrupt, on_chunk, checkpoints, checkpoint_every

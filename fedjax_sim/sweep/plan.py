@@ -156,7 +156,11 @@ def _hashable(fixed: list[tuple[str, type, Any]]) -> Any:
 
 def build(experiment: Callable[..., Any], hyper: dict[str, Any], key: Array, opaque: bool) -> Any:
     """What `experiment` makes of a configuration: an `fs.Experiment`, or its results."""
-    made = experiment(key, **hyper) if opaque else experiment(**hyper)
+    try:
+        made = experiment(key, **hyper) if opaque else experiment(**hyper)
+    except Exception as error:
+        error.add_note(f"experiment was called with {hyper}")
+        raise
     if not opaque and not isinstance(made, Experiment):
         raise ValueError(
             "experiment must return an fs.Experiment, or take the key as its first argument and "

@@ -1,6 +1,7 @@
 """`fs.sweep` itself."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,11 +180,14 @@ def sweep(
         for group in groups:
             compiled = Compiled(experiment, grid, group, keys, mesh, opaque, limit)
             for batch in group.batches:
+                places = [(i, seed) for seed, indices in batch for i in indices]
+                # Padding repeats a run.
+                new = len({*places} - {*runs})
                 found = None if store is None else store.load(number)
                 if found is None and interrupt.received is None:
                     try:
                         found = compiled.run(
-                            batch, interrupt, teller.chunk,
+                            batch, interrupt, partial(teller.chunk, group, new, len(places)),
                             None if store is None else store.checkpoints(number), checkpoint_every,
                         )  # fmt: skip
                         whole = found is not None and interrupt.received is None
@@ -196,9 +200,7 @@ def sweep(
                         raise
                 if found is None:
                     return results()
-                places = [(i, seed) for seed, indices in batch for i in indices]
                 for row, (index, seed) in enumerate(places):
-                    # Padding repeats a run, which is then there already.
                     if (index, seed) not in runs:
                         runs[index, seed] = _run(
                             grid.configurations[index], labels[seed], found, row, group
@@ -225,9 +227,12 @@ class _Teller:
         self.on_progress, self.num_runs = on_progress, num_runs
         self.before, self.worked, self.seconds, self.partly = 0, 0.0, 0.0, 0.0
 
-    def chunk(self, group: Group, runs: int, share: float, steps: float, seconds: float) -> None:
-        fresh = runs * share - self.partly
-        self.partly = runs * share
+    def chunk(
+        self, group: Group, new: int, of: int, share: float, steps: float, seconds: float
+    ) -> None:
+        """Of a batch of `of` runs, `new` of which are no repetition."""
+        fresh = new * share - self.partly
+        self.partly = new * share
         if not seconds:
             return
         self.worked, self.seconds = self.worked + fresh, self.seconds + seconds
@@ -237,7 +242,7 @@ class _Teller:
             self.on_progress(Swept(
                 runs=min(self.before + int(self.partly), self.num_runs),
                 num_runs=self.num_runs,
-                client_steps_per_second=steps / seconds,
+                client_steps_per_second=steps * new / of / seconds,
                 seconds_left=left * self.seconds / max(self.worked, 1e-9),
                 says=says,
             ))  # fmt: skip
