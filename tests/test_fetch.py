@@ -19,6 +19,7 @@ import pytest
 from fedjax_sim.cli import main
 from fedjax_sim.datasets import FetchError, archives, fetch
 from fedjax_sim.datasets.recipes import RECIPES, Recipe
+from fedjax_sim.defaults import GENERATED
 
 # It does what the file `mode` says.
 CLIENT = """#!/bin/sh
@@ -348,7 +349,7 @@ def test_from_the_command_line(tiny, fake, cache, capsys):
         return caught.value.code, said
 
     assert error("fetch", "tiny", "mnits") == (
-        2, "fedjax-sim data: error: unknown data set 'mnits'; did you mean 'mnist'?\n"
+        2, "fedjax-sim data fetch: error: unknown data set 'mnits'; did you mean 'mnist'?\n"
     )  # fmt: skip
     assert fake.calls == []
     fake.mode("offline")
@@ -363,7 +364,7 @@ def test_from_the_command_line(tiny, fake, cache, capsys):
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert rows["tiny"].endswith("yes")
     assert rows["mnist"].endswith("no")
-    assert set(RECIPES) | {"digits", "wind"} <= set(rows)
+    assert set(RECIPES) | set(GENERATED) <= set(rows)
 
 
 def test_a_run_of_a_set_that_is_not_there_says_how_to_get_it(cache, tmp_path, capsys):
