@@ -166,6 +166,63 @@ def pooling() -> dict[str, float]:
     return taken
 
 
+def recurrence() -> dict[str, list[float]]:
+    """Milliseconds and GFLOP/s, on one core, of the parts of a layer of LSTM with 256 units."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import jax
+    import jax.numpy as jnp
+
+    import fedjax_sim as fs
+
+    units, length = 256, 80
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, g = (jax.random.normal(k, (length, BATCH, n)) for k, n in ((keys[0], 256), (keys[1], 1024)))
+    w = 0.05 * jax.random.normal(keys[2], (units, 4 * units))
+    zeros, bias = jnp.zeros((BATCH, units)), jnp.zeros(4 * units)
+
+    def forward(g: Any, w: Any) -> Any:
+        return jax.lax.scan(lambda h, z: ((z + h @ w)[:, :units], None), zeros, g)[0]
+
+    def backward(g: Any, w: Any) -> Any:
+        back = w.T
+        return jax.lax.scan(lambda h, z: ((z + jnp.tile(h, (1, 4))) @ back, None), zeros, g)[0]
+
+    def gates(g: Any, w: Any) -> Any:
+        def step(c: Any, z: Any) -> Any:
+            i, f, new, o = jnp.split(jnp.tanh(z), 4, axis=-1)
+            c = f * c + i * new
+            return c, o * jnp.tanh(c)
+
+        return jax.lax.scan(step, zeros, g)
+
+    def layer(x: Any, w: Any) -> Any:
+        return jnp.sum(fs.nn.lstm(jnp.swapaxes(x, 0, 1), w, w, bias)[0] ** 2)
+
+    product = 2 * BATCH * length * units * 4 * units
+    parts: dict[str, tuple[Any, Any, int]] = {
+        "x W of all steps, one product": (lambda x, w: x.reshape(-1, units) @ w, x, 1),
+        "x^T d of all steps, one product": (
+            lambda g, w: x.reshape(-1, units).T @ g.reshape(-1, 4 * units), g, 1),
+        "h U, step by step": (forward, g, 1),
+        "d U^T, step by step": (backward, g, 1),
+        "the gates, step by step": (gates, g, 0),
+        "the layer, forward": (layer, x, 2),
+        "the layer, forward and all gradients": (jax.grad(layer, (0, 1)), x, 6),
+    }  # fmt: skip
+    found = {}
+    for name, (part, first, products) in parts.items():
+        compiled = jax.jit(part)
+        jax.block_until_ready(compiled(first, w))
+        seconds = smallest(partial(compiled, first, w), 20)
+        found[name] = [seconds * 1e3, products * product / seconds / 1e9]
+    a = jnp.ones((1000, 1000))
+    square = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(square(a))
+    seconds = smallest(partial(square, a), 20)
+    return {**found, "a product of 1000 x 1000 matrices": [seconds * 1e3, 2 / seconds]}
+
+
 def dense() -> dict[str, list[float]]:
     """Microseconds of a step that adds x^T d to W, in a scan: lax's own product, and ours."""
     if hasattr(os, "sched_setaffinity"):  # one core, as a device of `cores()` has
@@ -224,6 +281,7 @@ def main() -> None:
             "measure": measure,
             "pooling": pooling,
             "dense": dense,
+            "recurrence": recurrence,
             "peak": peak,
         }
         print(json.dumps(here[name](*rest)))
@@ -265,6 +323,12 @@ def main() -> None:
     lines += ["", "## Dense layers", "", "The kernel's gradient and its step, in a scan.", ""]
     lines += ["| product | lax's, microseconds | `nn.dot_general` |", "|---|---|---|"]
     lines += [f"| {name} | {a:.1f} | {b:.1f} |" for name, (a, b) in fresh("dense").items()]
+    lines += ["", "## A layer of LSTM", "", "256 units, 80 steps, on one core.", ""]
+    lines += ["| part | milliseconds | GFLOP/s |", "|---|---|---|"]
+    for name, (ms, gflops) in fresh("recurrence").items():
+        lines.append(
+            f"| {name} | {ms:.2f} | {gflops:.0f} |" if gflops else f"| {name} | {ms:.2f} | |"
+        )
     text = "\n".join(lines) + "\n"
     (Path(__file__).parent / "LAYERS.md").write_text(text)
     print(text)
