@@ -136,8 +136,8 @@ def test_a_bad_file_is_one_line_and_code_2(tmp_path, capsys, text, message):
         (["--baselines", "local_only", "--sampler", "with_replacement"], "local_only needs"),
         (["--baselines", "local"], "unknown baseline 'local'; did you mean 'local_only'"),
         (["--baselines", "local_only", "local_only"], "baselines must be named once each"),
-        (["--lr", "0.1"], "unrecognized arguments: --lr 0.1; did you mean --client-lr or"),
-        (["--epoch", "1"], "unrecognized arguments: --epoch 1; did you mean --epochs"),
+        (["--lr", "0.1"], "unrecognized arguments: --lr; did you mean --client-lr or --server-lr"),
+        (["--epoch", "1"], "unrecognized arguments: --epoch; did you mean --epochs"),
         (["--resume"], "holds nothing to resume: there is no configuration.toml; give CONFIG"),
     ],
 )
@@ -387,7 +387,7 @@ def test_clearing_that_is_cut_off_leaves_what_can_be_cleared(tmp_path, monkeypat
             if there & {*kept}:
                 assert {manifest, "configuration.toml"} <= there
             if there:
-                with pytest.raises(ValueError, match="holds results already"):
+                with pytest.raises(ValueError, match="give --resume or --overwrite"):
                     folder.check(out, False, False, manifest)
         else:
             break

@@ -32,8 +32,8 @@ class _Parser(argparse.ArgumentParser):
         """Refuses arguments that no option is of, with the nearest option."""
         known = [flag for action in self._actions for flag in action.option_strings]
         flag = arguments[0].split("=")[0]
-        near = [one for one in known if one.endswith(f"-{flag.lstrip('-')}")]
-        near += get_close_matches(flag, known, 1)
+        ends = [one for one in known if one.endswith(f"-{flag.lstrip('-')}")]
+        near = ends or get_close_matches(flag, known, 1)
         meant = f"; did you mean {' or '.join(near)}?" if near and flag.startswith("--") else ""
         self.error(f"unrecognized arguments: {' '.join(arguments)}{meant}")
 
