@@ -212,8 +212,19 @@ def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
     text = (tmp_path / "PAPERS.md").read_text()
     assert "| 0.2 | 1 | 10 | IID | 20 | 10 (9 to 11) | 0.50 | 11 | 0.1 (0.1 to 0.1, 1) |" in text
     assert "| > 22 (1 of 2 reached it) |  |" in text
-    assert "Not run: `tiny-not-run` (20 published, up to about 2.0 h)." in text
+    assert "\n- C = 0.2, E = 1, B = 10, IID: 20 published, up to about 2.0 h\n" in text
     assert names[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_with_nothing_but_estimates_is_listed(tmp_path):
+    store = Store(tmp_path)
+    cells = tables.TABLES["table2-cnn"].cells
+    store.save_estimates({cell.name: 3600.0 for cell in cells})
+    assert record.write(tmp_path / "PAPERS.md", store) == [tmp_path / "PAPERS.md"]
+    text = (tmp_path / "PAPERS.md").read_text()
+    assert "\n- C = 0.1, E = 5, B = 10, IID: 20 published, up to about 1.0 h\n" in text
+    assert text.count("\n- ") == len(cells) == 18
+    assert "no estimate" not in text
 
 
 def test_stragglers_are_dropped_or_kept_as_the_paper_has_them():

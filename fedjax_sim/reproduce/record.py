@@ -21,19 +21,22 @@ def write(page: Path, store: Store) -> list[Path]:
     written = [page]
     for table in TABLES.values():
         records = _records(table, store)
-        if not records:
+        if not records and not any(cell.name in estimates for cell in table.cells):
             continue
-        picture = page.parent / f"{table.name}.png"
-        figures.race(table, records, picture)
-        written.append(picture)
-        parts.append(f"## {table.heading}\n\n![{table.heading}]({picture.name})\n")
-        if table.note:
-            parts.append(f"{table.note}\n")
-        body = _modes(table, records) if table.name == "modes" else _rows(table, records)
-        parts.append("\n".join(body) + "\n")
+        parts.append(f"## {table.heading}\n")
+        if records:
+            picture = page.parent / f"{table.name}.png"
+            figures.race(table, records, picture)
+            written.append(picture)
+            parts.append(f"![{table.heading}]({picture.name})\n")
+            if table.note:
+                parts.append(f"{table.note}\n")
+            body = _modes(table, records) if table.name == "modes" else _rows(table, records)
+            parts.append("\n".join(body) + "\n")
         parts.append(_not_run(table, records, estimates))
         parts.append(f"    fedjax-sim reproduce {table.name}\n")
-        parts.append(_machine(records))
+        if records:
+            parts.append(_machine(records))
     if (found := fedprox.load(store.folder / fedprox.NAME)) is not None:
         picture = page.parent / f"{fedprox.NAME}.png"
         figures.stragglers(found, picture)
@@ -165,16 +168,26 @@ def _traffic(cell: Cell, record: dict[str, Any]) -> str:
 
 
 def _not_run(table: Table, records: dict[str, dict[str, Any]], estimates: dict[str, float]) -> str:
-    missing = [cell for cell in table.cells if cell.name not in records]
-    if not missing:
+    """The missing cells, one line for those of the same C, E, B and clients."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in table.cells:
+        if cell.name not in records:
+            place = [
+                word if name == "clients" else f"{name} = {word}"
+                for name, word in cell.says if name not in ("mode", "server")
+            ]  # fmt: skip
+            groups.setdefault(", ".join(place), []).append(cell)
+    if not groups:
         return ""
-    said = []
-    for cell in missing:
-        seconds = estimates.get(cell.name)
-        time = "no estimate" if seconds is None else f"up to about {seconds / 3600:.1f} h"
-        published = f"{cell.published:g} published, " if cell.published else ""
-        said.append(f"`{cell.name}` ({published}{time})")
-    return f"Not run: {', '.join(said)}.\n"
+    lines = ["Not run, with the time if no run reaches its target before its end:\n"]
+    for where, cells in groups.items():
+        known = [estimates[cell.name] for cell in cells if cell.name in estimates]
+        whole = len(known) == len(cells)
+        time = f"up to about {sum(known) / 3600:.1f} h" if whole else "no estimate"
+        published = cells[0].published
+        said = f"{published:g} published, " if published else ""
+        lines.append(f"- {where}: {said}{time}")
+    return "\n".join(lines) + "\n"
 
 
 def _machine(records: dict[str, dict[str, Any]]) -> str:
