@@ -94,7 +94,7 @@ def problem(setting: Setting) -> Problem:
     return _problem(Setting(**{name: getattr(setting, name) for name in (*OF_DATA, "model")}))
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)  # each holds the data set, in its clients' order
 def _problem(setting: Setting) -> Problem:
     from fedjax_sim import models  # here: flax is slow to import, and --help is not to be
 
