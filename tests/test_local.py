@@ -206,7 +206,7 @@ def after_two_rounds(lr, algorithm, execution, cohort):
 
 
 @pytest.mark.parametrize("cohort", [fs.Cohort([0, 1]), fs.Cohort([0, 2], mask=[True, False])])
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_reverse_mode_does_not_meet_clients_that_take_no_part(monkeypatch, cohort, sharded):
     """Client 1 is empty and would read client 2's rows; or client 2 is masked out."""
     monkeypatch.setattr(pooled, "_CPU_BLOCK", 5)  # more blocks than the cohort fills

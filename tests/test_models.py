@@ -128,7 +128,10 @@ def bare():
     return params, loss_fn
 
 
-@pytest.mark.parametrize("make", [linen, nnx_module, equinox, bare])
+@pytest.mark.parametrize(
+    "make",
+    [linen, *(pytest.param(make, marks=pytest.mark.slow) for make in (nnx_module, equinox)), bare],
+)
 @standard_promotion()
 def test_a_users_own_model(make):
     params, loss_fn = make()

@@ -98,7 +98,10 @@ def test_ten_rounds_against_numpy(clients, data, rule, local):
     assert np.abs(reference.w).max() > 0.3
 
 
-@pytest.mark.parametrize(("rule", "kind"), [("selected", "scaffold"), ("all_clients", "fedavg")])
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [pytest.param("selected", "scaffold", marks=pytest.mark.slow), ("all_clients", "fedavg")],
+)
 @standard_promotion()
 def test_masked_over_all_equals_gathered(data, rule, kind):
     local = fs.LocalTraining(2, 4)

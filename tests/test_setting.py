@@ -144,6 +144,7 @@ def test_schedules_by_hand(given, rates):
         state = after
 
 
+@pytest.mark.slow
 def test_what_may_be_traced_is():
     """All of it in one program: each changed alone, and together as where nothing is traced."""
     base = replace(SMALL, algorithm="fedprox", schedule="cosine")

@@ -50,7 +50,10 @@ def test_it_is_a_run(whole):
     assert np.isnan(whole.history.evaluation["b"][~whole.history.evaluated]).all()
 
 
-@pytest.mark.parametrize("every", [1, 7, 60])
+@pytest.mark.parametrize(
+    "every",
+    [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(60, marks=pytest.mark.slow)],
+)
 def test_checkpoints_change_no_bit(whole, tmp_path, every):
     run = fs.simulate(
         killed.experiment(0.03), jax.random.key(5), out=tmp_path, checkpoint_every=every

@@ -15,7 +15,10 @@ LOCAL = fs.LocalTraining(2, 4)
 SAMPLER = fs.sampling.uniform(4)
 
 
-@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+@pytest.mark.parametrize(
+    "execution",
+    [pytest.param(fs.execution.vmapped(), marks=pytest.mark.slow), fs.execution.packed(2)],
+)
 def test_run_is_a_loop_and_resumes_with_the_same_bits(data, execution):
     algorithm = fs.scaffold(linear_loss, 0.05, LOCAL)
     round_fn = fs.make_round(algorithm, execution=execution)
@@ -91,7 +94,10 @@ def test_a_run_without_evaluation_says_so(data):
     assert history.rounds.examples.shape == history.rounds.update_norm.shape == (2,)
 
 
-@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(3)])
+@pytest.mark.parametrize(
+    "execution",
+    [pytest.param(fs.execution.vmapped(), marks=pytest.mark.slow), fs.execution.packed(3)],
+)
 def test_sweep_is_a_vmap(data, execution):
     traces = []
 
