@@ -90,7 +90,7 @@ class Experiment(NamedTuple):
         return FederatedState(server, clients, round, self.algorithm.params)
 
     def advance(self, key: Array, round: Array, carry: PyTree) -> tuple[PyTree, History]:
-        """As `next_round`, of what is carried."""
+        """As `next_round`, of what `begin` returns, and what this returned for the round before."""
         state, row = self.next_round(key, self.state_of(round, carry))
         return (state.server, state.clients), row
 

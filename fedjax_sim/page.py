@@ -183,12 +183,14 @@ def _figures(folders: Mapping[str, Folder]) -> list[str]:
 def _found(paths: Sequence[Path]) -> dict[str, Folder]:
     """Name -> folder, each run's baselines behind it."""
     folders: dict[Path, Folder] = {}
+    named = {path.resolve() for path in paths}
     for path in paths:
         folders[path] = load(path)
         names = folders[path].configuration.get("baselines")
         for name in names if isinstance(names, list) else ():
-            if (path / str(name) / SUMMARY).is_file():
-                folders.setdefault(path / str(name), load(path / str(name)))
+            below = path / str(name)
+            if (below / SUMMARY).is_file() and below.resolve() not in named:
+                folders[below] = load(below)
     return dict(zip(_names([*folders]), folders.values(), strict=True))
 
 

@@ -65,7 +65,8 @@ def load(folder: str | Path) -> Folder:
         raise ValueError(f"{folder} {what}")
     missing = [name for name in (SUMMARY, TABLE, ROUNDS) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{folder} holds no results: {', '.join(missing)} is missing")
+        raise ValueError(f"{folder} holds no results: {', '.join(missing)} "
+                         f"{'are' if len(missing) > 1 else 'is'} missing")  # fmt: skip
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

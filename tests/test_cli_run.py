@@ -111,6 +111,7 @@ def test_options_override_the_file(tmp_path):
         ("rounds = ", "mine.toml is not a TOML file: Invalid value"),
         ("[grid]\nclient_lr = [1.0]", "grid belongs to fedjax-sim sweep"),
         ('baselines = "local_only"', "baselines must be a list of names; got 'local_only'"),
+        ('baseline = ["local_only"]', "unknown name 'baseline'; did you mean 'baselines'?"),
         ('baselines = ["global"]', "unknown baseline 'global'; known are centralised, local_only"),
         ("clients = 1438", "at most the 1437 examples; got 1438"),
     ],
@@ -138,6 +139,8 @@ def test_a_bad_file_is_one_line_and_code_2(tmp_path, capsys, text, message):
         (["--baselines", "local_only", "local_only"], "baselines must be named once each"),
         (["--lr", "0.1"], "unrecognized arguments: --lr; did you mean --client-lr or --server-lr"),
         (["--epoch", "1"], "unrecognized arguments: --epoch; did you mean --epochs"),
+        (["--client", "1"], "unrecognized arguments: --client; did you mean --clients"),
+        (["--seeds", "3"], "--seeds is an option of fedjax-sim sweep and compare"),
         (["--resume"], "holds nothing to resume: there is no configuration.toml; give CONFIG"),
     ],
 )
@@ -172,6 +175,43 @@ def test_results_of_another_command_are_not_resumed(tmp_path, capsys):
     (tmp_path / "sweep.json").write_text("{}")
     said = refused(capsys, *SMALL, "--resume", out=tmp_path)
     assert "which this command cannot resume" in said
+
+
+def test_resume_of_nothing_is_said(tmp_path, capsys):
+    assert run(*SMALL, "--resume", out=tmp_path) == 0
+    said = f"--out {tmp_path} holds no configuration.toml: it starts anew\n"
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("overwritten", [[], ["--baselines", "centralised"]])
+def test_a_run_called_like_a_baseline_is_not_overwritten(tmp_path, capsys, overwritten):
+    below = tmp_path / "centralised"
+    assert run(*SMALL, out=below) == 0
+    before = {name: read(below, name) for name in FILES}
+    assert run(*SMALL, out=tmp_path) == 0
+    if overwritten:
+        said = refused(capsys, *SMALL, "--overwrite", *overwritten, out=tmp_path)
+        assert f"{below} holds a run of its own and no baseline" in said
+    else:
+        assert run(*SMALL, "--overwrite", out=tmp_path) == 0
+    assert {name: read(below, name) for name in FILES} == before
+
+
+def test_a_signal_at_the_end_of_a_run_is_for_its_baselines(tmp_path, capsys, monkeypatch):
+    def raise_it(*arguments, **options):
+        done = simulate(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        return done
+
+    simulate = command.simulate
+    monkeypatch.setattr(command, "simulate", raise_it)
+    assert run(*SMALL, "--baselines", "centralised", out=tmp_path) == 130
+    resume = f"fedjax-sim run --resume --out {tmp_path}"
+    assert f"Interrupted before centralised: {resume}" in capsys.readouterr().out
+    assert not (tmp_path / "centralised" / "summary.json").exists()
+    monkeypatch.setattr(command, "simulate", simulate)
+    assert run("--resume", out=tmp_path) == 0
+    assert (tmp_path / "centralised" / "summary.json").exists()
 
 
 def test_a_configuration_alone_is_no_result(tmp_path, capsys):

@@ -41,7 +41,7 @@ def configuration(folder):
 
 def test_a_sweep_writes_what_it_promises(tmp_path, capsys):
     options = ("--grid", "client_lr=0.001,1", "--grid", "epochs=1,2", "--seeds", 2)
-    assert sweep(*SMALL, *options, "--target", 0.3, out=tmp_path / "one") == 0
+    assert sweep("-K", 10, "--rounds", 4, *options, "--target", 0.3, out=tmp_path / "one") == 0
     said = capsys.readouterr()
     assert "4 configurations x 2 seeds = 8 runs of 4 rounds, in 2 groups" in said.out
     assert "traced: client_lr; static: epochs" in said.out
@@ -129,13 +129,16 @@ def test_options_override_the_file(tmp_path):
         (["--grid", "seed=1,2"], "seed cannot be an axis: .*--seeds"),
         (["--grid", "dataset=digits,wind"], "dataset cannot be an axis"),
         (["--grid", "clients=10,2000"], "at most the 1437 examples; got 2000"),
-        (["--grid", "epochs=1", "--zip", "epochs=2"], "must not share names"),
+        (["--grid", "epochs=1", "--zip", "epochs=2", "client_lr=1"], "must not share names"),
+        (["--zip", "epochs=1,2"], "zip must have two axes or more; got epochs"),
+        (["--grid", "epochs=1,2", "-E", "1"], "epochs is an axis and an option, too"),
+        (["--baselines", "x"], "--baselines is an option of fedjax-sim run"),
         (["--zip", "epochs=1,2", "client_lr=1"], "zipped axes must have the same length"),
         (["--random", "client_lr=uniform(0,1)"], "random must begin with a number"),
         (["--random", "2", "client_lr=normal(0,1)"], "random.client_lr must be uniform"),
         (["--random", "2", "epochs=uniform(1,5)"], "random.epochs must be a choice"),
         (["--random", "2", "client_lr=loguniform(0,1)"], "low must be finite and positive"),
-        (["--random", "0", "client_lr=uniform(0,1)"], "num must be .*got 0"),
+        (["--random", "0", "client_lr=uniform(0,1)"], "random.num must be .*got 0"),
         (["--seeds", "0"], "seeds must be .*got 0"),
         (["--metric", "accuracy"], "unknown metric 'accuracy'; did you mean '\\w+_accuracy'"),
     ],

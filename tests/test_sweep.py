@@ -181,14 +181,13 @@ def test_interrupted_and_resumed_it_is_the_same(tmp_path):
 
 
 def test_what_a_factory_raises_names_the_configuration(data):
-    def experiment(lr):
-        if lr > 0.02:
-            raise ValueError("too high")
-        return factory(data)(lr)
+    def experiment(lr, mode):
+        return factory(data)(lr, mode=mode)
 
-    with pytest.raises(ValueError, match="too high") as error:
-        fs.sweep(experiment, {"lr": [0.01, 0.05]}, [0])
-    assert error.value.__notes__ == ["experiment was called with {'lr': 0.05}"]
+    with pytest.raises(AttributeError, match="selectd") as error:
+        fs.sweep(experiment, {"lr": [0.01], "mode": ["selected", "selectd"]}, [0])
+    # What is traced has no value to be told.
+    assert error.value.__notes__[0] == "experiment was called with {'mode': 'selectd'}"
 
 
 def test_progress_counts_no_run_twice(data):

@@ -1,13 +1,13 @@
 """`fedjax-sim run --baselines`: what no federation, and no averaging, would reach."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim import baselines, problem
 from fedjax_sim.base import Array
 from fedjax_sim.checks import check_known
-from fedjax_sim.cli import folder
+from fedjax_sim.cli import files, folder
 from fedjax_sim.cli.show import run_progress
 from fedjax_sim.columns import BYTES
 from fedjax_sim.experiment import Experiment
@@ -35,20 +35,12 @@ def train(
                 configuration={**chosen.without_target().values(), "baseline": name},
             )  # fmt: skip
         if simulation.status == "interrupted":
-            return f"{name}: interrupted; what was computed is saved", False
+            return f"{name} interrupted, and what was computed is saved", False
         (run,) = simulation.results(seed=chosen.seed).runs
         rounds = {k: x for k, x in run.rounds.items() if k not in BYTES}  # nothing is sent
         own = _of_own_models(chosen, simulation) if name == "local_only" else run.values
         results = Results((run._replace(rounds=rounds, values=own),))
-        results.save(
-            below,
-            {
-                "kind": "run",
-                "configuration": configuration,
-                "score": chosen.score,
-                "status": simulation.status,
-            },
-        )
+        results.save(below, summary(configuration, chosen, simulation))
     score = results.runs[0].row()[chosen.score]
     said = f"{score:.4f}" if isinstance(score, float) else "not known"
     means = ", mean of the clients' own models" if name == "local_only" else ""
@@ -71,20 +63,38 @@ def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]
     return values
 
 
-def named(there: Any, given: Sequence[str]) -> list[str]:
-    """The baselines to train: those of the configuration, and those given as options.
+def summary(
+    configuration: Mapping[str, Any], chosen: Setting, simulation: Simulation
+) -> dict[str, Any]:
+    """What summary.json says of a run, and of a baseline."""
+    return {
+        "kind": "run",
+        "configuration": configuration,
+        "score": chosen.score,
+        "status": simulation.status,
+    }
+
+
+def there(out: Path) -> Any:
+    """The baselines of the run in `out`."""
+    path = out / files.NAME
+    return files.read(path).get("baselines", []) if path.exists() else []
+
+
+def named(*several: Any) -> list[str]:
+    """The baselines to train: those of the run that goes on, of the file and of the options.
 
     Raises:
       ValueError: for what is no list of their names, or a name twice.
     """
-    if not isinstance(there, list) or not all(isinstance(name, str) for name in there):
-        raise ValueError(f"baselines must be a list of names; got {there!r}")
-    for names in (there, given):
+    for names in several:
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"baselines must be a list of names; got {names!r}")
         for name in names:
             check_known(name, folder.BASELINES, "baseline")
         if len(set(names)) != len(names):
             raise ValueError(f"baselines must be named once each; got {' '.join(names)}")
-    return list(dict.fromkeys([*there, *given]))
+    return list(dict.fromkeys(name for names in several for name in names))
 
 
 def check(names: list[str], chosen: Setting, out: Path, resume: bool, overwrite: bool) -> None:
@@ -94,6 +104,11 @@ def check(names: list[str], chosen: Setting, out: Path, resume: bool, overwrite:
       ValueError: saying which.
     """
     for name in names:
+        if overwrite and (out / name / folder.RUN).exists() and not folder.is_baseline(out / name):
+            raise ValueError(
+                f"--out {out / name} holds a run of its own and no baseline, and is not replaced; "
+                "name another --out"
+            )
         folder.check(out / name, resume, overwrite, folder.RUN)
     if "local_only" in names and chosen.sampler == "with_replacement":
         raise ValueError("local_only needs a sampler without replacement; got with_replacement")

@@ -7,9 +7,18 @@ from typing import Any
 from fedjax_sim import comparison, problem, report
 from fedjax_sim.aggregation import RULES
 from fedjax_sim.cli import files, folder, machine
-from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read_config
+from fedjax_sim.cli.options import (
+    OWN,
+    add_config,
+    add_out,
+    add_setting,
+    check_names,
+    given,
+    read_config,
+    whole,
+)
 from fedjax_sim.cli.signals import INTERRUPTED, begun
-from fedjax_sim.cli.values import check_known, setting
+from fedjax_sim.cli.values import setting
 from fedjax_sim.comparison import Setting
 from fedjax_sim.report import Row
 from fedjax_sim.setting import OF_DATA
@@ -25,7 +34,7 @@ _FIELDS = (
     *OF_DATA, "model",
     "epochs", "batch_size", "client_lr", "server_lr", "rounds", "target", "execution", "cores",
 )  # fmt: skip
-_COMPARED = ("fractions", "modes", "seeds")
+_COMPARED = OWN["compare"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)")  # fmt: skip
     add("--modes", nargs="+", default=argparse.SUPPRESS, metavar="MODE",
         help=f"{', '.join(RULES)} (default: all)")  # fmt: skip
-    add("--seeds", type=int, default=argparse.SUPPRESS, metavar="N",
+    add("--seeds", type=whole, default=argparse.SUPPRESS, metavar="N",
         help="seeds 0 to N-1 (default: 5)")  # fmt: skip
     add_out(parser, "compare-results", "go on with the comparison in --out")
 
@@ -101,8 +110,7 @@ def call(options: argparse.Namespace) -> int:
 
 def _setting(values: Mapping[str, Any]) -> Setting:
     """What is compared, of values by name: all checked, nothing computed."""
-    for name in values:
-        check_known(name, (*_FIELDS, *_COMPARED), "name")
+    check_names("compare", values, _FIELDS)
     compared = {name: values[name] for name in _COMPARED if name in values}
     for name, kind, of in (("fractions", (int, float), float), ("modes", str, str)):
         if name in compared:

@@ -33,22 +33,27 @@ def write(folder: Path, values: Mapping[str, Any]) -> None:
         replace_file(folder / NAME, lambda file: file.write(text))
 
 
-def check_same(folder: Path, values: Mapping[str, Any], may_come: Sequence[str] = ()) -> None:
+def check_same(
+    folder: Path,
+    values: Mapping[str, Any],
+    may_come: str | None = None,
+    beside: Sequence[str] = (),
+) -> None:
     """Refuses to resume with other values than those that are there, if any are.
 
     Args:
-      may_come: names that may have a value where there is none yet; of a list, more.
+      may_come: a name that may have a value where there is none yet.
+      beside: names that are not compared.
 
     Raises:
       ValueError: saying what differs.
     """
     if (folder / NAME).exists():
         there, here = read(folder / NAME), tomllib.loads(toml(values))
-        for name in may_come:
-            value = here.get(name)
-            longer = isinstance(value, list) and {*there.get(name, [])} <= {*value}
-            if name in here and (name not in there or longer):
-                there[name] = value
+        if may_come is not None and may_come not in there:
+            here.pop(may_come, None)
+        for name in beside:
+            there.pop(name, None)
         differs = differences(there, here)
         if differs:
             raise ValueError(f"--out {folder} cannot be resumed: {differs}")

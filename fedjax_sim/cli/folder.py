@@ -1,5 +1,6 @@
 """The results folder: refused where it holds results, cleared of those alone."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ def prepare(folder: Path, overwrite: bool) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"--out {folder} cannot be written: {error.strerror}") from error
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise ValueError(f"--out {folder} cannot be written: {why}") from error
     if overwrite:
         clear(folder)
 
@@ -72,11 +74,20 @@ def clear(folder: Path) -> None:
                 path.unlink()
         _remove_empty(folder / name)
     for name in BASELINES:  # of the run that is replaced
-        if (folder / name).is_dir():
+        if is_baseline(folder / name):
             clear(folder / name)
             _remove_empty(folder / name)
     for name in _MANIFESTS:
         (folder / name).unlink(missing_ok=True)
+
+
+def is_baseline(folder: Path) -> bool:
+    """Whether a run trained it as a baseline; a run of its own may have such a name, too."""
+    try:
+        there = json.loads((folder / RUN).read_text())
+    except (OSError, ValueError):
+        return False
+    return there.get("configuration", {}).get("baseline") == folder.name
 
 
 def _remove_checkpoints(path: Path, of_a_batch: bool) -> None:

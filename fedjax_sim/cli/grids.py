@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from fedjax_sim import grid
+from fedjax_sim.checks import check_count
 from fedjax_sim.cli.values import check_known, kinds, parsed, typed
 from fedjax_sim.grid import Grid
 from fedjax_sim.setting import NAMES
@@ -58,12 +59,19 @@ def checked(tables: Mapping[str, Any]) -> dict[str, Any]:
     if "zip" in tables:
         several = tables["zip"] if isinstance(tables["zip"], list) else [tables["zip"]]
         found["zip"] = [_axes("zip", one) for one in several]
+        for one in found["zip"]:
+            if len(one) < 2:
+                raise ValueError(
+                    f"zip must have two axes or more; got {', '.join(one) or 'none'} (all "
+                    "combinations are a grid)"
+                )
     if "random" in tables:
         table = _table("random", tables["random"])
         num, seed = table.get("num"), table.get("seed", 0)
         for name, value in (("num", num), ("seed", seed)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ValueError(f"random.{name} must be a whole number; got {value!r}")
+        check_count("random.num", num)
         draws = {k: v for k, v in table.items() if k not in ("num", "seed")}
         for name, text in draws.items():
             _draw(name, text)
@@ -135,4 +143,7 @@ def _draw(name: str, text: Any) -> grid.Uniform | grid.LogUniform | grid.Choice:
     if float not in kinds(name):
         raise ValueError(f"random.{name} must be a choice(VALUE,VALUE,...); got {text!r}")
     low, high = (parsed(name, end.strip()) for end in ends)
-    return grid.uniform(low, high) if match[1] == "uniform" else grid.log_uniform(low, high)
+    try:
+        return grid.uniform(low, high) if match[1] == "uniform" else grid.log_uniform(low, high)
+    except ValueError as error:
+        raise ValueError(f"random.{name}: {error}") from error

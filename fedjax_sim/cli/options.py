@@ -1,14 +1,22 @@
 """Options that commands share."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim.cli import files
-from fedjax_sim.cli.values import kinds, parsed
+from fedjax_sim.cli.values import check_known, kinds, parsed
 from fedjax_sim.setting import NAMES, Setting
+
+# Names of a command's file beside those of a setting.
+OWN = {
+    "run": ("baselines",),
+    "sweep": ("seeds", "metric", "grid", "zip", "random"),
+    "compare": ("fractions", "modes", "seeds"),
+}
 
 
 def add_setting(parser: argparse.ArgumentParser, names: Iterable[str] = NAMES) -> None:
@@ -38,6 +46,14 @@ def reader(name: str) -> Callable[[str], Any]:
     return read
 
 
+def whole(text: str) -> int:
+    """What argparse reads a whole number with."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}") from None
+
+
 def add_out(
     parser: argparse.ArgumentParser, default: str | None, resume: str, what: str = "results"
 ) -> None:
@@ -64,22 +80,44 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
     """The values of CONFIG, or of what is to be resumed; options not yet over them.
 
+    Says so if there is nothing to be resumed.
+
     Raises:
-      ValueError: if it cannot be read, or nothing says what is to be resumed.
+      ValueError: if it cannot be read, or nothing says what to start.
     """
     there = options.out / files.NAME
-    if options.config is not None:
-        return files.read(options.config)
-    if not options.resume:
-        return {}
-    if there.exists():
-        return files.read(there)
-    if not given(options):
-        raise ValueError(
-            f"--out {options.out} holds nothing to resume: there is no {files.NAME}; give CONFIG "
-            "or options to start it anew"
-        )
-    return {}
+    if options.resume and not there.exists():
+        if options.config is None and not _say_what_runs(options):
+            raise ValueError(
+                f"--out {options.out} holds nothing to resume: there is no {files.NAME}; give "
+                "CONFIG or options to start it anew"
+            )
+        print(f"--out {options.out} holds no {files.NAME}: it starts anew", file=sys.stderr)
+    path = options.config or (there if options.resume and there.exists() else None)
+    return {} if path is None else files.read(path)
+
+
+def _say_what_runs(options: argparse.Namespace) -> bool:
+    others = ("command", "out", "resume", "overwrite")
+    return any(value not in (None, []) for name, value in vars(options).items()
+               if name not in others)  # fmt: skip
+
+
+def check_names(command: str, values: Iterable[str], fields: Iterable[str] = NAMES) -> None:
+    """Refuses what is no name of a command's file.
+
+    Args:
+      fields: those of a setting that it takes.
+
+    Raises:
+      ValueError: with the command whose it is, or the nearest name.
+    """
+    known = (*fields, *OWN[command])
+    for name in values:
+        others = [other for other, own in OWN.items() if name in own and other != command]
+        if name not in known and others:
+            raise ValueError(f"{name} belongs to fedjax-sim {' and '.join(others)}")
+        check_known(name, known, "name")
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:

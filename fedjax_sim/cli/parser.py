@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -28,13 +29,23 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.fail(2, message)
 
-    def unknown(self, arguments: list[str]) -> NoReturn:
-        """Refuses arguments that no option is of, with the nearest option."""
-        known = [flag for action in self._actions for flag in action.option_strings]
-        flag = arguments[0].split("=")[0]
-        ends = [one for one in known if one.endswith(f"-{flag.lstrip('-')}")]
-        near = ends or get_close_matches(flag, known, 1)
-        meant = f"; did you mean {' or '.join(near)}?" if near and flag.startswith("--") else ""
+    @property
+    def flags(self) -> list[str]:
+        """All options."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def unknown(self, arguments: list[str], others: Mapping[str, "_Parser"]) -> NoReturn:
+        """Refuses arguments that no option is of, with the nearest one or whose it is."""
+        given = [one.split("=")[0] for one in arguments if one.startswith("--")]
+        meant = ""
+        for flag in given[:1]:
+            whose = [name for name, other in others.items() if flag in other.flags]
+            near = get_close_matches(flag, self.flags, 1, 0.8)
+            near = near or [one for one in self.flags if one.endswith(flag[1:])]
+            if whose:
+                meant = f"; {flag} is an option of fedjax-sim {' and '.join(whose)}"
+            elif near:
+                meant = f"; did you mean {' or '.join(near)}?"
         self.error(f"unrecognized arguments: {' '.join(arguments)}{meant}")
 
     def fail(self, code: int, message: str) -> NoReturn:
@@ -56,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     # A subcommand's own, if it has some.
     command: _Parser = getattr(options, "parser", of[options.command])
     if unknown:
-        command.unknown(unknown)
+        command.unknown(unknown, of)
     try:
         for name in _COMMANDS[options.command].NEEDS:
             importlib.import_module(name)

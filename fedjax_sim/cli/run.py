@@ -1,18 +1,17 @@
 """`fedjax-sim run`: one run."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedjax_sim import problem
 from fedjax_sim.cli import files, folder, machine
-from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read_config
+from fedjax_sim.cli.options import add_config, add_out, add_setting, check_names, given, read_config
 from fedjax_sim.cli.signals import INTERRUPTED
-from fedjax_sim.cli.values import check_known, setting
-from fedjax_sim.setting import NAMES, Setting
+from fedjax_sim.cli.values import setting
+from fedjax_sim.driver import Interrupt
+from fedjax_sim.setting import Setting
 from fedjax_sim.simulate import Simulation, Writer, reaches, simulate
 from fedjax_sim.writers import tensorboard, wandb
 
@@ -22,7 +21,6 @@ DESCRIPTION = (
     "CONFIG), rounds.csv, table.csv and summary.json."
 )
 NEEDS = ("rich",)
-_OF_A_SWEEP = ("seeds", "metric", "grid", "zip", "random")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +50,13 @@ def call(options: argparse.Namespace) -> int:
 
     folder.check(options.out, options.resume, options.overwrite, folder.RUN)
     values = read_config(options)
-    names = baselines.named(values.pop("baselines", []), getattr(options, "baselines", []))
-    chosen = _setting({**values, **given(options)})
+    check_names("run", values)
+    there = baselines.there(options.out) if options.resume else []
+    names = baselines.named(there, values.pop("baselines", []), getattr(options, "baselines", []))
+    chosen = setting({**values, **given(options)}).resolved()
     configuration = chosen.values() | ({"baselines": names} if names else {})
     if options.resume:
-        files.check_same(options.out, configuration, may_come=("target", "baselines"))
+        files.check_same(options.out, chosen.values(), may_come="target", beside=("baselines",))
     baselines.check(names, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)
@@ -80,48 +80,35 @@ def call(options: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     stop = None if chosen.target is None else reaches(chosen.score, chosen.target)
-    with folder.saying_what_is_saved(options.out):
-        with show.run_progress(chosen.rounds, chosen.score) as tell:
-            simulation = simulate(
-                experiment, key, out=options.out, resume=options.resume, stop=stop,
-                on_progress=tell, writers=writers,
-                configuration=chosen.without_target().values(),
-            )  # fmt: skip
-        if not len(simulation.history.evaluated):
-            raise KeyboardInterrupt
-        results = simulation.results(seed=chosen.seed)
-        written = results.save(options.out, _summary(configuration, chosen, simulation))
-    for line in _said(options.out, chosen, simulation):
-        console.print(line, soft_wrap=True)
-    console.print(f"Wrote {', '.join((*written, files.NAME))} to {options.out}", soft_wrap=True)
-    through = simulation.status != "interrupted"
-    for name in names:
-        if through:
-            line, through = baselines.train(
-                name, chosen, experiment, key, options.out, options.resume
-            )
+    with Interrupt() as interrupt:  # one that comes too late for the run is for its baselines
+        with folder.saying_what_is_saved(options.out):
+            with show.run_progress(chosen.rounds, chosen.score) as tell:
+                simulation = simulate(
+                    experiment, key, out=options.out, resume=options.resume, stop=stop,
+                    on_progress=tell, writers=writers,
+                    configuration=chosen.without_target().values(),
+                )  # fmt: skip
+            if not len(simulation.history.evaluated):
+                raise KeyboardInterrupt
+            results = simulation.results(seed=chosen.seed)
+            summary = baselines.summary(configuration, chosen, simulation)
+            written = results.save(options.out, summary | {"bytes": simulation.exchange._asdict()})
+        for line in _said(options.out, chosen, simulation):
             console.print(line, soft_wrap=True)
+        console.print(f"Wrote {', '.join((*written, files.NAME))} to {options.out}", soft_wrap=True)
+        through = simulation.status != "interrupted"
+        for name in names if through else ():
+            line, through = f"Interrupted before {name}", interrupt.received is None
+            if through:
+                line, through = baselines.train(
+                    name, chosen, experiment, key, options.out, options.resume
+                )
+            if not through:
+                line += f": fedjax-sim run --resume --out {options.out}"
+            console.print(line, soft_wrap=True)
+            if not through:
+                break
     return 0 if through else INTERRUPTED
-
-
-def _setting(values: Mapping[str, Any]) -> Setting:
-    for name in values:
-        if name in _OF_A_SWEEP:
-            raise ValueError(f"{name} belongs to fedjax-sim sweep")
-        check_known(name, NAMES, "name")
-    return setting(values).resolved()
-
-
-def _summary(
-    configuration: Mapping[str, Any], chosen: Setting, simulation: Simulation
-) -> dict[str, Any]:
-    return {
-        "kind": "run",
-        "configuration": configuration,
-        "score": chosen.score,
-        "status": simulation.status,
-        "bytes": simulation.exchange._asdict(),
-    }
 
 
 def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:

@@ -10,7 +10,15 @@ import numpy as np
 from fedjax_sim import problem
 from fedjax_sim.checks import check_count
 from fedjax_sim.cli import files, folder, grids, machine
-from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read_config
+from fedjax_sim.cli.options import (
+    add_config,
+    add_out,
+    add_setting,
+    check_names,
+    given,
+    read_config,
+    whole,
+)
 from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import check_known, setting
 from fedjax_sim.comparison import rounds_to_target
@@ -54,14 +62,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_setting(parser)
     add = parser.add_argument
-    add("--seeds", type=int, default=argparse.SUPPRESS, metavar="N",
+    add("--seeds", type=whole, default=argparse.SUPPRESS, metavar="N",
         help="of each configuration, counted up from --seed (default: 1)")  # fmt: skip
     add("--grid", action="append", default=[], metavar="NAME=VALUE,...",
         help="an axis, as client_lr=0.01,0.1; all combinations of several; in a file [grid] with "
         "client_lr = [0.01, 0.1] under it")  # fmt: skip
     add("--zip", action="append", nargs="+", default=[], metavar="NAME=VALUE,...",
         help="axes whose values go together, as epochs=1,5 batch_size=10,50; in a file [[zip]] "
-        "with epochs = [1, 5] and batch_size = [10, 50] under it")  # fmt: skip
+        "with epochs = [1, 5] and batch_size = [10, 50] under it; several combine")  # fmt: skip
     add("--random", nargs="+", default=[], metavar="N",
         help="N configurations, then NAME=loguniform(LOW,HIGH), uniform(LOW,HIGH) or "
         "choice(VALUE,...) for each axis, and seed=SEED; in a file [random] with num = 20, "
@@ -82,6 +90,9 @@ def call(options: argparse.Namespace) -> int:
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
         by_options["grid"] = values["grid"] | by_options["grid"]
     plan = _plan(values | by_options)
+    for name in given(options):
+        if name in plan.grid.names:
+            raise ValueError(f"{name} is an axis and an option, too; give one of them")
     if options.resume:
         files.check_same(options.out, plan.values())
     mesh = machine.use_cores(plan.base.cores)
@@ -125,10 +136,7 @@ def _experiment(base: Setting, hyper: Mapping[str, Any]) -> Experiment:
 
 def _plan(values: Mapping[str, Any]) -> Plan:
     """Everything checked, nothing computed."""
-    for name in values:
-        if name == "baselines":
-            raise ValueError("baselines belong to fedjax-sim run")
-        check_known(name, (*NAMES, "seeds", "metric", *grids.TABLES), "name")
+    check_names("sweep", values)
     seeds, metric = values.get("seeds", 1), values.get("metric")
     check_count("seeds", seeds)
     base = setting({name: value for name, value in values.items() if name in NAMES})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, FederatedState, PyTree
 from fedjax_sim.checkpoint import checksum
+from fedjax_sim.checks import is_concrete
 from fedjax_sim.columns import COLUMNS, LABELS, check_evaluated, names_of
 from fedjax_sim.execution.machine import cache_bytes, carry_bytes
 from fedjax_sim.execution.sharded import Sharded
@@ -159,7 +160,8 @@ def build(experiment: Callable[..., Any], hyper: dict[str, Any], key: Array, opa
     try:
         made = experiment(key, **hyper) if opaque else experiment(**hyper)
     except Exception as error:
-        error.add_note(f"experiment was called with {hyper}")
+        known = {name: value for name, value in hyper.items() if is_concrete(value)}
+        error.add_note(f"experiment was called with {known}")
         raise
     if not opaque and not isinstance(made, Experiment):
         raise ValueError(

@@ -228,9 +228,9 @@ class _Teller:
         self.before, self.worked, self.seconds, self.partly = 0, 0.0, 0.0, 0.0
 
     def chunk(
-        self, group: Group, new: int, of: int, share: float, steps: float, seconds: float
+        self, group: Group, new: int, runs: int, share: float, steps: float, seconds: float
     ) -> None:
-        """Of a batch of `of` runs, `new` of which are no repetition."""
+        """Of a batch of some runs, `new` of which are no repetition."""
         fresh = new * share - self.partly
         self.partly = new * share
         if not seconds:
@@ -242,7 +242,7 @@ class _Teller:
             self.on_progress(Swept(
                 runs=min(self.before + int(self.partly), self.num_runs),
                 num_runs=self.num_runs,
-                client_steps_per_second=steps * new / of / seconds,
+                client_steps_per_second=steps * new / runs / seconds,
                 seconds_left=left * self.seconds / max(self.worked, 1e-9),
                 says=says,
             ))  # fmt: skip
