@@ -16,6 +16,7 @@ from fedjax_sim.reproduce import fedprox, race, racing, record, select
 from fedjax_sim.reproduce.cells import RATIO, TABLES, Cell, Table, rates
 from fedjax_sim.reproduce.racing import best_run, is_through
 from fedjax_sim.reproduce.store import Store
+from fedjax_sim.results import Results, Run
 from fedjax_sim.setting import Setting
 
 SETTING = Setting(
@@ -225,6 +226,24 @@ def test_a_table_with_nothing_but_estimates_is_listed(tmp_path):
     assert "\n- C = 0.1, E = 5, B = 10, IID: 20 published, up to about 1.0 h\n" in text
     assert text.count("\n- ") == len(cells) == 18
     assert "no estimate" not in text
+
+
+def test_the_stragglers_table_by_hand():
+    loss = np.array([4.0] + [1.0] * 28 + [0.5])  # their mean is 1.0833
+    accuracy = np.where(np.arange(30) < fedprox.EARLY, 0.25, 0.75)
+    runs = tuple(
+        Run(
+            {"federation": federation, "stragglers_share": share, "method": method}, seed,
+            {"all_loss": loss * (1 + share), "test_accuracy": accuracy + seed / 10}, {}, 30,
+        )
+        for federation in fedprox.FEDERATIONS for share in fedprox.STRAGGLERS
+        for method in fedprox.METHODS for seed in (0, 1)
+    )  # fmt: skip
+    heading, _, *lines = fedprox.rows(Results(runs))
+    assert heading == ("| stragglers | federation | FedAvg | FedProx, mu = 0 | FedProx, mu = 1 |")
+    assert len(lines) == 12
+    cell = "1.625, 0.750; 30.0%, 80.0% ± 7.1%"
+    assert lines[4] == f"| 50% | IID | {cell} | {cell} | {cell} |"
 
 
 def test_stragglers_are_dropped_or_kept_as_the_paper_has_them():
