@@ -166,10 +166,15 @@ def pooling() -> dict[str, float]:
     return taken
 
 
-def recurrence() -> dict[str, list[float]]:
-    """Milliseconds and GFLOP/s, on one core, of the parts of a layer of LSTM with 256 units."""
+def _on_one_core() -> None:
+    """As a device of `cores()` has; before JAX starts."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def recurrence() -> dict[str, list[float]]:
+    """Milliseconds and GFLOP/s, on one core, of the parts of a layer of LSTM with 256 units."""
+    _on_one_core()
     import jax
     import jax.numpy as jnp
 
@@ -200,33 +205,29 @@ def recurrence() -> dict[str, list[float]]:
         return jnp.sum(fs.nn.lstm(jnp.swapaxes(x, 0, 1), w, w, bias)[0] ** 2)
 
     product = 2 * BATCH * length * units * 4 * units
-    parts: dict[str, tuple[Any, Any, int]] = {
-        "x W of all steps, one product": (lambda x, w: x.reshape(-1, units) @ w, x, 1),
+    parts: dict[str, tuple[Any, tuple[Any, Any], float]] = {
+        "x W of all steps, one product": (lambda x, w: x.reshape(-1, units) @ w, (x, w), product),
         "x^T d of all steps, one product": (
-            lambda g, w: x.reshape(-1, units).T @ g.reshape(-1, 4 * units), g, 1),
-        "h U, step by step": (forward, g, 1),
-        "d U^T, step by step": (backward, g, 1),
-        "the gates, step by step": (gates, g, 0),
-        "the layer, forward": (layer, x, 2),
-        "the layer, forward and all gradients": (jax.grad(layer, (0, 1)), x, 6),
+            lambda x, g: x.reshape(-1, units).T @ g.reshape(-1, 4 * units), (x, g), product),
+        "h U, step by step": (forward, (g, w), product),
+        "d U^T, step by step": (backward, (g, w), product),
+        "the gates, step by step": (gates, (g, w), 0),
+        "the layer, forward": (layer, (x, w), 2 * product),
+        "the layer, forward and all gradients": (jax.grad(layer, (0, 1)), (x, w), 6 * product),
+        "a product of 1000 x 1000 matrices": (jnp.matmul, (jnp.ones((1000, 1000)),) * 2, 2e9),
     }  # fmt: skip
     found = {}
-    for name, (part, first, products) in parts.items():
-        compiled = jax.jit(part)
-        jax.block_until_ready(compiled(first, w))
-        seconds = smallest(partial(compiled, first, w), 20)
-        found[name] = [seconds * 1e3, products * product / seconds / 1e9]
-    a = jnp.ones((1000, 1000))
-    square = jax.jit(lambda a: a @ a)
-    jax.block_until_ready(square(a))
-    seconds = smallest(partial(square, a), 20)
-    return {**found, "a product of 1000 x 1000 matrices": [seconds * 1e3, 2 / seconds]}
+    for name, (part, given, flops) in parts.items():
+        run = partial(jax.jit(part), *given)
+        jax.block_until_ready(run())
+        seconds = smallest(run, 20)
+        found[name] = [seconds * 1e3, flops / seconds / 1e9]
+    return found
 
 
 def dense() -> dict[str, list[float]]:
     """Microseconds of a step that adds x^T d to W, in a scan: lax's own product, and ours."""
-    if hasattr(os, "sched_setaffinity"):  # one core, as a device of `cores()` has
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    _on_one_core()
     import jax
     import jax.numpy as jnp
     import numpy as np

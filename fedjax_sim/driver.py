@@ -58,14 +58,11 @@ class Interrupt:
     def __init__(self) -> None:
         self.received: str | None = None
         self._before: dict[signal.Signals, Any] = {}
-        self._outer: Interrupt | None = None  # told, too: what comes next is its business
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._receive)
-                outer = getattr(self._before[number], "__self__", None)
-                self._outer = outer if isinstance(outer, Interrupt) else None
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -77,8 +74,9 @@ class Interrupt:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-        if self._outer is not None:
-            self._outer.received = self.received
+        outer = getattr(self._before[signal.Signals(number)], "__self__", None)
+        if isinstance(outer, Interrupt):  # what comes next is its business
+            outer.received = self.received
 
 
 class Program(NamedTuple):

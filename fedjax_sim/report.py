@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.canvas import MODE_STYLES
+from fedjax_sim.columns import BYTES
 from fedjax_sim.comparison import Setting, cohort_size, rounds_to_target
 from fedjax_sim.results import Results, Run
 from fedjax_sim.saving import replace_file
@@ -177,7 +178,7 @@ def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> No
     writer = csv.writer(text)
     writer.writerow(
         ["mode", "fraction", "cohort", "seed", "round", "score", "train_loss"]
-        + ["bytes_down", "bytes_up", "reporting_share"]
+        + [*BYTES, "reporting_share"]
     )
     for run in runs:
         fraction, mode = run.configuration["fraction"], run.configuration["mode"]
@@ -187,7 +188,7 @@ def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> No
             writer.writerow(
                 [mode, fraction, cohort, run.seed, t + 1]
                 + [f"{column[name][t]:.6g}" for name in (setting.one.score, "train_loss")]
-                + [int(column[name][t]) for name in ("bytes_down", "bytes_up")]
+                + [int(column[name][t]) for name in BYTES]
                 + [f"{column['reporting_share'][t]:.6g}"]
             )
     text.detach()

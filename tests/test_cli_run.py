@@ -197,6 +197,15 @@ def test_a_run_called_like_a_baseline_is_not_overwritten(tmp_path, capsys, overw
     assert {name: read(below, name) for name in FILES} == before
 
 
+def test_a_sweep_called_like_a_baseline_is_not_overwritten(tmp_path, capsys):
+    below = tmp_path / "centralised"
+    below.mkdir()
+    (below / "sweep.json").write_text("{}")
+    said = refused(capsys, *SMALL, "--overwrite", "--baselines", "centralised", out=tmp_path)
+    assert f"{below} holds a run of its own and no baseline" in said
+    assert names(below) == {"sweep.json"}
+
+
 def test_a_signal_at_the_end_of_a_run_is_for_its_baselines(tmp_path, capsys, monkeypatch):
     def raise_it(*arguments, **options):
         done = simulate(*arguments, **options)

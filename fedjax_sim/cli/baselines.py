@@ -104,7 +104,7 @@ def check(names: list[str], chosen: Setting, out: Path, resume: bool, overwrite:
       ValueError: saying which.
     """
     for name in names:
-        if overwrite and (out / name / folder.RUN).exists() and not folder.is_baseline(out / name):
+        if overwrite and folder.held(out / name) and not folder.is_baseline(out / name):
             raise ValueError(
                 f"--out {out / name} holds a run of its own and no baseline, and is not replaced; "
                 "name another --out"

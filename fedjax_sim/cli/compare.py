@@ -7,16 +7,7 @@ from typing import Any
 from fedjax_sim import comparison, problem, report
 from fedjax_sim.aggregation import RULES
 from fedjax_sim.cli import files, folder, machine
-from fedjax_sim.cli.options import (
-    OWN,
-    add_config,
-    add_out,
-    add_setting,
-    check_names,
-    given,
-    read_config,
-    whole,
-)
+from fedjax_sim.cli.options import OWN, add_config, add_out, add_setting, read, whole
 from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import setting
 from fedjax_sim.comparison import Setting
@@ -63,9 +54,7 @@ def call(options: argparse.Namespace) -> int:
     from fedjax_sim.cli import show
 
     folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
-    values = {**read_config(options), **given(options)}
-    values |= {name: value for name, value in vars(options).items() if name in _COMPARED}
-    chosen = _setting(values)
+    chosen = _setting(read("compare", options, _FIELDS, _COMPARED))
     one = chosen.one
     if options.resume:
         files.check_same(options.out, _values(chosen))
@@ -110,7 +99,6 @@ def call(options: argparse.Namespace) -> int:
 
 def _setting(values: Mapping[str, Any]) -> Setting:
     """What is compared, of values by name: all checked, nothing computed."""
-    check_names("compare", values, _FIELDS)
     compared = {name: values[name] for name in _COMPARED if name in values}
     for name, kind, of in (("fractions", (int, float), float), ("modes", str, str)):
         if name in compared:

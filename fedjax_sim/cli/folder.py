@@ -25,7 +25,7 @@ def check(folder: Path, resume: bool, overwrite: bool, marker: str) -> None:
     Raises:
       ValueError: if it holds results, or with resume others than those.
     """
-    there = [name for name in (*_RESULTS, *_MANIFESTS) if (folder / name).exists()]
+    there = held(folder)
     if not there or overwrite:
         return
     holds = f"--out {folder} holds results already ({', '.join(there)})"
@@ -36,6 +36,11 @@ def check(folder: Path, resume: bool, overwrite: bool, marker: str) -> None:
     others = {RUN, SWEEP} - {marker}
     if marker not in there and ("summary.json" in there or others & {*there}):
         raise ValueError(f"{holds}, which this command cannot resume; give --overwrite")
+
+
+def held(folder: Path) -> list[str]:
+    """The files of results that are there."""
+    return [name for name in (*_RESULTS, *_MANIFESTS) if (folder / name).exists()]
 
 
 def prepare(folder: Path, overwrite: bool) -> None:

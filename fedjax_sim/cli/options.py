@@ -77,14 +77,32 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def read_config(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of CONFIG, or of what is to be resumed; options not yet over them.
+def read(
+    command: str,
+    options: argparse.Namespace,
+    fields: Iterable[str] = NAMES,
+    more: Iterable[str] = (),
+) -> dict[str, Any]:
+    """What a command runs, by name: of CONFIG, or of what is to be resumed, and options over it.
 
     Says so if there is nothing to be resumed.
 
+    Args:
+      fields: those of a setting that the command takes.
+      more: names of its own whose options replace what the file says.
+
     Raises:
-      ValueError: if it cannot be read, or nothing says what to start.
+      ValueError: if the file cannot be read, or has a name that the command does not take (whose
+        it is, or the nearest); if nothing says what to start.
     """
+    found = _config(options)
+    _check_names(command, found, fields)
+    over = {name: value for name, value in vars(options).items() if name in {*more}}
+    return found | given(options) | over
+
+
+def _config(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of CONFIG, or of what is to be resumed."""
     there = options.out / files.NAME
     if options.resume and not there.exists():
         if options.config is None and not _say_what_runs(options):
@@ -103,15 +121,8 @@ def _say_what_runs(options: argparse.Namespace) -> bool:
                if name not in others)  # fmt: skip
 
 
-def check_names(command: str, values: Iterable[str], fields: Iterable[str] = NAMES) -> None:
-    """Refuses what is no name of a command's file.
-
-    Args:
-      fields: those of a setting that it takes.
-
-    Raises:
-      ValueError: with the command whose it is, or the nearest name.
-    """
+def _check_names(command: str, values: Iterable[str], fields: Iterable[str]) -> None:
+    """Refuses what is no name of a command's file."""
     known = (*fields, *OWN[command])
     for name in values:
         others = [other for other, own in OWN.items() if name in own and other != command]

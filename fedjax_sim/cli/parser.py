@@ -36,17 +36,17 @@ class _Parser(argparse.ArgumentParser):
 
     def unknown(self, arguments: list[str], others: Mapping[str, "_Parser"]) -> NoReturn:
         """Refuses arguments that no option is of, with the nearest one or whose it is."""
+        said = f"unrecognized arguments: {' '.join(arguments)}"
         given = [one.split("=")[0] for one in arguments if one.startswith("--")]
-        meant = ""
-        for flag in given[:1]:
-            whose = [name for name, other in others.items() if flag in other.flags]
-            near = get_close_matches(flag, self.flags, 1, 0.8)
-            near = near or [one for one in self.flags if one.endswith(flag[1:])]
-            if whose:
-                meant = f"; {flag} is an option of fedjax-sim {' and '.join(whose)}"
-            elif near:
-                meant = f"; did you mean {' or '.join(near)}?"
-        self.error(f"unrecognized arguments: {' '.join(arguments)}{meant}")
+        if not given:
+            self.error(said)
+        flag = given[0]
+        whose = [name for name, other in others.items() if flag in other.flags]
+        if whose:
+            self.error(f"{said}; {flag} is an option of fedjax-sim {' and '.join(whose)}")
+        near = get_close_matches(flag, self.flags, 1, 0.8)
+        near = near or [one for one in self.flags if one.endswith(flag[1:])]
+        self.error(said + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
     def fail(self, code: int, message: str) -> NoReturn:
         self.exit(code, f"{self.prog}: error: {' '.join(message.split())}\n")

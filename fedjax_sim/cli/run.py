@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_sim import problem
 from fedjax_sim.cli import files, folder, machine
-from fedjax_sim.cli.options import add_config, add_out, add_setting, check_names, given, read_config
+from fedjax_sim.cli.options import add_config, add_out, add_setting, read
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.cli.values import setting
 from fedjax_sim.driver import Interrupt
@@ -49,11 +49,10 @@ def call(options: argparse.Namespace) -> int:
     from fedjax_sim.cli import baselines, show
 
     folder.check(options.out, options.resume, options.overwrite, folder.RUN)
-    values = read_config(options)
-    check_names("run", values)
+    values = read("run", options)
     there = baselines.there(options.out) if options.resume else []
     names = baselines.named(there, values.pop("baselines", []), getattr(options, "baselines", []))
-    chosen = setting({**values, **given(options)}).resolved()
+    chosen = setting(values).resolved()
     configuration = chosen.values() | ({"baselines": names} if names else {})
     if options.resume:
         files.check_same(options.out, chosen.values(), may_come="target", beside=("baselines",))
@@ -98,16 +97,16 @@ def call(options: argparse.Namespace) -> int:
         console.print(f"Wrote {', '.join((*written, files.NAME))} to {options.out}", soft_wrap=True)
         through = simulation.status != "interrupted"
         for name in names if through else ():
-            line, through = f"Interrupted before {name}", interrupt.received is None
-            if through:
+            if interrupt.received is not None:
+                line, through = f"Interrupted before {name}", False
+            else:
                 line, through = baselines.train(
                     name, chosen, experiment, key, options.out, options.resume
                 )
             if not through:
-                line += f": fedjax-sim run --resume --out {options.out}"
-            console.print(line, soft_wrap=True)
-            if not through:
+                console.print(f"{line}: {_go_on(options.out)}", soft_wrap=True)
                 break
+            console.print(line, soft_wrap=True)
     return 0 if through else INTERRUPTED
 
 
@@ -129,7 +128,10 @@ def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:
         lines.append(f"Stopped: {chosen.score} reached {chosen.target:g}{before}.")
     if simulation.status == "interrupted":
         lines.append(
-            f"Interrupted after {done} of {chosen.rounds} rounds, which are saved: "
-            f"fedjax-sim run --resume --out {out}"
+            f"Interrupted after {done} of {chosen.rounds} rounds, which are saved: {_go_on(out)}"
         )
     return lines
+
+
+def _go_on(out: Path) -> str:
+    return f"fedjax-sim run --resume --out {out}"

@@ -10,15 +10,7 @@ import numpy as np
 from fedjax_sim import problem
 from fedjax_sim.checks import check_count
 from fedjax_sim.cli import files, folder, grids, machine
-from fedjax_sim.cli.options import (
-    add_config,
-    add_out,
-    add_setting,
-    check_names,
-    given,
-    read_config,
-    whole,
-)
+from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read, whole
 from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import check_known, setting
 from fedjax_sim.comparison import rounds_to_target
@@ -84,8 +76,7 @@ def call(options: argparse.Namespace) -> int:
     from fedjax_sim.cli import show
 
     folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
-    values = {**read_config(options), **given(options)}
-    values |= {k: v for k, v in vars(options).items() if k in ("seeds", "metric")}
+    values = read("sweep", options, more=("seeds", "metric"))
     by_options = grids.from_options(options.grid, options.zip, options.random)
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
         by_options["grid"] = values["grid"] | by_options["grid"]
@@ -136,7 +127,6 @@ def _experiment(base: Setting, hyper: Mapping[str, Any]) -> Experiment:
 
 def _plan(values: Mapping[str, Any]) -> Plan:
     """Everything checked, nothing computed."""
-    check_names("sweep", values)
     seeds, metric = values.get("seeds", 1), values.get("metric")
     check_count("seeds", seeds)
     base = setting({name: value for name, value in values.items() if name in NAMES})

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim.columns import BYTES
 from fedjax_sim.reproduce import fedprox, figures, shakespeare
 from fedjax_sim.reproduce.cells import TABLES, Cell, Table
 from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
@@ -162,8 +163,7 @@ def _traffic(cell: Cell, record: dict[str, Any]) -> str:
     rate = f", rate {record['rate']:.3g}" if cell.axis == "server_lr" and cell.tuned else ""
     if mean_rounds(record) is None:
         return f"{_rounds(cell, record)}{rate}"
-    down, up = (sum(one[name] for one in best) / len(best) / 1e6
-                for name in ("bytes_down", "bytes_up"))  # fmt: skip
+    down, up = (sum(one[name] for one in best) / len(best) / 1e6 for name in BYTES)
     return f"{_rounds(cell, record)}; {down:,.0f} + {up:,.0f} MB{rate}"
 
 
