@@ -150,6 +150,33 @@ def test_the_grid_goes_on_while_the_best_is_at_its_end(best, tried, tmp_path, mo
     assert limits == sorted(limits, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "tried"),
+    [
+        # Of rates 0.1 * 10^(i/6): i -> the most accurate one's neighbours last.
+        ({0: 0.7}, [0, -2, 2, 1, -1]),
+        ({2: 0.7}, [0, -2, 2, 4, 3, 1]),
+        ({0: 0.7, 1: 0.72}, [0, -2, 2, 1]),  # whose own neighbours have been
+        ({0: 0.7, 1: 0.76}, [0, -2, 2, 1]),  # reached
+    ],
+)
+def test_between_rates_where_none_reaches_the_target(accuracy, tried, tmp_path, monkeypatch):
+    ran = []
+
+    def one(cell, runner, store, of, most, interrupt, tell):
+        i = round(math.log(of["rate"] / 0.1) / math.log(RATIO) * 2)
+        ran.append((i, of["seed"]))
+        best = accuracy.get(i, 0.5)
+        found = {"rate": of["rate"], "seed": of["seed"], "done": most, "best": best}
+        return found | {"seconds": 1.0, "reached": 20.0 if best > 0.75 else None}
+
+    monkeypatch.setattr(racing, "_one", one)
+    monkeypatch.setattr(racing, "compiled", lambda *given: None)
+    best = max(accuracy, key=accuracy.get)
+    assert race(CELL, Store(tmp_path), 2, None, Interrupt(), silent)
+    assert ran == [*((i, 0) for i in tried), (best, 1)]
+
+
 def test_records_of_another_cell_are_refused(raced):
     other = CELL._replace(most=99)
     with pytest.raises(ValueError, match=r"another cell.*most is 22 there and 99 here"):

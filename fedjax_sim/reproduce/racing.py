@@ -101,9 +101,10 @@ def race(
 
     The first seed tries the rates, the middle one first, and each gives up where it can no longer
     be the best: behind the evaluation in which the best so far reached the target. While the best
-    lies at an end of the rates, the grid is extended there. The other seeds then run the best
-    rate. If none reaches the target, the best is the one with the highest accuracy. A run of more
-    than ten minutes is not repeated.
+    lies at an end of the rates, the grid is extended there. If none reaches the target, the best
+    is the one with the highest accuracy, and the rates half a step above and below it are tried:
+    McMahan et al.'s grids are of 10^(1/3) or 10^(1/6). The other seeds then run the best rate. A
+    run of more than ten minutes is not repeated.
 
     Raises:
       ValueError: if the record is of something else, or the cell it comes after was not run.
@@ -137,7 +138,7 @@ def race(
             return False
     best = best_run(record["runs"])
     long = best["seconds"] > LONG_SECONDS
-    there = {one["seed"] for one in record["runs"]}
+    there = {one["seed"] for one in record["runs"] if one["rate"] == best["rate"]}
     for seed in set(range(1, 1 if long else seeds)) - there:
         if run(best["rate"], seed, cell.most) is None:
             return False
@@ -180,10 +181,16 @@ def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
             return cell.rates[i]
     if not cell.tuned or len(tried) >= _MOST_RATES:
         return None
-    best = best_run(runs)["rate"]
-    if best == max(tried):
-        return best * RATIO
-    return best / RATIO if best == min(tried) else None
+    best = best_run(runs)
+    if best["rate"] == max(tried):
+        return best["rate"] * RATIO
+    if best["rate"] == min(tried):
+        return best["rate"] / RATIO
+    if best["reached"] is None:
+        for rate in (best["rate"] * math.sqrt(RATIO), best["rate"] / math.sqrt(RATIO)):
+            if not any(math.isclose(rate, other, rel_tol=1e-6) for other in tried):
+                return rate
+    return None
 
 
 def _one(

@@ -207,9 +207,10 @@ _HEAD = f"""{_TITLE}
 rounds until the test accuracy first reaches the target, the curve made monotone by the best value
 so far and interpolated linearly, as the papers have it; accuracy is measured after every round, or
 100 times up to the published rounds where there are more. In each cell learning rates of the grid
-10^(i/3) are tried with seed 0: three, and more while the best lies at an end, seven at most; a
-rate gives up where it can no longer be the best, and every run at 1.1 times the published rounds.
-The best rate is then run with further seeds, of which there are none where a run takes over ten
-minutes. Rates are chosen by the test set, and seed 0 chose them, so the mean without it stands
-beside. Seeds differ in first model, cohorts and shuffles; the split over clients is one for all.
+10^(i/3) are tried with seed 0: three, more while the best lies at an end, and its neighbours of
+10^(i/6) if none reached the target, seven at most; a rate gives up where it can no longer be the
+best, and every run at 1.1 times the published rounds. The best rate is then run with further
+seeds, of which there are none where a run takes over ten minutes. Rates are chosen by the test
+set, and seed 0 chose them, so the mean without it stands beside. Seeds differ in first model,
+cohorts and shuffles; the split over clients is one for all.
 """
