@@ -220,7 +220,8 @@ def test_an_unknown_table_is_refused_with_the_nearest():
 
 
 def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
-    cells = (CELL, CELL._replace(name="tiny-missed"), CELL._replace(name="tiny-not-run"))
+    names = ("tiny-iid", "tiny-missed", "tiny-not-run", "tiny-begun", "tiny-there")
+    cells = tuple(CELL._replace(name=name) for name in names)
     monkeypatch.setattr(tables, "TABLES", {"tiny": Table("tiny", "Tiny", cells)})
     monkeypatch.setattr(record, "TABLES", tables.TABLES)
     store = Store(tmp_path)
@@ -235,12 +236,18 @@ def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
     through = {"complete": True, "rate": 0.1, "seeds": 2, "long": False}
     store.save(cells[0], {"runs": runs(9.0, 11.0), **through})
     store.save(cells[1], {"runs": runs(9.0, None), **through})
-    store.save_estimates({"tiny-not-run": 7200.0})
+    store.save(cells[3], {"runs": runs(None), "complete": False})
+    store.save(cells[4], {"runs": runs(9.0, None), "complete": False})
+    store.save_estimates(dict.fromkeys(names, 2400.0))
     names = record.write(tmp_path / "PAPERS.md", store)
     text = (tmp_path / "PAPERS.md").read_text()
     assert "| 0.2 | 1 | 10 | IID | 20 | 10 (9 to 11) | 0.50 | 11 | 0.1 (0.1 to 0.1, 1) |" in text
     assert "| > 22 (1 of 2 reached it) |  |" in text
-    assert "\n- C = 0.2, E = 1, B = 10, IID: 20 published, up to about 2.0 h\n" in text
+    assert (
+        "\n- C = 0.2, E = 1, B = 10, IID: 20 published, up to about 2.0 h"
+        "; begun: 1 run, the best, at client_lr 0.1, accuracy 0.8000 in 20 rounds"
+        "; begun: 2 runs, the best, at client_lr 0.1, there in 9 rounds\n"
+    ) in text
     assert names[1].read_bytes().startswith(b"\x89PNG")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fedjax_sim.columns import BYTES
 from fedjax_sim.reproduce import fedprox, figures, shakespeare
 from fedjax_sim.reproduce.cells import TABLES, Cell, Table
+from fedjax_sim.reproduce.racing import best_run
 from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
 from fedjax_sim.saving import replace_file
 
@@ -34,7 +35,7 @@ def write(page: Path, store: Store) -> list[Path]:
                 parts.append(f"{table.note}\n")
             body = _modes(table, records) if table.name == "modes" else _rows(table, records)
             parts.append("\n".join(body) + "\n")
-        parts.append(_not_run(table, records, estimates))
+        parts.append(_not_run(table, records, estimates, store))
         parts.append(f"    fedjax-sim reproduce {table.name}\n")
         if records:
             parts.append(_machine(records))
@@ -167,7 +168,9 @@ def _traffic(cell: Cell, record: dict[str, Any]) -> str:
     return f"{_rounds(cell, record)}; {down:,.0f} + {up:,.0f} MB{rate}"
 
 
-def _not_run(table: Table, records: dict[str, dict[str, Any]], estimates: dict[str, float]) -> str:
+def _not_run(
+    table: Table, records: dict[str, dict[str, Any]], estimates: dict[str, float], store: Store
+) -> str:
     """The missing cells, one line for those of the same C, E, B and clients."""
     groups: dict[str, list[Cell]] = {}
     for cell in table.cells:
@@ -179,15 +182,30 @@ def _not_run(table: Table, records: dict[str, dict[str, Any]], estimates: dict[s
             groups.setdefault(", ".join(place), []).append(cell)
     if not groups:
         return ""
-    lines = ["Not run, with the time if no run reaches its target before its end:\n"]
+    lines = ["Not run to the end, with the time if no run reaches its target before its own:\n"]
     for where, cells in groups.items():
         known = [estimates[cell.name] for cell in cells if cell.name in estimates]
         whole = len(known) == len(cells)
         time = f"up to about {sum(known) / 3600:.1f} h" if whole else "no estimate"
         published = cells[0].published
         said = f"{published:g} published, " if published else ""
-        lines.append(f"- {where}: {said}{time}")
+        begun = "".join(_begun(cell, store) for cell in cells)
+        lines.append(f"- {where}: {said}{time}{begun}")
     return "\n".join(lines) + "\n"
+
+
+def _begun(cell: Cell, store: Store) -> str:
+    """What there is of a cell that is not through."""
+    record = store.load(cell)
+    if record is None or not record["runs"]:
+        return ""
+    best = best_run(record["runs"])
+    found = f"accuracy {best['best']:.4f} in {best['done']}"
+    if best["reached"] is not None:
+        found = f"there in {best['reached']:.0f}"
+    count = len(record["runs"])
+    made = f"{count} run{'s' * (count > 1)}"
+    return f"; begun: {made}, the best, at {cell.axis} {best['rate']:.3g}, {found} rounds"
 
 
 def _machine(records: dict[str, dict[str, Any]]) -> str:
