@@ -9,8 +9,9 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim import cli, problem
+from fedjax_sim.cli import show
 from fedjax_sim.comparison import rounds_to_target
-from fedjax_sim.driver import Interrupt
+from fedjax_sim.driver import Interrupt, Progress
 from fedjax_sim.reproduce import cells as tables
 from fedjax_sim.reproduce import fedprox, race, racing, record, select
 from fedjax_sim.reproduce.cells import RATIO, TABLES, Cell, Table, rates
@@ -175,6 +176,22 @@ def test_between_rates_where_none_reaches_the_target(accuracy, tried, tmp_path, 
     best = max(accuracy, key=accuracy.get)
     assert race(CELL, Store(tmp_path), 2, None, Interrupt(), silent)
     assert ran == [*((i, 0) for i in tried), (best, 1)]
+
+
+def test_off_a_terminal_a_race_tells_each_tenth_of_a_run(capsys):
+    with show.cells_progress(2) as (tell, done):
+        for round in range(1, 21):
+            metrics = {} if round == 1 else {"test_accuracy": 0.5}
+            tell(CELL, 0.1, 0, Progress(round, 20, 2.0, 80.0, 9.0, metrics))
+        done(CELL)
+        tell(CELL, 0.1, 1, Progress(1, 20, 2.0, 80.0, 9.0, {}))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "tiny-iid, rate 0.1, seed 0, 0 of 2 cells, round 1, 2 rounds/s",
+        "tiny-iid, rate 0.1, seed 0, 0 of 2 cells, round 2, 0.5000, 2 rounds/s",
+    ]
+    assert len(lines) == 1 + 10 + 1
+    assert lines[-1].startswith("tiny-iid, rate 0.1, seed 1, 1 of 2 cells")
 
 
 def test_records_of_another_cell_are_refused(raced):

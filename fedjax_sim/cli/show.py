@@ -26,15 +26,18 @@ def console() -> Console:
 
 
 @contextmanager
-def _bar(unit: str, total: int) -> Iterator[Callable[[str, int, str], None]]:
-    """A bar on a terminal, on standard error; elsewhere a line for each tenth or new phase."""
+def _bar(unit: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal, on standard error; elsewhere a line for each tenth or new phase.
+
+    What it gives is told (says, done, pace), and `within`, the share of the next unit that is done.
+    """
     to = Console(stderr=True, highlight=False)
     if not to.is_terminal:
-        told: tuple[str, int] = ("", -1)
+        told: tuple[str, int, int] = ("", -1, 0)
 
-        def tell(says: str, done: int, pace: str) -> None:
+        def tell(says: str, done: int, pace: str, within: float = 0.0) -> None:
             nonlocal told
-            phase = (says.split(":")[0], 10 * done // total)
+            phase = (says.split(":")[0], 10 * done // total, int(10 * within))
             if phase != told:
                 told = phase
                 to.print(f"{says}, {done} of {total} {unit}, {pace}", soft_wrap=True)
@@ -48,7 +51,7 @@ def _bar(unit: str, total: int) -> Iterator[Callable[[str, int, str], None]]:
     with Progress(*columns, console=to, transient=True) as progress:
         task = progress.add_task("compiling", total=total, pace="")
 
-        def update(says: str, done: int, pace: str) -> None:
+        def update(says: str, done: int, pace: str, within: float = 0.0) -> None:
             progress.update(task, completed=done, description=says, pace=pace)
 
         yield update
@@ -92,9 +95,11 @@ def cells_progress(
         count = 0
 
         def tell(cell: Any, rate: float, seed: int, now: driver.Progress) -> None:
-            score = now.metrics.get(cell.setting.score, math.nan)
-            pace = f"round {now.round}, {score:.4f}, {now.rounds_per_second:.3g} rounds/s"
-            update(f"{cell.name}, rate {rate:.3g}, seed {seed}", count, pace)
+            score = now.metrics.get(cell.setting.score)
+            accuracy = "" if score is None else f"{score:.4f}, "
+            pace = f"round {now.round}, {accuracy}{now.rounds_per_second:.3g} rounds/s"
+            within = now.round / now.num_rounds
+            update(f"{cell.name}, rate {rate:.3g}, seed {seed}", count, pace, within)
 
         def done(cell: Any) -> None:
             nonlocal count
