@@ -164,7 +164,6 @@ def kill_and_resume(what, out, moments, seed, cache):
     ("what", "moments"),
     [
         ("simulate", 3),
-        ("sweep", 3),
         pytest.param("simulate", 20, marks=pytest.mark.slow),
         pytest.param("sweep", 20, marks=pytest.mark.slow),
     ],
