@@ -1,5 +1,6 @@
 """The pictures: rounds beside the published ones, and FedProx's curves."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,30 @@ import numpy as np
 from fedjax_sim import canvas
 from fedjax_sim.canvas import FAINT, INK, LINE, MODE_STYLES, STYLES
 from fedjax_sim.reproduce import fedprox, shakespeare
-from fedjax_sim.reproduce.cells import Table
+from fedjax_sim.reproduce.cells import Cell, Table
 from fedjax_sim.reproduce.store import best_runs, mean_rounds
 from fedjax_sim.results import Results
 from fedjax_sim.saving import replace_file
 
-_WORDS = {"C": "C={}", "E": "E={}", "B": "B={}", "server": "server rate {}"}
+_WORDS = {"C": "C={}", "E": "E={}", "B": "B={}"}
+_COMPARED = ("mode", "server")  # within a row
 _OURS, _PUBLISHED = "#0072b2", "#d55e00"
 
 
 def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
-    """Rounds to the target, a line a cell: published, and the mean and the range of ours."""
+    """Rounds to the target, a row for each C, E, B and clients.
+
+    In it: published, and the mean and the range of ours, by mode and server rate where the table
+    compares those.
+    """
     cells = [cell for cell in table.cells if cell.name in records]
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        place = [_WORDS.get(k, "{}").format(v) for k, v in cell.says if k not in _COMPARED]
+        rows.setdefault(", ".join(place), []).append(cell)
+    most = max(map(len, rows.values()))
     made, ax = canvas.figure()
-    made.set_size_inches(7.2, 1.3 + 0.24 * len(cells))
+    made.set_size_inches(7.2, 1.3 + (0.16 + 0.08 * most) * len(rows))
     told: set[str] = set()
 
     def once(said: str) -> str:
@@ -29,35 +40,42 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
         told.add(said)
         return said if fresh else f"_{said}"
 
-    for y, cell in enumerate(reversed(cells)):
-        record = records[cell.name]
-        mean = mean_rounds(record)
-        mode = cell.setting.mode if cell.published is None else None
-        color = _OURS if mode is None else MODE_STYLES[mode]["color"]
-        name = mode or "ours, mean and range of the seeds"
-        if cell.published:
-            ax.plot(cell.published, y, "s", color=_PUBLISHED, markersize=6, mfc="none",
-                    label=once("published"))  # fmt: skip
-        if mean is None:
-            ax.plot(cell.most, y, ">", color=color, markersize=6, label=once("not reached by"))
-            continue
-        times = [one["reached"] for one in best_runs(record)]
-        ax.plot([min(times), max(times)], [y, y], "-", color=color, linewidth=2)
-        ax.plot(mean, y, "o", color=color, markersize=5, label=once(name))
+    for row, group in enumerate(rows.values()):
+        for i, cell in enumerate(group):
+            y = row + (i - (len(group) - 1) / 2) / (most + 1)
+            if cell.published:
+                ax.plot(cell.published, y, "s", color=_PUBLISHED, markersize=6, mfc="none",
+                        label=once("published"))  # fmt: skip
+            _ours(ax, cell, records[cell.name], y, once)
     said = [one["reached"] or cell.most for cell in cells for one in best_runs(records[cell.name])]
     said += [cell.published for cell in cells if cell.published]
     canvas.scale(ax, "rounds to the target", min(said), max(said))
-    ax.set_yticks(range(len(cells)))
-    ax.set_yticklabels(
-        [", ".join(_WORDS.get(k, "{}").format(v) for k, v in cell.says)
-         for cell in reversed(cells)],
-        fontsize=9, color=INK,
-    )  # fmt: skip
-    ax.set_ylim(-0.6, len(cells) - 0.4)
-    ax.axhline(-0.6, color=LINE)
-    made.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
+    ax.set_yticks(range(len(rows)))
+    ax.set_yticklabels(list(rows), fontsize=9, color=INK)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.axhline(len(rows) - 0.4, color=LINE)
+    made.legend(loc="outside lower center", ncols=2 if most > 1 else 3, frameon=False, fontsize=9.5)
     made.set_facecolor("white")
     replace_file(path, lambda file: made.savefig(file, format="png", dpi=130))
+
+
+def _ours(
+    ax: Any, cell: Cell, record: dict[str, Any], y: float, once: Callable[[str], str]
+) -> None:
+    says = dict(cell.says)
+    name, color, inside = "ours, mean and range of the seeds", _OURS, _OURS
+    if "mode" in says:
+        name = f"{says['mode']}, server rate {says['server']}"
+        color = MODE_STYLES[says["mode"]]["color"]
+        inside = color if says["server"] == "tuned" else "white"
+    mean = mean_rounds(record)
+    if mean is None:
+        ax.plot(cell.most, y, ">", color=color, mfc=inside, markersize=6,
+                label=once("not reached by"))  # fmt: skip
+        return
+    times = [one["reached"] for one in best_runs(record)]
+    ax.plot([min(times), max(times)], [y, y], "-", color=color, linewidth=2)
+    ax.plot(mean, y, "o", color=color, mfc=inside, markersize=5, label=once(name))
 
 
 def stragglers(results: Results, path: Path) -> None:
