@@ -256,10 +256,12 @@ def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
     store.save(cells[3], {"runs": runs(None), "complete": False})
     store.save(cells[4], {"runs": runs(9.0, None), "complete": False})
     store.save_estimates(dict.fromkeys(names, 2400.0))
+    (tmp_path / "tiny.md").write_text("It was cut short.\n")
     names = record.write(tmp_path / "PAPERS.md", store)
     text = (tmp_path / "PAPERS.md").read_text()
     assert "| 0.2 | 1 | 10 | IID | 20 | 10 (9 to 11) | 0.50 | 11 | 0.1 (0.1 to 0.1, 1) |" in text
     assert "| > 22 (1 of 2 reached it) |  |" in text
+    assert "|\n\nIt was cut short.\n\nNot run" in text
     assert (
         "\n- C = 0.2, E = 1, B = 10, IID: 20 published, up to about 2.0 h"
         "; begun: 1 run, the best, at client_lr 0.1, accuracy 0.8000 in 20 rounds"

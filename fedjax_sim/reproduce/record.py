@@ -17,7 +17,10 @@ PAGE = "PAPERS.md"
 
 
 def write(page: Path, store: Store) -> list[Path]:
-    """Writes the page, and a picture of each table of which a cell is there, beside it."""
+    """Writes the page, and a picture of each table of which a cell is there, beside it.
+
+    What a person has to say of a table stands below it, if it is in TABLE.md among the results.
+    """
     page.parent.mkdir(parents=True, exist_ok=True)
     estimates = store.estimates()
     parts = [_HEAD]
@@ -36,6 +39,8 @@ def write(page: Path, store: Store) -> list[Path]:
                 parts.append(f"{table.note}\n")
             body = _modes(table, records) if table.name == "modes" else _rows(table, records)
             parts.append("\n".join(body) + "\n")
+        if (remarks := store.folder / f"{table.name}.md").exists():
+            parts.append(f"{remarks.read_text().strip()}\n")
         parts.append(_not_run(table, records, estimates, store))
         parts.append(f"    fedjax-sim reproduce {table.name}\n")
         if records:
@@ -119,12 +124,13 @@ def _rows(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
         share = "" if mean is None or not cell.published else f"{mean / cell.published:.2f}"
         tried = sorted({one["rate"] for one in record["runs"]})
         rates = f"{record['rate']:.3g} ({tried[0]:.2g} to {tried[-1]:.2g}, {len(tried)})"
-        accuracy = max(one["best"] for one in best)
+        low, high = (f"{f(one['best'] for one in best):.4f}" for f in (min, max))
+        accuracy = high if mean is not None or low == high else f"{low} to {high}"
         minutes = sum(one["seconds"] for one in record["runs"]) / 60
         found.append(
             f"| {' | '.join(said for _, said in cell.says)} | {cell.published:g} | "
             f"{_rounds(cell, record)} | {share} | {_fresh(best)} | {rates} | "
-            f"{len(best)} | {accuracy:.4f} | {minutes:.1f} |"
+            f"{len(best)} | {accuracy} | {minutes:.1f} |"
         )
     return found
 
