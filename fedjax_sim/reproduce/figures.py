@@ -1,6 +1,5 @@
 """The pictures: rounds beside the published ones, and FedProx's curves."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ from fedjax_sim import canvas
 from fedjax_sim.canvas import FAINT, INK, LINE, MODE_STYLES, STYLES
 from fedjax_sim.reproduce import fedprox, shakespeare
 from fedjax_sim.reproduce.cells import Cell, Table
-from fedjax_sim.reproduce.store import best_runs, mean_rounds
+from fedjax_sim.reproduce.store import best_runs
 from fedjax_sim.results import Results
 from fedjax_sim.saving import replace_file
 
 _WORDS = {"C": "C={}", "E": "E={}", "B": "B={}"}
 _COMPARED = ("mode", "server")  # within a row
-_OURS, _PUBLISHED = "#0072b2", "#d55e00"
+_OURS, _PUBLISHED, _GREY = "#0072b2", "#d55e00", "#777777"
 
 
 def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
@@ -33,23 +32,27 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
     most = max(map(len, rows.values()))
     made, ax = canvas.figure()
     made.set_size_inches(7.2, 1.3 + (0.16 + 0.08 * most) * len(rows))
-    told: set[str] = set()
-
-    def once(said: str) -> str:
-        fresh = said not in told
-        told.add(said)
-        return said if fresh else f"_{said}"
-
+    named: dict[str, dict[str, Any]] = {}
     for row, group in enumerate(rows.values()):
         for i, cell in enumerate(group):
             y = row + (i - (len(group) - 1) / 2) / (most + 1)
             if cell.published:
-                ax.plot(cell.published, y, "s", color=_PUBLISHED, markersize=6, mfc="none",
-                        label=once("published"))  # fmt: skip
-            _ours(ax, cell, records[cell.name], y, once)
+                named["published"] = {"marker": "s", "color": _PUBLISHED, "mfc": "none"}
+                ax.plot(cell.published, y, markersize=6, **named["published"])
+            name, style = _ours(cell)
+            named[name] = {"marker": "o", **style}
+            times = [one["reached"] for one in best_runs(records[cell.name])]
+            if None in times:
+                named["not reached by"] = {"marker": ">", "color": _GREY}
+                ax.plot(cell.most, y, ">", markersize=6, **style)
+            else:
+                ax.plot([min(times), max(times)], [y, y], "-", color=style["color"], linewidth=2)
+                ax.plot(sum(times) / len(times), y, "o", markersize=5, **style)
+    for name, style in named.items():
+        ax.plot([], [], linestyle="none", markersize=6, label=name, **style)
     said = [one["reached"] or cell.most for cell in cells for one in best_runs(records[cell.name])]
     said += [cell.published for cell in cells if cell.published]
-    canvas.scale(ax, "rounds to the target", min(said), max(said))
+    canvas.scale(ax, "rounds to the target (mean and range of the seeds)", min(said), max(said))
     ax.set_yticks(range(len(rows)))
     ax.set_yticklabels(list(rows), fontsize=9, color=INK)
     ax.set_ylim(len(rows) - 0.4, -0.6)
@@ -59,23 +62,14 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
     replace_file(path, lambda file: made.savefig(file, format="png", dpi=130))
 
 
-def _ours(
-    ax: Any, cell: Cell, record: dict[str, Any], y: float, once: Callable[[str], str]
-) -> None:
+def _ours(cell: Cell) -> tuple[str, dict[str, Any]]:
+    """What a run of ours is called, and its style."""
     says = dict(cell.says)
-    name, color, inside = "ours, mean and range of the seeds", _OURS, _OURS
-    if "mode" in says:
-        name = f"{says['mode']}, server rate {says['server']}"
-        color = MODE_STYLES[says["mode"]]["color"]
-        inside = color if says["server"] == "tuned" else "white"
-    mean = mean_rounds(record)
-    if mean is None:
-        ax.plot(cell.most, y, ">", color=color, mfc=inside, markersize=6,
-                label=once("not reached by"))  # fmt: skip
-        return
-    times = [one["reached"] for one in best_runs(record)]
-    ax.plot([min(times), max(times)], [y, y], "-", color=color, linewidth=2)
-    ax.plot(mean, y, "o", color=color, mfc=inside, markersize=5, label=once(name))
+    if "mode" not in says:
+        return "ours", {"color": _OURS}
+    color = MODE_STYLES[says["mode"]]["color"]
+    inside = color if says["server"] == "tuned" else "white"
+    return f"{says['mode']}, server rate {says['server']}", {"color": color, "mfc": inside}
 
 
 def stragglers(results: Results, path: Path) -> None:

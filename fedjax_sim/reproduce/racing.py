@@ -102,7 +102,7 @@ def race(
     The first seed tries the rates, the middle one first, and each gives up where it can no longer
     be the best: behind the evaluation in which the best so far reached the target. While the best
     lies at an end of the rates, the grid is extended there. If none reaches the target, the best
-    is the one with the highest accuracy, and the rates half a step above and below it are tried:
+    is the one with the highest accuracy, and both rates half a step beside it are tried, too:
     McMahan et al.'s grids are of 10^(1/3) or 10^(1/6). The other seeds then run the best rate. A
     run of more than ten minutes is not repeated.
 
@@ -116,6 +116,8 @@ def race(
     record = store.load(cell)
     if record is None or record["client_lr"] != client_lr:
         record = {"runs": [], "complete": False, "client_lr": client_lr}
+    if _next_rate(cell, record["runs"]) is not None:
+        record["complete"] = False
     runner: Runner | None = None
 
     def run(rate: float, seed: int, most: int) -> dict[str, Any] | None:
@@ -132,7 +134,7 @@ def race(
 
     while (rate := _next_rate(cell, record["runs"])) is not None:
         every = cell.setting.evaluate_every
-        times = [one["reached"] for one in record["runs"] if one["reached"] is not None]
+        times = [one["reached"] for one in _first(record["runs"]) if one["reached"] is not None]
         limits = [every * math.ceil(time / every) for time in times]
         if run(rate, 0, min([cell.most, *limits])) is None:
             return False
@@ -154,7 +156,7 @@ def is_through(cell: Cell, store: Store, seeds: int) -> bool:
     Not so if it uses the rate of a cell that has another one by now.
     """
     record = store.load(cell)
-    if record is None or not record["complete"]:
+    if record is None or not record["complete"] or _next_rate(cell, record["runs"]) is not None:
         return False
     if cell.after is not None:
         base = store.load(named(cell.after))
@@ -165,15 +167,20 @@ def is_through(cell: Cell, store: Store, seeds: int) -> bool:
 
 def best_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the first seed: the one that reached the target first, else the most accurate."""
-    first = [one for one in runs if one["seed"] == 0]
+    first = _first(runs)
     reached = [one for one in first if one["reached"] is not None]
     if reached:
         return min(reached, key=lambda one: one["reached"])
     return max(first, key=lambda one: one["best"] if math.isfinite(one["best"]) else -1.0)
 
 
+def _first(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first seed's, which choose the rate."""
+    return [one for one in runs if one["seed"] == 0]
+
+
 def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
-    tried = [one["rate"] for one in runs if one["seed"] == 0]
+    tried = [one["rate"] for one in _first(runs)]
     middle = len(cell.rates) // 2
     order = sorted(range(len(cell.rates)), key=lambda i: (abs(i - middle), i))
     for i in order:
@@ -181,16 +188,23 @@ def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
             return cell.rates[i]
     if not cell.tuned or len(tried) >= _MOST_RATES:
         return None
-    best = best_run(runs)
-    if best["rate"] == max(tried):
+    whole = [one for one in _first(runs) if _is_whole(one["rate"] / cell.rates[0])]
+    best, rates = best_run(whole), [one["rate"] for one in whole]
+    if best["rate"] == max(rates):
         return best["rate"] * RATIO
-    if best["rate"] == min(tried):
+    if best["rate"] == min(rates):
         return best["rate"] / RATIO
     if best["reached"] is None:
         for rate in (best["rate"] * math.sqrt(RATIO), best["rate"] / math.sqrt(RATIO)):
             if not any(math.isclose(rate, other, rel_tol=1e-6) for other in tried):
                 return rate
     return None
+
+
+def _is_whole(ratio: float) -> bool:
+    """Whether that is a whole number of the grid's steps."""
+    steps = math.log(ratio) / math.log(RATIO)
+    return math.isclose(steps, round(steps), abs_tol=1e-6)
 
 
 def _one(

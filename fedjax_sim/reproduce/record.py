@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedjax_sim.columns import BYTES
 from fedjax_sim.reproduce import fedprox, figures, shakespeare
 from fedjax_sim.reproduce.cells import TABLES, Cell, Table
@@ -124,13 +126,13 @@ def _rows(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
         share = "" if mean is None or not cell.published else f"{mean / cell.published:.2f}"
         tried = sorted({one["rate"] for one in record["runs"]})
         rates = f"{record['rate']:.3g} ({tried[0]:.2g} to {tried[-1]:.2g}, {len(tried)})"
-        low, high = (f"{f(one['best'] for one in best):.4f}" for f in (min, max))
+        low, high = (f"{f([one['best'] for one in best]):.4f}" for f in (np.nanmin, np.nanmax))
         accuracy = high if mean is not None or low == high else f"{low} to {high}"
         minutes = sum(one["seconds"] for one in record["runs"]) / 60
         found.append(
             f"| {' | '.join(said for _, said in cell.says)} | {cell.published:g} | "
             f"{_rounds(cell, record)} | {share} | {_fresh(best)} | {rates} | "
-            f"{len(best)} | {accuracy} | {minutes:.1f} |"
+            f"{len(best)} | {accuracy} | {'unknown' if math.isnan(minutes) else f'{minutes:.1f}'} |"
         )
     return found
 
@@ -156,39 +158,50 @@ def _modes(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
         groups.setdefault(words[:-2], {})[words[-2], words[-1]] = cell
     whole = []
     for place, of in groups.items():
-        first = records.get(of["selected", "1"].name)
-        if first is None:
+        base = of["selected", "1"]
+        if (first := records.get(base.name)) is None:
             continue
         cells, run = [], {}
         for variant in _VARIANTS:
             record = records.get(of[variant].name)
-            cells.append("not run" if record is None else _traffic(of[variant], record))
-            if record is not None and mean_rounds(record) is not None:
+            if record is None or (of[variant].after and record["client_lr"] != first["rate"]):
+                cells.append("not run")  # not at this client rate
+                continue
+            cells.append(_traffic(of[variant], record))
+            if mean_rounds(record) is not None:
                 run[variant] = record
         if len(run) == len(_VARIANTS):
             whole.append(run)
         found.append(f"| {' | '.join(place)} | {first['rate']:.3g} | {' | '.join(cells)} |")
-    return [*found, "", *_finding(whole)] if whole else found
+    return [*found, "", _finding(whole)] if whole else found
 
 
-def _finding(groups: list[dict[tuple[str, str], dict[str, Any]]]) -> list[str]:
+def _finding(groups: list[dict[tuple[str, str], dict[str, Any]]]) -> str:
     """The modes' ratios of rounds and of bytes down, over the combinations where all are known."""
 
     def times(rate: str, of: Callable[[dict[str, Any]], float]) -> str:
         ratios = [of(run["all_clients", rate]) / of(run["selected", rate]) for run in groups]
-        return f"{min(ratios):.2g} to {max(ratios):.2g} times"
+        return f"{_between(ratios)} times"
 
     def rounds(record: dict[str, Any]) -> float:
         return mean_rounds(record) or math.nan
 
-    saved = [1 - rounds(run["selected", "tuned"]) / rounds(run["selected", "1"]) for run in groups]
-    return [
-        f"Over the {len(groups)} combinations in which all four reach the target, `all_clients` "
-        f"with server rate 1 takes {times('1', rounds)} the rounds of `selected` and sends "
-        f"{times('1', _down)} as much down. With the server rates tuned it takes "
-        f"{times('tuned', rounds)} the rounds and sends {times('tuned', _down)} as much down. "
-        f"Tuning saves `selected` {100 * min(saved):.0f} to {100 * max(saved):.0f} % of its rounds."
-    ]
+    tuned = [run for run in groups if run["selected", "tuned"]["rate"] != 1]
+    shares = [rounds(run["selected", "tuned"]) / rounds(run["selected", "1"]) for run in tuned]
+    other = f"; in the others the best one takes {_between(shares)} times the rounds"
+    return (
+        f"Combinations in which all four reach the target: {len(groups)}. In them `all_clients` "
+        f"with server rate 1 takes {times('1', rounds)} the rounds of `selected` with 1, and sends "
+        f"{times('1', _down)} as much down. With both tuned it takes {times('tuned', rounds)} the "
+        f"rounds and sends {times('tuned', _down)} as much down. In {len(groups) - len(tuned)} of "
+        f"{len(groups)} the best server rate of `selected` is 1{other if tuned else ''}."
+    )
+
+
+def _between(ratios: list[float]) -> str:
+    """Their range, in two digits or whole numbers."""
+    low, high = (f"{x:.0f}" if x >= 10 else f"{x:.2g}" for x in (min(ratios), max(ratios)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _down(record: dict[str, Any]) -> float:
@@ -220,7 +233,7 @@ def _not_run(
             groups.setdefault(", ".join(place), []).append(cell)
     if not groups:
         return ""
-    lines = ["Not run to the end, with the time if no run reaches its target before its own:\n"]
+    lines = ["Not run, or not to the end; the time is a whole cell's if no run is cut short:\n"]
     for where, cells in groups.items():
         known = [estimates[cell.name] for cell in cells if cell.name in estimates]
         whole = len(known) == len(cells)
@@ -238,12 +251,14 @@ def _begun(cell: Cell, store: Store) -> str:
     if record is None or not record["runs"]:
         return ""
     best = best_run(record["runs"])
-    found = f"accuracy {best['best']:.4f} in {best['done']}"
+    which = ", ".join(word for name, word in cell.says if name in ("mode", "server"))
+    found = f"has an accuracy of {best['best']:.4f} after {best['done']} rounds"
     if best["reached"] is not None:
-        found = f"there in {best['reached']:.0f}"
-    count = len(record["runs"])
-    made = f"{count} run{'s' * (count > 1)}"
-    return f"; begun: {made}, the best, at {cell.axis} {best['rate']:.3g}, {found} rounds"
+        found = f"reaches the target in {best['reached']:.0f} rounds"
+    return (
+        f"; begun{f' ({which})' if which else ''}: of {len(record['runs'])} so far the best, with "
+        f"{cell.axis} {best['rate']:.3g}, {found}"
+    )
 
 
 def _machine(records: dict[str, dict[str, Any]]) -> str:
@@ -263,10 +278,10 @@ _HEAD = f"""{_TITLE}
 rounds until the test accuracy first reaches the target, the curve made monotone by the best value
 so far and interpolated linearly, as the papers have it; accuracy is measured after every round, or
 100 times up to the published rounds where there are more. In each cell learning rates of the grid
-10^(i/3) are tried with seed 0: three, more while the best lies at an end, and its neighbours of
-10^(i/6) if none reached the target, seven at most; a rate gives up where it can no longer be the
-best, and every run at 1.1 times the published rounds. The best rate is then run with further
-seeds, of which there are none where a run takes over ten minutes. Rates are chosen by the test
-set, and seed 0 chose them, so the mean without it stands beside. Seeds differ in first model,
-cohorts and shuffles; the split over clients is one for all.
+10^(i/3) are tried with seed 0: three, more while the best lies at an end, and if none reaches the
+target also those half a step (10^(1/6)) above and below the best, seven at most; a rate gives up
+where it can no longer be the best, and every run at 1.1 times the published rounds. The best rate
+is then run with further seeds, of which there are none where a run takes over ten minutes. Rates
+are chosen by the test set, and seed 0 chose them, so the mean without it stands beside. Seeds
+differ in first model, cohorts and shuffles; the split over clients is one for all.
 """

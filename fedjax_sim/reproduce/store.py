@@ -1,6 +1,7 @@
 """What is known of each cell, on disk: one JSON file a cell, written after every run."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ class Store:
         there = {name: found.get("what", {}).get(name) for name in here}
         if differs := differences(there, here):
             raise ValueError(f"{path} is of another cell and cannot be resumed: {differs}")
+        for one in found["runs"]:  # JSON has no NaN
+            one |= {name: math.nan for name in ("best", "seconds") if one.get(name, 0) is None}
         return found
 
     def save(self, cell: Cell, record: dict[str, Any]) -> None:
