@@ -392,3 +392,5 @@ def test_the_command_lists_refuses_and_runs(tmp_path, monkeypatch, capsys):
     assert found["complete"]
     assert (tmp_path / "PAPERS.md").exists()
     assert (tmp_path / "tiny.png").exists()
+    assert cli.main([*command, "--estimate"]) == 0
+    assert "0 of 1 cells to run: all are there." in capsys.readouterr().out

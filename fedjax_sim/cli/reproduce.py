@@ -63,6 +63,8 @@ def call(options: argparse.Namespace) -> int:
             f"{show.span_of(sum(found.values()))}, if no run reaches its target before its end.",
             soft_wrap=True,
         )
+    elif cells:
+        console.print(f"0 of {len(cells)} cells to run: all are there.")
     for name in curves:
         if name in options.tables:
             console.print(f"{name}: no estimate, its progress says the time left.")
