@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fedjax_sim.setting import FULL, Setting
 
 RATIO = 10 ** (1 / 3)  # of neighbours in McMahan et al.'s grid of learning rates
+COMPARED = ("mode", "server")  # the words that tell the cells of one C, E, B and clients apart
 _POINTS = 100  # evaluations up to the published rounds, at least where there are as many rounds
 
 

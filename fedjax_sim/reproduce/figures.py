@@ -8,13 +8,12 @@ import numpy as np
 from fedjax_sim import canvas
 from fedjax_sim.canvas import FAINT, INK, LINE, MODE_STYLES, STYLES
 from fedjax_sim.reproduce import fedprox, shakespeare
-from fedjax_sim.reproduce.cells import Cell, Table
-from fedjax_sim.reproduce.store import best_runs
+from fedjax_sim.reproduce.cells import COMPARED, Cell, Table
+from fedjax_sim.reproduce.store import best_runs, mean_rounds
 from fedjax_sim.results import Results
 from fedjax_sim.saving import replace_file
 
 _WORDS = {"C": "C={}", "E": "E={}", "B": "B={}"}
-_COMPARED = ("mode", "server")  # within a row
 _OURS, _PUBLISHED, _GREY = "#0072b2", "#d55e00", "#777777"
 
 
@@ -27,7 +26,7 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
     cells = [cell for cell in table.cells if cell.name in records]
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
-        place = [_WORDS.get(k, "{}").format(v) for k, v in cell.says if k not in _COMPARED]
+        place = [_WORDS.get(k, "{}").format(v) for k, v in cell.says if k not in COMPARED]
         rows.setdefault(", ".join(place), []).append(cell)
     most = max(map(len, rows.values()))
     made, ax = canvas.figure()
@@ -41,13 +40,14 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
                 ax.plot(cell.published, y, markersize=6, **named["published"])
             name, style = _ours(cell)
             named[name] = {"marker": "o", **style}
-            times = [one["reached"] for one in best_runs(records[cell.name])]
-            if None in times:
+            mean = mean_rounds(records[cell.name])
+            if mean is None:
                 named["not reached by"] = {"marker": ">", "color": _GREY}
                 ax.plot(cell.most, y, ">", markersize=6, **style)
             else:
+                times = [one["reached"] for one in best_runs(records[cell.name])]
                 ax.plot([min(times), max(times)], [y, y], "-", color=style["color"], linewidth=2)
-                ax.plot(sum(times) / len(times), y, "o", markersize=5, **style)
+                ax.plot(mean, y, "o", markersize=5, **style)
     for name, style in named.items():
         ax.plot([], [], linestyle="none", markersize=6, label=name, **style)
     said = [one["reached"] or cell.most for cell in cells for one in best_runs(records[cell.name])]

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_sim.columns import BYTES
 from fedjax_sim.reproduce import fedprox, figures, shakespeare
-from fedjax_sim.reproduce.cells import TABLES, Cell, Table
+from fedjax_sim.reproduce.cells import COMPARED, TABLES, Cell, Table
 from fedjax_sim.reproduce.racing import best_run
 from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
 from fedjax_sim.saving import replace_file
@@ -28,7 +28,8 @@ def write(page: Path, store: Store) -> list[Path]:
     parts = [_HEAD]
     written = [page]
     for table in TABLES.values():
-        records = _records(table, store)
+        known = {cell.name: store.load(cell) for cell in table.cells}
+        records = {name: one for name, one in known.items() if one and one["complete"]}
         if not records and not any(cell.name in estimates for cell in table.cells):
             continue
         parts.append(f"## {table.heading}\n")
@@ -43,7 +44,7 @@ def write(page: Path, store: Store) -> list[Path]:
             parts.append("\n".join(body) + "\n")
         if (remarks := store.folder / f"{table.name}.md").exists():
             parts.append(f"{remarks.read_text().strip()}\n")
-        parts.append(_not_run(table, records, estimates, store))
+        parts.append(_not_run(table, known, estimates))
         parts.append(f"    fedjax-sim reproduce {table.name}\n")
         if records:
             parts.append(_machine(records))
@@ -94,11 +95,6 @@ def lines(cells: Sequence[Cell], store: Store) -> list[str]:
                 said += f" ({cell.published:g} published)"
             found.append(f"{said}, {cell.axis} {record['rate']:.3g}")
     return found
-
-
-def _records(table: Table, store: Store) -> dict[str, dict[str, Any]]:
-    found = {cell.name: store.load(cell) for cell in table.cells}
-    return {name: one for name, one in found.items() if one is not None and one["complete"]}
 
 
 def _rounds(cell: Cell, record: dict[str, Any]) -> str:
@@ -183,6 +179,9 @@ def _finding(groups: list[dict[tuple[str, str], dict[str, Any]]]) -> str:
         ratios = [of(run["all_clients", rate]) / of(run["selected", rate]) for run in groups]
         return f"{_between(ratios)} times"
 
+    def down(record: dict[str, Any]) -> float:
+        return _mean_bytes(record, "bytes_down")
+
     def rounds(record: dict[str, Any]) -> float:
         return mean_rounds(record) or math.nan
 
@@ -192,8 +191,8 @@ def _finding(groups: list[dict[tuple[str, str], dict[str, Any]]]) -> str:
     return (
         f"Combinations in which all four reach the target: {len(groups)}. In them `all_clients` "
         f"with server rate 1 takes {times('1', rounds)} the rounds of `selected` with 1, and sends "
-        f"{times('1', _down)} as much down. With both tuned it takes {times('tuned', rounds)} the "
-        f"rounds and sends {times('tuned', _down)} as much down. In {len(groups) - len(tuned)} of "
+        f"{times('1', down)} as much down. With both tuned it takes {times('tuned', rounds)} the "
+        f"rounds and sends {times('tuned', down)} as much down. In {len(groups) - len(tuned)} of "
         f"{len(groups)} the best server rate of `selected` is 1{other if tuned else ''}."
     )
 
@@ -204,54 +203,53 @@ def _between(ratios: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _down(record: dict[str, Any]) -> float:
-    """Bytes down to the target, mean of the seeds."""
+def _mean_bytes(record: dict[str, Any], name: str) -> float:
+    """Bytes down or up to the target, mean of the seeds."""
     best = best_runs(record)
-    return float(sum(one["bytes_down"] for one in best)) / len(best)
+    return float(sum(one[name] for one in best)) / len(best)
 
 
 def _traffic(cell: Cell, record: dict[str, Any]) -> str:
-    best = best_runs(record)
     rate = f", rate {record['rate']:.3g}" if cell.axis == "server_lr" and cell.tuned else ""
     if mean_rounds(record) is None:
         return f"{_rounds(cell, record)}{rate}"
-    down, up = (sum(one[name] for one in best) / len(best) / 1e6 for name in BYTES)
+    down, up = (_mean_bytes(record, name) / 1e6 for name in BYTES)
     return f"{_rounds(cell, record)}; {down:,.0f} + {up:,.0f} MB{rate}"
 
 
 def _not_run(
-    table: Table, records: dict[str, dict[str, Any]], estimates: dict[str, float], store: Store
+    table: Table, known: dict[str, dict[str, Any] | None], estimates: dict[str, float]
 ) -> str:
     """The missing cells, one line for those of the same C, E, B and clients."""
     groups: dict[str, list[Cell]] = {}
     for cell in table.cells:
-        if cell.name not in records:
+        record = known[cell.name]
+        if record is None or not record["complete"]:
             place = [
                 word if name == "clients" else f"{name} = {word}"
-                for name, word in cell.says if name not in ("mode", "server")
+                for name, word in cell.says if name not in COMPARED
             ]  # fmt: skip
             groups.setdefault(", ".join(place), []).append(cell)
     if not groups:
         return ""
     lines = ["Not run, or not to the end; the time is a whole cell's if no run is cut short:\n"]
     for where, cells in groups.items():
-        known = [estimates[cell.name] for cell in cells if cell.name in estimates]
-        whole = len(known) == len(cells)
-        time = f"up to about {sum(known) / 3600:.1f} h" if whole else "no estimate"
+        seconds = [estimates[cell.name] for cell in cells if cell.name in estimates]
+        whole = len(seconds) == len(cells)
+        time = f"up to about {sum(seconds) / 3600:.1f} h" if whole else "no estimate"
         published = cells[0].published
         said = f"{published:g} published, " if published else ""
-        begun = "".join(_begun(cell, store) for cell in cells)
+        begun = "".join(_begun(cell, known[cell.name]) for cell in cells)
         lines.append(f"- {where}: {said}{time}{begun}")
     return "\n".join(lines) + "\n"
 
 
-def _begun(cell: Cell, store: Store) -> str:
+def _begun(cell: Cell, record: dict[str, Any] | None) -> str:
     """What there is of a cell that is not through."""
-    record = store.load(cell)
     if record is None or not record["runs"]:
         return ""
     best = best_run(record["runs"])
-    which = ", ".join(word for name, word in cell.says if name in ("mode", "server"))
+    which = ", ".join(word for name, word in cell.says if name in COMPARED)
     found = f"has an accuracy of {best['best']:.4f} after {best['done']} rounds"
     if best["reached"] is not None:
         found = f"reaches the target in {best['reached']:.0f} rounds"
