@@ -237,7 +237,8 @@ TABLES: dict[str, Table] = {
             "non-IID ones are evaluated every 5 rounds. In the cells: rounds (range of the "
             "seeds); 10^6 bytes down and up until then, all clients together, of which "
             "`all_clients` sends the model down to all K. With equal clients `all_clients` at K/m "
-            "is `selected` at 1 in exact arithmetic; training amplifies rounding, so curves part.",
+            "is `selected` at 1 in exact arithmetic; training amplifies rounding, so curves part. "
+            "Ratios are of the seeds that all four have.",
         ),
     )
 }
