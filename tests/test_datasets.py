@@ -250,6 +250,26 @@ def test_forecasting_by_hand():
     assert found.num_classes is None
 
 
+@pytest.mark.parametrize(
+    ("steps", "length", "says"),
+    [
+        (10, 10, "length must be below a client's 10 steps; got 10"),
+        (10, 9, "length must leave examples to train on; got 9"),
+    ],
+)
+def test_windows_too_long_to_forecast_from(steps, length, says):
+    values = np.arange(float(steps))
+    with pytest.raises(ValueError, match=says):
+        series.forecasting([values[:, None]], [values], length)
+
+
+def test_a_gap_at_the_end_leaves_nothing_to_test_on():
+    values = np.arange(10.0)
+    values[8:] = np.nan
+    with pytest.raises(ValueError, match="length must leave examples to test on; got 2"):
+        series.forecasting([values[:, None]], [values], 2)
+
+
 def test_irish_wind_from_r(tmp_path):
     pyreadr = pytest.importorskip("pyreadr")
     pd = pytest.importorskip("pandas")
@@ -383,6 +403,31 @@ def test_leaf(tmp_path):
         fs.datasets.leaf(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("users", "counts", "says"),
+    [
+        (["a", "a"], [1, 1], "2 users, 1 of them different, and 2 num_samples"),
+        (["a"], [1, 1], "1 users, 1 of them different, and 2 num_samples"),
+    ],
+)
+def test_leafs_lists_that_do_not_fit(tmp_path, users, counts, says):
+    data = {"a": {"x": [[1.0]], "y": [0]}}
+    write_leaf(tmp_path / "train", data)
+    write_leaf(tmp_path / "test", data)
+    content = {"users": users, "num_samples": counts, "user_data": data}
+    (tmp_path / "train" / "all_data.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"all_data.json must be LEAF's JSON.*{says}"):
+        fs.datasets.leaf(tmp_path)
+
+
+@pytest.mark.parametrize(("x", "y"), [(["1.jpg"], [0]), (["1.jpg"], ["0"]), (["some text"], [3])])
+def test_leafs_images_by_name_are_refused(tmp_path, x, y):
+    for part in ("train", "test"):
+        write_leaf(tmp_path / part, {"a": {"x": x, "y": y}})
+    with pytest.raises(ValueError, match="images by name are not read"):
+        fs.datasets.leaf(tmp_path)
+
+
 def test_leafs_text(tmp_path):
     users = {"HAMLET": {"x": ["to be", "o be "], "y": [" ", "o"]}}
     for part in ("train", "test"):
@@ -441,6 +486,21 @@ def test_npz(tmp_path):
     (tmp_path / "train" / "c.npz").write_bytes(b"PK not one")
     with pytest.raises(ValueError, match=r"c.npz must hold arrays x and y"):
         fs.datasets.npz(tmp_path)
+
+
+def test_images_of_bytes_are_scaled_and_have_channels(tmp_path):
+    grey = np.arange(2 * 6, dtype=np.uint8).reshape(2, 2, 3)
+    colour = np.arange(2 * 18, dtype=np.uint8).reshape(2, 2, 3, 3)
+    for images, expected in ((grey, grey[..., None] / 255), (colour, colour / 255)):
+        for part in ("train", "test"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            np.savez(tmp_path / part / "a.npz", x=images, y=np.arange(2, dtype=np.uint8))
+        found = fs.datasets.npz(tmp_path)
+        assert found.train["x"].dtype == np.float32
+        np.testing.assert_allclose(found.train["x"], expected, rtol=1e-6)
+        assert found.test["y"].tolist() == [0, 1]
+    codes = {"a": (np.array([[3, 200]], np.uint8), np.array([1]))}  # tables of bytes are kept
+    assert by_client.joined(codes, codes).train["x"].tolist() == [[3, 200]]
 
 
 @pytest.mark.parametrize(
@@ -515,6 +575,28 @@ def test_hugging_face_by_what_it_asks():
     assert found.train["y"].tolist() == [1.5, 0.5, 2.5]
     assert found.client_ids.tolist() == [0, 1, 1]
     assert found.num_classes is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"who": ["a", None, "b"]}, "client_column must have a value in every.*; 1 of 3 in 'who'"),
+        ({"who": [1.0, np.nan, np.nan]}, "client_column must have a value in every.*; 2 of 3"),
+        ({"power": [np.nan, 1.0, 2.0]}, "y must have a value in every example; 1 of 3 in 'power'"),
+    ],
+)
+def test_hugging_face_with_values_missing(changed, says):
+    whole = {"who": ["a", "b", "b"], "power": [0.5, 1.5, 2.5], "speed": np.ones((3, 2))}
+    with pytest.raises(ValueError, match=says):
+        fs.datasets.hugging_face(
+            Columns(whole | changed), "who", "speed", "power", test=Columns(whole)
+        )
+
+
+def test_hugging_face_of_what_is_no_data_set():
+    train = Columns({"who": [5, 2], "y": [0.5, 1.5], "x": np.ones((2, 2))})
+    with pytest.raises(ValueError, match=r"test must be a datasets.Dataset; got dict"):
+        fs.datasets.hugging_face(train, "who", "x", "y", test={"x": [1]})
 
 
 # --- as a setting's data

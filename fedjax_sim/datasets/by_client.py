@@ -14,6 +14,9 @@ Examples = tuple[np.ndarray, np.ndarray]  # x[n, ...], y[n, ...]
 def joined(train: Mapping[str, Examples], test: Mapping[str, Examples]) -> Dataset:
     """Clients in the order of `train`; floats as Float32, whole numbers as Int32, labels counted.
 
+    Images x, UInt8[n, height, width] or with channels, become Float32[n, height, width, channels]
+    in [0, 1].
+
     Raises:
       ValueError: if there are no examples, or a client's differ in number, type or shape.
     """
@@ -58,6 +61,9 @@ def _column(clients: Mapping[str, Examples], i: int, said: str) -> np.ndarray:
                 f"of client {client}, and {list(first.shape[1:])}"
             )
     column = np.concatenate(list(some.values()))
+    if "xy"[i] == "x" and column.dtype == np.uint8 and column.ndim > 2:  # images
+        column = column.astype(np.float32) / np.float32(255)
+        return column[..., None] if column.ndim == 3 else column
     if column.dtype.kind == "f":
         return column.astype(np.float32)
     if int(column.max()) > np.iinfo(np.int32).max or int(column.min()) < np.iinfo(np.int32).min:

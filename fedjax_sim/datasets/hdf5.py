@@ -15,7 +15,8 @@ def hdf5(
     """A federation in two HDF5 files, `/examples/<client>/{pixels,label}`.
 
     EMNIST's x is Float32[N, 28, 28, 1] in [0, 1], where the background is 1, not 0 as in `mnist`.
-    Images [N, height, width] are given one channel. Needs h5py, in the extra `data`.
+    Images [N, height, width] are given one channel, and UInt8 ones are divided by 255. Needs h5py,
+    in the extra `data`.
 
     Args:
       path: a folder with one `*train*.h5` and one `*test*.h5` (`fed_emnist_train.h5`, ...).

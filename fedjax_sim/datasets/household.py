@@ -33,7 +33,7 @@ def household(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
 
     Raises:
       FileNotFoundError: if it is not there: how to get it.
-      ValueError: if T < 1.
+      ValueError: if T < 1, or longer than leaves examples.
     """
     check_count("length", length)
     (file,) = located("household", FILES, path)

@@ -24,8 +24,8 @@ def hugging_face(
       test: a `datasets.Dataset`; it needs no client_column.
 
     Raises:
-      ValueError: for a column that is not there, with those that are, or one of several shapes.
-
+      ValueError: for what is no data set, or a column that is not there (with those that are),
+        of several shapes, or with clients or labels missing.
     """
     if test is None:
         if not hasattr(dataset, "keys") or not {"train", "test"} <= set(dataset.keys()):
@@ -34,20 +34,24 @@ def hugging_face(
                 f"{type(dataset).__name__}"
             )
         dataset, test = dataset["train"], dataset["test"]
-    columns = _columns(dataset, {"client_column": client_column, "x": x, "y": y})
-    inputs, targets = _numbers(columns[x], "x"), _numbers(columns[y], "y")
-    names, ids = np.unique(columns[client_column], return_inverse=True)
+    columns = _columns("dataset", dataset, {"client_column": client_column, "x": x, "y": y})
+    inputs, targets = _numbers(columns[x], "x"), _targets(columns[y], y)
+    clients = np.asarray(columns[client_column])
+    _check_none_missing("client_column", client_column, clients)
+    names, ids = np.unique(clients, return_inverse=True)
     order = np.argsort(ids, kind="stable")
     cuts = np.cumsum(np.bincount(ids))[:-1]
     rows = np.split(order, cuts)
     train: dict[str, Examples] = {
         str(name): (inputs[mine], targets[mine]) for name, mine in zip(names, rows, strict=True)
     }
-    columns = _columns(test, {"x": x, "y": y})
-    return joined(train, {"all": (_numbers(columns[x], "x"), _numbers(columns[y], "y"))})
+    columns = _columns("test", test, {"x": x, "y": y})
+    return joined(train, {"all": (_numbers(columns[x], "x"), _targets(columns[y], y))})
 
 
-def _columns(dataset: Any, wanted: dict[str, str]) -> dict[str, Any]:
+def _columns(said: str, dataset: Any, wanted: dict[str, str]) -> dict[str, Any]:
+    if not hasattr(dataset, "column_names"):
+        raise ValueError(f"{said} must be a datasets.Dataset; got {type(dataset).__name__}")
     for argument, name in wanted.items():
         if name not in dataset.column_names:
             raise ValueError(
@@ -61,7 +65,22 @@ def _numbers(column: Any, argument: str) -> np.ndarray:
     array = np.asarray(column)
     if array.dtype == object:
         raise ValueError(f"{argument} must have one shape in all examples; got several")
-    if array.dtype == np.uint8 and array.ndim > 2:
-        array = array.astype(np.float32) / np.float32(255)
-        return array[..., None] if array.ndim == 3 else array
     return array
+
+
+def _targets(column: Any, name: str) -> np.ndarray:
+    array = np.asarray(column)
+    _check_none_missing("y", name, array)
+    return _numbers(array, "y")
+
+
+def _check_none_missing(argument: str, name: str, column: np.ndarray) -> None:
+    """A missing one is None, or NaN where the others are numbers."""
+    missing = sum(one is None for one in column) if column.dtype == object else 0
+    if column.dtype.kind == "f":
+        missing = int(np.isnan(column).sum())
+    if missing:
+        raise ValueError(
+            f"{argument} must have a value in every example; {missing} of {len(column)} in "
+            f"{name!r} have none"
+        )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_sim.checks import check_count
 from fedjax_sim.datasets.cache import located
 from fedjax_sim.datasets.series import forecasting, on_a_circle
 from fedjax_sim.datasets.types import Dataset
@@ -31,7 +32,9 @@ def irish_wind(path: str | os.PathLike[str] | None = None, length: int = 14) -> 
 
     Raises:
       FileNotFoundError: if it is not there: how to get it.
+      ValueError: if T < 1, or longer than leaves examples.
     """
+    check_count("length", length)
     (file,) = located("irish_wind", FILES, path)
     with np.load(file) as found:
         speed, day = found["speed"], found["day_of_year"]

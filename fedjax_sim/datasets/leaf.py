@@ -13,6 +13,7 @@ from fedjax_sim.datasets.types import Dataset
 
 # Of LEAF's Shakespeare, in its order.
 LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
+_IMAGES = (".jpg", ".jpeg", ".png")
 _OF_CODE = np.array([LETTERS.find(chr(code)) for code in range(129)], np.int32)  # -1: not in it
 
 
@@ -48,6 +49,10 @@ def _users(file: Path) -> dict[str, Examples]:
         content = json.loads(file.read_text(encoding="utf-8"))
         users, counts, data = (content[name] for name in ("users", "num_samples", "user_data"))
         found = {user: (data[user]["x"], data[user]["y"]) for user in users}
+        if not len(users) == len(found) == len(counts):
+            raise ValueError(
+                f"{len(users)} users, {len(found)} of them different, and {len(counts)} num_samples"
+            )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} must be LEAF's JSON, of users, num_samples and user_data {{user: {{x, y}}}}; "
@@ -61,6 +66,11 @@ def _users(file: Path) -> dict[str, Examples]:
 
 def _arrays(x: Sequence[Any], y: Sequence[Any], where: str) -> Examples:
     if len(x) and isinstance(x[0], str):
+        if not all(isinstance(after, str) for after in y) or x[0].endswith(_IMAGES):
+            raise ValueError(
+                f"{where} must have numbers, or text and the letter after it; got {x[0]!r} and "
+                f"{y[0]!r} (images by name are not read)"
+            )
         texts = [before + after for before, after in zip(x, y, strict=True)]
         if len({len(text) for text in texts}) > 1:
             raise ValueError(f"{where} must have texts of one length")

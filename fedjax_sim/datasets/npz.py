@@ -12,8 +12,9 @@ from fedjax_sim.datasets.types import Dataset
 def npz(directory: str | os.PathLike[str]) -> Dataset:
     """A federation in files: `train/<client>.npz` and `test/<client>.npz`, each of x and y.
 
-    Clients in the order of their names. x and y are taken as Float32 or Int32; whole numbers y
-    are labels, else it is a regression.
+    Clients in the order of their names. Images x (UInt8[n, height, width] or with channels)
+    become Float32 in [0, 1], grey ones with one channel; all else is taken as Float32 or Int32.
+    Whole numbers y are labels, else it is a regression.
 
     Args:
       directory: what holds train/ and test/.

@@ -31,7 +31,12 @@ def forecasting(
 
     Returns:
       x: Float32[N, T, F], y: Float32[N], client k's examples in time; regression.
+
+    Raises:
+      ValueError: for a T that leaves nothing to train on, or to test on.
     """
+    if length >= (fewest := min(len(steps) for steps in series)):
+        raise ValueError(f"length must be below a client's {fewest} steps; got {length}")
     cuts = [int(len(steps) * train_share) for steps in series]
     known = np.concatenate([s[:cut] for s, cut in zip(series, cuts, strict=True)], dtype=float)
     many = known.shape[1] if scaled is None else scaled
@@ -53,6 +58,9 @@ def forecasting(
     parts = []
     for part in (train, test):
         x, y = (np.concatenate(column) for column in zip(*part, strict=True))
+        if not len(y):
+            said = "train" if part is train else "test"
+            raise ValueError(f"length must leave examples to {said} on; got {length}")
         parts.append({"x": x, "y": y})
     ids = np.repeat(np.arange(len(series), dtype=np.int32), [len(y) for _, y in train])
     return Dataset(parts[0], parts[1], num_classes=None, client_ids=ids)

@@ -40,7 +40,7 @@ def wind_farm(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
 
     Raises:
       FileNotFoundError: if it is not there: how to get it.
-      ValueError: if T < 1.
+      ValueError: if T < 1, or longer than leaves examples.
     """
     check_count("length", length)
     (file,) = located("wind_farm", FILES, path)
