@@ -490,6 +490,23 @@ def test_baselines(tmp_path, capsys):
     assert run(*options, "--overwrite", out=tmp_path) == 0
 
 
+@pytest.mark.slow
+def test_baselines_have_the_rounds_of_a_run_that_reached_its_target(tmp_path, capsys):
+    options = ("--rounds", 40, "--clients", 50, "--fraction", 0.04, "--client-lr", 0.1,
+               "--partition", "iid", "--target", 0.85)  # fmt: skip
+    assert run(*options, "--baselines", "centralised", "local_only", out=tmp_path) == 0
+    said = capsys.readouterr().out
+    done = len(read(tmp_path, "rounds.csv").splitlines()) - 1
+    assert done < 25
+    for name in ("centralised", "local_only"):
+        assert len(read(tmp_path / name, "rounds.csv").splitlines()) - 1 == done
+    with (tmp_path / "local_only" / "table.csv").open() as file:
+        trained = int(next(csv.DictReader(file))["trained_clients"])
+    assert 0 < trained <= 2 * done < 50
+    assert f"({50 - trained} of 50 never trained, and have the first one)" in said
+    assert run("--resume", out=tmp_path) == 0
+
+
 @pytest.fixture
 def page(monkeypatch):
     """What a page is asked to write."""

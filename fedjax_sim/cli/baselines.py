@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from fedjax_sim import baselines, problem
-from fedjax_sim.base import Array
+from fedjax_sim.base import Array, FederatedState
 from fedjax_sim.checks import check_known
 from fedjax_sim.cli import files, folder
 from fedjax_sim.cli.show import run_progress
@@ -23,13 +26,16 @@ def train(
 ) -> tuple[str, bool]:
     """One baseline of a run, in a results folder of its own below it.
 
+    Args:
+      experiment: the run's, of as many rounds as it had until its target.
+
     Returns:
       What came of it, in a line, and whether it is through.
     """
     made, below = BASELINES[name](experiment), out / name
     configuration = {**chosen.values(), "baseline": name}
     with folder.saying_what_is_saved(below):
-        with run_progress(chosen.rounds, chosen.score) as tell:
+        with run_progress(made.num_rounds, chosen.score) as tell:
             simulation = simulate(
                 made, key, out=below, resume=resume, on_progress=tell,
                 configuration={**chosen.without_target().values(), "baseline": name},
@@ -43,7 +49,11 @@ def train(
         results.save(below, summary(configuration, chosen, simulation))
     score = results.runs[0].row()[chosen.score]
     said = f"{score:.4f}" if isinstance(score, float) else "not known"
-    means = ", mean of the clients' own models" if name == "local_only" else ""
+    means = ""
+    if name == "local_only":
+        means = ", mean of the clients' own models"
+        if never := chosen.clients - int(own["trained_clients"] or 0):
+            means += f" ({never} of {chosen.clients} never trained, and have the first one)"
     return f"{name}: {chosen.score} {said}{means}", True
 
 
@@ -53,7 +63,7 @@ def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]
     found = baselines.evaluate_local(
         given.loss_fn, simulation.state, given.test, given.data if chosen.per_client else None
     )
-    values: dict[str, Scalar] = {}
+    values: dict[str, Scalar] = {"trained_clients": _trained(simulation.state)}
     for name, statistics in found.statistics.items():
         values |= {f"{name}_{k}": float(x) for k, x in statistics._asdict().items()}
     means: dict[str, Any] = {name: float(x.mean) for name, x in found.statistics.items()}
@@ -61,6 +71,19 @@ def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]
     if given.variance is not None:
         values["test_r2"] = 1 - means["test_loss"] / given.variance
     return values
+
+
+def _trained(state: FederatedState) -> int:
+    """Clients whose model is no longer the first one."""
+    moved = [
+        (own != first[None]).reshape(len(own), -1).any(axis=1)
+        for own, first in zip(
+            jax.tree.leaves(baselines.local_models(state)),
+            jax.tree.leaves(state.params),
+            strict=True,
+        )
+    ]
+    return int(jnp.any(jnp.stack(moved), axis=0).sum())
 
 
 def summary(

@@ -37,8 +37,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--baselines", nargs="+", default=argparse.SUPPRESS, metavar="NAME",
-        help="train these too, each in a folder of its name in --out: centralised (on all data in "
-        "one place), local_only (every client alone)",
+        help="train these too, for as many rounds as the run had, each in a folder of its name in "
+        "--out: centralised (on all data in one place), local_only (every client alone, in the "
+        "rounds that pick it)",
     )  # fmt: skip
 
 
@@ -96,12 +97,13 @@ def call(options: argparse.Namespace) -> int:
             console.print(line, soft_wrap=True)
         console.print(f"Wrote {', '.join((*written, files.NAME))} to {options.out}", soft_wrap=True)
         through = simulation.status != "interrupted"
+        budget = experiment._replace(num_rounds=len(simulation.history.evaluated))
         for name in names if through else ():
             if interrupt.received is not None:
                 line, through = f"Interrupted before {name}", False
             else:
                 line, through = baselines.train(
-                    name, chosen, experiment, key, options.out, options.resume
+                    name, chosen, budget, key, options.out, options.resume
                 )
             if not through:
                 console.print(f"{line}: {_go_on(options.out)}", soft_wrap=True)
