@@ -1,6 +1,7 @@
 """Fetching data sets: with a client that is a script, nothing goes over a network."""
 
 import errno
+import hashlib
 import io
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 
 from fedjax_sim.cli import main
 from fedjax_sim.datasets import FetchError, archives, fetch
+from fedjax_sim.datasets.cache import located
 from fedjax_sim.datasets.recipes import RECIPES, Recipe
 from fedjax_sim.defaults import GENERATED
 
@@ -112,7 +114,9 @@ def tiny(cache, fake, monkeypatch):
 
 def whole(cache):
     found = {path.name: path.read_bytes() for path in (cache / "tiny").iterdir()}
-    return found == CONTENT
+    sums = found.pop("SHA256SUMS").decode()
+    listed = [f"{hashlib.sha256(found[name]).hexdigest()}  {name}\n" for name in sorted(found)]
+    return found == CONTENT and sums == "".join(listed)
 
 
 def left(cache):
@@ -142,7 +146,7 @@ def test_it_converts(tiny, cache):
 
     tiny(convert=convert, layouts=(("sum.txt",),))
     assert (fetch("tiny") / "sum.txt").read_text() == "3300"
-    assert [path.name for path in (cache / "tiny").iterdir()] == ["sum.txt"]
+    assert {path.name for path in (cache / "tiny").iterdir()} == {"sum.txt", "SHA256SUMS"}
 
 
 def test_no_network(tiny, fake, cache):
@@ -243,6 +247,7 @@ def test_names_in_an_archive_do_not_leave_the_folder(tiny, fake, cache):
     ("code", "says"),
     [
         (errno.EROFS, "cannot be written (Read-only file system); FEDJAX_SIM_DATA names"),
+        (errno.ENOENT, "cannot be written (No such file or directory); FEDJAX_SIM_DATA names"),
         (errno.EACCES, "cannot be written (Permission denied); FEDJAX_SIM_DATA names"),
         (errno.ENOSPC, "is full; it needs about 4 MB there"),
     ],
@@ -281,10 +286,72 @@ def test_a_file_in_the_caches_place(tiny, cache):
 def test_a_folder_of_the_users_is_left_alone(tiny, cache):
     (cache / "tiny").mkdir(parents=True)
     (cache / "tiny" / "mine.txt").write_text("mine")
-    with pytest.raises(FetchError, match="is there, without the files of a data set; move it"):
+    with pytest.raises(FetchError, match="holds other files than a fetched data set has; move it"):
         fetch("tiny")
     assert (cache / "tiny" / "mine.txt").read_text() == "mine"
     assert left(cache) == ["tiny"]
+
+
+def _changed(folder):
+    (folder / "a.txt").write_bytes(b"two" * 100)
+    return "a.txt has changed"
+
+
+def _cut(folder):
+    (folder / "b.txt").write_bytes(CONTENT["b.txt"][:-1])
+    return "b.txt has changed"
+
+
+def _lost(folder):
+    (folder / "b.txt").unlink()
+    return "b.txt is missing"
+
+
+def _emptied(folder):
+    (folder / "SHA256SUMS").write_text("")
+    (folder / "b.txt").unlink()
+    (folder / "a.txt").unlink()
+    return "SHA256SUMS is empty"
+
+
+@pytest.mark.parametrize("harm", [_changed, _cut, _lost, _emptied])
+def test_a_damaged_set_is_told_and_fetched_anew(tiny, fake, cache, capsys, harm):
+    layouts = RECIPES["tiny"].layouts
+    fetch("tiny")
+    assert [path.name for path in located("tiny", layouts, None)] == ["a.txt", "b.txt"]
+    what = harm(cache / "tiny")
+    with pytest.raises(ValueError, match=f"is damaged: {what}; get it anew with: fedjax-sim data"):
+        located("tiny", layouts, None)
+    assert main(["data", "list"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert rows["tiny"].endswith("damaged")
+    fake.mode("offline")
+    with pytest.raises(FetchError, match="no network"):
+        fetch("tiny")
+    fake.mode("copy")
+    assert main(["data", "fetch", "tiny"]) == 0
+    assert whole(cache)
+    assert left(cache) == ["tiny"]
+    assert len(fake.calls) == 3
+
+
+def test_a_damaged_set_with_files_of_the_users_is_left_alone(tiny, fake, cache):
+    fetch("tiny")
+    _changed(cache / "tiny")
+    (cache / "tiny" / "mine.txt").write_text("mine")
+    with pytest.raises(FetchError, match="move it away"):
+        fetch("tiny")
+    assert (cache / "tiny" / "mine.txt").read_text() == "mine"
+    assert len(fake.calls) == 1
+
+
+def test_a_users_own_files_are_taken_as_they_are(tiny, fake, cache):
+    (cache / "tiny").mkdir(parents=True)
+    for name in CONTENT:
+        (cache / "tiny" / name).write_text("mine")
+    assert fetch("tiny") == cache / "tiny"
+    assert located("tiny", RECIPES["tiny"].layouts, None)[0].read_text() == "mine"
+    assert fake.calls == []
 
 
 FETCH_TINY = """

@@ -41,7 +41,7 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from fedjax_sim.datasets.cache import directory, present
+    from fedjax_sim.datasets.cache import directory, whole
     from fedjax_sim.datasets.fetching import fetch
     from fedjax_sim.datasets.recipes import RECIPES, recipe
 
@@ -50,7 +50,7 @@ def _fetch(options: argparse.Namespace) -> int:
         recipe(name)
     for name in names:
         chosen = recipe(name)
-        if present(directory() / name, chosen.layouts):
+        if whole(directory() / name, chosen.layouts):
             print(f"{name} is in {directory() / name}")
             continue
         print(f"Fetching {name}, {chosen.megabytes:.0f} MB, by {chosen.client} ...", flush=True)
@@ -67,7 +67,7 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from fedjax_sim.datasets.cache import directory, present
+    from fedjax_sim.datasets.cache import damage, directory, present
     from fedjax_sim.datasets.recipes import RECIPES
 
     del options
@@ -82,7 +82,9 @@ def _list(options: argparse.Namespace) -> int:
     ):
         rows.append((name, says, "", "", "", "with the package"))
     for name, one in RECIPES.items():
-        there = "yes" if present(directory() / name, one.layouts) else "no"
+        folder = directory() / name
+        there = "yes" if present(folder, one.layouts) else "no"
+        there = "damaged" if damage(folder) else there
         size = f"{one.megabytes:.0f}"
         rows.append((name, one.says, one.licence, one.client, size, there))
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

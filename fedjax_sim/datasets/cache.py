@@ -9,7 +9,10 @@ from pathlib import Path
 
 import platformdirs
 
+from fedjax_sim.datasets.archives import sha256
+
 Layouts = Sequence[Sequence[str]]  # sets of file names, any one of which is a whole data set
+SUMS = "SHA256SUMS"  # of a fetched set's files, as sha256sum writes and checks them
 
 
 def directory() -> Path:
@@ -27,13 +30,53 @@ def present(folder: Path, layouts: Layouts) -> list[Path] | None:
     return None
 
 
+def damage(folder: Path) -> str | None:
+    """Which file of a fetched set is not as it was put there; None if all are, or for a user's."""
+    if not (folder / SUMS).is_file():
+        return None
+    sums = _sums(folder)
+    for name, wanted in sums.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256(folder / name) != wanted:
+            return f"{name} has changed"
+    return None if sums else f"{SUMS} is empty"
+
+
+def whole(folder: Path, layouts: Layouts) -> bool:
+    """Whether a data set is there, and if it was fetched, as it was put there."""
+    return present(folder, layouts) is not None and damage(folder) is None
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether there is nothing in a data set's place but what a fetch put there."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    there = {path.name for path in folder.iterdir()}
+    return not there or (SUMS in there and there <= {SUMS, *_sums(folder)})
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256."""
+    lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    return {name: wanted for wanted, _, name in (line.partition("  ") for line in lines)}
+
+
 def located(name: str, layouts: Layouts, path: str | os.PathLike[str] | None) -> list[Path]:
     """The files of a data set, in `path` or where `fetch` puts them.
 
     Raises:
       FileNotFoundError: if they are not there: how to get them.
+      ValueError: if they were fetched and have changed since: how to get them anew.
     """
     folder = directory() / name if path is None else Path(path).expanduser()
+    if path is None and (what := damage(folder)):
+        raise ValueError(
+            f"data set {name} in {folder} is damaged: {what}; get it anew with: "
+            f"fedjax-sim data fetch {name}"
+        )
     found = present(folder, layouts)
     if found is not None:
         return found
@@ -69,8 +112,15 @@ def workplace(name: str) -> Iterator[Path]:
 
 
 def put(made: Path, place: Path) -> None:
-    """Moves a finished folder to its place, in one step, once its files are on the disk."""
+    """Moves a finished folder to its place, in one step, once its files are on the disk.
+
+    A damaged set that is there goes first, into what `workplace` removes.
+    """
+    files = sorted(made.iterdir())
+    (made / SUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files))
     for path in made.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    if place.exists():
+        place.rename(made.with_name("replaced"))
     made.rename(place)

