@@ -52,8 +52,9 @@ def train(
     means = ""
     if name == "local_only":
         means = ", mean of the clients' own models"
-        if never := chosen.clients - int(own["trained_clients"] or 0):
-            means += f" ({never} of {chosen.clients} never trained, and have the first one)"
+        clients = experiment.data.num_clients
+        if never := clients - int(own["trained_clients"] or 0):
+            means += f" ({never} of {clients} never trained, and have the first one)"
     return f"{name}: {chosen.score} {said}{means}", True
 
 

@@ -9,7 +9,15 @@ from flax import linen as nn
 
 from fedjax_sim.base import Array
 from fedjax_sim.checks import check_count
-from fedjax_sim.models.model import Model, check_image, convolution, dense, flatten, from_flax
+from fedjax_sim.models.model import (
+    Model,
+    check_image,
+    check_sizes,
+    convolution,
+    dense,
+    flatten,
+    from_flax,
+)
 from fedjax_sim.nn import max_pool
 
 
@@ -20,10 +28,10 @@ def cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Mode
     units, softmax. Inputs are `[B, height, width, channels]`.
 
     Raises:
-      ValueError: for a size below 1, or an input_shape that is no image.
+      ValueError: for a size below 1, or an input_shape that is no image of 4 x 4 pixels or more.
     """
     check_count("num_classes", num_classes)
-    check_image(input_shape)
+    check_image(input_shape, least=4)  # both pools halve it
     layers: list[Any] = []
     for channels in (32, 64):
         layers += [convolution(channels, 5, padding="SAME"), nn.relu, _pool]
@@ -65,9 +73,9 @@ def cifar_cnn(
     >>> sum(x.size for x in jax.tree.leaves(params))
     1068298
     """
-    sizes = [("num_classes", num_classes), ("channels", channels)]
-    for name, size in [*sizes, *(("hidden", units) for units in hidden)]:
-        check_count(name, size)
+    check_count("num_classes", num_classes)
+    check_count("channels", channels)
+    check_sizes("hidden", hidden)
     check_image(input_shape)
     normalise = [_local_response] if local_response else []
     layers: list[Any] = [convolution(channels, 5, padding="SAME"), nn.relu, _wide_pool, *normalise]

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.errors import FlaxError
 
 from fedjax_sim.base import Array, Params, PyTree
 from fedjax_sim.checks import is_concrete
+from fedjax_sim.models.model import OfTokens
 
 
 def cross_entropy(apply: Callable[[Params, Array], Array]) -> "CrossEntropy":
@@ -53,16 +55,16 @@ class CrossEntropy:
         return jnp.mean(losses, axis=positions), {"accuracy": jnp.mean(correct, axis=positions)}
 
     def check(self, params: Params, examples: PyTree) -> None:
-        """Refuses labels that are not integers, not of the outputs' shape or not a class.
+        """Refuses x that the model cannot take, and labels that are not its classes.
 
         Raises:
           ValueError: saying what was found and what the model has.
         """
-        _check_batch(examples)
+        outputs = _outputs(self.apply, params, examples)
         labels = examples["y"]
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(f'labels ("y") must be integers; got {labels.dtype}')
-        *positions, classes = jax.eval_shape(self.apply, params, examples["x"][:1]).shape[1:]
+        *positions, classes = outputs
         if labels.shape[1:] != tuple(positions):
             raise ValueError(
                 f'labels ("y") must have shape [N{_more(positions)}] for a model with outputs '
@@ -91,13 +93,12 @@ class SquaredError:
         return jnp.mean(jnp.square(error).reshape(error.shape[0], -1), axis=1)
 
     def check(self, params: Params, examples: PyTree) -> None:
-        """Refuses targets that do not have the shape of the model's outputs.
+        """Refuses x that the model cannot take, and targets not of its outputs' shape.
 
         Raises:
           ValueError: saying both shapes.
         """
-        _check_batch(examples)
-        outputs = jax.eval_shape(self.apply, params, examples["x"][:1]).shape[1:]
+        outputs = _outputs(self.apply, params, examples)
         targets = examples["y"].shape[1:]
         if targets != outputs and not (targets == () and outputs == (1,)):
             raise ValueError(f'targets ("y") must have shape [N, *{outputs}]; got [N, *{targets}]')
@@ -107,9 +108,40 @@ def _more(sizes: Sequence[int]) -> str:
     return "".join(f", {size}" for size in sizes)
 
 
-def _check_batch(examples: PyTree) -> None:
+def _outputs(
+    apply: Callable[[Params, Array], Array], params: Params, examples: PyTree
+) -> tuple[int, ...]:
+    """The shape of an example's outputs, if the model can take the examples.
+
+    Raises:
+      ValueError: if not.
+    """
     if not (isinstance(examples, dict) and {"x", "y"} <= set(examples)):
         given = sorted(examples) if isinstance(examples, dict) else type(examples).__name__
         raise ValueError(
             f'the losses of fs.models take examples {{"x": ..., "y": ...}}; got {given}'
+        )
+    x = examples["x"]
+    if isinstance(apply, OfTokens):
+        _check_tokens(x, apply.vocabulary)
+    try:
+        return jax.eval_shape(apply, params, x[:1]).shape[1:]
+    except (FlaxError, TypeError) as error:
+        given = f"{x.dtype}[N{_more(x.shape[1:])}]"
+        raise ValueError(
+            f"the model cannot take x {given}: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _check_tokens(x: Array, vocabulary: int) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"x must be integers, the tokens of a text; got {x.dtype}")
+    if not is_concrete(x):
+        return
+    found = np.asarray(x)
+    wrong = found[(found < 0) | (found >= vocabulary)]
+    if wrong.size:
+        raise ValueError(
+            f"x must lie in [0, {vocabulary}), the vocabulary of the model; got {wrong[0]} "
+            f"({wrong.size} of {found.size} are out of range)"
         )

@@ -1,9 +1,11 @@
 """What a model is, a flax module as one, and the layers that the papers' models share."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from fedjax_sim.base import Array, Params
@@ -18,18 +20,40 @@ class Model(NamedTuple):
     apply: Callable[[Params, Array], Array]  # params, x[B, ...] -> outputs[B, ...]
 
 
+@dataclass(frozen=True)
+class OfTokens:
+    """An `apply` whose x are tokens in [0, vocabulary), which the losses check before a run.
+
+    An embedding makes NaN of one beyond it, and takes a negative one from its end.
+    """
+
+    apply: Callable[[Params, Array], Array]
+    vocabulary: int
+
+    def __call__(self, params: Params, x: Array) -> Array:
+        return self.apply(params, x)
+
+
+def of_tokens(module: nn.Module, length: int, vocabulary: int) -> Model:
+    """A flax module over characters as a Model."""
+    made = from_flax(module, (length,), jnp.int32)
+    return made._replace(apply=OfTokens(made.apply, vocabulary))
+
+
 def from_flax(
     module: nn.Module, input_shape: Sequence[int], input_dtype: Any = jnp.float32
 ) -> Model:
     """A flax (linen) module as a Model, without variables other than its params.
+
+    Raises:
+      ValueError: for an input_shape, without the batch, that is no sequence of sizes.
 
     >>> import jax
     >>> model = from_flax(nn.Dense(2), (3,))
     >>> model.apply(model.init(jax.random.key(0)), jnp.ones((5, 3))).shape
     (5, 2)
     """
-    for size in input_shape:
-        check_count("input_shape", size)
+    check_sizes("input_shape", input_shape)
 
     def init(key: Array) -> Params:
         return module.init(key, jnp.zeros((1, *input_shape), input_dtype))["params"]
@@ -55,11 +79,28 @@ def flatten(x: Array) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
-def check_image(input_shape: Sequence[int]) -> None:
-    """Refuses inputs that are not images.
+def check_sizes(name: str, sizes: Any) -> None:
+    """Refuses what is no sequence of whole numbers, each at least 1.
+
+    Raises:
+      ValueError: naming the argument and what was given.
+    """
+    if not isinstance(sizes, (Sequence, np.ndarray)) or isinstance(sizes, str):
+        raise ValueError(f"{name} must be a sequence of whole numbers, as (8, 8); got {sizes!r}")
+    for size in sizes:
+        check_count(name, size)
+
+
+def check_image(input_shape: Sequence[int], least: int = 1) -> None:
+    """Refuses inputs that are not images, or below `least` pixels high or wide.
 
     Raises:
       ValueError: saying what was given.
     """
+    check_sizes("input_shape", input_shape)
     if len(input_shape) != 3:
         raise ValueError(f"input_shape must be (height, width, channels); got {tuple(input_shape)}")
+    if min(input_shape[:2]) < least:
+        raise ValueError(
+            f"input_shape must be at least {least} pixels high and wide; got {tuple(input_shape)}"
+        )

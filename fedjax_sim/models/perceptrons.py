@@ -5,8 +5,9 @@ from typing import Any
 
 from flax import linen as nn
 
+from fedjax_sim.base import Array, Params
 from fedjax_sim.checks import check_count
-from fedjax_sim.models.model import Model, dense, flatten, from_flax
+from fedjax_sim.models.model import Model, check_sizes, dense, flatten, from_flax
 
 
 def logistic_regression(input_shape: Sequence[int] = (784,), num_classes: int = 10) -> Model:
@@ -35,11 +36,10 @@ def mlp(input_shape: Sequence[int], hidden: Sequence[int], outputs: int) -> Mode
     """A multilayer perceptron with ReLU; inputs `[B, *input_shape]` are flattened.
 
     Raises:
-      ValueError: for a size below 1.
+      ValueError: for a size below 1, or an int where a sequence is due.
     """
     check_count("outputs", outputs)
-    for width in hidden:
-        check_count("hidden", width)
+    check_sizes("hidden", hidden)
     layers: list[Any] = [flatten]
     for width in hidden:
         layers += [dense(width), nn.relu]
@@ -56,7 +56,7 @@ def time_series_mlp(
     `squared_error`.
 
     Raises:
-      ValueError: for a size below 1.
+      ValueError: for a size below 1; when it is traced, for inputs of another shape.
 
     >>> import jax
     >>> params = jax.eval_shape(time_series_mlp(24, 3).init, jax.random.key(0))
@@ -65,4 +65,11 @@ def time_series_mlp(
     """
     for name, size in (("window", window), ("features", features), ("horizon", horizon)):
         check_count(name, size)
-    return mlp((window, features), hidden, horizon)
+    made = mlp((window, features), hidden, horizon)
+
+    def apply(params: Params, x: Array) -> Array:
+        if x.shape[1:] != (window, features):  # flattened, [B, features, window] would pass
+            raise ValueError(f"x must be [B, {window}, {features}]; got {list(x.shape)}")
+        return made.apply(params, x)
+
+    return Model(made.init, apply)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from fedjax_sim.base import Array
 from fedjax_sim.checks import check_count
-from fedjax_sim.models.model import Model, dense, from_flax
+from fedjax_sim.models.model import Model, check_sizes, dense, of_tokens
 from fedjax_sim.nn import LSTM
 
 
@@ -35,11 +35,12 @@ def character_lstm(
     820522
     """
     sizes = {"vocabulary": vocabulary, "embedding": embedding, "length": length}
-    for name, size in [*sizes.items(), *(("hidden", units) for units in hidden)]:
+    for name, size in sizes.items():
         check_count(name, size)
+    check_sizes("hidden", hidden)
     layers: list[Any] = [nn.Embed(vocabulary, embedding)]
     layers += [LSTM(units) for units in hidden]
-    return from_flax(nn.Sequential([*layers, dense(vocabulary)]), (length,), jnp.int32)
+    return of_tokens(nn.Sequential([*layers, dense(vocabulary)]), length, vocabulary)
 
 
 def transformer(
@@ -87,7 +88,7 @@ def transformer(
     if width % heads:
         raise ValueError(f"width must be a multiple of heads = {heads}; got {width}")
     module = _Transformer(vocabulary, length, width, heads, layers, hidden)
-    return from_flax(module, (length,), jnp.int32)
+    return of_tokens(module, length, vocabulary)
 
 
 class _Transformer(nn.Module):
