@@ -144,11 +144,12 @@ def rounds_to_target(
     """
     at = np.arange(1, len(scores) + 1) if rounds is None else rounds
     best = np.maximum.accumulate(np.where(np.isfinite(scores), scores, -np.inf))
-    reached = np.flatnonzero(best >= target)
+    # Of 32 bits each, as accuracies are: 0.7 is above its nearest of those.
+    reached = np.flatnonzero(best.astype(np.float32) >= np.float32(target))
     if not reached.size:
         return None
     i = int(reached[0])
     if i == 0 or not np.isfinite(best[i - 1]):
         return float(at[i])
-    share = (target - best[i - 1]) / (best[i] - best[i - 1])
+    share = min(1.0, (target - best[i - 1]) / (best[i] - best[i - 1]))
     return float(at[i - 1] + share * (at[i] - at[i - 1]))

@@ -79,12 +79,19 @@ def evaluate(
         )
         some = data.num_examples > 0
         sizes = jnp.where(some, data.num_examples, 1).astype(value.dtype)
-        return jnp.where(some, sums / sizes, jnp.nan)
+        return jnp.where(some, _quotient(sums, sizes), jnp.nan)
 
     return Evaluation(
-        mean={name: jnp.mean(v) for name, v in values.items()},
+        mean={name: _quotient(jnp.sum(v), jnp.array(total, v.dtype)) for name, v in values.items()},
         clients={name: by_client(v) for name, v in values.items()},
     )
+
+
+def _quotient(sums: Array, sizes: Array) -> Array:
+    """Rounded once. XLA would multiply by the reciprocal of sizes that it knows, or of one size of
+    many sums under `vmap`: 9700 of 10,000 right would be an accuracy below 0.97, and not reach that
+    target."""
+    return sums / jax.lax.optimization_barrier(jnp.where(sums == sums, sizes, sizes))
 
 
 class ClientStatistics(NamedTuple):

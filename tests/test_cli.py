@@ -364,6 +364,10 @@ def test_rounds_to_target_by_hand():
     # Best so far 0.2, 0.5, 0.5, 0.9: 0.7 is half way between rounds 3 and 4.
     assert rounds_to_target(np.array([0.2, 0.5, 0.4, 0.9]), 0.7) == pytest.approx(3.5)
     assert rounds_to_target(np.array([0.8, 0.9]), 0.7) == 1
+    for target in (0.7, 0.97, 0.99):  # met exactly, above or below its 32 bits
+        scores = np.array([0.5, target, 0.995], np.float32)
+        assert rounds_to_target(scores, target) == 2
+        assert rounds_to_target(scores.astype(np.float64), target) == pytest.approx(2)
     assert rounds_to_target(np.array([0.2, 0.5]), 0.7) is None
     assert rounds_to_target(np.array([np.nan, 0.9]), 0.7) == 2
 

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
+from fedjax_sim.comparison import rounds_to_target
 from fedjax_sim.evaluation import client_statistics, evaluator
 
 CLIENTS = st.lists(
@@ -76,6 +78,49 @@ def test_client_statistics_under_jit_and_refusals():
 
 def metrics(params, batch, key):
     return (batch - params) ** 2, {"above": (batch > params).astype(jnp.float32)}
+
+
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_an_accuracy_is_the_nearest_number_to_its_quotient(vmapped):
+    """So that 970 right of 1,000 reach 0.97."""
+    places = np.arange(1000.0, dtype=np.float32)
+    data = fs.FederatedData.from_clients([places, places[:7]])
+
+    def metric_fn(right, batch, key):
+        return -batch, {"accuracy": (batch < right).astype(jnp.float32)}
+
+    def found(right):
+        made = fs.evaluate(metric_fn, right, data, batch_size=512)
+        return made.mean["accuracy"], made.clients["accuracy"]
+
+    right = np.arange(1001, dtype=np.float32)
+    mean, clients = jax.jit(jax.vmap(found) if vmapped else lambda x: jax.lax.map(found, x))(right)
+    small = np.minimum(right, 7)
+    np.testing.assert_array_equal(mean, (right + small) / np.float32(1007))
+    np.testing.assert_array_equal(clients, np.stack([right / np.float32(1000),
+                                                     small / np.float32(7)], 1))  # fmt: skip
+
+
+def test_a_run_stops_with_the_round_that_meets_the_target_exactly():
+    data = fs.FederatedData.from_clients([np.zeros(4, np.float32)])
+    test = fs.FederatedData.from_clients([np.arange(10_000, dtype=np.float32)])
+    right = jnp.array([9699.0, 9700.0, 9701.0])  # after each round
+
+    def evaluate(params):
+        def metric_fn(params, batch, key):
+            return batch, {"accuracy": (batch < right[params.astype(int) - 1]).astype(jnp.float32)}
+
+        return {"accuracy": fs.evaluate(metric_fn, params, test).mean["accuracy"]}
+
+    algorithm = fs.fedavg(lambda w, batch, key: -w + 0 * batch, optax.sgd(1.0), fs.LocalTraining())
+    experiment = fs.Experiment(
+        algorithm, 0.0, data, fs.sampling.everyone(), num_rounds=3, evaluate=evaluate
+    )
+    simulation = fs.simulate(experiment, jax.random.key(0), stop=fs.reaches("accuracy", 0.97))
+    assert simulation.status == "stopped"
+    scores = simulation.history.evaluation["accuracy"]
+    assert len(scores) == 2
+    assert rounds_to_target(scores, 0.97) == 2
 
 
 def test_evaluator_names_every_mean_and_statistic():
