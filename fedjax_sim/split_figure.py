@@ -105,9 +105,10 @@ def _histogram(ax: Any, description: Description) -> None:
     else:
         from matplotlib.ticker import MaxNLocator
 
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(5 if high < 1000 else 3, integer=True))
         if low == high:  # one size: a bar that does not fill the axes
             ax.set_xlim(low - 3, high + 3)
+            ax.set_xticks([low])
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(said)
     ax.set_ylabel("clients")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim import cli, problem
+from fedjax_sim import cli, problem, reproduce
 from fedjax_sim.cli import show
 from fedjax_sim.comparison import rounds_to_target
 from fedjax_sim.driver import Interrupt, Progress
@@ -333,7 +333,7 @@ def test_a_table_with_nothing_but_estimates_is_listed(tmp_path):
     store.save_estimates({cell.name: 3600.0 for cell in cells})
     assert record.write(tmp_path / "PAPERS.md", store) == [tmp_path / "PAPERS.md"]
     text = (tmp_path / "PAPERS.md").read_text()
-    assert "\n- C = 0.1, E = 5, B = 10, IID: 20 published, up to about 1.0 h\n" in text
+    assert "\n- C = 0.1, E = 5, B = 10, IID: 20 published, up to about 60 min\n" in text
     assert text.count("\n- ") == len(cells) == 18
     assert "no estimate" not in text
 
@@ -382,10 +382,24 @@ def test_the_command_lists_refuses_and_runs(tmp_path, monkeypatch, capsys):
     only = {"tiny": Table("tiny", "Tiny", (CELL._replace(rates=(0.1,), tuned=False),))}
     monkeypatch.setattr(tables, "TABLES", only)
     monkeypatch.setattr(record, "TABLES", only)
+    monkeypatch.setattr(reproduce, "TABLES", only)
     command = ["reproduce", "tiny", "--seeds", "1", "--cores", "1", "--out", str(tmp_path)]
     assert cli.main([*command, "--estimate"]) == 0
     assert "1 of 1 cells to run: up to about" in capsys.readouterr().out
     assert not (tmp_path / "cells").exists()
+    assert cli.main(["reproduce", "--estimate", *command[2:]]) == 0  # of all tables
+    said = capsys.readouterr().out
+    assert "1 of 1 cells to run: up to about" in said
+    assert "fedprox: no estimate" in said
+    broken = tmp_path / "file"
+    broken.write_text("mine")
+    for option, given in (("--out", broken), ("--record", tmp_path / "file" / "page.md")):
+        with pytest.raises(SystemExit):
+            cli.main([*command, option, str(given)])
+        assert f"{option}: {given}" in capsys.readouterr().err.replace("/PAPERS.md", "")
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--record", str(broken)])
+    assert f"--record: {broken} is a file that this command" in capsys.readouterr().err
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "tiny-iid: " in said

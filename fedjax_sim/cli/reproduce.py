@@ -24,7 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("tables", nargs="*", metavar="TABLE", help="a table, or a single cell of one")
     add("--seeds", type=int, default=3, metavar="N",
         help="seeds 0 to N-1; one where a run takes over ten minutes (default: 3)")  # fmt: skip
-    add("--estimate", action="store_true", help="say about how long it takes, and run nothing")
+    add("--estimate", action="store_true",
+        help="measure about how long it takes (all tables, without a TABLE), and run no cell",
+        )  # fmt: skip
     add("--out", type=folder, default=Path("reproduce-results"), metavar="DIR",
         help="results folder; what is in it is not run again (default: reproduce-results)",
         )  # fmt: skip
@@ -38,29 +40,29 @@ def call(options: argparse.Namespace) -> int:
     from fedjax_sim.reproduce.racing import estimate, is_through
 
     check_count("seeds", options.seeds)
+    curves = (fedprox.NAME, shakespeare.NAME)
+    if options.estimate:
+        options.tables = options.tables or [*TABLES, *curves]
     if not options.tables:
         return _list(TABLES)
-    curves = (fedprox.NAME, shakespeare.NAME)
     cells = select([name for name in options.tables if name not in curves])
     mesh = machine.use_cores(options.cores)
     from fedjax_sim.cli import show
-    from fedjax_sim.driver import Interrupt
+    from fedjax_sim.driver import Interrupt, span_of
 
     console = show.console()
     store = Store(options.out)
     missing = [cell for cell in cells if not is_through(cell, store, options.seeds)]
     page = options.record or options.out / record.PAGE
-    record.check(page)
+    record.check(page, "--out" if options.record is None else "--record")
     if missing:
         found = estimate(missing, options.seeds, mesh)
         store.save_estimates(found)
         for cell in missing if options.estimate else ():
-            console.print(
-                f"{cell.name}: up to about {show.span_of(found[cell.name])}", soft_wrap=True
-            )
+            console.print(f"{cell.name}: up to about {span_of(found[cell.name])}", soft_wrap=True)
         console.print(
             f"{len(missing)} of {len(cells)} cells to run: up to about "
-            f"{show.span_of(sum(found.values()))}, if no run reaches its target before its end.",
+            f"{span_of(sum(found.values()))}, if no run reaches its target before its end.",
             soft_wrap=True,
         )
     elif cells:

@@ -67,7 +67,7 @@ def run_progress(num_rounds: int, score: str) -> Iterator[Callable[[driver.Progr
             says = ", ".join(f"{name} {now.metrics[name]:.3f}" for name in shown)
             pace = (
                 f"{now.rounds_per_second:.3g} rounds/s, "
-                f"{now.client_steps_per_second:,.0f} client steps/s, {left(now.seconds_left)}"
+                f"{steps(now.client_steps_per_second)}, {left(now.seconds_left)}"
             )
             update(f"training: {says}", now.round, pace)
 
@@ -80,7 +80,7 @@ def sweep_progress(num_runs: int) -> Iterator[Callable[[Swept], None]]:
     with _bar("runs", num_runs) as update:
 
         def tell(now: Swept) -> None:
-            pace = f"{now.client_steps_per_second:,.0f} client steps/s, {left(now.seconds_left)}"
+            pace = f"{steps(now.client_steps_per_second)}, {left(now.seconds_left)}"
             update(now.says or "training", now.runs, pace)
 
         yield tell
@@ -108,20 +108,19 @@ def cells_progress(
         yield tell, done
 
 
+def steps(a_second: float) -> str:
+    """Local steps a second, of all clients.
+
+    >>> steps(12345.6), steps(0.12)
+    ('12,346 client steps/s', '0.12 client steps/s')
+    """
+    said = f"{a_second:,.0f}" if a_second >= 10 else f"{a_second:.2g}"
+    return f"{said} client steps/s"
+
+
 def left(seconds: float) -> str:
     """A time to go, in words."""
-    return f"about {span_of(seconds)} left"
-
-
-def span_of(seconds: float) -> str:
-    """A time in words.
-
-    >>> span_of(61.3), span_of(600), span_of(9000)
-    ('61 s', '10 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"about {driver.span_of(seconds)} left"
 
 
 def value(x: Any) -> str:

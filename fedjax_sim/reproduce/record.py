@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.columns import BYTES
+from fedjax_sim.driver import span_of
 from fedjax_sim.reproduce import fedprox, figures, shakespeare
 from fedjax_sim.reproduce.cells import COMPARED, TABLES, Cell, Table
 from fedjax_sim.reproduce.racing import best_run
@@ -68,20 +69,25 @@ def write(page: Path, store: Store) -> list[Path]:
     return written
 
 
-def check(page: Path) -> None:
+def check(page: Path, option: str = "--record") -> None:
     """Refuses a page that is there and not of this kind, or that cannot be written.
+
+    Args:
+      option: what says where it is.
 
     Raises:
       ValueError: saying which.
     """
     if page.exists() and not page.read_text(errors="replace").startswith(_TITLE):
-        raise ValueError(f"--record {page} is a file that this command did not write; name another")
+        raise ValueError(
+            f"{option}: {page} is a file that this command did not write; name another"
+        )
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=page.parent):
             pass
     except OSError as error:
-        raise ValueError(f"--record {page} cannot be written: {error.strerror}") from error
+        raise ValueError(f"{option}: {page} cannot be written: {error.strerror}") from error
 
 
 def lines(cells: Sequence[Cell], store: Store) -> list[str]:
@@ -245,7 +251,7 @@ def _not_run(
     for where, cells in groups.items():
         seconds = [estimates[cell.name] for cell in cells if cell.name in estimates]
         whole = len(seconds) == len(cells)
-        time = f"up to about {sum(seconds) / 3600:.1f} h" if whole else "no estimate"
+        time = f"up to about {span_of(sum(seconds))}" if whole else "no estimate"
         published = cells[0].published
         said = f"{published:g} published, " if published else ""
         begun = "".join(_begun(cell, known[cell.name]) for cell in cells)
