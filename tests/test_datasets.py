@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import pickle
+import shutil
 import struct
 import sys
 import zipfile
@@ -70,9 +71,11 @@ def test_what_is_not_idx(tmp_path, content, says):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(ValueError, match=says):
         read_idx(tmp_path / "a")
-    (tmp_path / "a.gz").write_bytes(gzip.compress(b"0" * 99)[:-9])
-    with pytest.raises(ValueError, match="not a whole gzip file"):
-        read_idx(tmp_path / "a.gz")
+    compressed = gzip.compress(bytes(range(99)))
+    for broken in (compressed[:-9], compressed[:20] + b"\xff" * 40 + compressed[60:], b"no"):
+        (tmp_path / "a.gz").write_bytes(broken)
+        with pytest.raises(ValueError, match="not a whole gzip file"):
+            read_idx(tmp_path / "a.gz")
 
 
 def test_where_files_are_looked_for(tmp_path, cache):
@@ -138,10 +141,13 @@ class Evil:
 def test_cifar10_does_not_run_what_a_pickle_names(tmp_path, capsys):
     cifar_batches(tmp_path)
     for content, says in (
-        (pickle.dumps(Evil()), "must hold arrays alone; it names builtins.print"),
+        (pickle.dumps(Evil()), "must hold arrays alone, and names builtins.print"),
+        (b"c\xff\n\xfe\n.", "is not a batch of CIFAR-10"),
+        (pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": 3}), r"and labels \[N\]; got"),
+        (pickle.dumps({b"data": np.zeros((0, 3072)), b"labels": []}), r"and labels \[N\]; got"),
         (b"\x80\x04no", "is not a batch of CIFAR-10"),
         (pickle.dumps([1]), "must be a dictionary with data and labels"),
-        (pickle.dumps({b"data": np.zeros((1, 5)), b"labels": [1]}), r"data \[N, 3072\]; got"),
+        (pickle.dumps({b"data": np.zeros((1, 5)), b"labels": [1]}), r"data \[N, 3072\] and"),
     ):
         (tmp_path / "data_batch_2").write_bytes(content)
         with pytest.raises(ValueError, match=says):
@@ -222,9 +228,10 @@ def test_short_roles_train_and_are_not_tested(tmp_path):
     (tmp_path / "roles.json").write_text(json.dumps({"A": ["Ay.", "Nö."]}))
     with pytest.raises(ValueError, match=r"text must be of the .* characters; got 'ö'"):
         fs.datasets.shakespeare(tmp_path)
-    (tmp_path / "roles.json").write_text("{")
-    with pytest.raises(ValueError, match=r"roles.json must be JSON"):
-        fs.datasets.shakespeare(tmp_path)
+    for broken in ("{", "[]", "3", '{"A": 3}', '{"A": ["a", 3]}'):
+        (tmp_path / "roles.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"roles.json must be JSON"):
+            fs.datasets.shakespeare(tmp_path)
 
 
 # --- series
@@ -420,6 +427,39 @@ def test_leafs_lists_that_do_not_fit(tmp_path, users, counts, says):
         fs.datasets.leaf(tmp_path)
 
 
+def test_a_user_in_two_of_leafs_files_is_refused(tmp_path):
+    data = {"a": {"x": [[1.0]], "y": [0]}}
+    for part in ("train", "test"):
+        write_leaf(tmp_path / part, data)
+    shutil.copy(tmp_path / "train" / "all_data.json", tmp_path / "train" / "more.json")
+    with pytest.raises(ValueError, match=r"more.json holds user a, as another file does"):
+        fs.datasets.leaf(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (["ab", "cd"], ["e"], "says 2 samples of user a; its x and y have 2 and 1"),
+        (5, [1], "says 1 samples of user a; its x and y have no list and 1"),
+        (["ab", 5], ["c", "d"], "must have an x of texts alone, or of numbers alone"),
+    ],
+)
+def test_leafs_samples_that_do_not_fit(tmp_path, x, y, says):
+    for part in ("train", "test"):
+        write_leaf(tmp_path / part, {"a": {"x": [[0.0]], "y": [0]}})
+    count = 1 if x == 5 else 2
+    content = {"users": ["a"], "num_samples": [count], "user_data": {"a": {"x": x, "y": y}}}
+    (tmp_path / "train" / "all_data.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"all_data.json.*{says}"):
+        fs.datasets.leaf(tmp_path)
+
+
+def test_leafs_targets_of_several_numbers_are_no_text(tmp_path):
+    for part in ("train", "test"):
+        write_leaf(tmp_path / part, {"a": {"x": [[0.5]], "y": [[1, 2]]}})
+    assert fs.datasets.leaf(tmp_path).num_classes == 3
+
+
 @pytest.mark.parametrize(("x", "y"), [(["1.jpg"], [0]), (["1.jpg"], ["0"]), (["some text"], [3])])
 def test_leafs_images_by_name_are_refused(tmp_path, x, y):
     for part in ("train", "test"):
@@ -457,6 +497,10 @@ def test_hdf5(tmp_path):
     assert found.num_classes == 12
     with pytest.raises(ValueError, match=r"must be HDF5 with /examples/<client>/.image,label."):
         fs.datasets.hdf5(tmp_path, x="image")
+    with h5py.File(tmp_path / "fed_emnist_test.h5", "a") as file:
+        file["examples/f9"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"must be HDF5 with /examples/<client>/.pixels,label."):
+        fs.datasets.hdf5(tmp_path)
     (tmp_path / "a_test.h5").touch()
     with pytest.raises(FileNotFoundError, match=r"one \*test\*.h5; got .*, with 2"):
         fs.datasets.hdf5(tmp_path)
@@ -483,9 +527,30 @@ def test_npz(tmp_path):
     np.savez(tmp_path / "train" / "c.npz", x=np.ones(1))
     with pytest.raises(ValueError, match=r"c.npz must hold arrays x and y"):
         fs.datasets.npz(tmp_path)
-    (tmp_path / "train" / "c.npz").write_bytes(b"PK not one")
-    with pytest.raises(ValueError, match=r"c.npz must hold arrays x and y"):
+    np.savez(tmp_path / "c.npz", x=np.ones((2, 3)), y=np.ones(2))
+    whole = (tmp_path / "c.npz").read_bytes()
+    with (tmp_path / "c.npy").open("wb") as file:
+        np.save(file, np.ones(3))
+    for broken in (b"PK not one", b"", b"junk", whole[:-40], (tmp_path / "c.npy").read_bytes()):
+        (tmp_path / "train" / "c.npz").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"c.npz must hold arrays x and y: .*[^.]$"):
+            fs.datasets.npz(tmp_path)
+    np.savez(tmp_path / "train" / "c.npz", x=np.ones((1, 3)), y=0.5)
+    with pytest.raises(ValueError, match="client c of train must have arrays; got a number"):
         fs.datasets.npz(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["household", "activity", "wind_farm", "irish_wind"])
+def test_arrays_that_are_not_what_they_should_be(tmp_path, name):
+    load = getattr(fs.datasets, name)
+    file = tmp_path / f"{name}.npz"
+    for broken in (b"", b"junk"):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=f"{file} must hold arrays"):
+            load(tmp_path)
+    np.savez(file, other=np.ones(3))
+    with pytest.raises(ValueError, match=f"{file} must hold arrays"):
+        load(tmp_path)
 
 
 def test_images_of_bytes_are_scaled_and_have_channels(tmp_path):
@@ -511,6 +576,8 @@ def test_images_of_bytes_are_scaled_and_have_channels(tmp_path):
         ({"a": ([[1.0]], [1]), "b": ([[1.0, 2]], [1])}, {"a": ([1.0], [1])},
          r"of one shape; got \[2\] of client b, and \[1\]"),
         ({"a": ([1.0], [1])}, {"a": ([1.0], [1.5])}, r"y must be alike in train and test"),
+        ({"a": (np.ones((1, 2, 2), np.uint8), [1]), "b": (np.ones((1, 2, 2)), [1])},
+         {"a": ([1.0], [1])}, "images of one type; got float64 of client b, and uint8"),
         ({"a": (["t"], [1])}, {"a": ([1.0], [1])}, "client a of train must have numbers; got <U1"),
         ({"a": ([1.0], [-1])}, {"a": ([1.0], [1])}, "labels from 0 up"),
         ({"a": ([1.0], [2**40])}, {"a": ([1.0], [1])}, "whole numbers of 32 bits"),

@@ -137,6 +137,30 @@ def test_natural_ids_are_counted_as_they_appear():
     assert P.natural(np.array(["f00", "f01"])).dtype == np.int32
 
 
+def test_rotation_keeps_the_edge():
+    """A turn by next to nothing changes next to nothing, there too."""
+    images = np.random.default_rng(0).uniform(size=(3, 8, 8))
+    turned, _ = P.rotation(KEY, images, [0, 0, 0], [1e-6])
+    np.testing.assert_allclose(turned, images, atol=1e-5)
+    x = np.arange(5.0) - 2
+    angle = np.deg2rad(30)
+    bilinear, _ = P.rotation(KEY, np.ones((1, 5, 5)), [0], [30])
+    rows, columns = np.meshgrid(x, x, indexing="ij")
+    from_rows = np.cos(angle) * rows + np.sin(angle) * columns  # where a pixel comes from
+    from_columns = -np.sin(angle) * rows + np.cos(angle) * columns
+    inside = np.clip(3 - np.abs(from_rows), 0, 1) * np.clip(3 - np.abs(from_columns), 0, 1)
+    np.testing.assert_allclose(bilinear[0], inside, atol=1e-12)  # a square that fades in a pixel
+
+
+def test_numbers_of_numpy_are_numbers():
+    images = np.ones((2, 4, 4))
+    one, _ = P.rotation(KEY, images, [0, 1], np.float32(30))
+    other, _ = P.rotation(KEY, images, [0, 1], 30)
+    np.testing.assert_array_equal(one, other)
+    split = P.quantity(KEY, 20, 4, min_examples=np.int64(3))
+    assert np.bincount(split).min() >= 3
+
+
 def test_rotation_by_hand():
     image = np.arange(6.0).reshape(1, 2, 3)
     turned, angles = P.rotation(KEY, image, [0], [180])
@@ -226,15 +250,17 @@ def test_figures_by_hand():
         (lambda: P.labels(KEY, [0] * 9 + [1], 4, 2), "gives class 1 to 4 of the 4 clients, and it "
          "has 1 examples"),
         (lambda: P.labels(KEY, LABELS, 601, 2), "at most the 600 examples"),
-        (lambda: P.dirichlet(KEY, LABELS, 10, 0.0), "alpha must be .*positive; got 0"),
-        (lambda: P.dirichlet(KEY, LABELS, 10, -1.0), "alpha must be .*positive; got -1"),
+        (lambda: P.dirichlet(KEY, LABELS, 10, 0.0), "alpha must be .*positive.*; got 0"),
+        (lambda: P.dirichlet(KEY, LABELS, 10, 1e308), "alpha must be .*1e200; got 1e.308"),
+        (lambda: P.quantity(KEY, 10, 2, "dirichlet", 1e308), "parameter must be .*1e200 .of skew"),
+        (lambda: P.dirichlet(KEY, LABELS, 10, -1.0), "alpha must be .*positive.*; got -1"),
         (lambda: P.dirichlet(KEY, LABELS, 10, 1.0, 61), "min_examples must leave enough"),
         (lambda: P.dirichlet(KEY, LABELS, 10, 1.0, -1), "min_examples must be .*got -1"),
         (lambda: P.dirichlet(KEY, LABELS, 60, 0.01, 9), "was not met in 100 draws"),
         (lambda: P.quantity(KEY, 10, 11), "num_clients must be at most the 10 examples; got 11"),
         (lambda: P.quantity(KEY, 10, 2, "zipf"), "skew must be one of lognormal, .*'zipf'"),
         (lambda: P.quantity(KEY, 10, 2, "lognormal", -1), "parameter .*at least 0 .*got -1"),
-        (lambda: P.quantity(KEY, 10, 2, "dirichlet", 0), "parameter .*positive .*got 0"),
+        (lambda: P.quantity(KEY, 10, 2, "dirichlet", 0), "parameter .*positive.*got 0"),
         (lambda: P.quantity(KEY, 10, 2, min_examples=6), "min_examples must leave enough for 2"),
         (lambda: P.natural([]), "at least one; got none"),
         (lambda: P.natural([1, [2]]), "ids must be hashable.*got list at row 1"),

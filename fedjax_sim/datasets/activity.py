@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.checks import check_count
+from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.cache import located
 from fedjax_sim.datasets.types import Dataset
 
@@ -36,10 +37,8 @@ def activity(path: str | os.PathLike[str] | None = None, length: int = 100) -> D
     """
     check_count("length", length)
     (file,) = located("activity", FILES, path)
-    with np.load(file) as found:
-        samples, lengths, labels, people = (
-            found[name] for name in ("samples", "lengths", "exercise", "person")
-        )
+    names = ("samples", "lengths", "exercise", "person")
+    samples, lengths, labels, people = read_npz(file, *names)
     train: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     test: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     ends = np.cumsum(lengths)

@@ -18,13 +18,16 @@ def joined(train: Mapping[str, Examples], test: Mapping[str, Examples]) -> Datas
     in [0, 1].
 
     Raises:
-      ValueError: if there are no examples, or a client's differ in number, type or shape.
+      ValueError: if there are no examples, a client's x and y differ in number, or clients in
+        shape, or in whether their images are of bytes.
     """
     parts, classes = [], []
     for said, clients in (("train", train), ("test", test)):
         if not any(len(y) for _, y in clients.values()):
             raise ValueError(f"{said} must hold at least one example; got none")
         for client, (x, y) in clients.items():
+            if not x.ndim or not y.ndim:
+                raise ValueError(f"client {client} of {said} must have arrays; got a number")
             if len(x) != len(y):
                 raise ValueError(
                     f"client {client} of {said} must have an x for each y; got {len(x)} and "
@@ -59,6 +62,11 @@ def _column(clients: Mapping[str, Examples], i: int, said: str) -> np.ndarray:
             raise ValueError(
                 f"clients of {said} must have examples of one shape; got {list(array.shape[1:])} "
                 f"of client {client}, and {list(first.shape[1:])}"
+            )
+        if array.ndim > 2 and (array.dtype == np.uint8) != (first.dtype == np.uint8):
+            raise ValueError(
+                f"clients of {said} must have images of one type; got {array.dtype} of client "
+                f"{client}, and {first.dtype}"
             )
     column = np.concatenate(list(some.values()))
     if "xy"[i] == "x" and column.dtype == np.uint8 and column.ndim > 2:  # images

@@ -69,8 +69,11 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
             pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
         except (KeyError, TypeError):
             raise ValueError(f"{file} must be a dictionary with data and labels") from None
-        if pixels.shape != (len(labels), _ROW - 1):
-            raise ValueError(f"{file} must hold data [N, 3072]; got {list(pixels.shape)}")
+        if labels.ndim != 1 or not labels.size or pixels.shape != (len(labels), _ROW - 1):
+            raise ValueError(
+                f"{file} must hold data [N, 3072] and labels [N]; got {list(pixels.shape)} and "
+                f"{list(labels.shape)}"
+            )
     if labels.min() < 0 or labels.max() > 9:
         raise ValueError(f"{file} must hold labels 0 to 9; got {labels.min()} to {labels.max()}")
     return pixels, labels
@@ -82,12 +85,14 @@ def _arrays_only(content: bytes, file: Path) -> Any:
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) not in _ALLOWED:
-                raise ValueError(f"{file} must hold arrays alone; it names {module}.{name}")
+                raise pickle.UnpicklingError(
+                    f"it must hold arrays alone, and names {module}.{name}"
+                )
             return super().find_class(module, name)
 
     try:
         return Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, IndexError, AttributeError) as error:
+    except Exception as error:  # of what a pickle may raise there is no list
         raise ValueError(f"{file} is not a batch of CIFAR-10: {error}") from None
 
 

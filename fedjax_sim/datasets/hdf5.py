@@ -46,7 +46,7 @@ def hdf5(
                     pixels = arrays[x][()]
                     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
                     clients[client] = (pixels, np.asarray(arrays[y][()]))
-        except (KeyError, OSError) as error:
+        except (KeyError, OSError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{files[0]} must be HDF5 with /{group}/<client>/{{{x},{y}}}: {error}"
             ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.checks import check_count
+from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.cache import located
 from fedjax_sim.datasets.series import forecasting, on_a_circle
 from fedjax_sim.datasets.types import Dataset
@@ -37,8 +38,7 @@ def household(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
     """
     check_count("length", length)
     (file,) = located("household", FILES, path)
-    with np.load(file) as found:
-        load, solar, hour = found["load"], found["solar"], found["hour"]
+    load, solar, hour = read_npz(file, "load", "solar", "hour")
     clock = on_a_circle(hour / 24)
     series = [np.column_stack([*home, clock]) for home in zip(load, solar, strict=True)]
     return forecasting(series, list(load), length, scaled=2)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def read_idx(file: Path) -> np.ndarray:
     content = file.read_bytes()
     try:
         content = gzip.decompress(content) if file.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is not a whole gzip file: {error}") from None
     start = 4 + 4 * content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
     if not start or len(content) < start:

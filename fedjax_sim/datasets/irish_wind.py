@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.checks import check_count
+from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.cache import located
 from fedjax_sim.datasets.series import forecasting, on_a_circle
 from fedjax_sim.datasets.types import Dataset
@@ -36,8 +37,7 @@ def irish_wind(path: str | os.PathLike[str] | None = None, length: int = 14) -> 
     """
     check_count("length", length)
     (file,) = located("irish_wind", FILES, path)
-    with np.load(file) as found:
-        speed, day = found["speed"], found["day_of_year"]
+    speed, day = read_npz(file, "speed", "day_of_year")
     season = on_a_circle(day / 365.25)
     series = [np.column_stack([station, season]) for station in speed.T]
     return forecasting(series, list(speed.T), length, scaled=1)

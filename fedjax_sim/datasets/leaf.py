@@ -33,18 +33,23 @@ def leaf(path: str | os.PathLike[str]) -> Dataset:
       FileNotFoundError: if they are not there.
       ValueError: if a file is not of that form, in which case it is named.
     """
-    parts = []
+    parts, text = [], False
     for files in halves(path, ".json"):
         clients: dict[str, Examples] = {}
         for file in files:
-            clients |= _users(file)
+            users = _users(file)
+            if twice := sorted(users.keys() & clients.keys()):
+                raise ValueError(f"{file} holds user {twice[0]}, as another file does")
+            for user, (x, y) in users.items():
+                text = text or _is_text(x)
+                clients[user] = _arrays(x, y, f"{file}, user {user}")
         parts.append(clients)
     found = joined(*parts)
-    text = found.train["y"].ndim == 2
     return found._replace(num_classes=len(LETTERS)) if text else found
 
 
-def _users(file: Path) -> dict[str, Examples]:
+def _users(file: Path) -> dict[str, tuple[list[Any], list[Any]]]:
+    """x and y of each user, as JSON has them."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         users, counts, data = (content[name] for name in ("users", "num_samples", "user_data"))
@@ -58,19 +63,28 @@ def _users(file: Path) -> dict[str, Examples]:
             f"{file} must be LEAF's JSON, of users, num_samples and user_data {{user: {{x, y}}}}; "
             f"{type(error).__name__}: {error}"
         ) from None
-    for (user, (x, _)), count in zip(found.items(), counts, strict=True):
-        if len(x) != count:
-            raise ValueError(f"{file} says {count} samples of user {user}; it holds {len(x)}")
-    return {user: _arrays(x, y, f"{file}, user {user}") for user, (x, y) in found.items()}
+    for (user, (x, y)), count in zip(found.items(), counts, strict=True):
+        if not (isinstance(x, list) and isinstance(y, list) and len(x) == len(y) == count):
+            sizes = " and ".join(str(len(v)) if isinstance(v, list) else "no list" for v in (x, y))
+            raise ValueError(
+                f"{file} says {count} samples of user {user}; its x and y have {sizes}"
+            )
+    return found
+
+
+def _is_text(x: Sequence[Any]) -> bool:
+    return len(x) > 0 and isinstance(x[0], str)
 
 
 def _arrays(x: Sequence[Any], y: Sequence[Any], where: str) -> Examples:
-    if len(x) and isinstance(x[0], str):
+    if _is_text(x):
         if not all(isinstance(after, str) for after in y) or x[0].endswith(_IMAGES):
             raise ValueError(
                 f"{where} must have numbers, or text and the letter after it; got {x[0]!r} and "
                 f"{y[0]!r} (images by name are not read)"
             )
+        if not all(isinstance(before, str) for before in x):
+            raise ValueError(f"{where} must have an x of texts alone, or of numbers alone")
         texts = [before + after for before, after in zip(x, y, strict=True)]
         if len({len(text) for text in texts}) > 1:
             raise ValueError(f"{where} must have texts of one length")

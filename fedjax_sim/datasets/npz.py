@@ -1,10 +1,8 @@
 """Federations of one .npz file a client."""
 
 import os
-import zipfile
 
-import numpy as np
-
+from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.by_client import Examples, halves, joined
 from fedjax_sim.datasets.types import Dataset
 
@@ -27,10 +25,7 @@ def npz(directory: str | os.PathLike[str]) -> Dataset:
     for files in halves(directory, ".npz"):
         clients: dict[str, Examples] = {}
         for file in files:
-            try:
-                with np.load(file, allow_pickle=False) as found:
-                    clients[file.stem] = (found["x"], found["y"])
-            except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{file} must hold arrays x and y: {error}") from None
+            x, y = read_npz(file, "x", "y")
+            clients[file.stem] = (x, y)
         parts.append(clients)
     return joined(*parts)

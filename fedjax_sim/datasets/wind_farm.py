@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.checks import check_count
+from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.cache import located
 from fedjax_sim.datasets.series import forecasting, on_a_circle
 from fedjax_sim.datasets.types import Dataset
@@ -44,8 +45,7 @@ def wind_farm(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
     """
     check_count("length", length)
     (file,) = located("wind_farm", FILES, path)
-    with np.load(file) as found:
-        measured = found["measured"]  # [4, steps, 4] in the order of _COLUMNS
+    (measured,) = read_npz(file, "measured")  # [4, steps, 4] in the order of _COLUMNS
     series, targets = [], []
     for turbine in measured:
         power, speed, direction, temperature = turbine.T

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.base import Array
-from fedjax_sim.checks import check_count, check_number
+from fedjax_sim.checks import check_count
 from fedjax_sim.partition.dealing import (
     check_clients,
+    check_concentration,
     check_labels,
     check_minimum,
     deal,
@@ -146,7 +147,7 @@ def dirichlet(
         client `min_examples`.
     """
     labels = check_labels(labels)
-    check_number("alpha", alpha, lambda x: x > 0, "positive")
+    check_concentration("alpha", alpha)
     check_clients(num_clients, len(labels))
     check_minimum(min_examples, num_clients, len(labels))
     rng = generator(key)

@@ -6,7 +6,13 @@ import numpy as np
 
 from fedjax_sim.base import Array
 from fedjax_sim.checks import check_count, check_number
-from fedjax_sim.partition.dealing import check_clients, check_minimum, deal, generator
+from fedjax_sim.partition.dealing import (
+    check_clients,
+    check_concentration,
+    check_minimum,
+    deal,
+    generator,
+)
 
 SKEWS = ("lognormal", "power_law", "dirichlet")  # of `quantity`
 
@@ -103,6 +109,7 @@ def check_skew(skew: str, parameter: Any, name: str = "parameter") -> None:
     """
     if skew not in SKEWS:
         raise ValueError(f"skew must be one of {', '.join(SKEWS)}; got {skew!r}")
-    positive = skew == "dirichlet"
-    says = f"{'positive' if positive else 'at least 0'} (of skew {skew})"
-    check_number(name, parameter, lambda x: x > 0 if positive else x >= 0, says)
+    if skew == "dirichlet":
+        check_concentration(name, parameter, f" (of skew {skew})")
+    else:
+        check_number(name, parameter, lambda x: x >= 0, f"at least 0 (of skew {skew})")

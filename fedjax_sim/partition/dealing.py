@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.base import Array
-from fedjax_sim.checks import check_count
+from fedjax_sim.checks import check_count, check_number
 from fedjax_sim.randomness import check_key
 
 
@@ -36,13 +36,19 @@ def check_clients(num_clients: int, num_examples: int) -> None:
 
 def check_minimum(min_examples: int, num_clients: int, num_examples: int) -> None:
     """Refuses a smallest size that there is not enough for; 0 allows clients without examples."""
-    if not isinstance(min_examples, int) or isinstance(min_examples, bool) or min_examples < 0:
+    whole = isinstance(min_examples, (int, np.integer)) and not isinstance(min_examples, bool)
+    if not whole or min_examples < 0:
         raise ValueError(f"min_examples must be a whole number, at least 0; got {min_examples!r}")
     if num_clients * min_examples > num_examples:
         raise ValueError(
             f"min_examples must leave enough for {num_clients} clients of the {num_examples} "
             f"examples; got {min_examples}"
         )
+
+
+def check_concentration(name: str, value: Any, of: str = "") -> None:
+    """Refuses a Dirichlet distribution's alpha that is not positive, or makes sums overflow."""
+    check_number(name, value, lambda x: 0 < x <= 1e200, f"positive and at most 1e200{of}")
 
 
 def check_labels(labels: Any) -> np.ndarray:

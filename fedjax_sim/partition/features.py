@@ -57,7 +57,9 @@ def rotation(
                 f"angles of an odd number of quarter turns need square images; got {angle:g} "
                 f"for {images.shape[1]} x {images.shape[2]}"
             )
-        return ndimage.rotate(x, angle, axes=(2, 1), reshape=False, order=1)
+        return ndimage.rotate(  # zeros beyond the edge, up to which "constant" does not go
+            x, angle, axes=(2, 1), reshape=False, order=1, mode="grid-constant"
+        )
 
     return _each(key, _ROTATION, images, "images", client_ids, draw, turn)
 
@@ -108,11 +110,12 @@ def _draw(
     lowest: int,
 ) -> Callable[[np.random.Generator], float]:
     """One of several values, or one between lowest |value| and |value|."""
-    if isinstance(values, (int, float)):
-        check_number(name, values, allowed, says)
-        limit = abs(float(values))
+    given: Any = values
+    if np.ndim(given) == 0:
+        check_number(name, given, allowed, says)
+        limit = abs(float(given))
         return lambda rng: float(rng.uniform(lowest * limit, limit))
-    listed = [float(value) for value in values]
+    listed = [float(value) for value in given]
     if not listed:
         raise ValueError(f"{name} must hold at least one; got none")
     for value in listed:
