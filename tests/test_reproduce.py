@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 
 import jax
@@ -338,10 +340,11 @@ def test_a_table_with_nothing_but_estimates_is_listed(tmp_path):
     assert "no estimate" not in text
 
 
-def test_the_stragglers_table_by_hand():
+def stragglers_curves():
+    """Of two seeds."""
     loss = np.array([4.0] + [1.0] * 28 + [0.5])  # their mean is 1.0833
     accuracy = np.where(np.arange(30) < fedprox.EARLY, 0.25, 0.75)
-    runs = tuple(
+    return tuple(
         Run(
             {"federation": federation, "stragglers_share": share, "method": method}, seed,
             {"all_loss": loss * (1 + share), "test_accuracy": accuracy + seed / 10}, {}, 30,
@@ -349,7 +352,10 @@ def test_the_stragglers_table_by_hand():
         for federation in fedprox.FEDERATIONS for share in fedprox.STRAGGLERS
         for method in fedprox.METHODS for seed in (0, 1)
     )  # fmt: skip
-    heading, _, *lines = fedprox.rows(Results(runs))
+
+
+def test_the_stragglers_table_by_hand():
+    heading, _, *lines = fedprox.rows(Results(stragglers_curves()))
     assert heading == ("| stragglers | federation | FedAvg | FedProx, mu = 0 | FedProx, mu = 1 |")
     assert len(lines) == 12
     cell = "1.625, 0.750; 30.0%, 80.0% ± 7.1%"
@@ -410,3 +416,39 @@ def test_the_command_lists_refuses_and_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "tiny.png").exists()
     assert cli.main([*command, "--estimate"]) == 0
     assert "0 of 1 cells to run: all are there." in capsys.readouterr().out
+
+
+def test_committed_curves_are_not_run_again(tmp_path, monkeypatch, capsys):
+    """A clone has their results without what a sweep resumes by."""
+    (tmp_path / "fedprox").mkdir()
+    Results(stragglers_curves()).save(tmp_path / "fedprox", {"kind": "sweep"})
+    before = (tmp_path / "fedprox" / "rounds.csv").read_bytes()
+    monkeypatch.setattr(fedprox, "run", None)
+    monkeypatch.setattr(reproduce.shakespeare, "run", None)
+    monkeypatch.setattr(reproduce.shakespeare, "is_through", lambda out: True)
+    command = ["reproduce", "fedprox", "shakespeare", "--cores", "1", "--out", str(tmp_path)]
+    assert cli.main([*command, "--seeds", "2"]) == 0
+    assert "fedprox: all there." in capsys.readouterr().out
+    assert "FedProx" in (tmp_path / "PAPERS.md").read_text()
+    assert (tmp_path / "fedprox" / "rounds.csv").read_bytes() == before
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--seeds", "3"])
+    assert (
+        "holds curves of 2 seeds, and is not given more; got --seeds 3" in capsys.readouterr().err
+    )
+
+
+def test_a_signal_between_the_cells_and_the_curves_ends_it(tmp_path, monkeypatch, capsys):
+    only = {"tiny": Table("tiny", "Tiny", (CELL._replace(rates=(0.1,), tuned=False),))}
+    for place in (tables, record, reproduce):
+        monkeypatch.setattr(place, "TABLES", only)
+
+    def race(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(reproduce, "race", race)
+    monkeypatch.setattr(fedprox, "run", None)
+    command = ["reproduce", "tiny", "fedprox", "--cores", "1", "--out", str(tmp_path)]
+    assert cli.main(command) == 130
+    assert "Interrupted" in capsys.readouterr().out

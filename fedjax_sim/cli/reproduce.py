@@ -52,12 +52,18 @@ def call(options: argparse.Namespace) -> int:
 
     console = show.console()
     store = Store(options.out)
+    there = {
+        fedprox.NAME: lambda: fedprox.is_through(options.out / fedprox.NAME, options.seeds),
+        shakespeare.NAME: lambda: shakespeare.is_through(options.out / shakespeare.NAME),
+    }
+    left = [name for name in curves if name in options.tables and not there[name]()]
     missing = [cell for cell in cells if not is_through(cell, store, options.seeds)]
     page = options.record or options.out / record.PAGE
     record.check(page, "--out" if options.record is None else "--record")
     if missing:
         found = estimate(missing, options.seeds, mesh)
-        store.save_estimates(found)
+        with store.alone():
+            store.save_estimates(found)
         for cell in missing if options.estimate else ():
             console.print(f"{cell.name}: up to about {span_of(found[cell.name])}", soft_wrap=True)
         console.print(
@@ -69,7 +75,8 @@ def call(options: argparse.Namespace) -> int:
         console.print(f"0 of {len(cells)} cells to run: all are there.")
     for name in curves:
         if name in options.tables:
-            console.print(f"{name}: no estimate, its progress says the time left.")
+            said = "no estimate, its progress says the time left." if name in left else "all there."
+            console.print(f"{name}: {said}")
     if options.estimate:
         return 0
     through = True
@@ -81,12 +88,16 @@ def call(options: argparse.Namespace) -> int:
                     break
                 done(cell)
                 record.write(page, store)
-        if through and fedprox.NAME in options.tables:
+        if left:
+            through = through and interrupt.received is None
+        if through and fedprox.NAME in left:
             total = fedprox.NUM_CURVES * options.seeds
             with show.sweep_progress(total) as told:
                 results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, told)
             through = sum(run.done == run.num_rounds for run in results.runs) == total
-        if through and shakespeare.NAME in options.tables:
+        if left[-1:] == [shakespeare.NAME]:
+            through = through and interrupt.received is None
+        if through and shakespeare.NAME in left:
             with show.run_progress(shakespeare.ROUNDS, "test_accuracy") as tell_run:
                 through = shakespeare.run(options.out / shakespeare.NAME, mesh, tell_run)
     names = record.write(page, store)

@@ -103,6 +103,22 @@ def _data(federation: str) -> tuple[FederatedData, FederatedData]:
         return data, FederatedData.from_clients([found.test])
 
 
+def is_through(out: Path, seeds: int) -> bool:
+    """Whether all curves are there, with so many seeds or more.
+
+    Raises:
+      ValueError: if they are with fewer: a sweep is not given more.
+    """
+    found = load(out)
+    if found is None:
+        return False
+    there = len({one.seed for one in found.runs})
+    if there < seeds:
+        raise ValueError(f"{out} holds curves of {there} seeds, and is not given more; got --seeds "
+                         f"{seeds}; name another --out")  # fmt: skip
+    return True
+
+
 def run(out: Path, seeds: int, mesh: Mesh | None, on_progress: Callable[[Swept], None]) -> Results:
     """All curves, or what is missing of them in `out`."""
     return sweep(

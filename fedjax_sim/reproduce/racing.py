@@ -40,6 +40,7 @@ class Runner(NamedTuple):
       start: (rate, key data) -> inputs and carry.
       bytes_down: of all clients together, a round.
       bytes_up: likewise.
+      devices: that a round uses.
       federation: its checksum.
     """
 
@@ -47,6 +48,7 @@ class Runner(NamedTuple):
     start: Callable[[float, int], tuple[PyTree, PyTree]]
     bytes_down: int
     bytes_up: int
+    devices: int
     federation: int
 
 
@@ -90,7 +92,7 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots
     return Runner(
         program, start, (everyone or 0) * exchange.down, resolved.slots * exchange.up,
-        checksum(*jax.tree.leaves(first.data)),
+        1 if mesh is None else mesh.size, checksum(*jax.tree.leaves(first.data)),
     )  # fmt: skip
 
 
@@ -123,8 +125,7 @@ def race(
     def run(rate: float, seed: int, most: int) -> dict[str, Any] | None:
         nonlocal runner
         runner = runner or compiled(cell, client_lr, mesh)
-        made_by = {**versions(), "devices": 1 if mesh is None else mesh.size}
-        of = {"client_lr": client_lr, "rate": rate, "seed": seed, "made_by": made_by}
+        of = {"client_lr": client_lr, "rate": rate, "seed": seed}
         found = _one(cell, runner, store, of, most, interrupt, tell)
         if found is not None:
             record["runs"].append(found)
@@ -214,7 +215,8 @@ def _one(
     """One run; None if it was interrupted, its rounds saved."""
     program = runner.program._replace(num_rounds=most)
     rate, seed = of["rate"], of["seed"]
-    identity = {"what": what(cell), "federation": runner.federation, **of}
+    made_by = {**versions(), "devices": runner.devices}
+    identity = {"what": what(cell), "federation": runner.federation, **of, "made_by": made_by}
     checkpoints = open_checkpoints(store.running(cell, rate, seed), identity, resume=True)
     inputs, carry = runner.start(rate, seed)
     spent, timed = 0.0, 0
@@ -239,7 +241,7 @@ def _one(
     return {
         "rate": rate,
         "seed": seed,
-        "made_by": of["made_by"],
+        "made_by": made_by,
         "reached": reached,
         "done": driven.round,
         "best": float(finite.max()) if finite.size else math.nan,

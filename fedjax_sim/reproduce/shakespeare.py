@@ -33,6 +33,11 @@ _TIMED = 0.01  # C of the rounds that are timed packed and padded
 _TIMES = "times.json"
 
 
+def is_through(out: Path) -> bool:
+    """Whether both splits and the times are there."""
+    return load(out).keys() == SPREADS.keys() and (out / _TIMES).exists()
+
+
 def run(out: Path, mesh: Mesh | None, on_progress: Callable[[Progress], None]) -> bool:
     """Both splits, saved as they go, then the times; whether all is there."""
     for spread, partition in SPREADS.items():
