@@ -61,11 +61,21 @@ def conv_general_dilated(
     )
     result = jax.eval_shape(own, lhs, rhs)  # refuses what does not fit
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
-    if not _is_ours(lhs, rhs, result.dtype, batch_group_count, out_sharding):
-        return own(lhs, rhs)
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     (batch, features, *image), (outputs, inputs, *window) = numbers.lhs_spec, numbers.rhs_spec
     ones = (1,) * len(image)
+    if not isinstance(padding, str) and min((min(sides) for sides in padding), default=0) < 0:
+        # Cut here: of a grouped convolution that cuts, XLA's derivatives on a CPU are garbage.
+        sides = [(0, 0, 0)] * lhs.ndim
+        for i, (low, high), holes in zip(image, padding, lhs_dilation or ones, strict=True):
+            sides[i] = (int(low), int(high), holes - 1)
+        return conv_general_dilated(
+            lax.pad(lhs, jnp.zeros((), lhs.dtype), sides), rhs, window_strides,
+            [(0, 0)] * len(image), None, rhs_dilation, dimension_numbers, feature_group_count,
+            batch_group_count, precision, preferred_element_type, out_sharding,
+        )  # fmt: skip
+    if not _is_ours(lhs, rhs, result.dtype, batch_group_count, out_sharding):
+        return own(lhs, rhs)
     window_shape = tuple(rhs.shape[i] for i in window)
     image_shape = tuple(lhs.shape[i] for i in image)
     rhs_dilation = tuple(rhs_dilation or ones)
