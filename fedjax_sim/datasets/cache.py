@@ -36,9 +36,11 @@ def damage(folder: Path) -> str | None:
         return None
     sums = _sums(folder)
     for name, wanted in sums.items():
-        if not (folder / name).is_file():
+        try:
+            found = sha256(folder / name)
+        except (FileNotFoundError, IsADirectoryError):
             return f"{name} is missing"
-        if sha256(folder / name) != wanted:
+        if found != wanted:
             return f"{name} has changed"
     return None if sums else f"{SUMS} is empty"
 
