@@ -225,6 +225,8 @@ def test_short_roles_train_and_are_not_tested(tmp_path):
     assert found.test["x"].shape == (1, 6)
     with pytest.raises(ValueError, match="length must be a whole number, at least 1; got 0"):
         fs.datasets.shakespeare(tmp_path, length=0)
+    with pytest.raises(ValueError, match="length must leave examples to test on; got 9"):
+        fs.datasets.shakespeare(tmp_path, length=9)
     (tmp_path / "roles.json").write_text(json.dumps({"A": ["Ay.", "Nö."]}))
     with pytest.raises(ValueError, match=r"text must be of the .* characters; got 'ö'"):
         fs.datasets.shakespeare(tmp_path)
@@ -577,7 +579,9 @@ def test_images_of_bytes_are_scaled_and_have_channels(tmp_path):
          r"of one shape; got \[2\] of client b, and \[1\]"),
         ({"a": ([1.0], [1])}, {"a": ([1.0], [1.5])}, r"y must be alike in train and test"),
         ({"a": (np.ones((1, 2, 2), np.uint8), [1]), "b": (np.ones((1, 2, 2)), [1])},
-         {"a": ([1.0], [1])}, "images of one type; got float64 of client b, and uint8"),
+         {"a": ([1.0], [1])}, "must be of bytes everywhere, or nowhere; got float64 and uint8"),
+        ({"a": (np.ones((1, 2, 2), np.uint8), [1])}, {"a": (np.ones((1, 2, 2), np.float32), [1])},
+         "images must be of bytes everywhere, or nowhere; got float32 and uint8"),
         ({"a": (["t"], [1])}, {"a": ([1.0], [1])}, "client a of train must have numbers; got <U1"),
         ({"a": ([1.0], [-1])}, {"a": ([1.0], [1])}, "labels from 0 up"),
         ({"a": ([1.0], [2**40])}, {"a": ([1.0], [1])}, "whole numbers of 32 bits"),

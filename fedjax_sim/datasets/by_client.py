@@ -19,7 +19,7 @@ def joined(train: Mapping[str, Examples], test: Mapping[str, Examples]) -> Datas
 
     Raises:
       ValueError: if there are no examples, a client's x and y differ in number, or clients in
-        shape, or in whether their images are of bytes.
+        shape, or train and test and their clients in whether images are of bytes.
     """
     parts, classes = [], []
     for said, clients in (("train", train), ("test", test)):
@@ -35,6 +35,12 @@ def joined(train: Mapping[str, Examples], test: Mapping[str, Examples]) -> Datas
                 )
         parts.append({name: _column(clients, i, said) for i, name in enumerate("xy")})
         classes.append(parts[-1]["y"])
+    images = [x for part in (train, test) for x, _ in part.values() if x.ndim > 2 and len(x)]
+    if len({_are_bytes(x) for x in images}) > 1:
+        types = sorted({str(x.dtype) for x in images})
+        raise ValueError(
+            f"images must be of bytes everywhere, or nowhere; got {' and '.join(types)}"
+        )
     for name in "xy":
         one, other = (f"{p[name].dtype}{list(p[name].shape[1:])}" for p in parts)
         if one != other:
@@ -52,6 +58,11 @@ def joined(train: Mapping[str, Examples], test: Mapping[str, Examples]) -> Datas
     )
 
 
+def _are_bytes(x: np.ndarray) -> bool:
+    """Images of bytes, to be scaled."""
+    return x.dtype == np.uint8 and x.ndim > 2
+
+
 def _column(clients: Mapping[str, Examples], i: int, said: str) -> np.ndarray:
     some = {client: pair[i] for client, pair in clients.items() if len(pair[i])}
     first = next(iter(some.values()))
@@ -63,13 +74,8 @@ def _column(clients: Mapping[str, Examples], i: int, said: str) -> np.ndarray:
                 f"clients of {said} must have examples of one shape; got {list(array.shape[1:])} "
                 f"of client {client}, and {list(first.shape[1:])}"
             )
-        if array.ndim > 2 and (array.dtype == np.uint8) != (first.dtype == np.uint8):
-            raise ValueError(
-                f"clients of {said} must have images of one type; got {array.dtype} of client "
-                f"{client}, and {first.dtype}"
-            )
     column = np.concatenate(list(some.values()))
-    if "xy"[i] == "x" and column.dtype == np.uint8 and column.ndim > 2:  # images
+    if "xy"[i] == "x" and _are_bytes(column):
         column = column.astype(np.float32) / np.float32(255)
         return column[..., None] if column.ndim == 3 else column
     if column.dtype.kind == "f":

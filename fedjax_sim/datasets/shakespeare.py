@@ -46,7 +46,8 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
 
     Raises:
       FileNotFoundError: if it is not there: how to get it.
-      ValueError: if T < 1, or the file is not what it should be.
+      ValueError: if T < 1, or longer than all that is tested on, or the file is not what it
+        should be.
     """
     check_count("length", length)
     (file,) = located("shakespeare", FILES, path)
@@ -68,6 +69,8 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
     if not sizes:
         raise ValueError(f"{file} must hold a role of at least two lines")
     known, new = np.concatenate(train), np.concatenate(test)
+    if not len(new):
+        raise ValueError(f"length must leave examples to test on; got {length}")
     return Dataset(
         train={"x": known[:, :-1], "y": known[:, 1:]},
         test={"x": new[:, :-1], "y": new[:, 1:]},
