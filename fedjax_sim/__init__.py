@@ -12,6 +12,7 @@ from fedjax_sim import execution as execution
 from fedjax_sim import grid as grid
 from fedjax_sim import partition as partition
 from fedjax_sim import sampling as sampling
+from fedjax_sim import server_optimizers as server_optimizers
 from fedjax_sim.algorithms import fedavg as fedavg
 from fedjax_sim.algorithms import fedprox as fedprox
 from fedjax_sim.algorithms import fedsgd as fedsgd

@@ -19,6 +19,7 @@ from fedjax_sim.evaluation import evaluator
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.randomness import stream
 from fedjax_sim.sampling import Sampler
+from fedjax_sim.server_optimizers import ADAPTIVE
 from fedjax_sim.setting import OF_DATA, Setting, strategy
 
 _PARTITION = 11  # the key's purpose: one split for all seeds, so that they differ in training only
@@ -207,17 +208,10 @@ def _client_optimizer(setting: Setting) -> Optimizer:
 
 
 def _server_optimizer(setting: Setting) -> optax.GradientTransformation:
-    """optax's, with the constants of Reddi et al. 2021: beta_1 = 0.9, beta_2 = 0.99, tau = 0.001.
-
-    Theirs correct no bias, start v at tau^2 and have tau in Adagrad's denominator, too.
-    """
+    """SGD, or Reddi et al.'s with the constants of their experiments (the defaults there)."""
     rate: Any = setting.server_lr
-    if setting.server_optimizer == "adam":
-        return optax.adam(rate, b1=0.9, b2=0.99, eps=1e-3)
-    if setting.server_optimizer == "yogi":
-        return optax.yogi(rate, b1=0.9, b2=0.99, eps=1e-3)
-    if setting.server_optimizer == "adagrad":
-        return optax.adagrad(rate, initial_accumulator_value=1e-6)
+    if setting.server_optimizer in ADAPTIVE:
+        return ADAPTIVE[setting.server_optimizer](rate)
     return optax.sgd(rate)
 
 

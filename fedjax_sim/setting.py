@@ -8,6 +8,7 @@ from fedjax_sim.base import LocalTraining
 from fedjax_sim.checks import check_count, check_known, check_number
 from fedjax_sim.defaults import FETCHED, OF_DATASET, REGRESSIONS
 from fedjax_sim.local import check_local
+from fedjax_sim.server_optimizers import ADAPTIVE
 
 FULL = "full"  # a batch_size
 DATASETS = tuple(OF_DATASET)
@@ -16,7 +17,7 @@ _BY_LABEL = ("shards", "dirichlet", "labels")
 ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fedsgd")
 SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone")
 SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
-SERVER_OPTIMIZERS = ("sgd", "adam", "yogi", "adagrad")
+SERVER_OPTIMIZERS = ("sgd", *ADAPTIVE)
 
 
 # What may be an argument of a compiled program; a grid's other axes are part of it.
@@ -181,7 +182,7 @@ class Setting:
     server_optimizer: str | None = field(
         default=None,
         metadata=_says(
-            "sgd (default), or optax's adam, yogi or adagrad with Reddi et al. 2021's constants"
+            "sgd (default), or adam, yogi or adagrad as in Reddi et al. 2021, Algorithm 2"
         ),
     )
     server_lr: float | None = field(
