@@ -23,6 +23,9 @@ from fedjax_sim.checkpoint import Checkpoints, flatten, unflatten
 from fedjax_sim.execution import replicate
 
 _CHUNK_SECONDS = 1.0  # between two looks at the signals
+# The first round of a program also loads its code and touches its memory for the first time,
+# some ten milliseconds: a first chunk shorter than this says nothing of the pace.
+WARM_SECONDS = 1.0
 _SAVE_SHARE = 0.02  # of the time, at most, goes into checkpoints that nobody asked for
 _SAVE_SECONDS = 15.0  # the least time between two of those
 CAPACITY = 512  # rounds a chunk, at most
@@ -36,7 +39,7 @@ class Progress(NamedTuple):
       num_rounds: R.
       rounds_per_second: of this chunk.
       client_steps_per_second: of this chunk; 0 if its outputs do not say.
-      seconds_left: at this pace.
+      seconds_left: at this pace; NaN while no pace is known, after a first chunk that was short.
       metrics: name -> the latest value of each scalar.
     """
 

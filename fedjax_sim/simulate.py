@@ -15,7 +15,7 @@ from fedjax_sim.base import Array, FederatedState, PyTree
 from fedjax_sim.checkpoint import Checkpoints, checksum
 from fedjax_sim.checks import check_count
 from fedjax_sim.columns import check_evaluated, columns
-from fedjax_sim.driver import Interrupt, Progress, compile_program, drive
+from fedjax_sim.driver import WARM_SECONDS, Interrupt, Progress, compile_program, drive
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.results import Results, Run, to_json, versions
 from fedjax_sim.saving import SaveError, replace_file
@@ -165,15 +165,19 @@ def simulate(
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
     program = compile_program(step, (), carry, experiment.num_rounds, stop=stop, place=mesh)
+    is_warm = False  # whether a chunk's time is that of its rounds alone
 
     def on_chunk(first: int, rows: History, seconds: float) -> None:
+        nonlocal is_warm
         found = {k: x for k, x in columns(rows).items() if x.ndim == 1 and k != "evaluated"}
         for i in range(len(rows.evaluated)):
             values = {name: float(x[i]) for name, x in found.items() if not math.isnan(float(x[i]))}
             for writer in writers:
                 writer.write(first + i + 1, values)
         if on_progress is not None and seconds:
-            on_progress(progress_of(found, first, experiment.num_rounds, seconds))
+            is_warm = is_warm or seconds >= WARM_SECONDS
+            on_progress(progress_of(found, first, experiment.num_rounds, seconds, is_warm))
+        is_warm = is_warm or seconds > 0
 
     def simulation(driven: Any) -> Simulation:
         final = experiment.state_of(jnp.int32(driven.round), driven.carry)
@@ -214,9 +218,17 @@ def _close(writers: Sequence[Writer], first: BaseException | None) -> None:
 
 
 def progress_of(
-    found: Mapping[str, np.ndarray], first: int, num_rounds: int, seconds: float
+    found: Mapping[str, np.ndarray],
+    first: int,
+    num_rounds: int,
+    seconds: float,
+    is_warm: bool = True,
 ) -> Progress:
-    """What a chunk's columns [rounds, ...] say of the pace and the latest metrics."""
+    """What a chunk's columns [rounds, ...] say of the pace and the latest metrics.
+
+    Args:
+      is_warm: whether its seconds say how long the rounds to come will take.
+    """
     count = len(next(iter(found.values())))
     steps = float(np.sum(found.get("client_steps", 0)))
     scalars = {name: x for name, x in found.items() if x.ndim == 1 and x.dtype.kind == "f"}
@@ -228,7 +240,9 @@ def progress_of(
         num_rounds=num_rounds,
         rounds_per_second=count / seconds,
         client_steps_per_second=steps / seconds,
-        seconds_left=(num_rounds - done) * seconds / count,
+        seconds_left=(num_rounds - done) * seconds / count
+        if is_warm or done == num_rounds
+        else math.nan,
         metrics=metrics,
     )
 

@@ -216,11 +216,11 @@ def test_off_a_terminal_a_race_tells_each_tenth_of_a_run(capsys):
         tell(CELL, 0.1, 1, Progress(1, 20, 2.0, 80.0, 9.0, {}))
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [
-        "tiny-iid, rate 0.1, seed 0, 0 of 2 cells, round 1, 2 rounds/s",
-        "tiny-iid, rate 0.1, seed 0, 0 of 2 cells, round 2, 0.5000, 2 rounds/s",
+        "0 of 2 cells, tiny-iid, rate 0.1, seed 0, round 1, 2 rounds/s",
+        "0 of 2 cells, tiny-iid, rate 0.1, seed 0, round 2, 0.5000, 2 rounds/s",
     ]
     assert len(lines) == 1 + 10 + 1
-    assert lines[-1].startswith("tiny-iid, rate 0.1, seed 1, 1 of 2 cells")
+    assert lines[-1].startswith("1 of 2 cells, tiny-iid, rate 0.1, seed 1")
 
 
 def test_records_of_another_cell_are_refused(raced):

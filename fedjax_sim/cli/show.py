@@ -1,14 +1,15 @@
 """What is shown while it runs, and the tables behind it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
 
 from fedjax_sim import driver
 from fedjax_sim.results import Mean
@@ -16,6 +17,7 @@ from fedjax_sim.sweep import Swept
 
 _NARROWEST = 76  # columns that a table needs
 _MOST = 40  # rows of one
+_BAR = 16  # columns of a bar
 
 
 def console() -> Console:
@@ -25,36 +27,62 @@ def console() -> Console:
     return made
 
 
+Update = Callable[..., None]  # (done, left, parts, phase="", within=0.0), as `_bar` says
+
+
 @contextmanager
-def _bar(unit: str, total: int) -> Iterator[Callable[..., None]]:
+def _bar(unit: str, total: int) -> Iterator[Update]:
     """A bar on a terminal, on standard error; elsewhere a line for each tenth or new phase.
 
-    What it gives is told (says, done, pace), and `within`, the share of the next unit that is done.
+    What it gives is told how many are done, the time left in words, what else there is to say with
+    what matters most first, what is at work, and the share of the next unit that is done. A
+    terminal's line holds the bar, the count, the time left, and as many of the other parts as there
+    is room for.
     """
     to = Console(stderr=True, highlight=False)
     if not to.is_terminal:
         told: tuple[str, int, int] = ("", -1, 0)
 
-        def tell(says: str, done: int, pace: str, within: float = 0.0) -> None:
+        def tell(
+            done: int, left: str, parts: Sequence[str], phase: str = "", within: float = 0.0
+        ) -> None:
             nonlocal told
-            phase = (says.split(":")[0], 10 * done // total, int(10 * within))
-            if phase != told:
-                told = phase
-                to.print(f"{says}, {done} of {total} {unit}, {pace}", soft_wrap=True)
+            count = f"{done} of {total} {unit}"
+            now = (phase, 10 * done // total, int(10 * within))
+            if now != told:
+                told = now
+                to.print(", ".join(part for part in (count, left, *parts) if part), soft_wrap=True)
 
         yield tell
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-        TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
+        BarColumn(_BAR), TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True)),
     )  # fmt: skip
     with Progress(*columns, console=to, transient=True) as progress:
-        task = progress.add_task("compiling", total=total, pace="")
+        task = progress.add_task("", total=total, line="compiling")
 
-        def update(says: str, done: int, pace: str, within: float = 0.0) -> None:
-            progress.update(task, completed=done, description=says, pace=pace)
+        def update(
+            done: int, left: str, parts: Sequence[str], phase: str = "", within: float = 0.0
+        ) -> None:
+            # The width may change while it runs. Each column has one space behind it.
+            line = fitted(f"{done}/{total} {unit}", left, parts, to.width - _BAR - 2)
+            progress.update(task, completed=done, line=escape(line))
 
         yield update
+
+
+def fitted(count: str, left: str, parts: Sequence[str], width: int) -> str:
+    """A line no wider than `width`: count and time left, and the first parts that fit whole.
+
+    >>> fitted("22/200 rounds", "7 s left", ["accuracy 0.91", "loss 0.4"], 40)
+    '22/200 rounds, 7 s left, accuracy 0.91'
+    """
+    line = ", ".join(part for part in (count, left) if part)
+    for part in parts:
+        if len(line) + 2 + len(part) > width:
+            break
+        line += f", {part}"
+    return line[:width]
 
 
 @contextmanager
@@ -63,13 +91,13 @@ def run_progress(num_rounds: int, score: str) -> Iterator[Callable[[driver.Progr
     with _bar("rounds", num_rounds) as update:
 
         def tell(now: driver.Progress) -> None:
-            shown = [name for name in (score, "train_loss") if name in now.metrics]
-            says = ", ".join(f"{name} {now.metrics[name]:.3f}" for name in shown)
-            pace = (
-                f"{now.rounds_per_second:.3g} rounds/s, "
-                f"{steps(now.client_steps_per_second)}, {left(now.seconds_left)}"
-            )
-            update(f"training: {says}", now.round, pace)
+            shown = [x for x in dict.fromkeys((score, "train_loss")) if x in now.metrics]
+            parts = [f"{name} {now.metrics[name]:.3f}" for name in shown]
+            pace = f"{now.rounds_per_second:.3g} rounds/s"
+            update(
+                now.round, left(now.seconds_left),
+                [*parts, pace, steps(now.client_steps_per_second)],
+            )  # fmt: skip
 
         yield tell
 
@@ -80,8 +108,9 @@ def sweep_progress(num_runs: int) -> Iterator[Callable[[Swept], None]]:
     with _bar("runs", num_runs) as update:
 
         def tell(now: Swept) -> None:
-            pace = f"{steps(now.client_steps_per_second)}, {left(now.seconds_left)}"
-            update(now.says or "training", now.runs, pace)
+            parts = [now.says] if now.says else []
+            pace = steps(now.client_steps_per_second)
+            update(now.runs, left(now.seconds_left), [*parts, pace], now.says)
 
         yield tell
 
@@ -96,10 +125,10 @@ def cells_progress(
 
         def tell(cell: Any, rate: float, seed: int, now: driver.Progress) -> None:
             score = now.metrics.get(cell.setting.score)
-            accuracy = "" if score is None else f"{score:.4f}, "
-            pace = f"round {now.round}, {accuracy}{now.rounds_per_second:.3g} rounds/s"
-            within = now.round / now.num_rounds
-            update(f"{cell.name}, rate {rate:.3g}, seed {seed}", count, pace, within)
+            which = [cell.name, f"rate {rate:.3g}", f"seed {seed}"]
+            parts = [*which, f"round {now.round}", *([] if score is None else [f"{score:.4f}"])]
+            parts.append(f"{now.rounds_per_second:.3g} rounds/s")
+            update(count, "", parts, ", ".join(which), now.round / now.num_rounds)
 
         def done(cell: Any) -> None:
             nonlocal count
@@ -119,8 +148,12 @@ def steps(a_second: float) -> str:
 
 
 def left(seconds: float) -> str:
-    """A time to go, in words."""
-    return f"about {driver.span_of(seconds)} left"
+    """A time to go, in words; none while it is not known.
+
+    >>> left(61.3), left(math.nan)
+    ('about 61 s left', '')
+    """
+    return "" if math.isnan(seconds) else f"about {driver.span_of(seconds)} left"
 
 
 def value(x: Any) -> str:

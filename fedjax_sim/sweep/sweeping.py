@@ -1,5 +1,6 @@
 """`fs.sweep` itself."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from fedjax_sim import grid as grids
 from fedjax_sim.base import Array
 from fedjax_sim.checks import check_count
-from fedjax_sim.driver import Interrupt
+from fedjax_sim.driver import WARM_SECONDS, Interrupt
 from fedjax_sim.grid import Grid
 from fedjax_sim.randomness import check_key
 from fedjax_sim.results import Results, Run, versions
@@ -30,7 +31,8 @@ class Swept(NamedTuple):
       runs: configurations times seeds that are through.
       num_runs: how many there are.
       client_steps_per_second: of this chunk; 0 if the outputs do not say.
-      seconds_left: at this pace, compilation of groups to come not counted.
+      seconds_left: at this pace, compilation of groups to come not counted; NaN while no pace is
+        known, after a first chunk that was short.
       says: the batch at work, in words.
     """
 
@@ -226,6 +228,7 @@ class _Teller:
     def __init__(self, on_progress: Callable[[Swept], None] | None, num_runs: int) -> None:
         self.on_progress, self.num_runs = on_progress, num_runs
         self.before, self.worked, self.seconds, self.partly = 0, 0.0, 0.0, 0.0
+        self.is_warm = False  # whether a chunk's time is that of its rounds alone
 
     def chunk(
         self, group: Group, new: int, runs: int, share: float, steps: float, seconds: float
@@ -235,15 +238,18 @@ class _Teller:
         self.partly = new * share
         if not seconds:
             return
-        self.worked, self.seconds = self.worked + fresh, self.seconds + seconds
+        if self.is_warm or seconds >= WARM_SECONDS:
+            self.worked, self.seconds = self.worked + fresh, self.seconds + seconds
+        self.is_warm = True
         if self.on_progress is not None:
             left = max(self.num_runs - self.before - self.partly, 0.0)
+            pace = self.seconds / self.worked if self.worked else math.nan
             says = ", ".join(f"{name}={said(value)}" for name, value in group.static.items())
             self.on_progress(Swept(
                 runs=min(self.before + int(self.partly), self.num_runs),
                 num_runs=self.num_runs,
                 client_steps_per_second=steps * new / runs / seconds,
-                seconds_left=left * self.seconds / max(self.worked, 1e-9),
+                seconds_left=left * pace if left else 0.0,
                 says=says,
             ))  # fmt: skip
 
