@@ -1,6 +1,17 @@
 """Federated learning in JAX: a round, a run and a sweep are each one XLA call.
 
-import fedjax_sim as fs
+    import fedjax_sim as fs
+
+One round: `fs.fedavg`, `fs.fedprox`, `fs.fedsgd` and `fs.scaffold` make an algorithm, `fs.init` its
+state and `fs.make_round` its round, a pure function. `fs.sampling` draws cohorts,
+`fs.aggregation` says what is averaged and `fs.execution` how clients share the machine.
+
+Many: `fs.run` is R rounds in one scan, `fs.simulate` a run with checkpoints and a criterion to
+stop by, `fs.sweep` a grid (`fs.grid`) of them with seeds; `fs.baselines` trains without
+federating. `fs.evaluate` and `fs.evaluator` measure, `fs.communication` counts bytes.
+
+Data and models: `fs.FederatedData`, `fs.partition`, and, loaded where they are used,
+`fs.datasets`, `fs.models`, `fs.nn`, `fs.plots` and `fs.writers`.
 """
 
 import importlib
@@ -55,14 +66,61 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# What `help` and `dir` list, and no more; a new public name is added here, too.
+__all__ = [
+    "ClientOutput",
+    "ClientStatistics",
+    "ClientUpdate",
+    "Coefficients",
+    "Cohort",
+    "Communication",
+    "Evaluation",
+    "Experiment",
+    "FederatedAlgorithm",
+    "FederatedData",
+    "FederatedState",
+    "History",
+    "LocalTraining",
+    "Results",
+    "RoundContext",
+    "RoundMetrics",
+    "SaveError",
+    "Simulation",
+    "aggregation",
+    "baselines",
+    "client_statistics",
+    "communication",
+    "datasets",
+    "evaluate",
+    "evaluator",
+    "execution",
+    "fedavg",
+    "fedprox",
+    "fedsgd",
+    "grid",
+    "init",
+    "make_round",
+    "models",
+    "nn",
+    "partition",
+    "plots",
+    "reaches",
+    "run",
+    "sampling",
+    "scaffold",
+    "simulate",
+    "sweep",
+    "writers",
+]
+_LAZY = ("models", "nn", "datasets", "plots", "writers")
+
 
 def __getattr__(name: str) -> Any:
     # Loaded where used: models and nn bring in flax, datasets and writers meet files.
-    if name in ("models", "nn", "datasets", "plots", "writers"):
+    if name in _LAZY:
         return importlib.import_module(f"fedjax_sim.{name}")
     raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    hidden = {"Any", "TYPE_CHECKING", "importlib"}
-    return sorted(({*globals()} | {"datasets", "models", "nn", "plots", "writers"}) - hidden)
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -98,16 +98,23 @@ class ClientUpdate(NamedTuple):
     There is no batch axis over clients anywhere. `step` returns its metrics beside the
     carry: the engine sums them over the steps, so that whatever values a loss reports
     need no slot in the carry.
+
+    Attributes:
+      init: (message, client_state, probed, key) -> carry, before the first local step. `message`
+        is what `broadcast` sent; `carry` is any pytree of arrays.
+      step: (carry, message, client_state, batch, mask, key) -> (carry, metrics), one local step
+        on a block: leaves of `batch` are [B, ...], `mask` is Bool[B] and False for padding,
+        `metrics` are {name: (sum, count)} over the mask.
+      finish: (carry, message, client_state, num_examples, num_steps, key) -> ClientOutput, after
+        the last step; n_k and the steps that were done are Int[]. The new client state has the
+        structure, shapes and dtypes of the old.
+      probe: (message, client_state, batch, mask) -> pytree, summed over the client's blocks (one
+        pass, in storage order) before `init` is given it as `probed`; None: `init` is given ().
     """
 
-    # (message, client_state, probed, key) -> carry
     init: Callable[[PyTree, PyTree, PyTree, Array], PyTree]
-    # (carry, message, client_state, batch, mask[B], key) -> (carry, metrics)
     step: Callable[[PyTree, PyTree, PyTree, PyTree, Array, Array], tuple[PyTree, Metrics]]
-    # (carry, message, client_state, num_examples, num_steps, key) -> ClientOutput
     finish: Callable[[PyTree, PyTree, PyTree, Array, Array, Array], ClientOutput]
-    # (message, client_state, batch, mask[B]) -> pytree, summed over the client's blocks
-    # (one pass, in storage order) before `init` sees it; None: `init` is given ()
     probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
 
 
@@ -130,23 +137,39 @@ class RoundContext(NamedTuple):
 
 
 class FederatedAlgorithm(NamedTuple):
-    """A federated algorithm: the mathematics of one client and one server."""
+    """A federated algorithm: the mathematics of one client and one server.
 
-    init: Callable[[Params], PyTree]  # params -> server_state
-    params: Callable[[PyTree], Params]  # server_state -> params; a module-level function
-    init_client: Callable[[Params], PyTree]  # params -> client_state; () where stateless
-    broadcast: Callable[[PyTree, Array], PyTree]  # (server_state, round) -> message, the downlink
+    `fs.fedavg` and its siblings make one; `_replace` on theirs is the short way to your own.
+
+    Attributes:
+      init: params -> server_state, any pytree of arrays that holds the model.
+      params: server_state -> params; a module-level function, so that states compare equal.
+      init_client: params -> client_state, of one client before it is first picked; () if a client
+        keeps nothing. The engine holds it for all K clients, leaves [K, ...].
+      broadcast: (server_state, round) -> message, the downlink; `round` is Int[], t.
+      client: the local training.
+      server_update: (server_state, update, total, RoundContext) -> server_state. `update` is
+        sum_k a_k update_k / denominator and `total` is sum_k p_k total_k over the clients that
+        report, each with the structure that `finish` gave it.
+      local: E, B and the order of a client's blocks.
+      pooled_gradient: (message, batch, weights, keys) -> (update, {"loss": losses, ...}), all
+        [B] but `update`: a shortcut to the result of `client` for full-batch methods of one
+        step. `update` is the sum over examples of weight times contribution, summed by the engine
+        over blocks of the cohort's examples with weight a_k / n_k, so that no client has a model of
+        its own. The weights it is given are scaled to at most 1 / B, which the engine undoes in
+        float32. None: each client trains.
+      check: (params, examples) -> None, raises ValueError for what does not fit; leaves of
+        `examples` are [N, ...]. `fs.init` calls it before anything runs.
+    """
+
+    init: Callable[[Params], PyTree]
+    params: Callable[[PyTree], Params]
+    init_client: Callable[[Params], PyTree]
+    broadcast: Callable[[PyTree, Array], PyTree]
     client: ClientUpdate
-    # (server_state, update, total, RoundContext) -> server_state
     server_update: Callable[[PyTree, PyTree, PyTree, RoundContext], PyTree]
     local: LocalTraining
-    # (message, batch, weights[B], keys[B]) -> (update, {"loss": losses[B], ...}): a shortcut
-    # to the result of `client` for full-batch methods of one step. `update` is the sum over
-    # examples of weight times contribution, summed by the engine over blocks of the cohort's
-    # examples with weight a_k / n_k, so that no client has a model of its own. The weights it
-    # is given are scaled to at most 1 / B, which the engine undoes in float32.
     pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
-    # (params, examples) -> None, raises ValueError; `fs.init` calls it before anything runs.
     check: Callable[[Params, PyTree], None] | None = None
 
 
@@ -175,24 +198,41 @@ AggregationRule = Callable[[Cohort, Array, Array], Coefficients | tuple[Array, A
 
 
 class Tasks(NamedTuple):
-    """What each slot of a round has to do. A slot with `num_steps` 0 does nothing."""
+    """What each slot of a round has to do. A slot with `num_steps` 0 does nothing.
 
-    client_ids: Array  # Int[m], in [0, K)
-    num_steps: Array  # Int[m]
-    weights: Array  # Float[m], a_k
-    shares: Array  # Float[m], p_k
+    Attributes:
+      client_ids: Int[m], in [0, K).
+      num_steps: Int[m].
+      weights: Float[m], a_k.
+      shares: Float[m], p_k.
+    """
+
+    client_ids: Array
+    num_steps: Array
+    weights: Array
+    shares: Array
 
 
 class Executed(NamedTuple):
-    """What an execution strategy returns."""
+    """What an execution strategy returns.
 
-    update: PyTree  # sum of a_k update_k over the counted tasks, at least float32
-    total: PyTree  # sum of p_k total_k over the counted tasks
-    client_states: PyTree  # [m, ...], read where counted
-    metrics: Metrics  # summed over the counted tasks
-    counted: Array  # Bool[m], did at least one step and (if dropping) is finite
-    finite: Array  # Bool[m], update, total and new state hold no NaN and no infinity
-    lane_steps: Array  # Int[], local steps computed, those that nobody reads too
+    Attributes:
+      update: sum of a_k update_k over the counted tasks, at least float32.
+      total: sum of p_k total_k over the counted tasks.
+      client_states: leaves [m, ...], read where counted.
+      metrics: {name: (sum, count)}, summed over the counted tasks.
+      counted: Bool[m], did at least one step and (if dropping) is finite.
+      finite: Bool[m], update, total and new state hold no NaN and no infinity.
+      lane_steps: Int[], local steps computed, those that nobody reads too.
+    """
+
+    update: PyTree
+    total: PyTree
+    client_states: PyTree
+    metrics: Metrics
+    counted: Array
+    finite: Array
+    lane_steps: Array
 
 
 class RoundMetrics(NamedTuple):

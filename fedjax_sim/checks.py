@@ -1,7 +1,7 @@
 """Refusing arguments out of range, before anything compiles."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -45,6 +45,19 @@ def check_known(name: str, known: Iterable[str], what: str) -> None:
         near = get_close_matches(name.replace("-", "_"), known, 1)
         says = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         raise ValueError(f"unknown {what} {name!r}; {says}")
+
+
+def check_not_a_name(name: str, value: Any, means: Mapping[str, str]) -> None:
+    """Refuses a string where the thing that it names is meant.
+
+    Args:
+      means: a name -> what to write in its place.
+
+    Raises:
+      ValueError: saying what to write for the nearest of the names.
+    """
+    if isinstance(value, str) and (near := get_close_matches(value.replace("-", "_"), means, 1)):
+        raise ValueError(f"{name} must be {means[near[0]]}, not its name; got {value!r}")
 
 
 def check_count(name: str, value: Any, otherwise: str = "") -> None:

@@ -19,7 +19,7 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.randomness import INIT, check_key, stream
 from fedjax_sim.round import RoundFn, init, make_round
 from fedjax_sim.sampling import Sampler
-from fedjax_sim.simulation import Evaluate, History, check_run, next_round, run
+from fedjax_sim.simulation import Evaluate, History, check_evaluate, check_run, next_round, run
 
 
 class Experiment(NamedTuple):
@@ -112,4 +112,5 @@ class Experiment(NamedTuple):
             self.round_fn, key, state, self.data, self.sampler, self.num_rounds,
             self.evaluate_every,
         )  # fmt: skip
+        check_evaluate(self.evaluate)
         return state

@@ -1,6 +1,7 @@
 """One federated round as one pure function."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -16,11 +17,12 @@ from fedjax_sim.base import (
     FederatedAlgorithm,
     FederatedState,
     Params,
+    PyTree,
     RoundContext,
     RoundMetrics,
     Tasks,
 )
-from fedjax_sim.checks import check_same_spec
+from fedjax_sim.checks import check_not_a_name, check_same_spec
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.execution import automatic, packed, sharded, vmapped
 from fedjax_sim.local import num_seen, num_steps
@@ -54,7 +56,7 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 "params must be a pytree of floating arrays; got "
-                f"{x.dtype} at params{jax.tree_util.keystr(path)}"
+                f"{x.dtype} at params{jax.tree_util.keystr(path)}{_cure(params)}"
             )
     if algorithm.check is not None:
         algorithm.check(params, data.examples)
@@ -66,6 +68,21 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
         round=jnp.zeros((), jnp.int32),
         get_params=algorithm.params,
     )
+
+
+def _cure(params: Params) -> str:
+    """What to do about the keys and counters of a flax nnx module among its params."""
+    if not any(type(x).__module__.startswith("flax.nnx") for x in _nodes(params)):
+        return ""
+    return (
+        ". nnx.split(module, nnx.Param, ...) keeps what is not trained apart: graph, params, rest; "
+        "the loss merges all three, and draws dropout from its own key (README, Your model)"
+    )
+
+
+def _nodes(tree: PyTree) -> list[Any]:
+    """A pytree and what it holds at its first level."""
+    return [tree, *jax.tree.leaves(tree, is_leaf=lambda x: x is not tree)]
 
 
 def make_round(
@@ -112,10 +129,17 @@ def make_round(
     0.5
     """
     _check_algorithm(algorithm)
-    _check_choice("aggregation", aggregation, "fs.aggregation." + ", .".join(rules.RULES))
+    _check_choice(
+        "aggregation", aggregation, "fs.aggregation." + ", .".join(rules.RULES),
+        {name: f"the function fs.aggregation.{name}" for name in rules.RULES},
+    )  # fmt: skip
     execution = automatic() if execution is None else execution
-    _check_choice("execution", execution, "fs.execution.vmapped(), .packed(lanes), .sharded(mesh)")
-    for factory in (automatic, vmapped, packed, sharded):
+    strategies = {factory.__name__: factory for factory in (automatic, vmapped, packed, sharded)}
+    _check_choice(
+        "execution", execution, "fs.execution.vmapped(), .packed(lanes), .sharded(mesh)",
+        {name: f"fs.execution.{name}(...)" for name in strategies},
+    )  # fmt: skip
+    for factory in strategies.values():
         if cast(Any, execution) is factory:
             name = f"fs.execution.{factory.__name__}"
             raise ValueError(f"execution must be a strategy; got {name} itself: call it, {name}()")
@@ -242,10 +266,15 @@ def _count_distinct(ids: Array, mask: Array) -> Array:
 
 def _check_algorithm(algorithm: Any) -> None:
     if not isinstance(algorithm, FederatedAlgorithm):
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
+        given = f"{algorithm!r}"
+        if inspect.isfunction(algorithm):
+            given = f"the function {algorithm.__name__} itself: call it, as "
+            given += "fs.fedavg(loss_fn, client_optimizer, local)"
+        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {given}")
 
 
-def _check_choice(name: str, value: Any, allowed: str) -> None:
+def _check_choice(name: str, value: Any, allowed: str, means: Mapping[str, str]) -> None:
+    check_not_a_name(name, value, means)
     if not callable(value) or isinstance(value, type):
         raise ValueError(f"{name} must be one of {allowed}, or a function; got {value!r}")
 

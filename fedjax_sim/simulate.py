@@ -144,6 +144,15 @@ def simulate(
         check_count("checkpoint_every", checkpoint_every, ", or None")
     if resume and out is None:
         raise ValueError("resume needs out, the folder to go on from; got None")
+    if stop is not None and not callable(stop):
+        raise ValueError(
+            f"stop must be a function of a round's History, as fs.reaches makes one; got {stop!r}"
+        )
+    if isinstance(writers, str) or not all(hasattr(writer, "write") for writer in writers):
+        raise ValueError(
+            "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
+            f"{writers!r}"
+        )
     experiment.check(key)
     state = experiment.start(key)
     check_evaluated(experiment.evaluate, state.params)

@@ -1,17 +1,20 @@
 """R rounds in one compiled call."""
 
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, FederatedState, Params, PyTree, RoundMetrics
-from fedjax_sim.checks import check_count
+from fedjax_sim.checks import check_count, check_not_a_name
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.randomness import check_key
 from fedjax_sim.round import RoundFn
 from fedjax_sim.sampling import Sampler
+
+_SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone", "custom")
 
 Evaluate = Callable[[Params], PyTree]
 
@@ -44,6 +47,13 @@ def run(
 ) -> tuple[FederatedState, History]:
     """R rounds in one `lax.scan`: pure, so jit, vmap and (with `vmapped`) grad go through.
 
+    It keeps nothing between calls: as it stands each call traces and compiles its R rounds anew,
+    which takes seconds. To call it more than once, compile it once, as
+
+        run = jax.jit(lambda key, state: fs.run(round_fn, key, state, data, sampler, 100))
+
+    `fs.simulate` compiles an experiment once, whatever the number of rounds.
+
     Rounds are numbered by `state.round`, and every stream of random numbers is folded by
     it: a run of R rounds is a run of r and then one of R - r with the same key.
 
@@ -73,6 +83,7 @@ def run(
     [0.2, 0.36, 0.488]
     """
     check_run(round_fn, key, state, data, sampler, num_rounds, evaluate_every)
+    check_evaluate(evaluate)
 
     def body(state: FederatedState, _: None) -> tuple[FederatedState, History]:
         return next_round(round_fn, key, state, data, sampler, evaluate, evaluate_every, last)
@@ -114,6 +125,19 @@ def next_round(
     return state, History(metrics, jax.lax.cond(due, evaluate, skipped, state.params), due)
 
 
+def check_evaluate(evaluate: Any) -> None:
+    """Refuses what cannot be called.
+
+    Raises:
+      ValueError: saying what was given and what is allowed.
+    """
+    if evaluate is not None and not callable(evaluate):
+        raise ValueError(
+            "evaluate must be a function of params, as fs.evaluator makes one, or None; got "
+            f"{evaluate!r}"
+        )
+
+
 def check_run(
     round_fn: RoundFn,
     key: Array,
@@ -136,9 +160,13 @@ def check_run(
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     check_count("num_rounds", num_rounds)
     check_count("evaluate_every", evaluate_every)
+    check_not_a_name("sampler", sampler, {name: f"fs.sampling.{name}(...)" for name in _SAMPLERS})
     if not isinstance(sampler, Sampler):
+        given = f"{sampler!r}"
+        if inspect.isfunction(sampler):
+            given = f"the function {sampler.__name__} itself: call it, or fs.sampling.custom of it"
         raise ValueError(
-            f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {sampler!r}"
+            f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {given}"
         )
     if sampler.with_replacement and jax.tree.leaves(state.clients):
         raise ValueError(

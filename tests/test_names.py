@@ -1,0 +1,152 @@
+"""What a user finds without the README: public names, help, and words in place of bare refusals."""
+
+import ast
+import inspect
+import pydoc
+import re
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import fedjax_sim as fs
+from fedjax_sim import aggregation, base, sampling
+
+ROOT = Path(__file__).parent.parent
+KEY = jax.random.key(0)
+
+
+def loss_fn(params, batch, key):
+    return (batch["x"][:, 0] * params - batch["y"]) ** 2
+
+
+@pytest.fixture(scope="module")
+def one():
+    """(algorithm, state, data) that fit."""
+    examples = {"x": np.ones((3, 4), np.float32), "y": np.ones(3, np.float32)}
+    data = fs.FederatedData.from_clients([examples] * 4)
+    algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining())
+    return algorithm, fs.init(algorithm, 0.0, data), data
+
+
+def test_every_name_that_the_package_offers_is_listed():
+    tree = ast.parse((ROOT / "fedjax_sim" / "__init__.py").read_text())
+    offered = {
+        alias.asname
+        for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+        for alias in node.names if alias.asname
+    }  # fmt: skip
+    assert set(fs.__all__) == offered
+    assert len(fs.__all__) == len(offered)
+    assert {name for name in dir(fs) if not name.startswith("__")} == offered
+    for name in fs.__all__:
+        assert getattr(fs, name) is not None
+
+
+def test_help_lists_them():
+    text = pydoc.plain(pydoc.render_doc(fs))
+    for name in fs.__all__:
+        assert re.search(rf"\b{name}\b", text), name
+    assert "sum_k a_k update_k / denominator" in text  # of server_update
+
+
+@pytest.mark.parametrize(
+    "kind", [x for x in vars(base).values() if inspect.isclass(x) and hasattr(x, "_fields")]
+)
+def test_help_says_of_each_field_what_it_is(kind):
+    said = re.findall(r"^  ([a-z_]+): ", inspect.getdoc(kind).split("Attributes:")[1], re.M)
+    assert tuple(said) == kind._fields
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert re.search(r"^version: (.*)$", text, re.M)[1] == fs.__version__
+    assert re.search(r"^license: (.*)$", text, re.M)[1] == project["license"]
+    assert re.search(r"^cff-version: 1\.2\.0$", text, re.M)
+
+
+@pytest.mark.parametrize("name", sorted(aggregation.RULES))
+def test_a_rules_name_is_told_what_to_write(one, name):
+    expected = rf"aggregation must be the function fs\.aggregation\.{name}, not its name; got"
+    for given in (name, name.replace("_", "-")):
+        with pytest.raises(ValueError, match=expected):
+            fs.make_round(one[0], given)
+    experiment = fs.Experiment(one[0], 0.0, one[2], fs.sampling.uniform(2), 3, aggregation=name)
+    with pytest.raises(ValueError, match=expected):
+        fs.simulate(experiment, KEY)
+
+
+@pytest.mark.parametrize("name", ["automatic", "packed", "sharded", "vmapped"])
+def test_a_strategys_name_is_told_what_to_write(one, name):
+    with pytest.raises(ValueError, match=rf"execution must be fs\.execution\.{name}\(...\), not"):
+        fs.make_round(one[0], execution=name)
+
+
+def test_a_name_of_nothing_is_told_what_there_is(one):
+    with pytest.raises(ValueError, match=r"one of fs\.aggregation\.selected, .*got 'fedmedian'"):
+        fs.make_round(one[0], "fedmedian")
+
+
+def test_a_samplers_name_or_factory_is_told_what_to_write(one):
+    algorithm, state, data = one
+    factories = [
+        name for name, x in vars(sampling).items()
+        if inspect.isfunction(x) and inspect.signature(x).return_annotation is fs.sampling.Sampler
+    ]  # fmt: skip
+    assert "uniform" in factories
+    for name in factories:
+        for given, said in (
+            (name, rf"sampler must be fs\.sampling\.{name}\(...\), not its name"),
+            (getattr(fs.sampling, name), f"got the function {name} itself: call it"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                fs.run(fs.make_round(algorithm), KEY, state, data, given, 3)
+
+
+@pytest.mark.parametrize("made_by", [fs.fedavg, fs.fedsgd, fs.fedprox, fs.scaffold])
+def test_an_algorithm_that_was_not_called_is_told_so(made_by):
+    with pytest.raises(ValueError, match=f"the function {made_by.__name__} itself: call it"):
+        fs.make_round(made_by)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"stop": "test_accuracy"}, r"stop must be a function .*fs\.reaches.*got 'test_accuracy'"),
+        ({"writers": "tensorboard"}, r"writers must be a list .*got 'tensorboard'"),
+        ({"writers": ["wandb"]}, r"writers must be a list .*got \['wandb'\]"),
+    ],
+)
+def test_names_of_what_simulate_takes_are_refused(one, given, said):
+    experiment = fs.Experiment(one[0], 0.0, one[2], fs.sampling.uniform(2), 3)
+    with pytest.raises(ValueError, match=said):
+        fs.simulate(experiment, KEY, **given)
+
+
+def test_a_name_for_evaluate_is_refused(one):
+    algorithm, state, data = one
+    experiment = fs.Experiment(algorithm, 0.0, data, fs.sampling.uniform(2), 3, evaluate="loss")
+    with pytest.raises(ValueError, match="evaluate must be a function of params"):
+        fs.simulate(experiment, KEY)
+    with pytest.raises(ValueError, match="evaluate must be a function of params"):
+        fs.run(fs.make_round(algorithm), KEY, state, data, fs.sampling.uniform(2), 3, "loss")
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 1, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_keys_and_counters_of_nnx_among_the_params_name_the_cure(one, inside):
+    _, params = nnx.split(Net(nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"nnx\.split\(module, nnx\.Param, \.\.\.\)"):
+        fs.init(one[0], {"net": params} if inside else params, one[2])
+    with pytest.raises(ValueError, match=r"got int32 at params\['steps'\]$"):
+        fs.init(one[0], {"w": np.zeros(3, np.float32), "steps": np.int32(0)}, one[2])
