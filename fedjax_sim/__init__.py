@@ -108,6 +108,7 @@ __all__ = [
     "run",
     "sampling",
     "scaffold",
+    "server_optimizers",
     "simulate",
     "sweep",
     "writers",

@@ -148,7 +148,7 @@ def simulate(
         raise ValueError(
             f"stop must be a function of a round's History, as fs.reaches makes one; got {stop!r}"
         )
-    if isinstance(writers, str) or not all(hasattr(writer, "write") for writer in writers):
+    if not all(hasattr(writer, "write") for writer in writers):
         raise ValueError(
             "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
             f"{writers!r}"

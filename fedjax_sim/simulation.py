@@ -143,7 +143,7 @@ def check_run(
     key: Array,
     state: FederatedState,
     data: FederatedData,
-    sampler: Sampler,
+    sampler: Any,
     num_rounds: int,
     evaluate_every: int,
 ) -> None:
@@ -163,7 +163,7 @@ def check_run(
     check_not_a_name("sampler", sampler, {name: f"fs.sampling.{name}(...)" for name in _SAMPLERS})
     if not isinstance(sampler, Sampler):
         given = f"{sampler!r}"
-        if inspect.isfunction(sampler):
+        if callable(sampler):
             given = f"the function {sampler.__name__} itself: call it, or fs.sampling.custom of it"
         raise ValueError(
             f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {given}"
