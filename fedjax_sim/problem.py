@@ -178,8 +178,9 @@ def _algorithm(setting: Setting, loss_fn: Any) -> FederatedAlgorithm:
     rate: Any = setting.server_lr
     if setting.algorithm == "fedsgd":
         return fedsgd(loss_fn, _server_optimizer(setting))
-    client_lr: Any = setting.client_lr
     if setting.algorithm == "scaffold":
+        schedule: Any = _schedule(setting)
+        client_lr: Any = setting.client_lr if schedule is None else schedule
         return scaffold(loss_fn, client_lr, setting.local, rate)
     client, server = _client_optimizer(setting), _server_optimizer(setting)
     if setting.algorithm == "fedprox":
@@ -192,9 +193,18 @@ def _client_optimizer(setting: Setting) -> Optimizer:
     rate: Any = setting.client_lr
     momentum: Any = setting.client_momentum
     momentum = None if isinstance(momentum, float) and momentum == 0 else momentum
+    schedule = _schedule(setting)
+    if schedule is None:
+        return optax.sgd(rate, momentum)
+    return lambda round: optax.sgd(schedule(round), momentum)
+
+
+def _schedule(setting: Setting) -> Callable[[Array], Any] | None:
+    """The clients' learning rate by round; None where it is constant."""
+    rate: Any = setting.client_lr
     span: Any = setting.decay_rounds
     if setting.schedule == "constant":
-        return optax.sgd(rate, momentum)
+        return None
     schedule: Callable[[Any], Any]
     if setting.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(rate, span, setting.decay_end)
@@ -204,7 +214,7 @@ def _client_optimizer(setting: Setting) -> Optimizer:
     else:
         stairs = setting.schedule == "step"
         schedule = optax.exponential_decay(rate, span, setting.decay_rate, staircase=stairs)
-    return lambda round: optax.sgd(schedule(round.astype(jnp.float32)), momentum)
+    return lambda round: schedule(round.astype(jnp.float32))
 
 
 def _server_optimizer(setting: Setting) -> optax.GradientTransformation:

@@ -39,7 +39,7 @@ _BELONGS = {
     "batch_size": ("algorithm", _DESCENDING),
     "client_lr": ("algorithm", _DESCENDING),
     "client_momentum": ("algorithm", _OPTIMIZING),
-    "schedule": ("algorithm", _OPTIMIZING),
+    "schedule": ("algorithm", _DESCENDING),
     "decay_rounds": ("schedule", SCHEDULES[1:]),
     "decay_end": ("schedule", ("cosine", "linear")),
     "decay_rate": ("schedule", ("exponential", "step")),

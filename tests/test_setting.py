@@ -52,7 +52,7 @@ def test_defaults():
         ({"algorithm": "fedsgd", "epochs": 5}, "epochs belongs to algorithm fedavg, fedprox and "
          "scaffold; the algorithm is fedsgd"),
         ({"algorithm": "scaffold", "server_optimizer": "adam"}, "server_optimizer belongs to"),
-        ({"algorithm": "scaffold", "schedule": "cosine"}, "schedule belongs to algorithm fedavg"),
+        ({"algorithm": "fedsgd", "schedule": "cosine"}, "schedule belongs to algorithm fedavg"),
         ({"decay_rate": 0.9}, "decay_rate belongs to schedule exponential and step; the schedule "
          "is constant"),
         ({"sampler": "everyone", "fraction": 0.5}, "fraction belongs to sampler uniform"),
@@ -122,6 +122,12 @@ def test_r2_by_hand():
         ({"schedule": "cosine"}, [(1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)]),
         ({"schedule": "exponential", "decay_rate": 0.5}, [1, 0.5, 0.25, 0.125]),
         ({"schedule": "step", "decay_rate": 0.1, "decay_rounds": 2}, [1, 1, 0.1, 0.1]),
+        # SCAFFOLD of one client: c is c_k, which corrects nothing.
+        pytest.param(
+            {"algorithm": "scaffold", "schedule": "cosine"},
+            [(1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_schedules_by_hand(given, rates):

@@ -2,7 +2,8 @@
 Federated Learning" (arXiv 1910.06378).
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +35,16 @@ class ScaffoldServer(NamedTuple):
 
 
 class ScaffoldMessage(NamedTuple):
-    """What a client is sent: x and c, twice FedAvg's downlink."""
+    """What a client is sent: x and c, twice FedAvg's downlink; the round, if its rate needs it."""
 
     params: Params
     control: PyTree
-    round: tuple[()] = ()
+    round: PyTree = ()  # Int[], or () and not sent
 
 
 def scaffold(
     loss_fn: LossFn,
-    client_lr: ArrayLike,
+    client_lr: ArrayLike | Callable[[Array], ArrayLike],
     local: LocalTraining,
     server_lr: ArrayLike = 1.0,
 ) -> FederatedAlgorithm:
@@ -62,25 +63,42 @@ def scaffold(
     is the paper's. So `c = sum_k p_k c_k` after every round, under every rule. It costs
     twice FedAvg's bytes, both ways. In bfloat16 the sum drifts with the rounding of c.
 
+    With a learning rate that is a function of the round, all of this has the rate of that round.
+    Where it is 0, no client moves and c_k+ = c_k, for their quotient says nothing of gradients.
+
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
-      client_lr: Float[] > 0, may be traced.
+      client_lr: Float[] > 0, may be traced; or a function of the round (Int[]) returning a
+        Float[] >= 0, as a learning-rate schedule of optax; the message then carries the round.
       local: E, B, shuffling and order.
       server_lr: Float[], may be traced.
 
     Raises:
       ValueError: for a `local` or a learning rate out of range; from `fs.init`, if the
-        loss does not fit params and data; from `fs.run`, for a sampler with replacement;
-        from the round, for a concrete cohort that repeats a client (inside a trace the
-        second slot is padding), since a client keeps one state.
+        loss does not fit params and data, or a function of the round returns no rate; from
+        `fs.run`, for a sampler with replacement; from the round, for a concrete cohort that
+        repeats a client (inside a trace the second slot is padding), since a client keeps one
+        state.
 
     >>> import fedjax_sim as fs
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
     >>> algorithm = fs.scaffold(loss_fn, 0.1, fs.LocalTraining(epochs=5))
+
+    A learning rate that falls over 100 rounds:
+
+    >>> schedule = optax.cosine_decay_schedule(0.1, decay_steps=100)
+    >>> algorithm = fs.scaffold(loss_fn, schedule, fs.LocalTraining(epochs=5))
     """
-    check_number("client_lr", client_lr, lambda x: x > 0, "positive")
+    scheduled = callable(client_lr)
+    if not scheduled:
+        check_number("client_lr", cast(ArrayLike, client_lr), lambda x: x > 0, "positive")
     check_number("server_lr", server_lr, lambda x: x >= 0, "at least 0")
-    optimizer = optax.sgd(client_lr)
+
+    def rate_at(round: PyTree) -> ArrayLike:
+        return client_lr(round) if callable(client_lr) else client_lr
+
+    def optimizer(round: PyTree) -> optax.GradientTransformation:
+        return optax.sgd(rate_at(round))
 
     def correct(grads: PyTree, params: Params, message: Any, control: PyTree) -> PyTree:
         return jax.tree.map(lambda g, c_k, c: g - c_k + c, grads, control, message.control)
@@ -90,9 +108,14 @@ def scaffold(
         num_examples: Array, num_steps: Array, key: Array,
     ) -> ClientOutput:  # fmt: skip
         delta = jax.tree.map(jnp.subtract, carry.params, message.params)
+        rate = rate_at(message.round)
 
         def renew(c_k: Array, c: Array, d: Array) -> Array:
-            return c_k - c - d / (num_steps.astype(d.dtype) * jnp.asarray(client_lr, d.dtype))
+            distance = num_steps.astype(d.dtype) * jnp.asarray(rate, d.dtype)
+            if not scheduled:
+                return c_k - c - d / distance
+            moves = distance != 0
+            return jnp.where(moves, c_k - c - d / jnp.where(moves, distance, 1), c_k)
 
         renewed = jax.tree.map(renew, control, message.control, delta)
         change = jax.tree.map(jnp.subtract, renewed, control)
@@ -111,19 +134,40 @@ def scaffold(
 
     def check(params: Params, examples: PyTree) -> None:
         check_loss(loss_fn, params, examples)
+        if callable(client_lr):
+            _check_schedule(client_lr)
         check_fit("client_lr", optimizer, params)
 
     def zeros(params: Params) -> PyTree:
         return jax.tree.map(jnp.zeros_like, params)
+
+    def broadcast(server: ScaffoldServer, round: Array) -> ScaffoldMessage:
+        return ScaffoldMessage(server.params, server.control, round if scheduled else ())
 
     init, step = descend(loss_fn, optimizer, correct)
     return FederatedAlgorithm(
         init=lambda params: ScaffoldServer(params, zeros(params)),
         params=server_params,
         init_client=zeros,
-        broadcast=lambda server, round: ScaffoldMessage(server.params, server.control),
+        broadcast=broadcast,
         client=ClientUpdate(init, step, finish),
         server_update=server_update,
         local=check_local(local),
         check=check,
     )
+
+
+def _check_schedule(client_lr: Callable[[Array], ArrayLike]) -> None:
+    """Refuses a function of the round that does not give a learning rate; computes nothing.
+
+    Raises:
+      ValueError: saying what it gives.
+    """
+    allowed = "client_lr must be a number, or a function of the round that returns one"
+    try:
+        rate: Any = jax.eval_shape(client_lr, jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:
+        raise ValueError(f"{allowed}; of round 0 it says: {error}") from error
+    if getattr(rate, "shape", None) != () or not jnp.issubdtype(rate.dtype, jnp.floating):
+        given = f"{rate.dtype}{list(rate.shape)}" if hasattr(rate, "shape") else type(rate).__name__
+        raise ValueError(f"{allowed}; it returns {given}")
