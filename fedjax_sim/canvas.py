@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.columns import lowest_is_best as lowest_is_best
+
 # The ink and two greys; a page may exchange them, and the series' colours, for a dark ground's.
 INK, LINE, FAINT = "#1b1b1b", "#8b8b8b", "#dcdcdc"
 
@@ -191,16 +193,6 @@ def name_ticks(ax: Any, names: Sequence[str]) -> None:
     ax.set_xticklabels([plain(_short(name, 24)) for name in names], rotation=40 if turned else 0,
                        ha="right" if turned else "center", rotation_mode="anchor")  # fmt: skip
     ax.set_xlim(0.5, len(names) + 0.5)
-
-
-def lowest_is_best(metric: str) -> bool:
-    """Whether a metric is to come down: losses, errors and rounds to a target.
-
-    >>> lowest_is_best("test_loss"), lowest_is_best("test_accuracy")
-    (True, False)
-    """
-    parts = metric.lower().split("_")
-    return metric.startswith("rounds_to") or not {"loss", "error", "mse"}.isdisjoint(parts)
 
 
 def label(configuration: Mapping[str, Any], names: Sequence[str]) -> str:

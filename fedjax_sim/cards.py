@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_sim import canvas, plots
-from fedjax_sim.columns import BYTES
+from fedjax_sim.columns import BYTES, score_of
 from fedjax_sim.reading import Folder
 from fedjax_sim.results import Results, Run
 
@@ -41,11 +41,7 @@ def score(folder: Folder) -> str | None:
     said = folder.summary.get("score")
     if said in metrics:
         return str(said)
-    wanted = ("test_accuracy", "test_r2", "test_loss")
-    found = [name for name in wanted if name in metrics]
-    found += [name for name in metrics if name.startswith("test_")]
-    found += [name for name in metrics if not name.startswith(("train_", "clients_", "rounds_to"))]
-    return next(iter([*found, *metrics]), None)
+    return score_of(metrics)
 
 
 def together(folders: Sequence[tuple[str, Results]]) -> Results:

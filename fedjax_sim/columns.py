@@ -1,5 +1,6 @@
-"""The columns of tables: what they are called, and which names are taken."""
+"""The columns of tables: what they are called, which names are taken, where they have values."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,57 @@ def is_measured(name: str) -> bool:
 def is_evaluated(name: str) -> bool:
     """Whether `evaluate` made it, in the rounds that are evaluated."""
     return is_measured(name) and not name.startswith("train_")
+
+
+def has_value(rounds: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Whether a column has a value after each round, Bool[rounds].
+
+    What `evaluate` made has none after a round that was not evaluated; what the clients report,
+    and the norm of their update, has none after a round that aggregated nothing, where it is NaN.
+    A NaN anywhere else is a value: the run has diverged.
+
+    Args:
+      rounds: the columns [rounds, ...] by name.
+
+    >>> rounds = {"train_loss": np.array([2.0, np.nan, np.nan]),
+    ...           "empty": np.array([False, True, False])}
+    >>> has_value(rounds, "train_loss").tolist()
+    [True, False, True]
+    """
+    column = rounds[name]
+    if is_evaluated(name):
+        evaluated = rounds.get("evaluated")
+        return np.ones(len(column), bool) if evaluated is None else evaluated.astype(bool)
+    # Results of the first versions have no column `empty`.
+    empty = rounds.get("empty", np.asarray(rounds.get("reporting", 1)) == 0)
+    if name.startswith("train_") or name == "update_norm":
+        return ~(np.isnan(column).reshape(len(column), -1).all(axis=1) & empty.astype(bool))
+    return np.ones(len(column), bool)
+
+
+def lowest_is_best(metric: str) -> bool:
+    """Whether a metric is to come down: losses, errors and rounds to a target.
+
+    >>> lowest_is_best("test_loss"), lowest_is_best("test_accuracy")
+    (True, False)
+    """
+    parts = metric.lower().split("_")
+    return metric.startswith("rounds_to") or not {"loss", "error", "mse"}.isdisjoint(parts)
+
+
+def score_of(metrics: Iterable[str]) -> str | None:
+    """What configurations are compared by, of what is measured: a validation set before a test set.
+
+    >>> score_of(["train_loss", "test_accuracy", "validation_accuracy"])
+    'validation_accuracy'
+    """
+    metrics = list(metrics)
+    parts = ("validation", "test")
+    wanted = [f"{part}_{what}" for part in parts for what in ("accuracy", "r2", "loss")]
+    found = [name for name in wanted if name in metrics]
+    found += [name for part in parts for name in metrics if name.startswith(f"{part}_")]
+    found += [name for name in metrics if not name.startswith(("train_", "clients_", "rounds_to"))]
+    return next(iter([*found, *metrics]), None)
 
 
 def check_evaluated(evaluate: Evaluate | None, params: Params) -> list[str]:

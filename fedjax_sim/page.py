@@ -1,6 +1,5 @@
 """One page of HTML that compares results folders; it needs nothing but itself."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from fedjax_sim import canvas, cards, plots, tables
 from fedjax_sim.reading import Folder
 from fedjax_sim.reading import load as load
-from fedjax_sim.results import SUMMARY
+from fedjax_sim.results import SUMMARY, ranked
 from fedjax_sim.saving import reason, replace_file
 
 _SAME = ("fedjax-sim", "jax", "jaxlib")  # versions that change numbers
@@ -102,9 +101,9 @@ def _head(name: str, folder: Folder) -> str:
         state = f'<span class="tag bad">interrupted{said}</span>'
     by, best = cards.score(folder), ""
     if by is not None:
-        means = [m for m in folder.results.mean(by) if math.isfinite(m.mean) and not m.diverged]
-        if means:
-            top = (min if canvas.lowest_is_best(by) else max)(means, key=lambda m: m.mean)
+        means = folder.results.mean(by)
+        top = means[ranked(means, canvas.lowest_is_best(by))[0]]
+        if top.competes:
             names = plots.varying(folder.results)
             where = f" with {canvas.label(top.configuration, names)}" if names else ""
             best = (

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from fedjax_sim import canvas
 from fedjax_sim.checks import check_count, check_number
 from fedjax_sim.columns import BYTES
-from fedjax_sim.results import Mean, Results, Run
+from fedjax_sim.results import Mean, Results, Run, ranked
 from fedjax_sim.saving import replace_file
 from fedjax_sim.split_figure import split as split
 
@@ -33,9 +33,7 @@ def best(results: Results, metric: str, most: int) -> Results:
       ValueError: for an unknown metric, or most < 1.
     """
     check_count("most", most)
-    sign = 1 if canvas.lowest_is_best(metric) else -1
-    means = [sign * mean.mean for mean in results.mean(metric)]
-    order = sorted(range(len(means)), key=lambda i: (not math.isfinite(means[i]), means[i]))
+    order = ranked(results.mean(metric), canvas.lowest_is_best(metric))
     runs = groups(results)
     return Results(tuple(run for i in sorted(order[:most]) for run in runs[i]))
 
@@ -130,18 +128,19 @@ def curves(
 def _over_seeds(
     runs: Sequence[Run], name: str, against: str, band: str, confidence: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, the mean and the band's half width, at the rounds in which every seed was measured."""
+    """x, the mean and the band's half width, at the rounds after which a seed has a value.
+
+    A seed that has none there, as when nobody trained, stands at the last one that it had.
+    """
     done = min(run.done for run in runs)
-    there = np.ones(done, bool)
-    for run in runs:
-        # `measured` drops the rounds without an evaluation, if the column is evaluated at all.
-        if len(run.measured(name)) < run.done:
-            there &= run.rounds["evaluated"][:done].astype(bool)
-    where = np.flatnonzero(there)
+    has = np.stack([run.has(name)[:done] for run in runs])
+    latest = np.maximum.accumulate(np.where(has, np.arange(done), -1), axis=1)
+    where = np.flatnonzero(has.any(axis=0) & (latest >= 0).all(axis=0))
     if len(where) > _POINTS:
         where = where[np.linspace(0, len(where) - 1, _POINTS).round().astype(int)]
     each = 1e6 if name.startswith("bytes") else 1.0
-    values = np.stack([run.rounds[name][where].astype(float) / each for run in runs])
+    columns = [run.rounds[name][rows] for run, rows in zip(runs, latest[:, where], strict=True)]
+    values = np.stack([column.astype(float) / each for column in columns])
     values[~np.isfinite(values)] = math.nan
     x = where + 1.0
     if against == "megabytes":

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim.columns import has_value, is_evaluated
 from fedjax_sim.results import FORMAT, ROUNDS, SUMMARY, TABLE, Results, Run, Scalar
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,99})")
@@ -140,20 +141,24 @@ def _run(
     summary: dict[str, Any],
 ) -> Run:
     rounds: dict[str, np.ndarray] = {}
-    evaluated: dict[str, np.ndarray] = {}
+    written: dict[str, np.ndarray] = {}  # where a column has a cell
     for name in measured if lines else ():
         cells = [value(line[name]) for line in lines]
         if any(isinstance(cell, str) for cell in cells):
             raise ValueError(f"{folder / ROUNDS} is broken: {name} must be numbers")
         rounds[name] = np.array([math.nan if cell is None else cell for cell in cells])
-        if _is_evaluated(name):
-            evaluated[name] = np.array([cell is not None for cell in cells])
-    # A column without any cell is another run's, unless this one was not evaluated at all.
-    there = {name: where for name, where in evaluated.items() if where.any()}
-    for name in [name for name in evaluated if there and name not in there]:
-        del rounds[name]
+        written[name] = np.array([cell is not None for cell in cells])
+    # A column without any cell is another run's, unless this one was not evaluated at all, or
+    # aggregated nothing at all.
+    evaluated = [name for name in rounds if is_evaluated(name)]
+    was_evaluated = any(written[name].any() for name in evaluated)
+    kept = {name: column for name, column in rounds.items() if written[name].any()}
+    for name in [name for name in rounds if name not in kept]:
+        alone = {**kept, name: rounds[name]}
+        if was_evaluated if name in evaluated else has_value(alone, name).any():
+            del rounds[name]
     if evaluated:
-        rounds["evaluated"] = np.any([*evaluated.values()], axis=0)
+        rounds["evaluated"] = np.any([written[name] for name in evaluated], axis=0)
     texts = summary.get("text")
 
     def label(name: str) -> Scalar:
@@ -171,16 +176,13 @@ def _run(
     asked = done if row["complete"] == "True" else max(done + 1, _rounds_asked(summary))
     configuration = {name: label(name) for name in axes}
     run = Run(configuration, seed, rounds, values, asked)
-    if row.get("diverged") == "True" and not run.diverged:
+    # The first versions took the NaN of a round in which nobody trained for divergence, and wrote
+    # it; what they called diverged for that alone is not.
+    explained = any(written[name][~run.has(name)].any() for name in {*written} & {*rounds})
+    if row.get("diverged") == "True" and not run.diverged and not explained:
         # By an array that is in no table: it is there again, as far as is known.
         rounds["in_no_table"] = np.full((max(len(lines), 1), 1), math.nan)
     return run
-
-
-def _is_evaluated(name: str) -> bool:
-    """Whether the column has no value in a round without an evaluation."""
-    rounds = {name: np.zeros(1), "evaluated": np.zeros(1, bool)}
-    return not len(Run({}, 0, rounds, {}, 1).measured(name))
 
 
 def _rounds_asked(summary: dict[str, Any]) -> int:

@@ -28,7 +28,7 @@ class Curve(NamedTuple):
     bytes_down: np.ndarray  # Int64, cumulative
     bytes_up: np.ndarray  # Int64, cumulative
     share: np.ndarray  # n_V / n
-    nonfinite: np.ndarray  # Int64
+    diverged: int  # seeds
 
 
 class Row(NamedTuple):
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     rounds: int
     score_mean: float  # after the last round
     score_std: float | None  # sample standard deviation over seeds; None for one seed
-    diverged: int  # seeds with an update that held a NaN or an infinity
+    diverged: int  # seeds with an update or a measure that held a NaN or an infinity
     target_reached: int  # seeds that reached the target
     rounds_to_target: float | None  # mean over the seeds that did
     megabytes_down: float  # 10^6 bytes, the whole run, mean over seeds
@@ -80,7 +80,7 @@ def curves(setting: Setting, results: Results) -> list[Curve]:
                 bytes_down=side_by_side("bytes_down"),
                 bytes_up=side_by_side("bytes_up"),
                 share=side_by_side("reporting_share").astype(np.float64),
-                nonfinite=side_by_side("nonfinite").astype(np.int64),
+                diverged=sum(run.diverged for run in runs),
             )
         )
     return found
@@ -105,7 +105,7 @@ def rows(setting: Setting, found: list[Curve], exchange: Communication) -> list[
                 rounds=rounds,
                 score_mean=float(last.mean()),
                 score_std=float(last.std(ddof=1)) if seeds > 1 else None,
-                diverged=int((curve.nonfinite.sum(axis=1) > 0).sum()),
+                diverged=curve.diverged,
                 target_reached=len(times),
                 rounds_to_target=float(np.mean(times)) if times else None,
                 megabytes_down=float(curve.bytes_down[:, -1].mean()) / 1e6,
@@ -183,11 +183,12 @@ def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> No
     for run in runs:
         fraction, mode = run.configuration["fraction"], run.configuration["mode"]
         cohort = cohort_size(fraction, setting.one.clients or 1)
-        column = run.rounds
+        column, measures = run.rounds, (setting.one.score, "train_loss")
+        has = {name: run.has(name) for name in measures}
         for t in range(run.done):
             writer.writerow(
                 [mode, fraction, cohort, run.seed, t + 1]
-                + [f"{column[name][t]:.6g}" for name in (setting.one.score, "train_loss")]
+                + [f"{column[name][t]:.6g}" if has[name][t] else "" for name in measures]
                 + [int(column[name][t]) for name in BYTES]
                 + [f"{column['reporting_share'][t]:.6g}"]
             )

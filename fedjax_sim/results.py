@@ -10,102 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import jax
 import numpy as np
 from scipy.special import stdtrit
 
 from fedjax_sim.checks import check_number
-from fedjax_sim.columns import BYTES, LEDGER, is_evaluated, is_measured
+from fedjax_sim.columns import LABELS, is_measured, lowest_is_best, score_of
+from fedjax_sim.runs import Mean as Mean
+from fedjax_sim.runs import Run as Run
+from fedjax_sim.runs import Scalar as Scalar
+from fedjax_sim.runs import ranked as ranked
 from fedjax_sim.saving import SaveError, reason, replace_file
 
 SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"
 FORMAT = 1  # of these files; read by `report`
-
-Scalar = float | int | bool | str | None
-
-
-class Run(NamedTuple):
-    """One configuration and seed.
-
-    Attributes:
-      configuration: hyper-parameter -> value.
-      seed: its label.
-      rounds: column -> [rounds done]; wider arrays [rounds done, ...] are in no table.
-      values: column -> one value of the whole run.
-      num_rounds: R, the rounds asked for; 1 for a function that is no `fs.Experiment`.
-    """
-
-    configuration: dict[str, Any]
-    seed: int
-    rounds: dict[str, np.ndarray]
-    values: dict[str, Scalar]
-    num_rounds: int
-
-    @property
-    def done(self) -> int:
-        """Rounds done."""
-        return len(next(iter(self.rounds.values()))) if self.rounds else self.num_rounds
-
-    @property
-    def diverged(self) -> bool:
-        """Whether an update or a measured value held a NaN or an infinity."""
-        if np.any(self.rounds.get("nonfinite", 0)):
-            return True
-        names = [name for name in self.rounds if is_measured(name)]
-        finite = all(np.isfinite(self.measured(name)).all() for name in names)
-        return not (finite and all(_is_finite(value) for value in self.values.values()))
-
-    def measured(self, name: str) -> np.ndarray:
-        """The column's values after the rounds in which it was measured."""
-        column = self.rounds[name]
-        evaluated = self.rounds.get("evaluated")
-        if evaluated is None or name.startswith("train_") or name in LEDGER:
-            return column
-        return column[evaluated.astype(bool)]
-
-    def row(self) -> dict[str, Scalar]:
-        """One line of the table: the last value of what is measured, the sum of what is spent."""
-        found: dict[str, Scalar] = {
-            "seed": self.seed,
-            "rounds": self.done,
-            "complete": self.done == self.num_rounds,
-            "diverged": self.diverged,
-        }
-        for name in self.rounds:
-            if is_measured(name) and self.rounds[name].ndim == 1:
-                values = self.measured(name)
-                found[name] = values[-1].item() if len(values) else None
-        for name in ("client_steps", "lane_steps", "examples", "nonfinite"):
-            if name in self.rounds:
-                found[name] = int(self.rounds[name].sum(dtype=np.int64))
-        for name in BYTES:
-            if name in self.rounds:
-                found[name] = int(self.rounds[name][-1]) if self.done else 0
-        if found.get("lane_steps"):
-            found["useful_share"] = int(found["client_steps"]) / int(found["lane_steps"])  # type: ignore[arg-type]
-        return {**self.configuration, **found, **self.values}
-
-
-class Mean(NamedTuple):
-    """A configuration's mean over its seeds, with a confidence interval of Student's t.
-
-    Attributes:
-      configuration: hyper-parameter -> value.
-      mean: over the seeds; NaN if one of them has no value.
-      low: the lower end of the interval; NaN for one seed.
-      high: the upper end.
-      seeds: how many.
-      diverged: how many of them diverged.
-    """
-
-    configuration: dict[str, Any]
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    diverged: int
 
 
 @dataclass(frozen=True)
@@ -127,14 +47,75 @@ class Results:
         rows: list[dict[str, Scalar]] = []
         for run in self.runs:
             columns = {k: x for k, x in run.rounds.items() if x.ndim == 1 and k != "evaluated"}
-            evaluated = run.rounds.get("evaluated")
+            has = {name: run.has(name) for name in columns}
             for t in range(run.done if columns else 0):
                 row: dict[str, Scalar] = {**run.configuration, "seed": run.seed, "round": t + 1}
-                for name, column in columns.items():
-                    skipped = evaluated is not None and not evaluated[t] and is_evaluated(name)
-                    row[name] = None if skipped else column[t].item()
+                row |= {k: x[t].item() if has[k][t] else None for k, x in columns.items()}
                 rows.append(row)
         return rows
+
+    def __add__(self, other: "Results") -> "Results":
+        """The runs of both, those of one configuration together.
+
+        Raises:
+          ValueError: for a run that both have, the same configuration and seed: `labelled` tells
+            them apart.
+
+        >>> a, b = (Results((Run({"lr": 0.1}, seed, {}, {"error": seed}, 1),)) for seed in (3, 5))
+        >>> (a + b).mean("error")[0].mean
+        4.0
+        """
+        if not isinstance(other, Results):
+            return NotImplemented
+        both = {(repr(run.configuration), run.seed) for run in self.runs}
+        for run in other.runs:
+            if (repr(run.configuration), run.seed) in both:
+                raise ValueError(
+                    f"results to add must not share a run; both have {run.configuration} with seed "
+                    f'{run.seed} (tell them apart first: results.labelled(attempt="second"))'
+                )
+        order = {repr(run.configuration): i for i, run in reversed([*enumerate(self.runs)])}
+        for run in other.runs:
+            order.setdefault(repr(run.configuration), len(order) + len(self.runs))
+        runs = (*self.runs, *other.runs)
+        return Results(tuple(sorted(runs, key=lambda run: order[repr(run.configuration)])))
+
+    def __radd__(self, other: Any) -> "Results":
+        """So that `sum` adds them: it begins with 0."""
+        return self if type(other) is int and other == 0 else NotImplemented
+
+    def labelled(self, **labels: Scalar) -> "Results":
+        """The same runs with more hyper-parameters to tell them by, before their own.
+
+        Raises:
+          ValueError: for a name that runs have already, or that every table has a column of.
+
+        >>> results = Results((Run({"lr": 0.1}, 0, {}, {}, 1),)).labelled(rule="selected")
+        >>> results.runs[0].configuration
+        {'rule': 'selected', 'lr': 0.1}
+        """
+        for name in labels:
+            if name in LABELS or any(
+                name in (*run.configuration, *run.rounds, *run.values) for run in self.runs
+            ):
+                raise ValueError(f"labels must be new names; the runs have {name!r} already")
+        return Results(
+            tuple(run._replace(configuration={**labels, **run.configuration}) for run in self.runs)
+        )
+
+    @property
+    def score(self) -> str:
+        """What `best` compares by default: the validation set's accuracy, else the test set's.
+
+        Where there is neither, R^2 or the loss, or what else is measured.
+
+        Raises:
+          ValueError: if nothing is.
+        """
+        metric = score_of(self.metrics)
+        if metric is None:
+            raise ValueError("there is nothing to compare the runs by: no metric was measured")
+        return metric
 
     @property
     def metrics(self) -> list[str]:
@@ -172,16 +153,25 @@ class Results:
             found.append(Mean(runs[0].configuration, mean, mean - half, mean + half, n, diverged))
         return found
 
-    def best(self, metric: str, *, lowest: bool = False) -> Mean:
-        """The configuration with the highest (or lowest) mean; those that diverged lose.
+    def best(self, metric: str | None = None, *, lowest: bool | None = None) -> Mean:
+        """The configuration with the best mean; those that diverged lose.
+
+        Args:
+          metric: None for `score`: that of a validation set, where there is one.
+          lowest: whether low is good; None says so of losses, errors and rounds to a target.
 
         Raises:
-          ValueError: for an unknown metric, or if every configuration diverged.
+          ValueError: for an unknown metric, or if no configuration has a finite mean.
         """
-        means = [mean for mean in self.mean(metric) if math.isfinite(mean.mean)]
-        if not means:
-            raise ValueError(f"no configuration has a finite {metric}: all diverged")
-        return (min if lowest else max)(means, key=lambda mean: mean.mean)
+        metric = self.score if metric is None else metric
+        means = self.mean(metric)
+        first = means[ranked(means, lowest_is_best(metric) if lowest is None else lowest)[0]]
+        if not math.isfinite(first.mean):
+            raise ValueError(
+                f"no configuration has a finite {metric}"
+                + (": all diverged" if all(mean.diverged for mean in means) else "")
+            )
+        return first
 
     def to_csv(self, path: str | Path, *, long: bool = False) -> None:
         """Writes the table, or with `long` a line a round, whole or not at all."""
@@ -245,10 +235,6 @@ class Results:
     def _check_metric(self, metric: str) -> None:
         if metric not in self.metrics:
             raise ValueError(f"metric must be one of {', '.join(self.metrics)}; got {metric!r}")
-
-
-def _is_finite(value: Scalar) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _number(value: Scalar) -> float:

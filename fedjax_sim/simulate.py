@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_sim.base import Array, FederatedState, PyTree
 from fedjax_sim.checkpoint import Checkpoints, checksum
 from fedjax_sim.checks import check_count
-from fedjax_sim.columns import check_evaluated, columns
+from fedjax_sim.columns import check_evaluated, columns, has_value
 from fedjax_sim.driver import WARM_SECONDS, Interrupt, Progress, compile_program, drive
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.results import Results, Run, to_json, versions
@@ -29,7 +29,11 @@ class Writer(Protocol):
     """Where a run's numbers go while it runs; `fs.writers` has some."""
 
     def write(self, round: int, values: Mapping[str, float]) -> None:
-        """The scalars of round `round`, counted from 1. After a resume, of saved ones again."""
+        """The scalars of round `round`, counted from 1. After a resume, of saved ones again.
+
+        What has no value there, as a metric that was not evaluated, is left out; a NaN is of a
+        run that diverged.
+        """
 
     def close(self) -> None:
         """Everything is written."""
@@ -178,9 +182,10 @@ def simulate(
 
     def on_chunk(first: int, rows: History, seconds: float) -> None:
         nonlocal is_warm
-        found = {k: x for k, x in columns(rows).items() if x.ndim == 1 and k != "evaluated"}
+        found = {name: x for name, x in columns(rows).items() if x.ndim == 1}
+        has = {name: has_value(found, name) for name in found if name != "evaluated"}
         for i in range(len(rows.evaluated)):
-            values = {name: float(x[i]) for name, x in found.items() if not math.isnan(float(x[i]))}
+            values = {name: float(found[name][i]) for name, there in has.items() if there[i]}
             for writer in writers:
                 writer.write(first + i + 1, values)
         if on_progress is not None and seconds:
@@ -241,7 +246,7 @@ def progress_of(
     count = len(next(iter(found.values())))
     steps = float(np.sum(found.get("client_steps", 0)))
     scalars = {name: x for name, x in found.items() if x.ndim == 1 and x.dtype.kind == "f"}
-    known = {name: x[np.isfinite(x)] for name, x in scalars.items()}
+    known = {name: x[has_value(found, name)] for name, x in scalars.items()}
     metrics = {name: float(x[-1]) for name, x in known.items() if len(x)}
     done = first + count
     return Progress(

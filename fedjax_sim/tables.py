@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fedjax_sim import canvas, cards, plots
 from fedjax_sim.columns import BYTES
 from fedjax_sim.reading import Folder
-from fedjax_sim.results import Mean, Run
+from fedjax_sim.results import Mean, Run, ranked
 
 NONE = "\N{EN DASH}"
 _MOST = 6  # metrics in the table
@@ -128,12 +128,11 @@ def _metrics(lines: Sequence[Line], scores: Sequence[str]) -> list[str]:
 
 def _best(lines: Sequence[Line], metric: str) -> Line | None:
     """The line with the best mean; None if there is nothing to choose from."""
-    known = [x for x in lines
-             if x.finite and metric in x.means and math.isfinite(x.means[metric].mean)]  # fmt: skip
+    known = [line for line in lines if metric in line.means and line.means[metric].competes]
     if len(lines) < 2 or not known:
         return None
-    pick = min if canvas.lowest_is_best(metric) else max
-    return pick(known, key=lambda line: line.means[metric].mean)
+    means = [line.means[metric] for line in known]
+    return known[ranked(means, canvas.lowest_is_best(metric))[0]]
 
 
 def _mean(line: Line, metric: str, best: Line | None) -> str:

@@ -25,7 +25,7 @@ def csv(path: str | Path) -> "Csv":
     line is on its way to the disk when `write` returns, and half a line, of a run that was
     killed, is dropped. A value that comes up later, as a metric that is not evaluated in every
     round, gets a column of its own: the file is replaced as a whole by a wider one. What a round
-    has no value for, or NaN, is an empty cell.
+    has no value for is an empty cell; NaN is `nan`, of a run that diverged.
 
     Args:
       path: the file; its folder is made. It may hold what a `csv` writer wrote before.
@@ -65,7 +65,7 @@ class Csv:
             self._widen(new)
         assert self._file is not None
         row = {_ROUND: round, **values}
-        self._file.write(_line([row.get(name, math.nan) for name in self._columns]))
+        self._file.write(_line([row.get(name, "") for name in self._columns]))
         self._file.flush()
         self._last = round
 
@@ -122,17 +122,16 @@ def _cells(line: bytes) -> list[str]:
 
 def _line(cells: list[Any]) -> bytes:
     text = io.StringIO()
-    missing = ["" if isinstance(x, float) and math.isnan(x) else x for x in cells]
-    csv_files.writer(text, lineterminator="\n").writerow(missing)
+    csv_files.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue().encode()
 
 
 def tensorboard(folder: str | Path) -> "TensorBoard":
     """Event files for TensorBoard, by tensorboardX (the `tensorboard` extra).
 
-    Each value is a scalar of its name, at the step of its round. A resumed run writes a new
-    event file, which tells TensorBoard to drop from the older ones the steps from its own first
-    round on.
+    Each value is a scalar of its name, at the step of its round; NaN, of a run that diverged, is
+    left out, for tensorboardX would warn of each. A resumed run writes a new event file, which
+    tells TensorBoard to drop from the older ones the steps from its own first round on.
 
     Args:
       folder: of this run, best in a folder that `tensorboard --logdir` is given.
@@ -166,7 +165,8 @@ class TensorBoard:
                 str(self.folder), purge_step=round, filename_suffix=f".{round}"
             )
         for name, value in values.items():
-            self._events.add_scalar(name, value, round)
+            if not math.isnan(value):
+                self._events.add_scalar(name, value, round)
         self._last = round
 
     def close(self) -> None:

@@ -70,7 +70,7 @@ def test_csv_widens_replaces_and_begins_afresh(tmp_path):
     writer.write(2, {"a": float("nan"), "b": 5e-324})
     writer.write(3, {"b": 7.0, "a": float("inf")})
     head = 'round,a,"odd, ""name""",b'
-    assert path.read_text().splitlines() == [head, "1,1.0,2.0,", "2,,,5e-324", "3,inf,,7.0"]
+    assert path.read_text().splitlines() == [head, "1,1.0,2.0,", "2,nan,,5e-324", "3,inf,,7.0"]
     writer.write(2, {"a": 3.0})
     assert path.read_text().splitlines() == [head, "1,1.0,2.0,", "2,3.0,,"]
     writer.close()

@@ -130,7 +130,7 @@ def _legend(setting: Setting, rows: list[Row]) -> list[str]:
     ]
     diverged = [f"{row.mode} at C={row.fraction:g}" for row in rows if row.diverged]
     if diverged:
-        lines.append(f"DIVERGED (an update not finite): {', '.join(diverged)}.")
+        lines.append(f"DIVERGED (an update or a measure not finite): {', '.join(diverged)}.")
     return lines
 
 

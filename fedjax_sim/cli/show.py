@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from fedjax_sim import driver
-from fedjax_sim.results import Mean
+from fedjax_sim.results import Mean, ranked
 from fedjax_sim.sweep import Swept
 
 _NARROWEST = 76  # columns that a table needs
@@ -171,19 +171,14 @@ def means(
     Args:
       more: heading -> a cell for each of `found`.
     """
-
-    def rank(i: int) -> tuple[bool, float]:
-        mean = found[i].mean
-        return not math.isfinite(mean), mean if lowest else -mean if math.isfinite(mean) else 0.0
-
-    order = sorted(range(len(found)), key=rank)
+    order = ranked(found, lowest)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = list(found[0].configuration)
     for name in ["", *names, metric, "95 % CI", "seeds", *more]:
         table.add_column(name, justify="right", overflow="fold")
     for i in order[:_MOST]:
         mean = found[i]
-        best = i == order[0] and math.isfinite(mean.mean)
+        best = i == order[0] and mean.competes
         interval = "" if math.isnan(mean.low) else f"± {mean.high - mean.mean:.4f}"
         score = f"{mean.mean:.4f}" if math.isfinite(mean.mean) else "-"
         if mean.diverged:

@@ -198,12 +198,11 @@ def _after(plan: Plan, results: Results) -> list[Any]:
 
 def _to_target(runs: list[Any], score: str, target: float) -> str:
     """Mean over the seeds that reach it."""
-    times = []
+    times: list[float] = []
     for run in runs:
-        after = np.flatnonzero(run.rounds["evaluated"]) + 1
-        time = rounds_to_target(run.measured(score), target)
-        if time is not None:  # in evaluations; the round, interpolated
-            times.append(float(np.interp(time, np.arange(1, len(after) + 1), after)))
+        time = rounds_to_target(run.measured(score), target, np.flatnonzero(run.has(score)) + 1)
+        if time is not None:
+            times.append(time)
     if not times:
         return "never"
     some = f" ({len(times)} of {len(runs)})" if len(times) < len(runs) else ""

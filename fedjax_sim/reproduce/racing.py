@@ -225,8 +225,7 @@ def _one(
         nonlocal spent, timed
         if seconds:
             spent, timed = spent + seconds, timed + len(rows.evaluated)
-            found = {k: x for k, x in columns(rows).items() if x.ndim == 1 and k != "evaluated"}
-            tell(cell, rate, seed, progress_of(found, first, most, seconds))
+            tell(cell, rate, seed, progress_of(columns(rows), first, most, seconds))
 
     driven = drive(program, inputs, carry, interrupt, on_chunk, checkpoints)
     if driven.status == "interrupted":
