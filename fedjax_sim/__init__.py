@@ -44,6 +44,8 @@ from fedjax_sim.evaluation import client_statistics as client_statistics
 from fedjax_sim.evaluation import evaluate as evaluate
 from fedjax_sim.evaluation import evaluator as evaluator
 from fedjax_sim.experiment import Experiment as Experiment
+from fedjax_sim.model_file import load_params as load_params
+from fedjax_sim.model_file import save_params as save_params
 from fedjax_sim.results import Results as Results
 from fedjax_sim.round import init as init
 from fedjax_sim.round import make_round as make_round
@@ -56,6 +58,8 @@ from fedjax_sim.simulation import run as run
 from fedjax_sim.sweep import sweep as sweep
 from fedjax_sim.traffic import Communication as Communication
 from fedjax_sim.traffic import communication as communication
+from fedjax_sim.trained import Trained as Trained
+from fedjax_sim.trained import load as load
 
 if TYPE_CHECKING:
     from fedjax_sim import datasets as datasets

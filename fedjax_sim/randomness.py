@@ -8,6 +8,7 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Array
 
@@ -18,6 +19,24 @@ INIT = 3  # the phases of a client, below CLIENT
 STEP = 4
 FINISH = 5
 SHUFFLE = 6
+
+
+def as_key(key: Array | int) -> tuple[Array, int | None]:
+    """A typed key, and the seed it was made from; None if a key was given.
+
+    Raises:
+      ValueError: for a seed that is not in [0, 2^32); and what `check_key` refuses.
+
+    >>> as_key(3)[1]
+    3
+    """
+    if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+        typed: Array = key  # type: ignore[assignment]
+        check_key(typed)
+        return typed, None
+    if not 0 <= key < 2**32:
+        raise ValueError(f"key must be a typed key, or a seed in [0, 2^32); got {key}")
+    return jax.random.key(int(key)), int(key)
 
 
 def check_key(key: Array) -> None:

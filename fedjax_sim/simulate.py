@@ -17,10 +17,12 @@ from fedjax_sim.checks import check_count
 from fedjax_sim.columns import check_evaluated, columns, has_value
 from fedjax_sim.driver import WARM_SECONDS, Interrupt, Progress, compile_program, drive
 from fedjax_sim.experiment import Experiment
+from fedjax_sim.randomness import as_key
 from fedjax_sim.results import Results, Run, to_json, versions
 from fedjax_sim.saving import SaveError, replace_file
 from fedjax_sim.simulation import History
 from fedjax_sim.traffic import Communication, communication
+from fedjax_sim.trained import MODEL, save_trained, trained_params
 
 _IDENTITY = "experiment.json"  # beside the checkpoints: what they are of
 
@@ -93,7 +95,7 @@ def reaches(name: str, target: float) -> Callable[[History], Array]:
 
 def simulate(
     experiment: Experiment,
-    key: Array,
+    key: Array | int,
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -111,8 +113,9 @@ def simulate(
 
     Args:
       experiment: what to run. With a `sharded` strategy its arrays are placed on the mesh.
-      key: the base key of the whole run.
-      out: a folder for checkpoints; None saves nothing.
+      key: the base key of the whole run, or an integer, the seed for `jax.random.key`.
+      out: a folder for checkpoints, and for the model at the end, in model.npz, which `fs.load`
+        reads; None saves nothing.
       resume: go on from the last whole checkpoint in `out`; from the start if there is none. A
         run without `stop` may be given one; if a round done before has met it, none is added.
       stop: `History` of one round -> Bool[], in the graph: whether the run ends with this round;
@@ -127,8 +130,8 @@ def simulate(
     Raises:
       ValueError: what the experiment raises; if `out` holds checkpoints and `resume` is False,
         or those of another experiment (what differs).
-      SaveError: (an OSError) if a checkpoint cannot be written: the ones before it are as they
-        were.
+      SaveError: (an OSError) if a checkpoint or the model cannot be written: what was saved before
+        is as it was.
       Exception: what a writer or `on_progress` raises, once what was computed is saved in `out`.
         All writers are closed then; what closing them raises is a note on the first error. On
         every error of a run that has begun, `simulation` is what was computed.
@@ -157,6 +160,7 @@ def simulate(
             "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
             f"{writers!r}"
         )
+    key, seed = as_key(key)
     experiment.check(key)
     state = experiment.start(key)
     check_evaluated(experiment.evaluate, state.params)
@@ -210,6 +214,11 @@ def simulate(
     found = simulation(driven)
     try:
         _close(writers, None)
+        if out is not None:
+            save_trained(
+                Path(out) / MODEL, trained_params(found.state), configuration=configuration or {},
+                seed=seed, round=driven.round, num_rounds=found.num_rounds, status=found.status,
+            )  # fmt: skip
     except Exception as error:
         error.simulation = found  # type: ignore[attr-defined]
         raise

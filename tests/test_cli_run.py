@@ -22,7 +22,7 @@ from fedjax_sim.cli.files import toml
 from fedjax_sim.saving import SaveError
 
 SMALL = ("-K", "10", "--rounds", "4", "-E", "1")
-FILES = {"summary.json", "table.csv", "rounds.csv", "configuration.toml"}
+FILES = {"summary.json", "table.csv", "rounds.csv", "configuration.toml", "model.npz"}
 RESUMED_BY = {"experiment.json", "checkpoints"}
 
 

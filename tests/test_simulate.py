@@ -402,7 +402,7 @@ def test_refusals(tmp_path, whole):
             fs.simulate(experiment, key, **options)
 
     refused("experiment must be an fs.Experiment; got int", experiment=3)
-    refused("key must be a typed key", key=0)
+    refused("key must be a typed key", key="0")
     refused("num_rounds must be .*got 0", experiment=experiment._replace(num_rounds=0))
     refused("evaluate_every must be .*got 0", experiment=experiment._replace(evaluate_every=0))
     refused("checkpoint_every must be .*got 0", checkpoint_every=0)

@@ -42,6 +42,10 @@ class OwnModel:
     client: PyTree
     get_params: Callable[[PyTree], Params]
 
+    def local_models(self) -> Params:
+        """The clients' models, where this is the state of all of them: leaves `[K, ...]`."""
+        return jax.vmap(self.get_params)(self.server)
+
 
 def local_only(experiment: Experiment) -> Experiment:
     """Every client trains on its own data alone, and nothing is averaged.
@@ -144,4 +148,4 @@ def local_models(state: FederatedState) -> Params:
             "state must come from a run of fs.baselines.local_only(experiment); got "
             f"{type(state).__name__} with clients of {type(own).__name__}"
         )
-    return jax.vmap(own.get_params)(own.server)
+    return own.local_models()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import baselines, problem
-from fedjax_sim.base import Array, FederatedState
+from fedjax_sim.base import FederatedState
 from fedjax_sim.checks import check_known
 from fedjax_sim.cli import files, folder
 from fedjax_sim.cli.show import run_progress
@@ -22,7 +22,7 @@ BASELINES = {name: getattr(baselines, name) for name in folder.BASELINES}
 
 
 def train(
-    name: str, chosen: Setting, experiment: Experiment, key: Array, out: Path, resume: bool
+    name: str, chosen: Setting, experiment: Experiment, out: Path, resume: bool
 ) -> tuple[str, bool]:
     """One baseline of a run, in a results folder of its own below it.
 
@@ -37,7 +37,7 @@ def train(
     with folder.saying_what_is_saved(below):
         with run_progress(made.num_rounds, chosen.score) as tell:
             simulation = simulate(
-                made, key, out=below, resume=resume, on_progress=tell,
+                made, chosen.seed, out=below, resume=resume, on_progress=tell,
                 configuration={**chosen.without_target().values(), "baseline": name},
             )  # fmt: skip
         if simulation.status == "interrupted":

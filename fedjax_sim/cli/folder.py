@@ -9,10 +9,11 @@ from pathlib import Path
 
 from fedjax_sim.cli import files
 from fedjax_sim.saving import SaveError, reason
+from fedjax_sim.trained import MODEL
 
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
 RUN, SWEEP = "experiment.json", "sweep.json"  # what `fs.simulate` and `fs.sweep` resume by
-_RESULTS = ("summary.json", "table.csv", "rounds.csv", "history.csv", "compare.png")
+_RESULTS = ("summary.json", "table.csv", "rounds.csv", MODEL, "history.csv", "compare.png")
 _MANIFESTS = (RUN, SWEEP, files.NAME)
 
 

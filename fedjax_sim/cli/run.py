@@ -13,12 +13,13 @@ from fedjax_sim.cli.values import setting
 from fedjax_sim.driver import Interrupt
 from fedjax_sim.setting import Setting
 from fedjax_sim.simulate import Simulation, Writer, reaches, simulate
+from fedjax_sim.trained import MODEL
 from fedjax_sim.writers import tensorboard, wandb
 
 HELP = "train one model"
 DESCRIPTION = (
     "Trains one model, saved as it goes, and writes configuration.toml (which can be given as "
-    "CONFIG), rounds.csv, table.csv and summary.json."
+    "CONFIG), model.npz (which fs.load reads), rounds.csv, table.csv and summary.json."
 )
 NEEDS = ("rich",)
 
@@ -60,8 +61,7 @@ def call(options: argparse.Namespace) -> int:
     baselines.check(names, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)
-    key = jax.random.key(chosen.seed)
-    experiment.check(key)
+    experiment.check(jax.random.key(chosen.seed))
     writers: list[Writer] = []
     if options.tensorboard is not None:
         writers.append(tensorboard(options.tensorboard))
@@ -84,7 +84,7 @@ def call(options: argparse.Namespace) -> int:
         with folder.saying_what_is_saved(options.out):
             with show.run_progress(chosen.rounds, chosen.score) as tell:
                 simulation = simulate(
-                    experiment, key, out=options.out, resume=options.resume, stop=stop,
+                    experiment, chosen.seed, out=options.out, resume=options.resume, stop=stop,
                     on_progress=tell, writers=writers,
                     configuration=chosen.without_target().values(),
                 )  # fmt: skip
@@ -95,16 +95,16 @@ def call(options: argparse.Namespace) -> int:
             written = results.save(options.out, summary | {"bytes": simulation.exchange._asdict()})
         for line in _said(options.out, chosen, simulation):
             console.print(line, soft_wrap=True)
-        console.print(f"Wrote {', '.join((*written, files.NAME))} to {options.out}", soft_wrap=True)
+        console.print(
+            f"Wrote {', '.join((*written, MODEL, files.NAME))} to {options.out}", soft_wrap=True
+        )
         through = simulation.status != "interrupted"
         budget = experiment._replace(num_rounds=len(simulation.history.evaluated))
         for name in names if through else ():
             if interrupt.received is not None:
                 line, through = f"Interrupted before {name}", False
             else:
-                line, through = baselines.train(
-                    name, chosen, budget, key, options.out, options.resume
-                )
+                line, through = baselines.train(name, chosen, budget, options.out, options.resume)
             if not through:
                 console.print(f"{line}: {_go_on(options.out)}", soft_wrap=True)
                 break
