@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fedjax_sim import canvas, plots
 from fedjax_sim.columns import BYTES, score_of
 from fedjax_sim.reading import Folder
-from fedjax_sim.results import Results, Run
+from fedjax_sim.results import Results, Run, joined
 
 MOST = 9  # cards for one score
 _LINES = 6  # of several folders; one folder has as many as a figure takes
@@ -46,16 +46,7 @@ def score(folder: Folder) -> str | None:
 
 def together(folders: Sequence[tuple[str, Results]]) -> Results:
     """The runs of all folders, with the folder's name as a hyper-parameter if there are several."""
-    if len(folders) == 1:
-        return folders[0][1]
-    names = {name for _, results in folders for run in results.runs for name in run.configuration}
-    axis = "folder"
-    while axis in names:
-        axis = f"results {axis}"
-    return Results(tuple(
-        run._replace(configuration={axis: name, **run.configuration})
-        for name, results in folders for run in results.runs
-    ))  # fmt: skip
+    return folders[0][1] if len(folders) == 1 else joined(dict(folders), "folder")
 
 
 def deal(folders: Sequence[tuple[str, Results]], by: str) -> tuple[list[tuple[str, Results]], str]:

@@ -1,7 +1,7 @@
 """Figures of results: curves over rounds or bytes, and how a metric responds to an axis."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from fedjax_sim import canvas
 from fedjax_sim.checks import check_count, check_number
 from fedjax_sim.columns import BYTES
-from fedjax_sim.results import Mean, Results, Run, ranked
+from fedjax_sim.results import Mean, Results, Run, joined, ranked
 from fedjax_sim.saving import replace_file
 from fedjax_sim.split_figure import split as split
 
@@ -45,7 +45,7 @@ def varying(results: Results) -> list[str]:
 
 
 def curves(
-    results: Results,
+    results: Results | Sequence[Results] | Mapping[str, Results],
     metric: str | Sequence[str],
     *,
     against: str = "rounds",
@@ -60,6 +60,8 @@ def curves(
     with the best final mean are shown, and the legend says so.
 
     Args:
+      results: of one sweep or run, or several: a dict names them, and those of a list that share
+        a run are numbered.
       metric: a column by round; or several, of one configuration, each a line.
       against: "rounds", or "megabytes" (10^6 bytes, down and up, all clients together).
       band: "interval" (Student's t, of the mean), "std" (of the seeds) or "none".
@@ -72,6 +74,7 @@ def curves(
     Raises:
       ValueError: for an unknown column, several of several configurations, or no bytes.
     """
+    results = joined(results)
     names = [metric] if isinstance(metric, str) else list(metric)
     _check_choice("against", against, ("rounds", "megabytes"))
     _check_choice("band", band, ("interval", "std", "none"))
@@ -164,7 +167,13 @@ def numeric_axes(results: Results) -> dict[str, list[float]]:
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def response(results: Results, metric: str, *, confidence: float = 0.95, most: int = 8) -> Any:
+def response(
+    results: Results | Sequence[Results] | Mapping[str, Results],
+    metric: str,
+    *,
+    confidence: float = 0.95,
+    most: int = 8,
+) -> Any:
     """The final mean of a metric against the numeric axis that varies, with its interval.
 
     A line for each combination of the other axes (of more than `most` the best, as the legend
@@ -178,6 +187,7 @@ def response(results: Results, metric: str, *, confidence: float = 0.95, most: i
     Raises:
       ValueError: for an unknown metric.
     """
+    results = joined(results)
     means = results.mean(metric, confidence)
     names, numeric = varying(results), numeric_axes(results)
     if len(numeric) == 2 == len(names) and all(len(x) > 2 for x in numeric.values()):

@@ -237,6 +237,45 @@ class Results:
             raise ValueError(f"metric must be one of {', '.join(self.metrics)}; got {metric!r}")
 
 
+def joined(
+    several: Results | Sequence[Results] | Mapping[str, Results], axis: str = "results"
+) -> Results:
+    """One table of several.
+
+    Args:
+      several: of a dict, each run is labelled with its results' name; others add up, or, if two
+        of them share a run, are numbered from 1 in order.
+      axis: what the label is called; "results" and that again, where runs have such a name.
+
+    Raises:
+      ValueError: for what is no results, or none.
+
+    >>> a = Results((Run({"lr": 0.1}, 0, {}, {"error": 3.0}, 1),))
+    >>> [run.configuration for run in joined([a, a]).runs]
+    [{'results': 1, 'lr': 0.1}, {'results': 2, 'lr': 0.1}]
+    >>> [run.configuration for run in joined({"mine": a}).runs]
+    [{'results': 'mine', 'lr': 0.1}]
+    """
+    if isinstance(several, Results):
+        return several
+    named = isinstance(several, Mapping)
+    tables = list(several.values()) if isinstance(several, Mapping) else list(several)
+    labels = list(several) if isinstance(several, Mapping) else [*range(1, len(tables) + 1)]
+    if not tables or not all(isinstance(table, Results) for table in tables):
+        given = ", ".join(type(table).__name__ for table in tables) or "none"
+        raise ValueError(f"results must be fs.Results, several of them or a dict; got {given}")
+    places = {(repr(run.configuration), run.seed) for table in tables for run in table.runs}
+    if named or len(places) < sum(len(table.runs) for table in tables):
+        runs = [run for table in tables for run in table.runs]
+        taken = {x for run in runs for x in (*run.configuration, *run.rounds, *run.values)}
+        while axis in taken:
+            axis = f"results {axis}"
+        tables = [
+            table.labelled(**{axis: label}) for label, table in zip(labels, tables, strict=True)
+        ]
+    return sum(tables[1:], tables[0])
+
+
 def _number(value: Scalar) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 

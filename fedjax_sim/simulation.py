@@ -1,6 +1,5 @@
 """R rounds in one compiled call."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
