@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,20 @@ class Card(NamedTuple):
 
     title: str
     figure: Any
+
+
+class Legend(NamedTuple):
+    """What several figures' legends have in common.
+
+    Attributes:
+      place: of the first card that has it.
+      lines: (label, style of the line).
+      note: what else it says.
+    """
+
+    place: int
+    lines: list[tuple[str, dict[str, Any]]]
+    note: str
 
 
 def colours(dark: bool) -> str:
@@ -81,6 +96,52 @@ def cards(folders: Sequence[tuple[str, Results]], by: str) -> list[Card]:
         for said, results in facets or [("", shown)]:
             found += _curves(results, by, said, 3 if facets else MOST - len(found))
     return found[:MOST]
+
+
+def take_shared_legend(shown: Sequence[Card]) -> Legend | None:
+    """Takes the legend that most cards have from those that have it; None if no two have one."""
+    legends = [card.figure.legends[0] if card.figure.legends else None for card in shown]
+    texts = [None if x is None else _texts(x) for x in legends]
+    counted = Counter(x for x in texts if x is not None)
+    if not counted or counted.most_common(1)[0][1] < 2:
+        return None
+    most = counted.most_common(1)[0][0]
+    places = [place for place, x in enumerate(texts) if x == most]
+    first = legends[places[0]]
+    assert first is not None
+    labels = [text.get_text() for text in first.get_texts()]
+    lines = [*zip(labels, map(_style, first.legend_handles), strict=True)]
+    for place in places:
+        shown[place].figure.legends[0].remove()
+        shown[place].figure.set_size_inches(canvas.WIDTH / 72, canvas.HEIGHT / 72)
+    return Legend(places[0], lines, " ".join(first.get_title().get_text().split()))
+
+
+def key_figure(style: dict[str, Any]) -> Any:
+    """A line of a legend, alone."""
+    made, ax = canvas.figure()
+    made.set_layout_engine("none")
+    made.set_size_inches(44 / 72, 14 / 72)
+    ax.set_position((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.plot([0, 0.5, 1], [0, 0, 0], markevery=[1], **style)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-1, 1)
+    return made
+
+
+def _texts(legend: Any) -> tuple[Any, ...]:
+    """What tells legends apart: their words and their lines' looks."""
+    looks = [str(_style(handle)) for handle in legend.legend_handles]
+    return (legend.get_title().get_text(), *(x.get_text() for x in legend.get_texts()), *looks)
+
+
+def _style(handle: Any) -> dict[str, Any]:
+    names = ("color", "linestyle", "linewidth", "marker", "markersize")
+    style = {name: getattr(handle, f"get_{name}")() for name in names}
+    # `get_linestyle` knows no dashes of one's own, which the handle has scaled by its width.
+    offset, dashes = handle._unscaled_dash_pattern
+    return {**style, "linestyle": (offset, dashes) if dashes else style["linestyle"]}
 
 
 def _responses(folders: Sequence[tuple[str, Results]], by: str) -> Iterator[Card]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim import canvas, cards, plots, tables
+from fedjax_sim import canvas, cards, facts, plots, tables
 from fedjax_sim.reading import Folder
 from fedjax_sim.reading import load as load
 from fedjax_sim.results import SUMMARY, ranked
@@ -26,12 +26,12 @@ def write(
       folders: as `Results.save` writes them; a run's baselines, in folders below it, come along.
       out: the page's file; its folder is made.
       mixed: compare folders made by different versions all the same, and say so on the page.
-      overwrite: replace the file, if it is there.
+      overwrite: replace the file, whatever it is; a page that this made is replaced in any case.
 
     Raises:
       ValueError: for no folder, one named twice, or one that cannot be read; for folders made by
-        different versions of fedjax-sim, jax or jaxlib; for a file that is there already or
-        cannot be written. Nothing is written then.
+        different versions of fedjax-sim, jax or jaxlib; for a file that is there already and
+        no such page, or cannot be written. Nothing is written then.
     """
     paths = [Path(folder) for folder in folders]
     if not paths:
@@ -41,9 +41,10 @@ def write(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out must be a file; {out} is a folder")
-    if out.exists() and not overwrite:
+    if out.exists() and not overwrite and not _is_page(out):
         raise ValueError(
-            f"out {out} is there already; name another file, or give overwrite (--overwrite)"
+            f"out {out} is there already, and is no such page; name another file, or give "
+            "overwrite (--overwrite)"
         )
     found = _found(paths)
     apart = _apart(found)
@@ -77,24 +78,21 @@ def page(folders: Mapping[str, Folder], apart: Sequence[str] = ()) -> str:
         )
     parts.append(f'<div class="heads">{"".join(_head(*item) for item in folders.items())}</div>')
     if len(folders) > 1:
-        parts.append(_differences(folders))
+        parts.append(facts.differences(folders))
     parts += _figures(folders)
     parts.append(tables.table(folders))
     return _PAGE.format(
-        title=tables.text(title), light=cards.colours(False), dark=cards.colours(True),
+        made_by=_MADE_BY, title=tables.text(title),
+        light=cards.colours(False), dark=cards.colours(True),
         style=_STYLE, body="\n".join(parts),
     )  # fmt: skip
 
 
 def _head(name: str, folder: Folder) -> str:
     """What a folder is."""
-    runs, groups = folder.results.runs, plots.groups(folder.results)
-    seeds = canvas.span({len(group) for group in groups})
-    facts = [_count(len(groups), "configuration"), f"{seeds} seed{'s' * (seeds != '1')}",
-             f"{canvas.span({run.done for run in runs})} rounds"]  # fmt: skip
-    complete = folder.summary.get("complete") is True
+    runs = folder.results.runs
     state = '<span class="tag good">complete</span>'
-    if not complete:
+    if folder.summary.get("complete") is not True:
         done, asked = sum(run.done == run.num_rounds for run in runs), len(runs)
         asked = max(asked, _whole(folder.summary.get("num_runs")))
         said = f": {done} of {_count(asked, 'run')} whole" if asked > 1 else ""
@@ -110,44 +108,13 @@ def _head(name: str, folder: Folder) -> str:
                 f"<p>{'Best final' if names else 'Final'} {tables.text(by)} "
                 f"<strong>{tables.text(tables.interval(top))}</strong>{tables.text(where)}</p>"
             )
-    rows = "".join(
-        f"<div><dt>{tables.breakable(key)}</dt><dd>{tables.cell(value)}</dd></div>"
-        for key, value in tables.flat(folder.configuration).items() if value is not None
-    )  # fmt: skip
-    made = "".join(
-        f"<div><dt>{tables.breakable(key)}</dt><dd>{tables.cell(value)}</dd></div>"
-        for key, value in folder.versions.items()
-    )
+    made = facts.described(facts.versions(folder))
     return (
-        f'<article class="card"><h2>{tables.text(name)} '
-        f"<small>{tables.text(folder.kind)}</small></h2>"
-        f"<p>{tables.text(', '.join(facts))} {state}</p>{best}"
-        + (f"<dl>{rows}</dl>" if rows else "")
-        + (f"<details><summary>made by</summary><dl>{made}</dl></details>" if made else "")
+        f'<article class="card">{facts.title(name, folder)}'
+        f"<p>{tables.text(facts.counts(folder))} {state}</p>{best}"
+        + facts.described(facts.entries(folder))
+        + (f"<details><summary>made by</summary>{made}</details>" if made else "")
         + "</article>"
-    )
-
-
-def _differences(folders: Mapping[str, Folder]) -> str:
-    """The configuration's and the versions' entries in which folders differ."""
-    said = {}
-    for name, folder in folders.items():
-        versions = {f"{key} (version)": value for key, value in folder.versions.items()}
-        said[name] = tables.flat(folder.configuration) | versions
-    keys = dict.fromkeys(key for one in said.values() for key in one)
-    differ = [key for key in keys if len({repr(one.get(key)) for one in said.values()}) > 1]
-    if not differ:
-        return "<h2>What differs</h2><p>Nothing in configuration or versions.</p>"
-    head = "".join(f'<th scope="col">{tables.text(name)}</th>' for name in folders)
-    body = "".join(
-        f'<tr><th scope="row">{tables.text(key)}</th>'
-        + "".join(f"<td>{tables.cell(one.get(key))}</td>" for one in said.values())
-        + "</tr>"
-        for key in differ
-    )
-    return (
-        '<h2>What differs</h2><div class="box"><table><thead><tr><th></th>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -159,13 +126,16 @@ def _figures(folders: Mapping[str, Folder]) -> list[str]:
             scores.setdefault(by, []).append((name, folder.results))
     parts, number = [], 0
     for by, some in scores.items():
-        made = []
-        for card in cards.cards(some, by):
+        made, shown = [], cards.cards(some, by)
+        shared = cards.take_shared_legend(shown)
+        for place, card in enumerate(shown):
+            if shared is not None and place == shared.place:
+                made.append(_legend(shared, f"k{number}"))
             number += 1
             drawn = cards.inline(card.figure, f"f{number}")
             label = f'role="img" aria-label="{tables.text(card.title)}"'
             made.append(
-                f'<figure class="card"><figcaption>{tables.breakable(card.title)}</figcaption>'
+                f'<figure class="card"><figcaption>{tables.text(card.title)}</figcaption>'
                 f"{drawn.replace('<svg', f'<svg {label}', 1)}</figure>"
             )
         if made:
@@ -177,6 +147,16 @@ def _figures(folders: Mapping[str, Folder]) -> list[str]:
             )
             parts.append(f'<div class="grid">{"".join(made)}</div>')
     return parts
+
+
+def _legend(shared: cards.Legend, prefix: str) -> str:
+    """The legend that the figures behind it have in common."""
+    keys = "".join(
+        f"<li>{cards.inline(cards.key_figure(style), f'{prefix}-{i}')}{tables.text(label)}</li>"
+        for i, (label, style) in enumerate(shared.lines)
+    )
+    note = f"<p>{tables.text(shared.note)}</p>" if shared.note else ""
+    return f'<div class="card keys"><ul>{keys}</ul>{note}</div>'
 
 
 def _found(paths: Sequence[Path]) -> dict[str, Folder]:
@@ -216,6 +196,12 @@ def _apart(folders: Mapping[str, Folder]) -> list[str]:
     return found
 
 
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page that this module made: it can be made again."""
+    with path.open("rb") as file:
+        return _MADE_BY.encode() in file.read(2000)
+
+
 def _whole(value: Any) -> int:
     return value if type(value) is int else 0
 
@@ -223,6 +209,8 @@ def _whole(value: Any) -> int:
 def _count(many: int, word: str) -> str:
     return f"{many} {word}{'' if many == 1 else 's'}"
 
+
+_MADE_BY = '<meta name="generator" content="fedjax-sim report">'
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -232,6 +220,7 @@ _PAGE = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+{made_by}
 <title>{title}</title>
 <link rel="icon" href="data:,">
 <style>
@@ -264,22 +253,28 @@ p{margin:0 0 8px;overflow-wrap:anywhere}
 small{font-weight:400;color:var(--soft)}
 .card,.box{background:var(--card);border:1px solid var(--edge);border-radius:8px}
 .heads,.grid{display:grid;gap:16px;align-items:start;
-grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
+grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr))}
+.grid{grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
 .heads{align-items:stretch}
-.heads>:only-child{grid-column:1/-1}
 article{padding:12px 14px}
 article h2{margin:0 0 4px}
-dl{margin:8px 0 0;font-size:13px;columns:140px;column-gap:16px}
-dl div{break-inside:avoid;display:flex;gap:6px;justify-content:space-between;
+dl{margin:8px 0 0;font-size:13px;display:grid;column-gap:20px;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,190px),1fr))}
+dl div{display:flex;gap:8px;justify-content:space-between;align-items:baseline;
 border-bottom:1px dotted var(--edge)}
-dt{color:var(--soft);flex:none;max-width:65%;overflow-wrap:anywhere}
+dl .wide{grid-column:1/-1}
+dt{color:var(--soft);overflow-wrap:anywhere}
 dd{margin:0;text-align:right;overflow-wrap:anywhere}
-details dl{columns:300px}
 summary{margin-top:8px;cursor:pointer;font-size:13px;color:var(--soft)}
 figure{margin:0;padding:10px 10px 8px;min-width:0}
 figcaption{font-weight:600;margin:0 2px 6px;overflow-wrap:anywhere}
 svg{display:block;width:100%;height:auto;overflow:visible;font-family:inherit}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
+.keys{grid-column:1/-1;padding:8px 14px;font-size:13.5px}
+.keys ul{display:flex;flex-wrap:wrap;gap:2px 22px;list-style:none;margin:0;padding:0}
+.keys li{display:flex;gap:8px;align-items:center;overflow-wrap:anywhere}
+.keys svg{width:44px;flex:none}
+.keys p{margin:4px 0 0;color:var(--soft)}
 .box{overflow:auto;max-width:100%}
 .tall{max-height:min(80vh,720px)}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums;min-width:100%}
@@ -288,6 +283,7 @@ thead th{position:sticky;top:0;background:var(--card);box-shadow:inset 0 -1px va
 border:0;z-index:1;vertical-align:bottom}
 tbody th{font-weight:400;color:var(--soft)}
 tbody tr:last-child>*{border-bottom:0}
+.wraps td{white-space:normal;overflow-wrap:anywhere;min-width:9em}
 th.n,td.n{text-align:right}
 tr.best{background:var(--best)}
 .tag{display:inline-block;font-size:11.5px;line-height:1;padding:3px 6px;border-radius:9px;

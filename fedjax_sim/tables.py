@@ -48,28 +48,30 @@ def table(folders: Mapping[str, Folder]) -> str:
     best = {metric: _best(lines, metric) for metric in metrics}
     first_metrics = [name for name in metrics if name in scores]
     rest = [name for name in metrics if name not in scores]
-    heads = [*(["folder"] if len(folders) > 1 else []), *axes, *first_metrics, "",
-             *(name.replace("_", " ") for name in targets), *(["MB sent"] if sent else []),
-             "seeds", "rounds", *rest]  # fmt: skip
+    winners = [line for line in lines if any(best.get(by) is line for by in scores)]
+    tags = [_tags(line, line in winners) for line in lines]
+    marked = any(tags)
+    heads = [*(["folder"] if len(folders) > 1 else []), *axes, *first_metrics,
+             *([""] if marked else []), *(name.replace("_", " ") for name in targets),
+             *(["MB sent"] if sent else []), "seeds", "rounds", *rest]  # fmt: skip
     numbers = {name for name in axes if any(_is_number(x.configuration.get(name)) for x in lines)}
     numbers |= {*heads} - {"folder", "", *axes}
     rows = []
-    for line in lines:
-        first = any(best.get(by) is line for by in scores)
+    for line, tag in zip(lines, tags, strict=True):
         said = folders[line.folder].configuration
         cells = [_td(text(line.folder))] if len(folders) > 1 else []
         for name in axes:  # what does not vary in one folder may stand in its configuration
             value = line.configuration.get(name, said.get(name))
             cells.append(_td(cell(value), name in numbers))
         cells += [_mean(line, metric, best[metric]) for metric in first_metrics]
-        cells.append(_td(_tags(line, first)))
+        cells += [_td(tag)] if marked else []
         cells += [_td(_reached(line, name), True) for name in targets]
         if sent:
             cells.append(_td(_megabytes(line), True))
         counts = [str(len(line.runs)), canvas.span({run.done for run in line.runs})]
         cells += [_td(count, True) for count in counts]
         cells += [_mean(line, metric, best[metric]) for metric in rest]
-        start = '<tr class="best">' if first else "<tr>"
+        start = '<tr class="best">' if line in winners else "<tr>"
         rows.append(f"{start}{''.join(cells)}</tr>")
     head = "".join(
         f'<th scope="col"{" class=n" if name in numbers else ""}>{_heading(name)}</th>'
@@ -179,23 +181,23 @@ def flat(said: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def cell(value: Any) -> str:
-    """A value, escaped; a dash for none."""
+def said(value: Any) -> str:
+    """A value as text; a dash for none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if isinstance(value, float):
-        return text(f"{value:.6g}")
-    return text(value if isinstance(value, str) else json.dumps(value, default=str))
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def cell(value: Any) -> str:
+    """A value, escaped; a dash for none."""
+    return text(said(value))
 
 
 def text(value: str) -> str:
     """Escaped for HTML."""
     return escape(value, quote=True)
-
-
-def breakable(value: str) -> str:
-    """Escaped, and it may break where it has an underscore."""
-    return text(value).replace("_", "_<wbr>")
 
 
 def _heading(value: str) -> str:

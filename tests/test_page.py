@@ -120,7 +120,8 @@ def test_the_page_stands_alone(tmp_path):
     assert not {"script", "iframe", "object", "img", "base", "form"} & set(read.tags)
     assert len(read.ids) == len(set(read.ids))
     assert {x[1:] for x in read.addresses if x.startswith("#")} <= set(read.ids)
-    assert read.tags.count("svg") == 9
+    assert read.tags.count("figure") == 9
+    assert read.tags.count("svg") == 9 + 4  # and a legend of four lines
     text = (tmp_path / "page.html").read_text()
     assert set(re.findall(r"url\((.*?)\)", text)) <= {f"#{x}" for x in read.ids}
     assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", text)
@@ -212,7 +213,10 @@ def test_folders_are_compared(tmp_path):
              configuration={"algorithm": "fedprox", "clients": 9, "lr": 0.5})  # fmt: skip
     read = written([a, b], tmp_path / "page.html")
     names = [row[""] for row in rows(read, "b")]
-    assert names == ["algorithm", "lr"]
+    assert names == ["algorithm", "lr", "seeds"]
+    said = rows(read, "b")
+    assert (said[1]["a"], said[1]["b"]) == ("0.01, 0.1", "0.5")
+    assert (said[2]["a"], said[2]["b"]) == ("0, 1, 2", "0")
     table = rows(read, "test_accuracy")
     assert [(row["folder"], row["lr"]) for row in table] == [
         ("a", "0.01"),
@@ -238,6 +242,7 @@ def test_other_versions_are_refused_unless_mixed(tmp_path):
 def test_nothing_is_overwritten_unasked(tmp_path):
     folder, out = save(tmp_path / "a", grid([0.1])), tmp_path / "new" / "page.html"
     page.write([folder], out)
+    page.write([folder], out)  # its own page can be made again
     out.write_text("mine")
     with pytest.raises(ValueError, match="is there already"):
         page.write([folder], out)
@@ -369,3 +374,51 @@ def test_the_layout_in_a_browser(tmp_path, width, row):
     image = (tmp_path / "page.png").read_bytes()
     assert struct.unpack(">II", image[16:24]) == (width, 2000)
     assert len(image) > 50_000  # not blank
+
+
+def test_what_differs_has_the_axes_values_and_the_rounds_that_were_run(tmp_path):
+    stopped = [run({}, 0, rounds=4, num_rounds=4)]
+    a = save(tmp_path / "a", stopped, configuration={"rounds": 200, "lr": 0.5, "mode": "selected"})
+    b = save(tmp_path / "b", grid([0.01, 0.1]),
+             configuration={"rounds": 6, "mode": "selected", "lrs": [0.01, 0.1]})  # fmt: skip
+    many = save(tmp_path / "c", grid(np.geomspace(1e-3, 1, 7).tolist(), seeds=1),
+                configuration={"rounds": 6, "mode": "selected"})  # fmt: skip
+    differ = {row[""]: row for row in rows(written([a, b, many], tmp_path / "p.html"), "a")}
+    assert [*differ] == ["rounds", "lr", "seeds"]  # and no list that repeats an axis
+    assert (differ["rounds"]["a"], differ["rounds"]["b"]) == ("4 of 200", "6")
+    assert (differ["lr"]["a"], differ["lr"]["b"]) == ("0.5", "0.01, 0.1")
+    assert differ["lr"]["c"] == "7 from 0.001 to 1"
+    assert (differ["seeds"]["b"], differ["seeds"]["c"]) == ("0, 1, 2", "0")
+
+
+def test_names_stay_whole_a_title_says_a_word_once_and_no_column_is_empty(tmp_path):
+    folder = save(tmp_path / "run", [run({}, 0)], kind="run",
+                  configuration={"client_momentum": 0.9})  # fmt: skip
+    read = written([folder], tmp_path / "page.html")
+    assert "wbr" not in read.tags
+    assert "<h2>run</h2>" in (tmp_path / "page.html").read_text()
+    for table in read.tables:
+        for column in zip(*table, strict=True):
+            assert any(column[1:])
+    named = save(tmp_path / "mine", [run({}, 0)], kind="run")
+    page.write([named], tmp_path / "page.html")
+    assert "<h2>mine <small>run</small></h2>" in (tmp_path / "page.html").read_text()
+
+
+def test_figures_of_the_same_lines_have_one_legend(tmp_path):
+    folder = save(tmp_path / "a", grid([0.01, 0.1], seeds=4))
+    text = page.write([folder], tmp_path / "page.html").read_text()
+    read = Read(text)
+    assert read.tags.count("figure") > 3
+    legend = text[text.index('<div class="card keys">') :]
+    assert legend.index("</div>") < legend.index("<figure")  # above what it is of
+    figures = re.findall(r"<figure.*?</figure>", text, re.S)
+    assert not any("lr=0.01" in figure for figure in figures)
+    assert "mean over 4 seeds; bands: 95% interval" in legend[: legend.index("</div>")]
+
+
+def test_one_figure_keeps_its_legend(tmp_path):
+    folder = save(tmp_path / "a", [run({}, 0)], kind="run")
+    text = page.write([folder], tmp_path / "page.html").read_text()
+    assert "keys" not in text[text.index("<main>") :]
+    assert re.search(r"<figure(?:(?!</figure>).)*>\s*p10\s*<", text, re.S)
