@@ -29,40 +29,151 @@ def cohort_of(*ids):
     return fs.Cohort(jnp.array(ids, jnp.int32), jnp.ones(len(ids), bool))
 
 
-@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
-def test_fednova(written, clients, data, execution):
-    local = fs.LocalTraining(2, 4, shuffle=False)
-    algorithm = written["fednova"](linear_loss, LR, local)
-    round_fn = jax.jit(fs.make_round(algorithm, execution=execution))
-    state = fs.init(algorithm, zeros(), data)
-    state, _ = round_fn(jax.random.key(0), state, data, cohort_of(1, 4, 5))
-    d, tau, n = [], [], []
-    for k in (1, 4, 5):
-        v = np.zeros(5)
-        steps = blocks(SIZES[k], 2, 4, "epochs")
+# Three that report, of 12, 7 and 23 examples, and one that drops out.
+IDS, REPORTS, INCLUSION = (1, 4, 5, 7), (True, True, True, False), (0.5, 0.25, 0.8, 0.5)
+RULES = tuple(fs.aggregation.RULES)
+LOCAL, Q, BETA, CLUSTERS = fs.LocalTraining(2, 4, shuffle=False), 0.5, 0.5, 2
+
+
+def any_rule(number):
+    """The rule of this number, which may be traced: one compilation serves all four."""
+
+    def rule(cohort, weights, all_weights):
+        answers = [rule(cohort, weights, all_weights) for rule in fs.aggregation.RULES.values()]
+        denominators = [
+            jnp.sum(jnp.where(cohort.reports, answer.weights, 0))
+            if answer.denominator is None
+            else answer.denominator
+            for answer in answers
+        ]
+        chosen = jnp.stack([answer.weights for answer in answers])[number]
+        return chosen, jnp.stack(denominators)[number]
+
+    return rule
+
+
+def first_models():
+    """The models to begin with, [C, 5]; IFCA has both, the others the first."""
+    return np.random.default_rng(1).normal(size=(CLUSTERS, 5)).astype(np.float32) / 4
+
+
+class Reference:
+    """A round of each in float64. Updates are averaged with p, their sum over p is 1; the step
+    is then scaled by the share, n_V / n under `all_clients`."""
+
+    def __init__(self, clients, rule):
+        self.clients = clients
+        n = np.array([SIZES[k] for k in IDS[:3]], np.float64)
+        a, denominator = {
+            "selected": (n, n.sum()),
+            "all_clients": (n, np.sum(SIZES)),
+            "uniform": (np.ones(3), 3),
+            "unbiased": (n / np.sum(SIZES) / np.array(INCLUSION[:3]), 1),
+        }[rule]
+        self.p, self.share = a / a.sum(), a.sum() / denominator
+        self.momentum = np.zeros(5)
+
+    def train(self, k, w, direction=None):
+        """w after client k's local steps, and their number."""
+        v, x, y = w.copy(), *self.clients[k]
+        steps = blocks(SIZES[k], LOCAL.epochs, LOCAL.batch_size, "epochs")
         for rows in steps:
-            v = v - LR * gradient(v, clients[k][0][rows], clients[k][1][rows])
-        d.append(v / len(steps))
-        tau.append(len(steps))
-        n.append(SIZES[k])
-    p = np.array(n) / np.sum(n)
-    np.testing.assert_allclose(flat(state.params), p @ tau * (p @ np.array(d)), atol=1e-5)
+            g = gradient(v, x[rows], y[rows])
+            v = v - LR * (g if direction is None else direction(g, x[rows], y[rows]))
+        return v, len(steps)
+
+    def loss(self, k, w):
+        x, y = self.clients[k]
+        return np.mean((x @ w[:-1] + w[-1] - y) ** 2)
+
+    def fednova(self, w):
+        trained = [self.train(k, w) for k in IDS[:3]]
+        tau = np.array([steps for _, steps in trained])
+        directions = np.array([(v - w) / steps for v, steps in trained])
+        return w + self.share * (self.p @ tau) * (self.p @ directions)
+
+    def qfedavg(self, w):
+        losses = np.array([self.loss(k, w) for k in IDS[:3]])
+        slopes = np.array([(w - self.train(k, w)[0]) / LR for k in IDS[:3]])
+        h = Q * losses ** (Q - 1) * (slopes**2).sum(axis=1) + losses**Q / LR
+        return w - self.share * (self.p * losses**Q) @ slopes / (self.p @ h)
+
+    def ifca(self, models):
+        nearest = [int(np.argmin([self.loss(k, w) for w in models])) for k in IDS[:3]]
+        assert len(set(nearest)) == CLUSTERS  # else nothing is told apart
+        moved = models.copy()
+        for cluster, w in enumerate(models):
+            inside = [i for i in range(3) if nearest[i] == cluster]
+            if inside:
+                changes = np.array([self.train(IDS[i], w)[0] - w for i in inside])
+                weights = self.p[inside] / self.p[inside].sum()
+                moved[cluster] = w + self.share * weights @ changes
+        return moved
+
+    def mime(self, w):
+        control = self.p @ np.array([gradient(w, *self.clients[k]) for k in IDS[:3]])
+
+        def direction(g, x, y):
+            corrected = g - gradient(w, x, y) + control
+            return (1 - BETA) * corrected + BETA * self.momentum
+
+        changes = np.array([self.train(k, w, direction)[0] - w for k in IDS[:3]])
+        self.momentum = BETA * self.momentum + (1 - BETA) * control
+        return w + self.share * self.p @ changes
 
 
-def test_qfedavg_with_q_0_is_fedavg_and_with_q_1_favours_large_losses(written, data):
+@pytest.mark.parametrize("name", ["fednova", "qfedavg", "ifca", "mime"])
+def test_against_numpy_under_all_rules(written, clients, data, name):
+    """Two rounds. `all_clients` is then w + (n_V / n)(selected - w), as of every algorithm."""
+    models = first_models()
+    if name != "ifca":
+        models = models[0]
+    params = {"w": models[..., :-1], "b": models[..., -1]}
+    cohort = fs.Cohort(
+        jnp.array(IDS), reports=jnp.array(REPORTS), inclusion=jnp.array(INCLUSION, jnp.float32)
+    )
+
+    @jax.jit
+    def ends(number):
+        rule = any_rule(number)
+        if name == "mime":
+            algorithm, round_fn = written["mime_round"](linear_loss, LR, BETA, LOCAL, rule)
+        else:
+            made = {"qfedavg": (LR, LOCAL, Q)}.get(name, (LR, LOCAL))
+            algorithm = written[name](linear_loss, *made)
+            round_fn = fs.make_round(algorithm, rule, fs.execution.packed(2))
+        state, after = fs.init(algorithm, params, data), []
+        for _ in range(2):
+            state, _ = round_fn(jax.random.key(0), state, data, cohort)
+            after.append(jnp.concatenate([state.params["w"], state.params["b"][..., None]], -1))
+        return after
+
+    first = {}
+    for number, rule in enumerate(RULES):
+        reference = Reference(clients, rule)
+        expected = models.astype(np.float64)
+        for got in ends(number):
+            expected = getattr(reference, name)(expected)
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5, err_msg=rule)
+            first.setdefault(rule, got)
+    share = sum(SIZES[k] for k in IDS[:3]) / sum(SIZES)
+    np.testing.assert_allclose(
+        first["all_clients"], models + share * (first["selected"] - models), atol=1e-5
+    )
+
+
+def test_qfedavg_with_q_0_is_fedavg(written, data):
     local, key, cohort = fs.LocalTraining(2, 4), jax.random.key(0), cohort_of(1, 4, 5, 7)
     made = {
         "fedavg": fs.fedavg(linear_loss, optax.sgd(LR), local),
-        0: written["qfedavg"](linear_loss, LR, local, 0.0),
-        1: written["qfedavg"](linear_loss, LR, local, 1.0),
+        "qfedavg": written["qfedavg"](linear_loss, LR, local, 0.0),
     }
     moved = {}
     for name, algorithm in made.items():
         round_fn = jax.jit(fs.make_round(algorithm, fs.aggregation.uniform))
         state, _ = round_fn(key, fs.init(algorithm, zeros(), data), data, cohort)
         moved[name] = flat(state.params)
-    np.testing.assert_allclose(moved[0], moved["fedavg"], atol=1e-6)
-    assert np.abs(moved[1] - moved[0]).max() > 1e-3
+    np.testing.assert_allclose(moved["qfedavg"], moved["fedavg"], atol=1e-6)
 
 
 def test_ifca_finds_the_clusters(written):
