@@ -181,19 +181,64 @@ def check_fit(name: str, optimizer: Optimizer, params: Params) -> None:
     """Refuses an optimizer that cannot step on these params; computes nothing.
 
     Raises:
-      ValueError: if its state or its update does not keep structure, shapes and dtypes.
+      ValueError: if its state or its update does not keep structure, shapes and dtypes, or its
+        state holds a key to draw random numbers with.
     """
 
-    def once(params: Params) -> tuple[Params, PyTree, PyTree]:
+    def start(params: Params) -> tuple[optax.GradientTransformation, PyTree]:
         transformation = _at(optimizer, jnp.zeros((), jnp.int32))
         check_optimizer(f"what {name} returns", transformation)
-        state = transformation.init(params)
+        return transformation, transformation.init(params)
+
+    def once(params: Params) -> tuple[Params, PyTree, PyTree]:
+        transformation, state = start(params)
         updates, new_state = transformation.update(params, state, params)
         return optax.apply_updates(params, updates), state, new_state
 
-    try:
-        new, state, new_state = jax.eval_shape(once, params)
-    except Exception as error:
-        raise ValueError(f"{name} does not fit params: {error}") from error
+    def shapes_of(function: Callable[[Params], Any]) -> Any:
+        try:
+            return jax.eval_shape(function, params)
+        except Exception as error:
+            raise ValueError(f"{name} does not fit params: {error}") from error
+
+    # Before the update, which may refuse these params for another reason.
+    _check_no_key(name, shapes_of(lambda params: start(params)[1]))
+    new, state, new_state = shapes_of(once)
     check_same_spec(name, "params", params, new)
     check_same_spec(name, "its state", state, new_state)
+
+
+_KEY_NAMES = frozenset(("key", "keys", "rng", "rngs", "prng", "seed"))
+_RAW_KEY_SIZES = (2, 4)  # words of an old-style key: of threefry, of rbg
+_NOISE_OF_CLIENTS = (
+    "an optimizer starts afresh for every client and round, so all would draw the same noise, "
+    "which does not average out. loss_fn is given a key that differs by seed, round, client and "
+    "step: adding jnp.vdot(std * jax.random.normal(key, w.shape), w) to every loss, for each leaf "
+    "w of params, adds that noise to the gradient"
+)
+_NOISE_OF_THE_SERVER = (
+    "every run would draw the same noise, whatever its seed. A client's finish is given a key that "
+    "differs by seed, round and client, and may add noise to the update it returns: "
+    "algorithm._replace(client=algorithm.client._replace(finish=...), pooled_gradient=None)"
+)
+
+
+def _check_no_key(name: str, state: PyTree) -> None:
+    """Refuses an optimizer's state that holds a key, typed or raw, wherever in it."""
+    for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
+        words = {word for part in path for word in _part_name(part).split("_")}
+        typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        raw = x.dtype == jnp.uint32 and (
+            x.shape[-1:] in [(size,) for size in _RAW_KEY_SIZES] or not _KEY_NAMES.isdisjoint(words)
+        )
+        if typed or raw:
+            instead = _NOISE_OF_THE_SERVER if name == "server_optimizer" else _NOISE_OF_CLIENTS
+            raise ValueError(
+                f"{name} must not carry a key of its own, as optax.add_noise and optax.noisy_sgd "
+                f"do; got one in its state at {jax.tree_util.keystr(path)}: {instead}"
+            )
+
+
+def _part_name(part: Any) -> str:
+    """A step of a path in a pytree: a field's name, a dict's key, a place."""
+    return str(getattr(part, "name", getattr(part, "key", getattr(part, "idx", ""))))
