@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_sim.base import Array, LossFn, Params, PyTree, accumulator
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData, check_data
-from fedjax_sim.loss import per_example
+from fedjax_sim.loss import check_examples, per_example
 
 
 class Evaluation(NamedTuple):
@@ -46,7 +46,8 @@ def evaluate(
       batch_size: examples at a time, which bounds the memory.
 
     Raises:
-      ValueError: if batch_size < 1, or metric_fn does not return values of shape [B].
+      ValueError: if batch_size < 1, metric_fn does not return values of shape [B], or, of a loss
+        from `fs.models`, the examples do not fit the model: a label that is none of its classes.
 
     >>> import numpy as np
     >>> data = FederatedData.from_clients([np.array([1.0, 3.0]), np.array([5.0])])
@@ -56,6 +57,7 @@ def evaluate(
     """
     check_data(data)
     check_count("batch_size", batch_size)
+    check_examples(metric_fn, params, data.examples, "data")
     total = data.total_num_examples
     size = min(batch_size, total)
     blocks = -(-total // size)
@@ -208,7 +210,8 @@ def evaluator(
       batch_size: examples at a time.
 
     Raises:
-      ValueError: if there is neither `test` nor `clients`.
+      ValueError: if there is neither `test` nor `clients`; from the function, as soon as it is
+        traced, what `evaluate` refuses, by the name that the examples have here.
 
     >>> import numpy as np
     >>> test = FederatedData.from_clients([np.array([1.0, 3.0])])
@@ -225,6 +228,9 @@ def evaluator(
 
     def scores(params: Params) -> dict[str, Array]:
         found: dict[str, Array] = {}
+        for name, given in (("test", test), ("clients", clients)):
+            if given is not None:
+                check_examples(metric_fn, params, given.examples, name)
         if test is not None:
             mean = evaluate(metric_fn, params, test, batch_size=batch_size).mean
             found |= {f"test_{name}": value for name, value in mean.items()}

@@ -113,4 +113,6 @@ class Experiment(NamedTuple):
             self.evaluate_every,
         )  # fmt: skip
         check_evaluate(self.evaluate)
+        if self.evaluate is not None:  # which refuses test examples that are not of the model
+            jax.eval_shape(self.evaluate, state.params)
         return state

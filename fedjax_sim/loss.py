@@ -89,9 +89,31 @@ def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
         inspect.signature(loss_fn).bind(params, examples, None)
     except TypeError as error:
         raise ValueError(f"loss_fn must take (params, batch, key): {error}") from None
-    own: Any = getattr(loss_fn, "check", None)
-    if own is not None:
-        own(params, examples)
+    check_examples(loss_fn, params, examples)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
     key = jax.eval_shape(lambda: jax.random.key(0))
     jax.eval_shape(lambda p, b, k: per_example(loss_fn, p, b, k), params, batch, key)
+
+
+def check_examples(loss_fn: LossFn, params: Params, examples: PyTree, name: str = "") -> None:
+    """Refuses examples that a loss from `fs.models` cannot be of, as a label beyond its classes.
+
+    Nothing is computed on a device. A loss without a `check(params, examples)` of its own may take
+    any; of examples that are being traced there are only shapes to look at.
+
+    Args:
+      params: arrays or their shapes.
+      name: of the argument that holds the examples, where they are not those trained on.
+
+    Raises:
+      ValueError: from the loss's own check.
+    """
+    own: Any = getattr(loss_fn, "check", None)
+    if own is None:
+        return
+    try:
+        own(params, examples)
+    except ValueError as error:
+        if not name:
+            raise
+        raise ValueError(f"{name}: {error}") from error

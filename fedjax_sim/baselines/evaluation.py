@@ -10,7 +10,7 @@ from fedjax_sim.baselines.local_only import local_models
 from fedjax_sim.checks import check_count
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.evaluation import ClientStatistics, client_statistics, evaluate
-from fedjax_sim.loss import per_example, totals
+from fedjax_sim.loss import check_examples, per_example, totals
 from fedjax_sim.masking import zeros_of
 
 
@@ -55,7 +55,8 @@ def evaluate_local(
       out; without `clients`, all K count alike.
 
     Raises:
-      ValueError: without test and clients, or for another number of clients than of models.
+      ValueError: without test and clients, for another number of clients than of models, or for
+        examples that a loss from `fs.models` refuses: a label that is no class of the model.
 
     >>> import numpy as np
     >>> clients = FederatedData.from_clients([np.array([1.0, 3.0]), np.array([5.0])])
@@ -79,6 +80,10 @@ def evaluate_local(
         raise ValueError(
             f"clients must be one for each of the {number} models; got {clients.num_clients}"
         )
+    one_model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), models)
+    for name, data in (("test", test), ("clients", clients)):
+        if data is not None:
+            check_examples(metric_fn, one_model, data.examples, name)
 
     @jax.jit
     def scores(models: Params, test: Any, clients: Any) -> LocalEvaluation:
