@@ -67,6 +67,7 @@ def split(setting: Setting) -> Split:
 
 def _client_ids(key: Array, setting: Setting, found: Any, clients: int) -> np.ndarray:
     labels, given = found.train["y"], setting
+    fewest = 1 if given.min_examples is None else given.min_examples
     if given.partition == "natural":
         return found.client_ids
     if given.partition == "iid":
@@ -74,7 +75,7 @@ def _client_ids(key: Array, setting: Setting, found: Any, clients: int) -> np.nd
     if given.partition == "quantity":
         skew: Any = given.skew
         parameter: Any = given.skew_parameter
-        return partition.quantity(key, len(labels), clients, skew, parameter)
+        return partition.quantity(key, len(labels), clients, skew, parameter, fewest)
     if given.partition == "shards":
         count: Any = given.shards_per_client
         return partition.shards(key, labels, clients, count)
@@ -82,7 +83,7 @@ def _client_ids(key: Array, setting: Setting, found: Any, clients: int) -> np.nd
         count = given.classes_per_client
         return partition.labels(key, labels, clients, count)
     alpha: Any = given.alpha
-    return partition.dirichlet(key, labels, clients, alpha)
+    return partition.dirichlet(key, labels, clients, alpha, fewest)
 
 
 def problem(setting: Setting) -> Problem:

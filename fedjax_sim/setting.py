@@ -32,6 +32,7 @@ _BELONGS = {
     "classes_per_client": ("partition", ("labels",)),
     "skew": ("partition", ("quantity",)),
     "skew_parameter": ("partition", ("quantity",)),
+    "min_examples": ("partition", ("dirichlet", "quantity")),
     "synthetic_alpha": ("dataset", ("synthetic",)),
     "synthetic_beta": ("dataset", ("synthetic",)),
     "fraction": ("sampler", SAMPLERS[:-1]),
@@ -100,6 +101,14 @@ class Setting:
     skew_parameter: float | None = field(
         default=None,
         metadata=_says("of --skew: sigma, exponent or alpha (default: 1)", "X"),
+    )
+    min_examples: int | None = field(
+        default=None,
+        metadata=_says(
+            "of --partition dirichlet and quantity: the fewest training examples of a client, 0 "
+            "for any number (default: 1)",
+            "N",
+        ),
     )
     partition_seed: int = field(
         default=0, metadata=_says("the split, one for all seeds (default: 0)", "SEED")
@@ -261,6 +270,9 @@ class Setting:
             "classes_per_client": 2,
             "skew": "lognormal",
             "skew_parameter": 1.0,
+            # The split's own, 1, unless it is given: results of before there was a choice are of
+            # the same setting.
+            "min_examples": None,
             "synthetic_alpha": 1.0,
             "synthetic_beta": 1.0,
             "fraction": of_set.fraction,
@@ -311,6 +323,8 @@ class Setting:
         ):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), allows, says)
+        if self.min_examples is not None:
+            partition.check_min_examples(self.min_examples)
         if self.skew is not None:
             partition.check_skew(self.skew, self.skew_parameter, "skew_parameter")
         if self.epochs is not None:
@@ -359,7 +373,8 @@ NAMES = tuple(f.name for f in fields(Setting))
 # What the data and their split depend on.
 OF_DATA = (
     "dataset", "synthetic_alpha", "synthetic_beta", "partition", "alpha", "shards_per_client",
-    "classes_per_client", "skew", "skew_parameter", "partition_seed", "clients",
+    "classes_per_client", "skew", "skew_parameter", "min_examples", "partition_seed",
+    "clients",
 )  # fmt: skip
 
 

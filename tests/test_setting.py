@@ -63,6 +63,9 @@ def test_defaults():
         ({"client_momentum": 1.0}, r"client_momentum must be finite and in \[0, 1\); got 1.0"),
         ({"schedule": "step", "decay_rate": 0.0}, r"decay_rate .*in \(0, 1\]; got 0"),
         ({"schedule": "linear", "decay_rounds": 0}, "decay_rounds must be .*got 0"),
+        ({"min_examples": -1}, "min_examples must be a whole number, at least 0; got -1"),
+        ({"min_examples": 1.5}, "min_examples must be a whole number, at least 0; got 1.5"),
+        ({"min_examples": 1, "partition": "iid"}, "belongs to partition dirichlet and quantity; "),
         ({"evaluate_every": 0}, "evaluate_every must be .*got 0"),
         ({"seed": -1}, r"seed must lie in \[0, 2\^32\); got -1"),
         ({"fraction": 1.5}, r"fraction .*in \(0, 1\]; got 1.5"),
@@ -73,6 +76,26 @@ def test_defaults():
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Setting(**given).resolved()
+
+
+@pytest.mark.parametrize("split", ["dirichlet", "quantity"])
+def test_the_fewest_examples_of_a_client(split):
+    """The split of the library's function, whose default it is, and what was saved before."""
+    setting = Setting(partition=split, clients=20)
+    assert "min_examples" not in setting.resolved().values()
+    for fewest in (None, 0, 1, 20):
+        given = replace(setting, min_examples=fewest).resolved()
+        dataset, ids = problem.split(given)
+        key = jax.random.split(problem.stream(jax.random.key(0), problem._PARTITION))[1]
+        more = {} if fewest is None else {"min_examples": fewest}
+        labels = dataset.train["y"]
+        expected = (
+            fs.partition.dirichlet(key, labels, 20, 0.3, **more)
+            if split == "dirichlet"
+            else fs.partition.quantity(key, len(labels), 20, **more)
+        )
+        np.testing.assert_array_equal(ids, expected)
+        assert np.bincount(ids, minlength=20).min() >= (1 if fewest is None else fewest)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from fedjax_sim.partition.by_size import SKEWS as SKEWS
 from fedjax_sim.partition.by_size import check_skew as check_skew
 from fedjax_sim.partition.by_size import iid as iid
 from fedjax_sim.partition.by_size import quantity as quantity
+from fedjax_sim.partition.dealing import check_min_examples as check_min_examples
 from fedjax_sim.partition.description import Description as Description
 from fedjax_sim.partition.description import describe as describe
 from fedjax_sim.partition.features import noise as noise

@@ -36,14 +36,23 @@ def check_clients(num_clients: int, num_examples: int) -> None:
 
 def check_minimum(min_examples: int, num_clients: int, num_examples: int) -> None:
     """Refuses a smallest size that there is not enough for; 0 allows clients without examples."""
-    whole = isinstance(min_examples, (int, np.integer)) and not isinstance(min_examples, bool)
-    if not whole or min_examples < 0:
-        raise ValueError(f"min_examples must be a whole number, at least 0; got {min_examples!r}")
+    check_min_examples(min_examples)
     if num_clients * min_examples > num_examples:
         raise ValueError(
             f"min_examples must leave enough for {num_clients} clients of the {num_examples} "
             f"examples; got {min_examples}"
         )
+
+
+def check_min_examples(min_examples: Any) -> None:
+    """Refuses what is no smallest size of a client.
+
+    Raises:
+      ValueError: saying what was given.
+    """
+    whole = isinstance(min_examples, (int, np.integer)) and not isinstance(min_examples, bool)
+    if not whole or min_examples < 0:
+        raise ValueError(f"min_examples must be a whole number, at least 0; got {min_examples!r}")
 
 
 def check_concentration(name: str, value: Any, of: str = "") -> None:
