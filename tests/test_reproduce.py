@@ -2,6 +2,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -227,6 +229,31 @@ def test_records_of_another_cell_are_refused(raced):
     other = CELL._replace(most=99)
     with pytest.raises(ValueError, match=r"another cell.*most is 22 there and 99 here"):
         raced.load(other)
+
+
+def test_a_folder_is_one_processs(tmp_path):
+    """Whoever is killed has lost it."""
+    code = """
+import sys, time
+from pathlib import Path
+from fedjax_sim.reproduce import Store
+with Store(Path(sys.argv[1])).alone():
+    print("in", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "in\n"
+        with (
+            pytest.raises(ValueError, match=f"--out {tmp_path} is in use by another process"),
+            Store(tmp_path).alone(),
+        ):
+            pass
+        process.kill()
+        process.wait()
+        with Store(tmp_path).alone():
+            pass
 
 
 def test_a_broken_record_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock
 
 from fedjax_sim.datasets.archives import sha256
 
@@ -95,15 +96,12 @@ def located(name: str, layouts: Layouts, path: str | os.PathLike[str] | None) ->
 def workplace(name: str) -> Iterator[Path]:
     """An empty folder beside the data set's, for one process at a time; it is removed after.
 
-    A killed process leaves its folder and loses its lock, so whoever holds the lock may
-    remove what is there.
+    A killed process leaves its folder and loses its lock, which is the system's (flock, or msvcrt's
+    on Windows), so whoever holds the lock may remove what is there.
     """
-    import fcntl  # Unix has it; on other systems files are given by path
-
     top = directory()
     top.mkdir(parents=True, exist_ok=True)
-    with (top / f".{name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(top / f".{name}.lock"):
         for left in top.glob(f".{name}-*"):
             shutil.rmtree(left, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=top))
@@ -119,9 +117,11 @@ def put(made: Path, place: Path) -> None:
     A damaged set that is there goes first, into what `workplace` removes.
     """
     files = sorted(made.iterdir())
-    (made / SUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files))
+    (made / SUMS).write_text(
+        "".join(f"{sha256(path)}  {path.name}\n" for path in files), newline="\n"
+    )
     for path in made.iterdir():
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
     if place.exists():
         place.rename(made.with_name("replaced"))

@@ -44,7 +44,7 @@ def write(page: Path, store: Store) -> list[Path]:
             body = _modes(table, records) if table.name == "modes" else _rows(table, records)
             parts.append("\n".join(body) + "\n")
         if (remarks := store.folder / f"{table.name}.md").exists():
-            parts.append(f"{remarks.read_text().strip()}\n")
+            parts.append(f"{remarks.read_text(encoding='utf-8').strip()}\n")
         parts.append(_not_run(table, known, estimates))
         parts.append(f"    fedjax-sim reproduce {table.name}\n")
         if records:
@@ -78,7 +78,7 @@ def check(page: Path, option: str = "--record") -> None:
     Raises:
       ValueError: saying which.
     """
-    if page.exists() and not page.read_text(errors="replace").startswith(_TITLE):
+    if page.exists() and not page.read_text("utf-8", errors="replace").startswith(_TITLE):
         raise ValueError(
             f"{option}: {page} is a file that this command did not write; name another"
         )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fedjax_sim.reproduce.cells import Cell
 from fedjax_sim.results import to_json
 from fedjax_sim.saving import replace_file
@@ -31,14 +33,13 @@ class Store:
           ValueError: if there is one.
           OSError: if the folder cannot be written.
         """
-        import fcntl  # Unix has it; the data sets' cache needs it, too
-
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"--out {self.folder} is in use by another process") from error
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            held = lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"--out {self.folder} is in use by another process") from error
+        with held:
             yield
 
     def load(self, cell: Cell) -> dict[str, Any] | None:
