@@ -109,6 +109,7 @@ def test_options_override_the_file(tmp_path):
         ("batch_size = 1.5", "batch_size must be a whole number or full; got 1.5"),
         ("mu = 0.1", "mu belongs to algorithm fedprox; the algorithm is fedavg"),
         ("rounds = ", "mine.toml is not a TOML file: Invalid value"),
+        ("\ufeffrounds = 0", "rounds must be a whole number, at least 1; got 0"),
         ("[grid]\nclient_lr = [1.0]", "grid belongs to fedjax-sim sweep"),
         ('baselines = "local_only"', "baselines must be a list of names; got 'local_only'"),
         ('baseline = ["local_only"]', "unknown name 'baseline'; did you mean 'baselines'?"),

@@ -15,6 +15,7 @@ from fedjax_sim.datasets.leaf import leaf as leaf
 from fedjax_sim.datasets.npz import npz as npz
 from fedjax_sim.datasets.shakespeare import VOCABULARY as SHAKESPEARE_VOCABULARY  # noqa: F401  # exported by a longer name
 from fedjax_sim.datasets.shakespeare import shakespeare as shakespeare
+from fedjax_sim.datasets.sqlite import sqlite as sqlite
 from fedjax_sim.datasets.synthetic import synthetic as synthetic
 from fedjax_sim.datasets.types import Dataset as Dataset
 from fedjax_sim.datasets.wind import wind as wind

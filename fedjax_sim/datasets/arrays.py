@@ -6,6 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
 
 def read_npz(file: Path, *names: str) -> list[np.ndarray]:
     """The arrays of these names in an .npz file.
@@ -14,11 +19,38 @@ def read_npz(file: Path, *names: str) -> list[np.ndarray]:
       ValueError: if it is none, or has not all of them.
     """
     try:
-        with np.load(file, allow_pickle=False) as found:
-            return [found[name] for name in names]
+        with np.load(file, allow_pickle=False) as archive:
+            return [archive[name] for name in names]
     except (
-        KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
         zlib.error,
-    ) as error:  # fmt: skip
+    ) as error:
         why = str(error).split(".")[0]  # NumPy goes on with advice to load it unsafely
         raise ValueError(f"{file} must hold arrays {' and '.join(names)}: {why}") from None
+
+
+def pickled(file: Path) -> list[str]:
+    """The names of an .npz file's arrays that are pickled objects, by their headers.
+
+    Nothing is unpickled. What is no such file has none: `read_npz` says what is wrong with it.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [
+                name.removesuffix(".npy") for name in archive.namelist() if _holds(archive, name)
+            ]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        return []
+
+
+def _holds(archive: zipfile.ZipFile, name: str) -> bool:
+    """Whether an entry of an archive is an array of objects."""
+    with archive.open(name) as entry:
+        read_header = _HEADERS.get(np.lib.format.read_magic(entry))
+        return read_header is not None and bool(read_header(entry)[2].hasobject)

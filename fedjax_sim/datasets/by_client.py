@@ -1,61 +1,171 @@
-"""One data set from the files of its clients."""
+"""One data set from the examples of its clients."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from fedjax_sim.datasets.types import Dataset
 
 Examples = tuple[np.ndarray, np.ndarray]  # x[n, ...], y[n, ...]
+Clients = Mapping[str, Examples]
+
+TASKS = ("classification", "regression")
+# Whole numbers that are written as floats may be labels, or targets such as prices. More classes
+# than this, and than there are examples, are taken for neither without being asked for.
+_MANY_CLASSES = 1000
 
 
-def joined(train: Mapping[str, Examples], test: Mapping[str, Examples]) -> Dataset:
-    """Clients in the order of `train`; floats as Float32, whole numbers as Int32, labels counted.
+def joined(
+    train: Clients,
+    test: Clients,
+    *,
+    task: str | None = None,
+    num_classes: int | None = None,
+) -> Dataset:
+    """One data set of all clients, in the order of `train`, by whose keys they are named.
 
-    Images x, UInt8[n, height, width] or with channels, become Float32[n, height, width, channels]
-    in [0, 1].
+    x is Int32 if it is of whole numbers in all of train and test, else Float32. Images x,
+    UInt8[n, height, width] or with channels, become Float32[n, height, width, channels] in
+    [0, 1]. y is Int32, labels, or Float32, targets of a regression.
+
+    Args:
+      train, test: the examples of each client.
+      task: "classification" or "regression"; None: labels if every y is a whole number, be it
+        written as a float (4.0), else a regression.
+      num_classes: as declared with the labels; None for the largest label plus one.
 
     Raises:
       ValueError: if there are no examples, a client's x and y differ in number, or clients in
-        shape, or train and test and their clients in whether images are of bytes.
+        shape, or train and test and their clients in whether images are of bytes; if `task` is
+        not what y can be, or y does not tell which it is.
     """
-    parts, classes = [], []
-    for said, clients in (("train", train), ("test", test)):
-        if not any(len(y) for _, y in clients.values()):
-            raise ValueError(f"{said} must hold at least one example; got none")
-        for client, (x, y) in clients.items():
-            if not x.ndim or not y.ndim:
-                raise ValueError(f"client {client} of {said} must have arrays; got a number")
-            if len(x) != len(y):
+    check_task(task)
+    parts = {"train": train, "test": test}
+    for part, clients in parts.items():
+        _check(clients, part)
+    _check_alike(parts)
+    labels = task != "regression" and _are_labels(parts, task)
+    whole = all(x.dtype.kind in "iub" for _, _, x in _arrays(parts, "x"))
+    columns = {
+        part: {"x": _inputs(clients, part, whole), "y": _column(clients, part, "y", labels)}
+        for part, clients in parts.items()
+    }
+    ids = np.repeat(np.arange(len(train), dtype=np.int32), [len(y) for _, y in train.values()])
+    return Dataset(
+        train=columns["train"],
+        test=columns["test"],
+        num_classes=_num_classes(parts, columns, task, num_classes) if labels else None,
+        client_ids=ids,
+        client_names=tuple(train),
+    )
+
+
+def check_task(task: str | None) -> None:
+    """Refuses what is no task.
+
+    Raises:
+      ValueError: saying what is allowed.
+    """
+    if task is not None and task not in TASKS:
+        raise ValueError(f"task must be {' or '.join(TASKS)}, or None; got {task!r}")
+
+
+def with_channel(x: np.ndarray) -> np.ndarray:
+    """Images [n, height, width] as [n, height, width, 1]; all else as it is."""
+    return x[..., None] if x.ndim == 3 else x
+
+
+def _arrays(parts: Mapping[str, Clients], name: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The part, the client and the array of each client that has examples."""
+    for part, clients in parts.items():
+        for client, examples in clients.items():
+            array = examples["xy".index(name)]
+            if len(array):
+                yield part, client, array
+
+
+def _check(clients: Clients, part: str) -> None:
+    """Refuses what is no federation, whatever the other part has."""
+    for client, (x, y) in clients.items():
+        if not x.ndim or not y.ndim:
+            raise ValueError(f"client {client} of {part} must have arrays; got a number")
+        if len(x) != len(y):
+            raise ValueError(
+                f"client {client} of {part} must have an x for each y; got {len(x)} and {len(y)}"
+            )
+        for array in (x, y) if len(y) else ():
+            if array.dtype.kind not in "fiub":
+                raise ValueError(f"client {client} of {part} must have numbers; got {array.dtype}")
+    if not any(len(y) for _, y in clients.values()):
+        raise ValueError(f"{part} must hold at least one example; got none")
+
+
+def _check_alike(parts: Mapping[str, Clients]) -> None:
+    """Refuses clients whose examples have several shapes, or images of several kinds."""
+    for name in "xy":
+        first: dict[str, tuple[str, np.ndarray]] = {}
+        for part, client, array in _arrays(parts, name):
+            other, like = first.setdefault(part, (client, array))
+            if array.shape[1:] != like.shape[1:]:
                 raise ValueError(
-                    f"client {client} of {said} must have an x for each y; got {len(x)} and "
-                    f"{len(y)}"
+                    f"clients of {part} must have examples of one shape; got "
+                    f"{list(array.shape[1:])} of client {client}, and {list(like.shape[1:])}"
+                    f" of client {other}"
                 )
-        parts.append({name: _column(clients, i, said) for i, name in enumerate("xy")})
-        classes.append(parts[-1]["y"])
-    images = [x for part in (train, test) for x, _ in part.values() if x.ndim > 2 and len(x)]
+    images = [x for _, _, x in _arrays(parts, "x") if x.ndim > 2]
     if len({_are_bytes(x) for x in images}) > 1:
         types = sorted({str(x.dtype) for x in images})
         raise ValueError(
             f"images must be of bytes everywhere, or nowhere; got {' and '.join(types)}"
         )
     for name in "xy":
-        one, other = (f"{p[name].dtype}{list(p[name].shape[1:])}" for p in parts)
-        if one != other:
-            raise ValueError(f"{name} must be alike in train and test; got {one} and {other}")
-    whole = np.issubdtype(classes[0].dtype, np.integer)
-    if whole and min(int(y.min()) for y in classes) < 0:
-        raise ValueError("y must be labels from 0 up; got a negative one")
-    return Dataset(
-        train=parts[0],
-        test=parts[1],
-        num_classes=1 + max(int(y.max()) for y in classes) if whole else None,
-        client_ids=np.repeat(
-            np.arange(len(train), dtype=np.int32), [len(y) for _, y in train.values()]
-        ),
-    )
+        train, test = (
+            next(array for part, _, array in _arrays(parts, name) if part == wanted)
+            for wanted in parts
+        )
+        if train.shape[1:] != test.shape[1:]:
+            raise ValueError(
+                f"{name} must be alike in train and test; got examples of shape "
+                f"{list(train.shape[1:])} and {list(test.shape[1:])}"
+            )
+
+
+def _are_labels(parts: Mapping[str, Clients], task: str | None) -> bool:
+    """Whether y are labels, by `task` or by what they are."""
+    for part, client, y in _arrays(parts, "y"):
+        if y.dtype.kind == "f" and (broken := y[~np.isfinite(y) | (y != np.rint(y))]).size:
+            if task is None:
+                return False
+            raise ValueError(
+                f"y must be whole numbers, as task is classification; got {broken[0]} of client "
+                f"{client} of {part}"
+            )
+    return True
+
+
+def _num_classes(
+    parts: Mapping[str, Clients],
+    columns: Mapping[str, Mapping[str, np.ndarray]],
+    task: str | None,
+    declared: int | None,
+) -> int:
+    """The number of classes of labels, which are checked."""
+    labels = [column["y"] for column in columns.values()]
+    least, largest = min(int(y.min()) for y in labels), max(int(y.max()) for y in labels)
+    if least < 0:
+        raise ValueError(
+            f"y must be labels from 0 up; got a negative one, {least} (targets of a regression "
+            'need task="regression")'
+        )
+    if declared is not None and largest >= declared:
+        raise ValueError(f"y must be labels below the {declared} classes declared; got {largest}")
+    floats = any(y.dtype.kind == "f" for _, _, y in _arrays(parts, "y"))
+    if floats and task is None and largest >= max(_MANY_CLASSES, len(labels[0])):
+        raise ValueError(
+            f"y are whole numbers up to {largest}, written as floats, which may be labels or "
+            'targets: say task="classification" or task="regression"'
+        )
+    return 1 + largest if declared is None else declared
 
 
 def _are_bytes(x: np.ndarray) -> bool:
@@ -63,42 +173,22 @@ def _are_bytes(x: np.ndarray) -> bool:
     return x.dtype == np.uint8 and x.ndim > 2
 
 
-def _column(clients: Mapping[str, Examples], i: int, said: str) -> np.ndarray:
-    some = {client: pair[i] for client, pair in clients.items() if len(pair[i])}
-    first = next(iter(some.values()))
-    for client, array in some.items():
-        if array.dtype.kind not in "fiub":
-            raise ValueError(f"client {client} of {said} must have numbers; got {array.dtype}")
-        if array.shape[1:] != first.shape[1:]:
-            raise ValueError(
-                f"clients of {said} must have examples of one shape; got {list(array.shape[1:])} "
-                f"of client {client}, and {list(first.shape[1:])}"
-            )
-    column = np.concatenate(list(some.values()))
-    if "xy"[i] == "x" and _are_bytes(column):
-        column = column.astype(np.float32) / np.float32(255)
-        return column[..., None] if column.ndim == 3 else column
-    if column.dtype.kind == "f":
+def _inputs(clients: Clients, part: str, whole: bool) -> np.ndarray:
+    images = [x for x, _ in clients.values() if len(x)]
+    if not _are_bytes(images[0]):
+        return _column(clients, part, "x", whole)
+    scaled = np.concatenate(images).astype(np.float32) / np.float32(255)
+    return with_channel(scaled)
+
+
+def _column(clients: Clients, part: str, name: str, whole: bool) -> np.ndarray:
+    """The clients' arrays one after another: Int32 of whole numbers, else Float32."""
+    arrays = [examples["xy".index(name)] for examples in clients.values()]
+    column = np.concatenate([array for array in arrays if len(array)])
+    if not whole:
         return column.astype(np.float32)
-    if int(column.max()) > np.iinfo(np.int32).max or int(column.min()) < np.iinfo(np.int32).min:
-        raise ValueError(f"{said} must hold whole numbers of 32 bits; got {column.max()}")
+    limits = np.iinfo(np.int32)
+    for extreme in (column.max(), column.min()):
+        if not limits.min <= int(extreme) <= limits.max:
+            raise ValueError(f"{part} must hold whole numbers of 32 bits; got {extreme}")
     return column.astype(np.int32)
-
-
-def halves(path: Any, ending: str) -> tuple[list[Path], list[Path]]:
-    """The files of `path`/train and of `path`/test, by name.
-
-    Raises:
-      FileNotFoundError: if there are none.
-    """
-    found = []
-    for part in ("train", "test"):
-        folder = Path(path).expanduser() / part
-        files = sorted(folder.glob(f"*{ending}"))
-        if not files:
-            raise FileNotFoundError(
-                f"path must be a folder with {ending} files in train/ and in test/; got {path}, "
-                f"without any in {part}/"
-            )
-        found.append(files)
-    return found[0], found[1]

@@ -41,7 +41,8 @@ def household(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
     load, solar, hour = read_npz(file, "load", "solar", "hour")
     clock = on_a_circle(hour / 24)
     series = [np.column_stack([*home, clock]) for home in zip(load, solar, strict=True)]
-    return forecasting(series, list(load), length, scaled=2)
+    names = tuple(f"Building_{home}" for home in range(1, HOMES + 1))
+    return forecasting(series, list(load), length, scaled=2, names=names)
 
 
 def convert(raw: Path, made: Path) -> None:

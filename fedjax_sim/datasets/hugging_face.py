@@ -4,17 +4,27 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.datasets.by_client import Examples, joined
+from fedjax_sim.datasets.by_client import Examples, check_task, joined
+from fedjax_sim.datasets.files import natural_order
 from fedjax_sim.datasets.types import Dataset
 
 
 def hugging_face(
-    dataset: Any, client_column: str, x: str = "image", y: str = "label", test: Any = None
+    dataset: Any,
+    client_column: str,
+    x: str = "image",
+    y: str = "label",
+    test: Any = None,
+    *,
+    task: str | None = None,
 ) -> Dataset:
     """A data set of Hugging Face, whose clients are the values of a column.
 
     Images (UInt8) become Float32 in [0, 1], grey ones [N, height, width, 1]; other columns are
-    taken as Float32 or Int32. Clients in the order of their values. It must be in memory's reach.
+    taken as Float32 or Int32. Clients in the order of their values, texts in the natural one (f2
+    before f10); their names are these. It must be in memory's reach.
+
+    A y that is declared as a `ClassLabel` has its `num_classes`, also where some do not occur.
 
     Args:
       dataset: a `datasets.DatasetDict` with train and test, or a `datasets.Dataset` with which
@@ -22,11 +32,15 @@ def hugging_face(
       client_column: the column that says whose an example is.
       x, y: the columns of inputs and of labels or targets.
       test: a `datasets.Dataset`; it needs no client_column.
+      task: "classification" or "regression"; None: labels if every y is a whole number, be it
+        written as a float, else a regression.
 
     Raises:
       ValueError: for what is no data set, or a column that is not there (with those that are),
-        of several shapes, or with clients or labels missing.
+        of several shapes, or with clients or labels missing; if y is not of the task, or its
+        classes are other ones in test.
     """
+    check_task(task)
     if test is None:
         if not hasattr(dataset, "keys") or not {"train", "test"} <= set(dataset.keys()):
             raise ValueError(
@@ -38,15 +52,45 @@ def hugging_face(
     inputs, targets = _numbers(columns[x], "x"), _targets(columns[y], y)
     clients = np.asarray(columns[client_column])
     _check_none_missing("client_column", client_column, clients)
-    names, ids = np.unique(clients, return_inverse=True)
-    order = np.argsort(ids, kind="stable")
-    cuts = np.cumsum(np.bincount(ids))[:-1]
-    rows = np.split(order, cuts)
+    names, ids = _named(clients)
+    rows = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
     train: dict[str, Examples] = {
-        str(name): (inputs[mine], targets[mine]) for name, mine in zip(names, rows, strict=True)
+        name: (inputs[mine], targets[mine]) for name, mine in zip(names, rows, strict=True)
     }
+    num_classes = _declared_classes(dataset, test, y)
     columns = _columns("test", test, {"x": x, "y": y})
-    return joined(train, {"all": (_numbers(columns[x], "x"), _targets(columns[y], y))})
+    examples = (_numbers(columns[x], "x"), _targets(columns[y], y))
+    return joined(train, {"all": examples}, task=task, num_classes=num_classes)
+
+
+def _named(clients: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The clients' names in their order, and Int[N], the place of each example's client there."""
+    values, ids = np.unique(clients, return_inverse=True)
+    names = [_text(value) for value in values]
+    if values.dtype.kind in "biuf":
+        return names, ids
+    order = sorted(range(len(names)), key=lambda i: natural_order(names[i]))
+    return [names[i] for i in order], np.argsort(order)[ids]
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _declared_classes(dataset: Any, test: Any, y: str) -> int | None:
+    """`num_classes` of the `ClassLabel` that y is declared as; None if it is not."""
+    declared: list[Any] = []
+    for part in (dataset, test):
+        feature = (getattr(part, "features", None) or {}).get(y)
+        feature = getattr(feature, "feature", feature)  # of a sequence, that of its elements
+        if hasattr(feature, "num_classes"):
+            declared.append(feature)
+    names = [getattr(feature, "names", None) for feature in declared]
+    if len(declared) == 2 and names[0] != names[1]:
+        raise ValueError(
+            f"y must have the same classes in train and test; got {names[0]} and {names[1]}"
+        )
+    return declared[0].num_classes if declared else None
 
 
 def _columns(said: str, dataset: Any, wanted: dict[str, str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def irish_wind(path: str | os.PathLike[str] | None = None, length: int = 14) -> 
     speed, day = read_npz(file, "speed", "day_of_year")
     season = on_a_circle(day / 365.25)
     series = [np.column_stack([station, season]) for station in speed.T]
-    return forecasting(series, list(speed.T), length, scaled=1)
+    return forecasting(series, list(speed.T), length, scaled=1, names=STATIONS)
 
 
 def convert(raw: Path, made: Path) -> None:

@@ -13,6 +13,8 @@ def forecasting(
     length: int,
     train_share: float = 0.8,
     scaled: int | None = None,
+    *,
+    names: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Each client's next value from its last T steps, split in time.
 
@@ -28,6 +30,7 @@ def forecasting(
       targets: K arrays Float[steps].
       length: T.
       scaled: None for all F.
+      names: of the clients.
 
     Returns:
       x: Float32[N, T, F], y: Float32[N], client k's examples in time; regression.
@@ -63,7 +66,7 @@ def forecasting(
             raise ValueError(f"length must leave examples to {said} on; got {length}")
         parts.append({"x": x, "y": y})
     ids = np.repeat(np.arange(len(series), dtype=np.int32), [len(y) for _, y in train])
-    return Dataset(parts[0], parts[1], num_classes=None, client_ids=ids)
+    return Dataset(parts[0], parts[1], num_classes=None, client_ids=ids, client_names=names)
 
 
 def on_a_circle(turns: np.ndarray) -> np.ndarray:

@@ -52,13 +52,13 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
     check_count("length", length)
     (file,) = located("shakespeare", FILES, path)
     try:
-        roles: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+        roles: dict[str, list[str]] = json.loads(file.read_bytes())
         if not all(isinstance(line, str) for lines in roles.values() for line in lines):
             raise ValueError("a line is no text")
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} must be JSON, {{role: [line, ...]}}: {error}") from None
-    train, test, sizes = [], [], []
-    for lines in roles.values():
+    train, test, sizes, names = [], [], [], []
+    for role, lines in roles.items():
         if len(lines) < 2:
             continue
         tested = -(-len(lines) // 5)
@@ -66,6 +66,7 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
         train.append(windows)
         test.append(_whole(encode("\n".join(lines[-tested:]) + "\n"), length))
         sizes.append(len(windows))
+        names.append(role)
     if not sizes:
         raise ValueError(f"{file} must hold a role of at least two lines")
     known, new = np.concatenate(train), np.concatenate(test)
@@ -76,6 +77,7 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
         test={"x": new[:, :-1], "y": new[:, 1:]},
         num_classes=len(VOCABULARY),
         client_ids=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+        client_names=tuple(names),
     )
 
 

@@ -12,3 +12,4 @@ class Dataset(NamedTuple):
     test: dict[str, np.ndarray]
     num_classes: int | None  # None: regression
     client_ids: np.ndarray | None = None  # Int[N] of train: natural clients, where it has them
+    client_names: tuple[str, ...] | None = None  # client k's, where they have names

@@ -53,7 +53,7 @@ def wind_farm(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
         hours = rows.reshape(-1, 6, 5).mean(axis=1)  # NaN if any of its six rows is
         series.append(hours)
         targets.append(hours[:, 0])
-    return forecasting(series, targets, length, scaled=3)
+    return forecasting(series, targets, length, scaled=3, names=TURBINES)
 
 
 def convert(raw: Path, made: Path) -> None:
