@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from benchmarks.jobs import JOBS
+from fedjax_sim import canvas
+from fedjax_sim.saving import save_png
+
 HEAD = """# Ours and the peers
 
 `python -m benchmarks.run --lanes` makes this page. Each implementation has its own process; all
@@ -204,37 +208,64 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+NAMES = ("ours", "pytorch", "fedjax", "fedlab", "pfl")
+
+
+def plotted(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What the picture shows: job -> implementation, or floor -> microseconds a client-step."""
+    numbers: dict[str, dict[str, float]] = {}
+    for job, result in results.items():
+        best: dict[str, float] = {"floor": result["floor_us"]}
+        for entry in result["entries"]:
+            if "us" in entry:
+                name = entry["implementation"]
+                best[name] = min(entry["us"], best.get(name, float("inf")))
+        numbers[job] = best
+    return numbers
+
+
+def missing(job: str, result: dict[str, Any], shown: dict[str, float]) -> str:
+    """Which implementations have no point, and why."""
+    errors = {e["implementation"]: e["error"] for e in result["entries"] if "error" in e}
+    asked = JOBS[job].peers if job in JOBS else ()
+    failed = [name for name in NAMES if name not in shown and name in errors]
+    unasked = [name for name in NAMES[1:] if name not in (*shown, *failed, *asked)]
+    parts = [f"{name}: {errors[name].splitlines()[0][:40]}" for name in failed]
+    parts += [f"not asked of {' and '.join(unasked)}"] if unasked else []
+    return "; ".join(parts)
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Microseconds a client-step by job, the floor as a line under each group."""
-    import matplotlib
+    """Microseconds a client-step by job: a point each, on a scale that needs no base."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = ["ours", "pytorch", "fedjax", "fedlab", "pfl"]
-    colors = ["#0b3d91", "#e4572e", "#2e933c", "#f3a712", "#8a8a8a"]
-    figure, axes = plt.subplots(figsize=(max(7.0, 1.25 * len(results) + 2), 4.5))
-    for i, (name, color) in enumerate(zip(names, colors, strict=True)):
-        label: str | None = name
-        for j, result in enumerate(results.values()):
-            timed = [
-                e["us"] for e in result["entries"] if e["implementation"] == name and "us" in e
-            ]
-            if timed:
-                axes.bar(j + (i - 2) * 0.16, min(timed), 0.15, color=color, label=label)
-                label = None
-    for j, result in enumerate(results.values()):
-        label = "floor" if j == 0 else None
-        axes.hlines(result["floor_us"], j - 0.42, j + 0.42, "black", linewidth=1.5, label=label)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(results)), results, rotation=20, ha="right")
-    axes.set_ylabel("us a client-step, best setting")
-    axes.set_title("Time of a useful client-step, lower is better")
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.legend(ncols=6, fontsize=8, loc="upper left")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * 3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    looks = dict(zip(NAMES, canvas.STYLES, strict=False))
+    numbers = plotted(results)
+    figure = Figure(figsize=(8.5, 1.4 + 0.42 * len(results)), facecolor="white")
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    canvas.dress(axes)
+    for row, (job, shown) in enumerate(numbers.items()):
+        axes.plot([shown["floor"]] * 2, [row - 0.3, row + 0.3], color=canvas.INK, linewidth=2)
+        for i, name in enumerate(NAMES):  # one below the other: some are as fast
+            if name in shown:
+                look = {key: looks[name][key] for key in ("color", "marker")}
+                axes.plot(shown[name], row + 0.13 * (i - 2), markersize=7, **look)
+        says = missing(job, results[job], shown)
+        if says:
+            axes.annotate(
+                says, (1, row + 0.2), xycoords=("axes fraction", "data"), ha="right",
+                va="bottom", fontsize=7.5, color="0.35",
+            )  # fmt: skip
+    for name in NAMES:
+        look = {key: looks[name][key] for key in ("color", "marker")}
+        axes.plot([], [], linestyle="none", markersize=7, label=name, **look)
+    axes.plot([], [], color=canvas.INK, linewidth=2, label="floor")
+    known = [value for shown in numbers.values() for value in shown.values()]
+    canvas.scale(axes, "us a client-step, best setting (lower is better)", min(known), max(known))
+    axes.set_yticks(range(len(numbers)), [*numbers])
+    axes.set_ylim(len(numbers) - 0.5, -0.5)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    save_png(figure, path, numbers, 130)

@@ -8,8 +8,8 @@ state and `fs.make_round` its round, a pure function. `fs.sampling` draws cohort
 
 Many: `fs.run` is R rounds in one scan, `fs.simulate` a run with checkpoints and a criterion to
 stop by, `fs.sweep` a grid (`fs.grid`) of them with seeds; `fs.baselines` trains without
-federating. `fs.evaluate` and `fs.evaluator` measure, `fs.communication` counts bytes. `fs.load` reads the
-model that a run or a sweep left in its folder.
+federating. `fs.evaluate` and `fs.evaluator` measure, `fs.communication` counts bytes. `fs.load`
+reads the model that a run or a sweep left in its folder.
 
 Data and models: `fs.FederatedData`, `fs.partition`, and, loaded where they are used,
 `fs.datasets`, `fs.models`, `fs.nn`, `fs.plots` and `fs.writers`.

@@ -33,11 +33,14 @@ MODE_STYLES: dict[str, dict[str, Any]] = {
 }
 
 WIDTH, HEIGHT, ROW = 380, 250, 16  # points: a figure without its legend, and a row of that
+WIDE = 580  # points: a figure that stands alone
+_KEY, _LETTER = 55, 5.7  # points of a legend's entry: its line, and a letter on average
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.8)), (0, (1, 1.4)), (0, (6, 1.5, 1, 1.5)))
 TEXT, SMALL = 11.0, 10.5
 
 
-def figure() -> tuple[Any, Any]:
-    """An empty figure and its axes.
+def figure(width: float = WIDTH) -> tuple[Any, Any]:
+    """An empty figure, some points wide, and its axes.
 
     Raises:
       ImportError: if matplotlib is missing: which extra has it.
@@ -47,7 +50,8 @@ def figure() -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install fedjax-sim[cli]") from error
-    made = Figure(figsize=(WIDTH / 72, HEIGHT / 72), facecolor="none")
+    height = max(HEIGHT, 0.58 * width)
+    made = Figure(figsize=(width / 72, height / 72), facecolor="none")
     made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.04)
     FigureCanvasAgg(made)
     ax = made.add_subplot()
@@ -68,14 +72,67 @@ def dress(ax: Any) -> None:
 
 
 def styles(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A style for each line: the modes have theirs, if each is one line."""
+    """A style for each line: the modes have theirs, if each is one line.
+
+    Where two hyper-parameters vary, lines that share the value of the one have a colour and a
+    marker in common, and those that share the other's have dashes.
+    """
     modes = [one.get("mode") for one in configurations]
     if len(set(map(str, modes))) == len(modes) and all(mode in MODE_STYLES for mode in modes):
         order = list(MODE_STYLES)
         found = [{**MODE_STYLES[str(m)], "zorder": 2 + order.index(str(m))} for m in modes]
+    elif (places := _two_factors(configurations)) is not None:
+        found = [
+            {**STYLES[i], "linestyle": _DASHES[j], "linewidth": 1.8, "zorder": 3 + line}
+            for line, (i, j) in enumerate(places)
+        ]
     else:
         found = [{**style, "linewidth": 1.8, "zorder": 3 + i} for i, style in enumerate(STYLES)]
     return [{"markersize": 4.5, **style} for style in found[: len(modes)]]
+
+
+def _two_factors(configurations: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]] | None:
+    """Each line's places (colour, dashes), where just two hyper-parameters vary and there is room.
+
+    >>> _two_factors([{"lr": 1, "b": 0}, {"lr": 1, "b": 9}, {"lr": 2, "b": 0}, {"lr": 3, "b": 0}])
+    [(0, 0), (0, 1), (1, 0), (2, 0)]
+    """
+    values: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for one in configurations for name in one):
+        there = [*dict.fromkeys(one.get(name) for one in configurations)]
+        if all(isinstance(value, (int, float)) for value in there):
+            there.sort()
+        if len(there) > 1:
+            values[name] = [*map(repr, there)]
+    if len(values) != 2:
+        return None
+    dashed, coloured = sorted(values, key=lambda name: len(values[name]))
+    if len(values[dashed]) > len(_DASHES) or len(values[coloured]) > len(STYLES):
+        return None
+    places = [
+        (
+            values[coloured].index(repr(one.get(coloured))),
+            values[dashed].index(repr(one.get(dashed))),
+        )
+        for one in configurations
+    ]
+    return places if len(set(places)) == len(places) else None
+
+
+def rounds(ax: Any, last: float) -> None:
+    """Names the axis x and sets its range: rounds, from 0, with whole ticks."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_xlabel("round")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlim(0, 1.02 * last)
+
+
+def moved(ax: Any, points: float) -> Any:
+    """Where data are, some points to the right."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return ax.transData + ScaledTranslation(points / 72, 0, ax.get_figure().dpi_scale_trans)
 
 
 def limit(ax: Any, lines: Sequence[np.ndarray], lowest: bool) -> None:
@@ -99,7 +156,7 @@ def limit(ax: Any, lines: Sequence[np.ndarray], lowest: bool) -> None:
         low = np.quantile(found, 0.03)
     if lowest and low > 0 and high > 50 * low:
         ax.set_yscale("log")
-        _plain_ticks(ax.yaxis, low, high)
+        log_ticks(ax.yaxis, low, high)
         ax.set_ylim(low / 1.3, high * 1.3)
     elif high > low:
         ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
@@ -110,14 +167,14 @@ def scale(ax: Any, name: str, low: float, high: float) -> None:
     ax.set_xlabel(plain(name))
     if low > 0 and high >= 20 * low:
         ax.set_xscale("log")
-        _plain_ticks(ax.xaxis, low, high)
+        log_ticks(ax.xaxis, low, high)
         wide = (high / low) ** 0.04
         ax.set_xlim(low / wide, high * wide)
     elif high > low:
         ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
 
 
-def _plain_ticks(axis: Any, low: float, high: float) -> None:
+def log_ticks(axis: Any, low: float, high: float) -> None:
     """Logarithmic ticks as plain numbers, few enough to be read."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -129,11 +186,15 @@ def _plain_ticks(axis: Any, low: float, high: float) -> None:
 
 
 def heat_map(
-    x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]], values: np.ndarray, name: str
+    x: tuple[str, Sequence[float]],
+    y: tuple[str, Sequence[float]],
+    values: np.ndarray,
+    name: str,
+    width: float = WIDTH,
 ) -> Any:
     """Values [len y, len x] as cells with their numbers, if there is room; a hatch for NaN."""
-    made, ax = figure()
-    made.set_size_inches(WIDTH / 72, (HEIGHT + 30) / 72)
+    made, ax = figure(width)
+    made.set_size_inches(width / 72, (max(HEIGHT, 0.58 * width) + 30) / 72)
     ax.grid(visible=False)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -165,12 +226,13 @@ def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
     """A legend below the axes, with a note; the figure grows by its rows."""
     handles, labels = ax.get_legend_handles_labels()
     rows = 0
+    width, height = 72 * made.get_size_inches()
     # Lines that no one needs to tell apart have no names.
     if handles:
-        columns = 2 if max(map(len, labels)) <= 24 and len(labels) > 1 else 1
-        if max(map(len, labels)) <= 12 and len(labels) > 2 and len(labels) != 4:
-            columns = 3
+        longest = min(50, max(map(len, labels)))
+        columns = max(1, min(4, int(width / (_KEY + _LETTER * longest)), len(labels)))
         rows = -(-len(labels) // columns)
+        columns = -(-len(labels) // rows)
         found = made.legend(handles, [_short(said, 50) for said in labels], ncols=columns,
                             loc="outside lower center", frameon=False, fontsize=SMALL,
                             labelcolor=INK, handlelength=3, columnspacing=1.2,
@@ -183,7 +245,7 @@ def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
     elif note:
         said, rows = _wrapped(note)
         ax.set_xlabel(f"{ax.get_xlabel()}\n{said}")
-    made.set_size_inches(WIDTH / 72, (HEIGHT + ROW * rows) / 72)
+    made.set_size_inches(width / 72, (height + ROW * rows) / 72)
 
 
 def name_ticks(ax: Any, names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from fedjax_sim import canvas, plots
@@ -144,6 +145,10 @@ def _style(handle: Any) -> dict[str, Any]:
     return {**style, "linestyle": (offset, dashes) if dashes else style["linestyle"]}
 
 
+_curve = partial(plots.curves, width=canvas.WIDTH)
+_response = partial(plots.response, width=canvas.WIDTH)
+
+
 def _responses(folders: Sequence[tuple[str, Results]], by: str) -> Iterator[Card]:
     with_axis = [
         (name, results) for name, results in folders
@@ -157,14 +162,14 @@ def _responses(folders: Sequence[tuple[str, Results]], by: str) -> Iterator[Card
     wanted = [by, *(x for x in ("test_loss", *_worst(joint.metrics)) if x in shared and x != by)]
     for metric in wanted[:3]:
         against = f" by {', '.join(list(axes)[:2])}" if axes else ""
-        yield Card(f"final {metric}{against}", plots.response(joint, metric))
+        yield Card(f"final {metric}{against}", _response(joint, metric))
 
 
 def _values(folders: Sequence[tuple[str, Results]], by: str, shown: bool) -> Iterator[Card]:
     """Where nothing is known by round."""
     joint = together(folders)
     if not shown and 1 < len(plots.groups(joint)) <= 16:
-        yield Card(f"final {by}", plots.response(joint, by))
+        yield Card(f"final {by}", _response(joint, by))
 
 
 def _of_one(results: Results, by: str) -> Iterator[Card]:
@@ -178,13 +183,13 @@ def _of_one(results: Results, by: str) -> Iterator[Card]:
         else:
             pairs.setdefault(name.removeprefix("train_").removeprefix("test_"), []).append(name)
     for said, names in pairs.items():
-        yield Card(f"{said} by round", plots.curves(results, _spread(names)[:8]))
+        yield Card(f"{said} by round", _curve(results, _spread(names)[:8]))
     sent = [name for name in BYTES if name in columns]
     if len(sent) == 2:
-        yield Card(f"{by} by MB", plots.curves(results, by, against="megabytes"))
-        yield Card("MB sent so far", plots.curves(results, sent))
+        yield Card(f"{by} by MB", _curve(results, by, against="megabytes"))
+        yield Card("MB sent so far", _curve(results, sent))
     if "update_norm" in columns:
-        yield Card("norm of the update by round", plots.curves(results, "update_norm"))
+        yield Card("norm of the update by round", _curve(results, "update_norm"))
 
 
 def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
@@ -206,7 +211,7 @@ def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
     band = "std" if few else "interval"
     for name, against in made[:most]:
         title = f"{name} by {'round' if against == 'rounds' else 'MB'}"
-        yield Card(title + where, plots.curves(results, name, against=against, by=by, band=band))
+        yield Card(title + where, _curve(results, name, against=against, by=by, band=band))
 
 
 def _facets(results: Results) -> list[tuple[str, Results]]:

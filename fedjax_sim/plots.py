@@ -16,6 +16,8 @@ from fedjax_sim.saving import replace_file
 from fedjax_sim.split_figure import split as split
 
 _POINTS = 300  # of a line; more are not seen at this width
+_BANDS = 5  # lines that have them, at most
+_APART = 3.0  # points between the intervals of two lines at one value
 
 
 def groups(results: Results) -> list[list[Run]]:
@@ -53,11 +55,14 @@ def curves(
     confidence: float = 0.95,
     most: int = 8,
     by: str | None = None,
+    width: float = canvas.WIDE,
 ) -> Any:
     """A metric over rounds or bytes: a line a configuration, the mean over its seeds.
 
-    A line ends with the seed that has the fewest rounds. Of more than `most` configurations those
-    with the best final mean are shown, and the legend says so.
+    Where two hyper-parameters vary, the one is told by colours and the other by dashes. More than
+    five lines have no bands, which would cover each other. A line ends with the seed that has the
+    fewest rounds. Of more than `most` configurations those with the best final mean are shown, and
+    the legend says so.
 
     Args:
       results: of one sweep or run, or several: a dict names them, and those of a list that share
@@ -67,6 +72,7 @@ def curves(
       band: "interval" (Student's t, of the mean), "std" (of the seeds) or "none".
       most: lines, at most 8.
       by: the metric whose final mean says which are best; None for `metric` itself.
+      width: of the figure, in points.
 
     Returns:
       A matplotlib Figure.
@@ -95,7 +101,7 @@ def curves(
         note.append(f"the {most} best of {len(found)} by final {by}")
         found = groups(best(results, by, most))
     axes = varying(Results(tuple(run for runs in found for run in runs)))
-    figure, ax = canvas.figure()
+    figure, ax = canvas.figure(width)
     lines, seeds = [], set()
     for runs in found:
         for name, tail in zip(names, canvas.tails(names), strict=True):
@@ -107,6 +113,7 @@ def curves(
             lines.append((*line, said, runs[0].configuration))
     styles = canvas.styles([configuration for *_, configuration in lines])
     faint = 0.14 if len(lines) < 5 else 0.08
+    band = "none" if len(lines) > _BANDS else band
     for i, ((x, mean, half, said, _), style) in enumerate(zip(lines, styles, strict=True)):
         if band != "none" and np.isfinite(half).any():
             ax.fill_between(x, mean - half, mean + half, color=style["color"], alpha=faint,
@@ -173,8 +180,11 @@ def response(
     *,
     confidence: float = 0.95,
     most: int = 8,
+    width: float = canvas.WIDE,
 ) -> Any:
     """The final mean of a metric against the numeric axis that varies, with its interval.
+
+    Intervals of one value stand side by side; one that is longer than the axes ends in an arrow.
 
     A line for each combination of the other axes (of more than `most` the best, as the legend
     says); a logarithmic scale for values that span a factor of 20 or more. A grid of just two
@@ -199,7 +209,9 @@ def response(
             for mean in means:
                 place = rows[mean.configuration[second]], columns[mean.configuration[first]]
                 cells[place] = mean.mean
-            return canvas.heat_map((first, list(columns)), (second, list(rows)), cells, metric)
+            return canvas.heat_map(
+                (first, list(columns)), (second, list(rows)), cells, metric, width
+            )
     axis = next(iter(numeric), None)
     others = [name for name in names if name != axis]
     lines: dict[str, list[tuple[float, Mean]]] = {}
@@ -218,12 +230,13 @@ def response(
             for said, line in lines.items()
         }
         lines = {said: lines[said] for said in sorted(lines, key=rank.__getitem__)[:most]}
-    figure, ax = canvas.figure()
+    figure, ax = canvas.figure(width)
     styles = canvas.styles([line[0][1].configuration for line in lines.values()])
     connected = max(len(line) for line in lines.values()) > 1 and axis is not None
     connected &= len(numeric) < 2 or len(numeric[axis or ""]) < len(means)
     limits: list[np.ndarray] = []
-    for (said, line), style in zip(lines.items(), styles, strict=True):
+    ends: list[tuple[Any, ...]] = []
+    for i, ((said, line), style) in enumerate(zip(lines.items(), styles, strict=True)):
         line.sort(key=lambda point: point[0])
         x = np.array([point for point, _ in line])
         middle = np.array([m.mean for _, m in line])
@@ -234,10 +247,14 @@ def response(
         many = {"markersize": 3.2} if len(x) > 24 else {}
         look = {**style, "marker": style.get("marker", "o"), **many}
         look["linestyle"] = style["linestyle"] if connected else "none"
-        ax.plot(x, middle, label=canvas.plain(said) or None, **look)
+        beside = canvas.moved(ax, _APART * (i - (len(lines) - 1) / 2))
+        ax.plot(x, middle, label=canvas.plain(said) or None, transform=beside, **look)
         ax.errorbar(x, middle, yerr=half, color=style["color"], linestyle="none", elinewidth=1,
-                    capsize=0 if len(x) > 24 else 2, alpha=0.75, zorder=2)  # fmt: skip
+                    capsize=0 if len(x) > 24 else 2, alpha=0.75, zorder=2,
+                    transform=beside)  # fmt: skip
+        ends.append((x, middle, half, style["color"], beside))
     canvas.limit(ax, limits, canvas.lowest_is_best(metric))
+    cut = [_arrows(ax, *end) for end in ends]
     _crosses(ax, [point for line in lines.values() for point in line])
     ax.set_ylabel(canvas.plain(metric))
     if axis is None:
@@ -250,6 +267,8 @@ def response(
     seeds = {mean.seeds for mean in means}
     if max(seeds) > 1:
         note.append(f"mean over {canvas.span(seeds)} seeds, {confidence:.0%} interval")
+    if any(cut):
+        note.append("arrows: an interval goes on")
     canvas.legend(figure, ax, note)
     return figure
 
@@ -296,6 +315,21 @@ def _within(mean: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return mean - half, mean + half
 
 
+def _arrows(
+    ax: Any, x: np.ndarray, mean: np.ndarray, half: np.ndarray, color: str, transform: Any
+) -> bool:
+    """Marks the intervals that leave the axes where they leave them; whether any does."""
+    low, high = ax.get_ylim()
+    there = np.isfinite(mean)
+    up, down = there & (mean + half > high), there & (mean - half < low)
+    for leaves, edge, marker in ((up, high, "^"), (down, low, "v")):
+        if leaves.any():
+            ax.plot(x[leaves], np.full(leaves.sum(), edge), color=color, linestyle="none",
+                    marker=marker, markersize=5, clip_on=False, transform=transform,
+                    zorder=4)  # fmt: skip
+    return bool((up | down).any())
+
+
 def _crosses(ax: Any, points: Sequence[tuple[float, Mean]]) -> None:
     """Marks what diverged where it is, or at the lower edge if it is nowhere."""
     there = [(x, m.mean) for x, m in points if m.diverged and math.isfinite(m.mean)]
@@ -318,8 +352,8 @@ def _scale_rounds(ax: Any, lines: Sequence[np.ndarray], against: str) -> None:
             canvas.scale(ax, ax.get_xlabel(), first if first > 0 else min(last) / 100, max(last))
             return
     else:
-        ax.set_xlabel("round")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        canvas.rounds(ax, max(last))
+        return
     ax.set_xlim(0, 1.02 * max(last))
 
 

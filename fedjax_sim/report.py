@@ -8,6 +8,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim import canvas
 from fedjax_sim.canvas import MODE_STYLES
 from fedjax_sim.columns import BYTES
 from fedjax_sim.comparison import Setting, cohort_size, rounds_to_target
@@ -169,7 +170,9 @@ def write(
         },
     )
     replace_file(folder / HISTORY, lambda file: _write_history(file, setting, results.runs))
-    replace_file(folder / PICTURE, lambda file: _plot(file, setting, found))
+    replace_file(
+        folder / PICTURE, lambda file: drawn(setting, found).savefig(file, format="png", dpi=160)
+    )
     return PICTURE, HISTORY, *names
 
 
@@ -195,7 +198,8 @@ def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> No
     text.detach()
 
 
-def _plot(file: IO[bytes], setting: Setting, found: list[Curve]) -> None:
+def drawn(setting: Setting, found: list[Curve]) -> Any:
+    """A matplotlib Figure: a row a fraction, the score by round and by megabytes sent."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -204,6 +208,7 @@ def _plot(file: IO[bytes], setting: Setting, found: list[Curve]) -> None:
     modes = [mode for mode in MODE_STYLES if any(curve.mode == mode for curve in found)]
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
+    target = f"target {setting.target:g}"
     axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")
     for line, fraction in enumerate(fractions):
         here = {curve.mode: curve for curve in found if curve.fraction == fraction}
@@ -222,24 +227,16 @@ def _plot(file: IO[bytes], setting: Setting, found: list[Curve]) -> None:
         cohort = cohort_size(fraction, one.clients or 1)
         axes[line, 0].set_ylabel(f"C = {fraction:g} (m = {cohort})\ntest {setting.score_name}")
         for ax in axes[line]:
-            ax.axhline(setting.target, color="0.35", linewidth=0.9, linestyle=":", zorder=0)
+            ax.axhline(
+                setting.target, label=target, color="0.35", linewidth=1.2, linestyle=":", zorder=0
+            )
             ax.grid(alpha=0.25, linewidth=0.6)
             ax.spines[["top", "right"]].set_visible(False)
-        label = axes[line, 1].annotate(
-            f"target {setting.target:g}", (0.01, setting.target),
-            xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.3",
-            annotation_clip=True,
-        )  # fmt: skip
-        label.set_in_layout(False)  # it is outside while the target is far
     # Limits are set, not found: a curve that diverged has nothing to find them from.
     _limit(axes[0, 0], found)
-    megabytes = [(curve.bytes_down + curve.bytes_up).mean(axis=0) / 1e6 for curve in found]
-    axes[0, 0].set_xlim(0, 1.02 * max(len(x) for x in megabytes))
-    axes[0, 1].set_xlim(0.8 * min(x[0] for x in megabytes), 1.25 * max(x[-1] for x in megabytes))
-    axes[-1, 0].set_xlabel("round")
-    axes[-1, 1].set_xlabel("megabytes sent, down and up, all clients together (log scale)")
-    axes[-1, 1].set_xscale("log")
-    axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
+    canvas.rounds(axes[-1, 0], max(curve.score.shape[1] for curve in found))
+    first, last = _megabytes_shown(found, axes[0, 0].get_ylim()[0])
+    canvas.scale(axes[-1, 1], "megabytes sent, down and up, all clients together", first, last)
     seeds = found[0].score.shape[0]
     figure.suptitle(
         f"FedAvg's aggregation modes on {one.dataset} ({one.partition}): "
@@ -253,11 +250,26 @@ def _plot(file: IO[bytes], setting: Setting, found: list[Curve]) -> None:
         for ax in axes[:, 0]
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
+    shown = [mode for mode in setting.modes if mode in handles] + [target]  # the table's order
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles),
+        [handles[mode] for mode in shown], shown, loc="outside lower center", ncols=len(shown),
         frameon=False, handlelength=4,
     )  # fmt: skip
-    figure.savefig(file, format="png", dpi=160)
+    return figure
+
+
+def _megabytes_shown(found: list[Curve], lowest: float) -> tuple[float, float]:
+    """From where to where the curves are above the lower edge of the axes."""
+    firsts, lasts = [], []
+    for curve in found:
+        mean = curve.score.mean(axis=0)
+        sent = (curve.bytes_down + curve.bytes_up).mean(axis=0) / 1e6
+        shown = np.flatnonzero(np.isfinite(mean) & (mean >= lowest))
+        at = int(shown[0]) if shown.size else len(sent) - 1
+        # The line to its first point above the edge comes from the point before.
+        firsts.append(float(np.sqrt(sent[max(0, at - 1)] * sent[at])))
+        lasts.append(float(sent[-1]))
+    return min(firsts), max(lasts)
 
 
 def _limit(ax: Any, found: list[Curve]) -> None:

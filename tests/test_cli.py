@@ -35,6 +35,8 @@ def test_compare_writes_what_it_promises(tmp_path, capsys):
     for mode in modes:
         assert said.count(f" {mode} ") >= 2
     assert "all_clients = w + (n_V/n) (selected - w)" in said
+    assert "all_clients: the mean of all K clients" in said
+    assert "uniform: " not in said  # a mode that is not compared
     assert {path.name for path in tmp_path.iterdir()} == FILES | RESUMED_BY
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 

@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from fedjax_sim import canvas, plots
+from fedjax_sim import canvas, plots, report
+from fedjax_sim.comparison import Setting
+from fedjax_sim.partition import describe
 from fedjax_sim.results import Results, Run
+from fedjax_sim.setting import Setting as One
 
 
 def made(values, configuration=None, seed=0, **columns):
@@ -173,3 +176,103 @@ def test_names_are_no_formulas(recwarn):
 def test_what_is_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call(Results((made([0.1, 0.2]),)))
+
+
+def grid(rates=(0.01, 0.1, 1.0), momenta=(0.9, 0.0), last=lambda lr, m: lr + m):
+    return Results(tuple(
+        made(np.linspace(0, last(lr, m), 9), {"lr": lr, "m": m}) for lr in rates for m in momenta
+    ))  # fmt: skip
+
+
+def test_two_hyper_parameters_are_told_by_colours_and_dashes():
+    lines = {x.get_label(): x for x in drawn(plots.curves(grid(), "test_accuracy"))}
+    assert len(lines) == 6
+    for name, line in lines.items():
+        lr, m = name.split(", ")
+        assert line.get_color() == lines[f"{lr}, m=0"].get_color()
+        assert line.get_marker() == lines[f"{lr}, m=0"].get_marker()
+        assert line._unscaled_dash_pattern == lines[f"lr=0.01, {m}"]._unscaled_dash_pattern
+    assert len({x.get_color() for x in lines.values()}) == 3
+    assert lines["lr=0.1, m=0"].get_linestyle() == "-"  # the least value
+    assert len({(x.get_color(), str(x._unscaled_dash_pattern)) for x in lines.values()}) == 6
+
+
+@pytest.mark.parametrize("many", [5, 6])
+def test_more_than_five_lines_have_no_bands(many):
+    runs = [made([0.1, i / 9 + s / 50], {"lr": i}, s) for i in range(many) for s in range(2)]
+    figure = plots.curves(Results(tuple(runs)), "test_accuracy")
+    assert len(figure.axes[0].collections) == (many if many <= 5 else 0)
+    assert ("band" in said(figure)[0]) == (many <= 5)
+
+
+def test_a_figure_alone_is_wider_than_a_card_and_its_legend_fits():
+    figure = plots.curves(grid(), "test_accuracy")
+    card = plots.curves(grid(), "test_accuracy", width=canvas.WIDTH)
+    assert figure.get_figwidth() * 100 > 750 > 530 > card.get_figwidth() * 100
+    for drawn_figure in (figure, card):
+        drawn_figure.canvas.draw()
+        box = drawn_figure.legends[0].get_window_extent()
+        assert box.width <= drawn_figure.bbox.width
+
+
+def test_an_interval_that_leaves_the_axes_has_an_arrow():
+    runs = [made([x], {"lr": lr}, s) for lr in (1.0, 2.0, 3.0, 4.0) for s, x in
+            enumerate((0.5, 0.5 + 0.1 * lr) if lr > 1 else (0.0, 1.0))]  # fmt: skip
+    figure = plots.response(Results(tuple(runs)), "test_accuracy")
+    low, high = figure.axes[0].get_ylim()
+    arrows = {x.get_marker(): x for x in drawn(figure) if x.get_marker() in "^v"}
+    assert set(arrows) == {"^", "v"}
+    # t_{0.975, 1} = 12.7: of lr = 1 it is 0.5 +- 6.35, of lr = 4 0.7 +- 2.54.
+    assert 1.0 in arrows["v"].get_xdata()
+    assert set(arrows["^"].get_ydata()) == {high}
+    assert set(arrows["v"].get_ydata()) == {low}
+    assert "arrows: an interval goes on" in figure.axes[0].get_xlabel()
+
+
+def test_intervals_at_one_value_stand_side_by_side():
+    runs = [made([lr + m + s / 9], {"lr": lr, "m": m}, s)
+            for lr in (1.0, 2.0, 3.0, 4.0) for m in (0.0, 0.1) for s in range(3)]  # fmt: skip
+    figure = plots.response(Results(tuple(runs)), "test_accuracy")
+    figure.canvas.draw()
+    first, second = [x for x in drawn(figure) if x.get_label().startswith("m=")]
+    at = [x.get_transform().transform((1.0, 0.0))[0] for x in (first, second)]
+    assert at[1] - at[0] == pytest.approx(3 * figure.dpi / 72)
+
+
+@pytest.mark.parametrize("last", [3, 5, 10, 20, 200])
+def test_rounds_have_whole_ticks(last):
+    figure = plots.curves(Results((made(np.linspace(0, 1, last)),)), "test_accuracy")
+    ticks = figure.axes[0].get_xticks()
+    np.testing.assert_array_equal(ticks, np.round(ticks))
+
+
+def test_a_class_that_a_client_has_not_is_white_and_all_of_it_dark():
+    split = plots.split(describe(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])))
+    mesh = split.axes[0].collections[0]
+    split.canvas.draw()
+    np.testing.assert_allclose(np.ravel(mesh.get_array()), [1.0, 0.5, 0.0, 0.5])
+    brightness = mesh.get_facecolors()[:, :3].mean(axis=1)
+    np.testing.assert_allclose(brightness[2], 1.0)
+    assert brightness[0] < 0.3 < brightness[1] < 0.7  # neither like none nor like all
+
+
+def test_a_comparisons_picture_starts_where_its_curves_do_and_has_the_tables_order():
+    setting = Setting(One(rounds=40), seeds=1, fractions=(0.1,)).resolved()
+    score = 1 - np.exp(-np.arange(1, 41) / 8)
+    runs = [
+        Run({"fraction": 0.1, "mode": mode}, 0, {
+            "test_accuracy": score, "train_loss": 1 - score, "reporting_share": np.full(40, 0.1),
+            "nonfinite": np.zeros(40, int), "evaluated": np.ones(40, bool),
+            "bytes_down": 10**6 * np.arange(1, 41), "bytes_up": 10**6 * np.arange(1, 41),
+        }, {}, 40)
+        for mode in setting.modes
+    ]  # fmt: skip
+    found = report.curves(setting, Results(tuple(runs)))
+    lowest = 0.5  # of 1 - exp(-t / 8), first in round 6: 12 MB, after 10 MB
+    low, high = report._megabytes_shown(found, lowest)
+    assert (low, high) == (pytest.approx(np.sqrt(10.0 * 12.0)), 80.0)
+    figure = report.drawn(setting, found)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["selected", "all_clients", "uniform", "unbiased", "target 0.9"]
+    for ax in figure.axes:  # in both columns
+        assert any(line.get_label() == "target 0.9" for line in ax.get_lines())

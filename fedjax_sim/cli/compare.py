@@ -85,6 +85,9 @@ def call(options: argparse.Namespace) -> int:
     console.print(_table(chosen, table))
     for line in _legend(chosen, table):
         console.print(line)
+    console.print()
+    for line in _modes(chosen):
+        console.print(line)
     console.print(
         "\nall_clients = w + (n_V/n) (selected - w), where the clients selected hold n_V of the n "
         "examples: the two modes differ by a server learning rate."
@@ -115,6 +118,21 @@ def _values(chosen: Setting) -> dict[str, Any]:
     """As configuration.toml has them."""
     one = {name: value for name, value in chosen.one.values().items() if name in _FIELDS}
     return {**one, **{name: getattr(chosen, name) for name in _COMPARED}}
+
+
+_MEANS = {
+    "selected": "selected: the mean of the clients selected, weighed by their examples.",
+    "all_clients": "all_clients: the mean of all K clients, weighed by their examples; one not "
+    "selected still holds the model of the round before.",
+    "uniform": "uniform: the plain mean of the clients selected, however many examples each has.",
+    "unbiased": "unbiased: an update weighs its client's share of all examples, divided by the "
+    "probability of being selected: on average over cohorts the step of all K.",
+}
+
+
+def _modes(setting: Setting) -> list[str]:
+    """What the modes are, a line each."""
+    return [_MEANS[mode] for mode in setting.modes]
 
 
 def _legend(setting: Setting, rows: list[Row]) -> list[str]:

@@ -1,0 +1,61 @@
+"""The records in the tree are what their programs write of the numbers beside them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from fedjax_sim.reproduce import record
+from fedjax_sim.reproduce.store import Store
+from fedjax_sim.saving import fingerprint, stamp_of
+
+HERE = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads((HERE / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The papers' record, written anew of what is in the tree."""
+    page = tmp_path_factory.mktemp("record") / record.PAGE
+    return record.write(page, Store(HERE / "papers"))
+
+
+def test_the_papers_page_is_of_their_numbers(pictures):
+    assert pictures[0].read_text() == (HERE / record.PAGE).read_text()
+
+
+def test_the_papers_pictures_are_of_their_numbers(pictures):
+    names = ("table1-2nn", "table1-cnn", "table2-cnn", "modes", "fedprox", "shakespeare")
+    assert [path.stem for path in pictures[1:]] == [*names]
+    for path in pictures[1:]:
+        assert stamp_of(HERE / path.name) == stamp_of(path) is not None, path.name
+
+
+def test_the_benchmarks_page_and_picture_are_of_their_numbers(results):
+    assert report.markdown(results) == (HERE / "RESULTS.md").read_text()
+    assert stamp_of(HERE / "results.png") == fingerprint(report.plotted(results))
+
+
+def test_a_picture_of_other_numbers_has_another_stamp(results, tmp_path):
+    job = {"lr-mnist": results["lr-mnist"]}
+    report.plot(job, tmp_path / "a.png")
+    job["lr-mnist"] = {**job["lr-mnist"], "floor_us": 1.0}
+    report.plot(job, tmp_path / "b.png")
+    stamps = {stamp_of(tmp_path / name) for name in ("a.png", "b.png")}
+    assert len(stamps) == 2
+    assert None not in stamps
+
+
+def test_a_peer_without_a_point_is_accounted_for(results):
+    for job, shown in report.plotted(results).items():
+        said = report.missing(job, results[job], shown)
+        for name in report.NAMES:
+            assert (name in shown) != (name in said)
+    entries = [{"implementation": "pfl", "setting": 1, "error": "out of memory\nat line 3"}]
+    said = report.missing("2nn", {"entries": entries}, {"floor": 1.0, "ours": 2.0})
+    assert said == "pfl: out of memory"
