@@ -37,15 +37,16 @@ def test_round_run_and_sweep(namespace):
     assert namespace["history"].rounds.senders.shape == (3,)
 
 
-def test_runs_and_sweeps(namespace, tmp_path):
-    own = {**namespace, "out": tmp_path}
+def test_runs_and_sweeps(namespace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the snippet writes to results/
+    own = dict(namespace)
     with standard_promotion(), jax.numpy_rank_promotion("allow"):
         exec(BLOCKS[2], own)
     assert own["simulation"].status in ("finished", "stopped")
     assert len(own["results"].runs) == 4 * 2 * 3
     assert own["best"].low < own["best"].mean < own["best"].high
     assert own["best"].mean > 0.8
-    assert (tmp_path / "sweep" / "summary.json").exists()
+    assert (tmp_path / "results" / "sweep" / "summary.json").exists()
 
 
 def test_all_cores(namespace):
@@ -91,3 +92,10 @@ def test_the_chinese_one_has_the_same_code():
     words = [re.sub(r"```.*?```", "", text, flags=re.S).split() for text in (TEXT, CHINESE)]
     names = [set(re.findall(r"`([^`]+)`", " ".join(some))) for some in words]
     assert not names[1] - names[0]
+
+
+def test_words_that_read_as_translated_stay_away():
+    for words in ("被杀死", "通过测试", "同样的位", "应花的时间", "通道", "退出者", "四个联邦平均"):
+        assert words not in CHINESE
+    for words in ("Pass the tests", "a file a client"):
+        assert words not in TEXT
