@@ -134,6 +134,7 @@ def test_inputs_of_whole_numbers_in_one_part_are_inputs():
     ("y", "task", "says"),
     [
         ([-1.0, 1.0], None, 'labels from 0 up; got a negative one, -1 .*task="regression"'),
+        ([8e9, 1.0], None, 'of 32 bits; got 8000000000.0 .targets of .* need task="regression"'),
         ([120000.0, 95000.0], None, "whole numbers up to 120000, .*may be labels or targets: say"),
         ([1.0, np.inf], "classification", "must be whole numbers.*; got inf of client a of train"),
         ([1.0, np.nan], "classification", "must be whole numbers.*; got nan of client a of train"),

@@ -13,6 +13,7 @@ TASKS = ("classification", "regression")
 # Whole numbers that are written as floats may be labels, or targets such as prices. More classes
 # than this, and than there are examples, are taken for neither without being asked for.
 _MANY_CLASSES = 1000
+_TARGETS = 'targets of a regression need task="regression"'
 
 
 def joined(
@@ -153,10 +154,7 @@ def _num_classes(
     labels = [column["y"] for column in columns.values()]
     least, largest = min(int(y.min()) for y in labels), max(int(y.max()) for y in labels)
     if least < 0:
-        raise ValueError(
-            f"y must be labels from 0 up; got a negative one, {least} (targets of a regression "
-            'need task="regression")'
-        )
+        raise ValueError(f"y must be labels from 0 up; got a negative one, {least} ({_TARGETS})")
     if declared is not None and largest >= declared:
         raise ValueError(f"y must be labels below the {declared} classes declared; got {largest}")
     floats = any(y.dtype.kind == "f" for _, _, y in _arrays(parts, "y"))
@@ -190,5 +188,6 @@ def _column(clients: Clients, part: str, name: str, whole: bool) -> np.ndarray:
     limits = np.iinfo(np.int32)
     for extreme in (column.max(), column.min()):
         if not limits.min <= int(extreme) <= limits.max:
-            raise ValueError(f"{part} must hold whole numbers of 32 bits; got {extreme}")
+            hint = f" ({_TARGETS})" if name == "y" else ""
+            raise ValueError(f"{part} must hold whole numbers of 32 bits; got {extreme}{hint}")
     return column.astype(np.int32)

@@ -20,7 +20,8 @@ def npz(directory: str | os.PathLike[str], *, task: str | None = None) -> Datase
 
     Clients in the natural order of their files' names (2 before 10), which are theirs. Images x
     (UInt8[n, height, width] or with channels) become Float32 in [0, 1], grey ones with one
-    channel; all else is taken as Float32 or Int32.
+    channel; all else is taken as Float32 or Int32. PFLlib's files, once converted, have images
+    [n, channels, height, width], which `fs.models` want with the channels last.
 
     Args:
       directory: what holds train/ and test/.
