@@ -92,18 +92,18 @@ def styles(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _two_factors(configurations: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]] | None:
-    """Each line's places (colour, dashes), where just two hyper-parameters vary and there is room.
+    """Each line's places (colour, dashes), if just two hyper-parameters vary and there is room.
 
     >>> _two_factors([{"lr": 1, "b": 0}, {"lr": 1, "b": 9}, {"lr": 2, "b": 0}, {"lr": 3, "b": 0}])
     [(0, 0), (0, 1), (1, 0), (2, 0)]
     """
     values: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for one in configurations for name in one):
-        there = [*dict.fromkeys(one.get(name) for one in configurations)]
-        if all(isinstance(value, (int, float)) for value in there):
-            there.sort()
-        if len(there) > 1:
-            values[name] = [*map(repr, there)]
+    for name in dict.fromkeys(name for configuration in configurations for name in configuration):
+        distinct = [*dict.fromkeys(configuration.get(name) for configuration in configurations)]
+        if all(isinstance(value, (int, float)) for value in distinct):
+            distinct.sort()
+        if len(distinct) > 1:
+            values[name] = [*map(repr, distinct)]
     if len(values) != 2:
         return None
     dashed, coloured = sorted(values, key=lambda name: len(values[name]))
@@ -111,10 +111,10 @@ def _two_factors(configurations: Sequence[Mapping[str, Any]]) -> list[tuple[int,
         return None
     places = [
         (
-            values[coloured].index(repr(one.get(coloured))),
-            values[dashed].index(repr(one.get(dashed))),
+            values[coloured].index(repr(configuration.get(coloured))),
+            values[dashed].index(repr(configuration.get(dashed))),
         )
-        for one in configurations
+        for configuration in configurations
     ]
     return places if len(set(places)) == len(places) else None
 
@@ -300,6 +300,15 @@ def plain(text: str) -> str:
     ' _\\\\$x\\\\$'
     """
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$").replace("\n", " ")
+
+
+def unescaped(text: str) -> str:
+    """What `plain` was given, but for spaces and line breaks.
+
+    >>> unescaped(plain("_$x$"))
+    '_$x$'
+    """
+    return text.replace(r"\$", "$").strip()
 
 
 def span(numbers: Collection[int]) -> str:

@@ -110,12 +110,13 @@ def take_shared_legend(shown: Sequence[Card]) -> Legend | None:
     places = [place for place, x in enumerate(texts) if x == most]
     first = legends[places[0]]
     assert first is not None
-    labels = [text.get_text() for text in first.get_texts()]
+    labels = [canvas.unescaped(text.get_text()) for text in first.get_texts()]
     lines = [*zip(labels, map(_style, first.legend_handles), strict=True)]
     for place in places:
         shown[place].figure.legends[0].remove()
         shown[place].figure.set_size_inches(canvas.WIDTH / 72, canvas.HEIGHT / 72)
-    return Legend(places[0], lines, " ".join(first.get_title().get_text().split()))
+    note = canvas.unescaped(first.get_title().get_text())
+    return Legend(places[0], lines, "; ".join(note.splitlines()))
 
 
 def key_figure(style: dict[str, Any]) -> Any:

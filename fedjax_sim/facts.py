@@ -21,20 +21,20 @@ def entries(folder: Folder) -> dict[str, str]:
         name: [*dict.fromkeys(run.configuration.get(name) for run in runs)]
         for name in dict.fromkeys(name for run in runs for name in run.configuration)
     }
-    found = {}
+    settings = {}
     for name, value in tables.flat(folder.configuration).items():
         repeats = isinstance(value, list) and value in axes.values()
         if value is not None and not repeats and name not in ("seed", "seeds"):
-            found[name] = written(value)
+            settings[name] = written(value)
     for name, values in axes.items():
-        found[name] = written(values) if len(values) <= _SHOWN else _ends(values)
+        settings[name] = written(values) if len(values) <= _SHOWN else _ends(values)
     asked = folder.configuration.get("rounds")
     done = canvas.span({run.done for run in runs})
     if isinstance(asked, int) and done != str(asked):
-        found["rounds"] = f"{done} of {asked}"
+        settings["rounds"] = f"{done} of {asked}"
     seeds = [*dict.fromkeys(run.seed for run in runs)]
-    found["seeds"] = written(seeds) if len(seeds) <= _SHOWN else f"{len(seeds)} of them"
-    return found
+    settings["seeds"] = written(seeds) if len(seeds) <= _SHOWN else f"{len(seeds)} of them"
+    return settings
 
 
 def described(values: Mapping[str, str]) -> str:

@@ -422,3 +422,11 @@ def test_one_figure_keeps_its_legend(tmp_path):
     text = page.write([folder], tmp_path / "page.html").read_text()
     assert "keys" not in text[text.index("<main>") :]
     assert re.search(r"<figure(?:(?!</figure>).)*>\s*p10\s*<", text, re.S)
+
+
+def test_the_shared_legends_names_are_as_they_are(tmp_path):
+    runs = [run({"how": how}, seed) for how in ("$x$", "_y") for seed in (0, 1, 2, 3)]
+    text = page.write([save(tmp_path / "a", runs)], tmp_path / "page.html").read_text()
+    legend = text[text.index('<div class="card keys">') :]
+    keys = re.findall(r"</svg>\s*([^<]*)</li>", legend[: legend.index("</ul>")])
+    assert keys == ["$x$", "_y"]

@@ -17,7 +17,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("folders", nargs="+", type=folder, metavar="DIR", help="results folders")
     add("--out", type=Path, default=Path("report.html"), metavar="FILE",
         help="the page (default: report.html)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace --out even if it is no page of this command")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace --out even if it is no page of this command",
+    )
     add("--mixed", action="store_true", help="put results of different versions on one page")
 
 
