@@ -95,7 +95,7 @@ class Experiment(NamedTuple):
         return (state.server, state.clients), row
 
     def run(self, key: Array) -> tuple[FederatedState, History]:
-        """All R rounds in one scan, as `fs.run`; pure."""
+        """All R rounds in one scan, as `fs.run`; pure, and compiled anew at each unjitted call."""
         return run(
             self.round_fn, key, self.start(key), self.data, self.sampler, self.num_rounds,
             self.evaluate, self.evaluate_every, last=self.num_rounds,

@@ -97,10 +97,10 @@ def make_round(
 
         w_{t+1} = server_update(w_t, sum_{k in V} a_k d_k / denominator)
 
-    with V the clients that report. `jax.jit` makes it one XLA call; vmap and scan go
-    through. It folds `state.round` into `key`, so one base key serves a whole run. If
-    nothing is aggregated (nobody reports, or all weights are zero) the whole server
-    state stays, bit for bit, and only `round` advances.
+    with V the clients that report. `jax.jit` makes it one XLA call, and without it each call
+    traces and compiles for a second or more; vmap and scan go through. It folds `state.round` into
+    `key`, so one base key serves a whole run. If nothing is aggregated (nobody reports, or all
+    weights are zero) the whole server state stays, bit for bit, and only `round` advances.
 
     Args:
       algorithm: from `fs.fedavg` and its siblings.
