@@ -130,15 +130,31 @@ def columns(history: History, exchange: Communication | None = None) -> dict[str
     return found
 
 
+def measures(train: Mapping[str, Any], evaluation: PyTree) -> dict[str, Any]:
+    """What is measured of a round, by column, of arrays that may be traced, or of their shapes.
+
+    Args:
+      train: name -> what the clients report.
+      evaluation: what `evaluate` returned.
+    """
+    return {f"train_{name}": x for name, x in dict(train).items()} | _by_name(
+        evaluation, "evaluation"
+    )
+
+
 def named(tree: PyTree, otherwise: str) -> dict[str, np.ndarray]:
     """The leaves by their paths: `{"a": {"b": x}}` is `{"a_b": x}`, a bare leaf `otherwise`."""
+    return {name: np.asarray(x) for name, x in _by_name(tree, otherwise).items()}
+
+
+def _by_name(tree: PyTree, otherwise: str) -> dict[str, Any]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
 
     def name(path: Any) -> str:
         parts = [str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path]
         return "_".join(parts) or otherwise
 
-    return {name(path): np.asarray(x) for path, x in leaves}
+    return {name(path): x for path, x in leaves}
 
 
 def names_of(result: PyTree) -> set[str]:

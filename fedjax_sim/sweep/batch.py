@@ -16,6 +16,7 @@ from fedjax_sim.execution import automatic, packed
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.grid import Grid
 from fedjax_sim.simulation import History
+from fedjax_sim.sweep.models import Model, better, first_best, on_host
 from fedjax_sim.sweep.plan import Batch, Group, build
 
 # kind ("rounds" or "values") -> column -> [runs, ...]
@@ -41,6 +42,7 @@ class Compiled:
         self.experiment, self.mesh = experiment, mesh
         self.key_data, self.impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
         self.program: Program | None = None
+        self.keeps_best = group.keep is not None and group.keep.metric is not None
         dealt = PartitionSpec(*mesh.axis_names)
         self.sharding = NamedSharding(mesh, dealt)
         self.start = jax.jit(
@@ -72,7 +74,10 @@ class Compiled:
 
         def one(hyper: dict[str, Array], data: Array) -> PyTree:
             made, key = self._experiment(hyper, data)
-            return made.begin(key)
+            carry = made.begin(key)
+            if not self.keeps_best:
+                return carry
+            return carry, first_best(made.state_of(jnp.int32(0), carry))
 
         return self._side_by_side(one, (0, None), *inputs)
 
@@ -84,7 +89,13 @@ class Compiled:
         # The round is no part of what is batched, so neither are cohorts and control flow.
         def one(hyper: dict[str, Array], data: Array, round: Array, carry: PyTree) -> PyTree:
             made, key = self._experiment(hyper, data)
-            return made.advance(key, round, carry)
+            if not self.keeps_best:
+                return made.advance(key, round, carry)
+            assert self.group.keep is not None
+            carry, best = carry
+            carry, row = made.advance(key, round, carry)
+            best = better(self.group.keep, best, made.state_of(round + 1, carry), row)
+            return (carry, best), row
 
         return self._side_by_side(one, (0, None, None, 0), *inputs, round, carry)
 
@@ -124,8 +135,11 @@ class Compiled:
         tell: Tell,
         checkpoints: Checkpoints | None,
         checkpoint_every: int | None,
-    ) -> Columns | None:
-        """The batch's columns; with fewer rounds after an interrupt, None if there are none."""
+    ) -> tuple[Columns, list[Model]] | None:
+        """The batch's columns, and the models that are kept of it.
+
+        After an interrupt of fewer rounds; None if there are none.
+        """
         inputs = self._inputs(batch)
         carry = () if self.opaque else self.start(inputs)
         rounds = self.group.num_rounds or 1
@@ -171,7 +185,15 @@ class Compiled:
                 stacked = np.stack([one[kind][name] for one in by_kind])
                 # A file of numpy's has no bfloat16 and its kin.
                 into[name] = stacked.astype(np.float32) if stacked.dtype.kind == "V" else stacked
-        return found
+        return found, self._models(driven.carry)
+
+    def _models(self, carry: PyTree) -> list[Model]:
+        if self.group.keep is None:
+            return []
+        configuration = self.grid.configurations[self.group.indices[0]]
+        key = jax.random.wrap_key_data(self.key_data[0], impl=self.impl)
+        made = build(self.experiment, configuration, key, self.opaque)
+        return on_host(self.group.keep, made, carry)
 
 
 def _split(result: PyTree) -> Columns:

@@ -17,6 +17,7 @@ from fedjax_sim.execution.sharded import Sharded
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.grid import Grid
 from fedjax_sim.local import Engine
+from fedjax_sim.sweep.models import Keep, keep_of
 from fedjax_sim.traffic import Communication, communication
 
 _MOST = 32  # configurations side by side on a CPU device; more gained nothing
@@ -41,6 +42,7 @@ class Group(NamedTuple):
       exchange: the bytes of one exchange, where known.
       fold: whether the configuration's index is folded into the key.
       facts: what a resume shall find the same.
+      keep: what is kept of its models; None for nothing.
     """
 
     static: dict[str, Any]
@@ -52,6 +54,7 @@ class Group(NamedTuple):
     exchange: Communication | None
     fold: bool
     facts: dict[str, Any]
+    keep: Keep | None
 
 
 def plan(
@@ -64,6 +67,8 @@ def plan(
     common: bool,
     side_by_side: int | list[int] | None,
     limit: float,
+    keep_models: str | None = None,
+    metric: str | None = None,
 ) -> list[Group]:
     """The groups, each with its batches; refuses what cannot be traced."""
     traced = tuple(
@@ -81,6 +86,7 @@ def plan(
         shapes = _check_traces(experiment, first, traced, keys[0], opaque)
         num_rounds, exchange, most = None, None, _MOST_OF_A_FUNCTION
         facts: dict[str, Any] = {}
+        keep: Keep | None = None
         if opaque:
             check_columns(grid, _of_a_function(shapes))
         else:
@@ -97,7 +103,8 @@ def plan(
                     build(experiment, {**first, name: value}, keys[0], opaque)
             num_rounds = made.num_rounds
             exchange = communication(made.algorithm, state.params, made.data)
-            most = _width(made, state, keys[0], devices, limit)
+            keep = keep_of(keep_models, metric, made, keys[0], state)
+            most = _width(made, state, keys[0], devices, limit, keep)
             facts = {
                 "num_rounds": num_rounds,
                 "evaluate_every": made.evaluate_every,
@@ -124,12 +131,15 @@ def plan(
         batches = tuple(tuple(units[i : i + devices]) for i in range(0, len(units), devices))
         groups.append(
             Group(fixed, traced, tuple(indices), width, batches, num_rounds, exchange, not common,
-                  facts)
+                  facts, keep)
         )  # fmt: skip
     return groups
 
 
-def _width(made: Experiment, state: FederatedState, key: Array, devices: int, limit: float) -> int:
+def _width(
+    made: Experiment, state: FederatedState, key: Array, devices: int, limit: float,
+    keep: Keep | None,
+) -> int:  # fmt: skip
     """How many configurations fit a core's cache together, and the memory."""
     found: list[int] = []
 
@@ -142,7 +152,8 @@ def _width(made: Experiment, state: FederatedState, key: Array, devices: int, li
     if jax.default_backend() == "cpu":
         jax.eval_shape(measure, state)
         most = min(_MOST, 2 * cache_bytes() // found[0])
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    best = state.params if keep is not None and keep.metric is not None else ()
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, best)))
     return max(1, min(most, int(limit / (4 * devices * held))))
 
 

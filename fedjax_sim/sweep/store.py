@@ -5,6 +5,7 @@ import shutil
 import warnings
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedjax_sim.results import to_json
 from fedjax_sim.saving import SaveError, reason, replace_file
 from fedjax_sim.simulate import differences
 from fedjax_sim.sweep.batch import Columns
+from fedjax_sim.trained import MODELS
 
 _MANIFEST = "sweep.json"
 
@@ -54,10 +56,22 @@ class Store:
     def checkpoints(self, number: int) -> Checkpoints:
         return Checkpoints(self.batches / f"{number:06d}")
 
-    def load(self, number: int) -> Columns | None:
-        """A batch's columns; None if they are not there, or damaged."""
+    def model(self, index: int, seed: int) -> Path:
+        """Where the model of a configuration, by its place in the grid, and a seed is kept."""
+        return self.folder / MODELS / f"{index:06d}-{seed}.npz"
+
+    def load(self, number: int, models: Sequence[Path] = ()) -> Columns | None:
+        """A batch's columns; None if they are not there, or damaged.
+
+        Args:
+          models: that are kept of it; None is returned where one of them is not there.
+        """
         path = self.batches / f"{number:06d}.npz"
         if not path.exists():
+            return None
+        lost = [model for model in models if not model.exists()]
+        if lost:
+            warnings.warn(f"{lost[0]} is missing and is computed again", stacklevel=2)
             return None
         found: Columns = {"rounds": {}, "values": {}}
         try:

@@ -20,8 +20,10 @@ from fedjax_sim.randomness import check_key
 from fedjax_sim.results import Results, Run, versions
 from fedjax_sim.saving import SaveError
 from fedjax_sim.sweep.batch import Columns, Compiled
+from fedjax_sim.sweep.models import Model, check_keep
 from fedjax_sim.sweep.plan import Group, check_labels, check_names, plan, said, takes_key
 from fedjax_sim.sweep.store import Store
+from fedjax_sim.trained import save_trained
 
 
 class Swept(NamedTuple):
@@ -56,6 +58,8 @@ def sweep(
     common_random_numbers: bool = True,
     mesh: Mesh | None = None,
     checkpoint_every: int | None = None,
+    keep_models: str | None = None,
+    metric: str | None = None,
     on_progress: Callable[[Swept], None] | None = None,
     configuration: Mapping[str, Any] | None = None,
 ) -> Results:
@@ -87,6 +91,12 @@ def sweep(
         differ, control flow is batched, and one configuration runs at a time.
       mesh: of one axis, over whose devices runs are dealt; None for all local devices.
       checkpoint_every: rounds between checkpoints within a batch; None as in `fs.simulate`.
+      keep_models: "final" or "best", to keep that model of each run in `out`, where `fs.load(out,
+        configuration, seed)` reads it; None for none. They are written batch by batch. "best" is
+        by `metric`, the first of equal ones, and carries one more model a run from round to round.
+      metric: a column of one number a round, as "validation_accuracy" or "train_loss"; None for the
+        score: of a validation set where there is one, else of the test set. Losses and errors are
+        best where they are lowest.
       on_progress: called after each chunk.
       configuration: anything JSON-able that `resume` shall find the same.
 
@@ -129,6 +139,7 @@ def sweep(
         check_count("checkpoint_every", checkpoint_every, ", or None")
     if memory_limit is not None and not memory_limit > 0:
         raise ValueError(f"memory_limit must be positive; got {memory_limit}")
+    check_keep(keep_models, metric, opaque, out is not None)
     if resume and out is None:
         raise ValueError("resume needs out, the folder to go on from; got None")
     mesh = Mesh(np.array(jax.local_devices()), ("runs",)) if mesh is None else mesh
@@ -140,7 +151,7 @@ def sweep(
     limit = memory_limit if memory_limit is not None else _free_memory([*mesh.devices.flat]) / 2
     groups = plan(
         experiment, grid, keys, mesh.size, static, opaque, common_random_numbers,
-        side_by_side if widths is None else widths, limit,
+        side_by_side if widths is None else widths, limit, keep_models, metric,
     )  # fmt: skip
     if store is not None:
         identity = {
@@ -152,6 +163,8 @@ def sweep(
             "devices": mesh.size,
             "groups": [group.facts for group in groups],
             "configuration": dict(configuration or {}),
+            "keep_models": keep_models,
+            "metric": metric,
             "versions": versions(),
         }
         store.open(identity, [group.side_by_side for group in groups], resume)
@@ -185,16 +198,23 @@ def sweep(
                 places = [(i, seed) for seed, indices in batch for i in indices]
                 # Padding repeats a run.
                 new = len({*places} - {*runs})
-                found = None if store is None else store.load(number)
+                models = [] if store is None or group.keep is None else [
+                    store.model(i, labels[seed]) for i, seed in dict.fromkeys(places)
+                ]  # fmt: skip
+                found = None if store is None else store.load(number, models)
                 if found is None and interrupt.received is None:
                     try:
-                        found = compiled.run(
+                        ran = compiled.run(
                             batch, interrupt, partial(teller.chunk, group, new, len(places)),
                             None if store is None else store.checkpoints(number), checkpoint_every,
                         )  # fmt: skip
-                        whole = found is not None and interrupt.received is None
-                        if store is not None and found is not None and whole:
-                            store.save(number, found)
+                        found = None if ran is None else ran[0]
+                        if store is not None and ran is not None and interrupt.received is None:
+                            # Models come first: the batch's own file says that all of it is there.
+                            for (i, seed), model in zip(places, ran[1], strict=False):
+                                _save_model(store, grid.configurations[i], i, labels[seed], model,
+                                            group, configuration or {})  # fmt: skip
+                            store.save(number, ran[0])
                     except Exception as error:  # whatever it is, what was computed is on it
                         error.results = Results(  # type: ignore[attr-defined]
                             tuple(runs[place] for place in sorted(runs))
@@ -220,6 +240,29 @@ def _run(configuration: dict[str, Any], seed: int, found: Columns, row: int, gro
     if asked is None:  # a function's own: all or nothing
         asked = len(next(iter(rounds.values()))) if rounds else 1
     return Run({k: said(v) for k, v in configuration.items()}, seed, rounds, values, asked)
+
+
+def _save_model(
+    store: Store,
+    hyper: Mapping[str, Any],
+    index: int,
+    seed: int,
+    model: Model,
+    group: Group,
+    configuration: Mapping[str, Any],
+) -> None:
+    assert group.keep is not None
+    assert group.num_rounds is not None
+    path = store.model(index, seed)
+    path.parent.mkdir(exist_ok=True)
+    final = model.round is None
+    save_trained(
+        path, model.params,
+        configuration={**configuration, **{name: said(value) for name, value in hyper.items()}},
+        seed=seed, round=group.num_rounds if final else int(model.round),
+        num_rounds=group.num_rounds, status="finished", kept=group.keep.kept,
+        metric=group.keep.metric, value=None if final else float(model.value),
+    )  # fmt: skip
 
 
 class _Teller:
