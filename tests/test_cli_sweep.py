@@ -6,8 +6,10 @@ import re
 import signal
 import tomllib
 
+import numpy as np
 import pytest
 
+import fedjax_sim as fs
 from fedjax_sim.cli import main
 from fedjax_sim.cli import sweep as command
 
@@ -68,6 +70,33 @@ def test_a_sweep_writes_what_it_promises(tmp_path, capsys):
     assert sweep(tmp_path / "one" / "configuration.toml", out=tmp_path / "two") == 0
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_models_are_kept_when_asked(tmp_path, capsys):
+    options = (*SMALL, "--model", "logistic", "--grid", "client_lr=0.05,2.0")
+    assert sweep(*options, "--keep-models", "best", out=tmp_path) == 0
+    assert f"models, configuration.toml to {tmp_path}" in capsys.readouterr().out
+    assert configuration(tmp_path)["keep_models"] == "best"
+    test = fs.datasets.digits().test
+    for lr in (0.05, 2.0):
+        lines = [x for x in table(tmp_path, "rounds.csv") if float(x["client_lr"]) == lr]
+        scores = [float(line["test_accuracy"]) for line in lines]
+        trained = fs.load(tmp_path, {"client_lr": lr})
+        assert (trained.round, trained.metric) == (int(np.argmax(scores)) + 1, "test_accuracy")
+        layer = trained.params["layers_1"]
+        logits = test["x"].reshape(len(test["y"]), -1) @ layer["kernel"] + layer["bias"]
+        accuracy = np.mean(np.argmax(logits, axis=1) == test["y"])
+        assert accuracy == pytest.approx(max(scores), abs=1e-6)
+        assert trained.configuration["model"] == "logistic"
+    # It is part of what is resumed, and of what is replaced; what is not its own stays.
+    (tmp_path / "models" / "mine.npz").write_bytes(b"")
+    assert "keep_models is" in refused(capsys, "--keep-models", "--resume", out=tmp_path)
+    assert sweep("--resume", out=tmp_path) == 0
+    assert sweep(*options, "--overwrite", out=tmp_path) == 0
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine.npz"]
+    (tmp_path / "mine.toml").write_text("keep_models = true")
+    said = refused(capsys, tmp_path / "mine.toml", out=tmp_path / "other")
+    assert "keep_models must be final or best; got True" in said
 
 
 @pytest.mark.slow

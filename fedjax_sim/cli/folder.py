@@ -1,6 +1,7 @@
 """The results folder: refused where it holds results, cleared of those alone."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from fedjax_sim.cli import files
 from fedjax_sim.saving import SaveError, reason
-from fedjax_sim.trained import MODEL
+from fedjax_sim.trained import MODEL, MODELS
 
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
 RUN, SWEEP = "experiment.json", "sweep.json"  # what `fs.simulate` and `fs.sweep` resume by
@@ -79,6 +80,10 @@ def clear(folder: Path) -> None:
             elif path.name == f"{number}.npz":
                 path.unlink()
         _remove_empty(folder / name)
+    for path in sorted((folder / MODELS).glob("*.npz")):
+        if re.fullmatch(r"[0-9]{6}--?[0-9]+\.npz", path.name):
+            path.unlink()
+    _remove_empty(folder / MODELS)
     for name in BASELINES:  # of the run that is replaced
         if is_baseline(folder / name):
             clear(folder / name)

@@ -14,7 +14,7 @@ from fedjax_sim.setting import NAMES, Setting
 # Names of a command's file beside those of a setting.
 OWN = {
     "run": ("baselines",),
-    "sweep": ("seeds", "metric", "grid", "zip", "random"),
+    "sweep": ("seeds", "metric", "keep_models", "grid", "zip", "random"),
     "compare": ("fractions", "modes", "seeds"),
 }
 

@@ -19,6 +19,7 @@ from fedjax_sim.grid import Grid
 from fedjax_sim.results import Results
 from fedjax_sim.setting import NAMES, TRACED, Setting
 from fedjax_sim.sweep import sweep
+from fedjax_sim.trained import KEPT, MODELS
 
 HELP = "train many configurations with several seeds"
 DESCRIPTION = (
@@ -38,10 +39,13 @@ class Plan(NamedTuple):
     settings: tuple[Setting, ...]  # resolved, one for each configuration
     seeds: int
     metric: str
+    keep_models: str | None
 
     def values(self) -> dict[str, Any]:
         """As configuration.toml has it."""
-        return {**self.base.values(), "seeds": self.seeds, "metric": self.metric, **self.tables}
+        kept = {} if self.keep_models is None else {"keep_models": self.keep_models}
+        own = {"seeds": self.seeds, "metric": self.metric, **kept}
+        return {**self.base.values(), **own, **self.tables}
 
     @property
     def keys(self) -> range:
@@ -68,6 +72,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "seed = 0 and client_lr = \"loguniform(0.01,1)\" under it")  # fmt: skip
     add("--metric", default=argparse.SUPPRESS,
         help="what the best is best in (default: the score on the test set)")  # fmt: skip
+    add("--keep-models", nargs="?", const="final", choices=KEPT, default=argparse.SUPPRESS,
+        help="keep the final model of each run (default without a word), or the best by --metric, "
+        "in --out's models, where fs.load reads them")  # fmt: skip
     add_out(parser, None, "go on with the sweep in --out")
 
 
@@ -76,7 +83,7 @@ def call(options: argparse.Namespace) -> int:
     from fedjax_sim.cli import show
 
     folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
-    values = read("sweep", options, more=("seeds", "metric"))
+    values = read("sweep", options, more=("seeds", "metric", "keep_models"))
     by_options = grids.from_options(options.grid, options.zip, options.random)
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
         by_options["grid"] = values["grid"] | by_options["grid"]
@@ -104,6 +111,8 @@ def call(options: argparse.Namespace) -> int:
                 lambda **hyper: _experiment(plan.base, hyper), plan.grid, plan.keys,
                 out=options.out, resume=options.resume, mesh=mesh, on_progress=tell,
                 static=[name for name in plan.grid.names if name not in TRACED],
+                keep_models=plan.keep_models,
+                metric=plan.metric if plan.keep_models == "best" else None,
                 configuration={"command": "sweep", **plan.base.values()},
             )  # fmt: skip
         results, complete = begun(found, total)
@@ -117,7 +126,8 @@ def call(options: argparse.Namespace) -> int:
             f"fedjax-sim sweep --resume --out {options.out}",
             soft_wrap=True,
         )
-    console.print(f"Wrote {', '.join((*names, files.NAME))} to {options.out}", soft_wrap=True)
+    written = (*names, *([] if plan.keep_models is None else [MODELS]), files.NAME)
+    console.print(f"Wrote {', '.join(written)} to {options.out}", soft_wrap=True)
     return 0 if complete else INTERRUPTED
 
 
@@ -142,7 +152,13 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         raise ValueError(f"seed + seeds must be at most 2^32; got {base.seed} + {seeds}")
     if metric is not None and not isinstance(metric, str):
         raise ValueError(f"metric must be text; got {metric!r}")
-    return Plan(replace(base, **common), tables, made, settings, seeds, metric or settings[0].score)
+    keep_models = values.get("keep_models")
+    if keep_models not in (None, *KEPT):
+        raise ValueError(f"keep_models must be {' or '.join(KEPT)}; got {keep_models!r}")
+    return Plan(
+        replace(base, **common), tables, made, settings, seeds, metric or settings[0].score,
+        keep_models,
+    )  # fmt: skip
 
 
 def _before(plan: Plan) -> list[str]:
