@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
+from tests import snippets
 from tests.conftest import standard_promotion
 
 pytestmark = pytest.mark.slow
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 CHINESE = (Path(__file__).parent.parent / "README.zh-CN.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+BLOCKS = snippets.blocks(TEXT)
 
 
 @pytest.fixture(scope="module")
