@@ -35,6 +35,7 @@ MODE_STYLES: dict[str, dict[str, Any]] = {
 WIDTH, HEIGHT, ROW = 380, 250, 16  # points: a figure without its legend, and a row of that
 WIDE = 580  # points: a figure that stands alone
 _KEY, _LETTER = 55, 5.7  # points of a legend's entry: its line, and a letter on average
+_SHADES = ("#ffffff", "#9ed0ef", "#2f93d1", "#0a5a96", "#05294a")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.8)), (0, (1, 1.4)), (0, (6, 1.5, 1, 1.5)))
 TEXT, SMALL = 11.0, 10.5
 
@@ -185,41 +186,11 @@ def log_ticks(axis: Any, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def heat_map(
-    x: tuple[str, Sequence[float]],
-    y: tuple[str, Sequence[float]],
-    values: np.ndarray,
-    name: str,
-    width: float = WIDTH,
-) -> Any:
-    """Values [len y, len x] as cells with their numbers, if there is room; a hatch for NaN."""
-    made, ax = figure(width)
-    made.set_size_inches(width / 72, (max(HEIGHT, 0.58 * width) + 30) / 72)
-    ax.grid(visible=False)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    high = high if high > low else low + (abs(low) or 1.0) * 1e-6
-    ax.patch.set(facecolor="none", hatch="////", edgecolor=LINE)
-    shown = np.ma.masked_invalid(values)
-    mesh = ax.pcolormesh(shown, cmap="cividis", vmin=low, vmax=high, edgecolors="face", lw=0.3)
-    room = len(x[1]) <= 8 and len(y[1]) <= 12
-    for (row, column), value in np.ndenumerate(values):
-        if room and math.isfinite(value):
-            dark = (value - low) / (high - low) < 0.5
-            ax.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center",
-                    fontsize=SMALL if len(x[1]) <= 6 else 9.5,
-                    color="#ffffff" if dark else "#000000")  # fmt: skip
-    for axis, (said, ticks) in ((ax.xaxis, x), (ax.yaxis, y)):
-        every = max(1, -(-len(ticks) // 7))
-        axis.set_ticks(np.arange(0, len(ticks), every) + 0.5)
-        axis.set_ticklabels([f"{tick:.3g}" for tick in ticks[::every]])
-        axis.set_label_text(plain(said))
-    bar = made.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
-    bar.set_label(plain(name), fontsize=TEXT, color=INK)
-    bar.ax.tick_params(color=LINE, labelcolor=INK, labelsize=SMALL)
-    bar.outline.set_visible(False)
-    bar.solids.set_edgecolor("face")
-    return made
+def shades() -> Any:
+    """White to dark blue: no grey on navy, and in greyscale the same order."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("shades", _SHADES)
 
 
 def legend(made: Any, ax: Any, note: Sequence[str]) -> None:

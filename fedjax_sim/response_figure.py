@@ -48,9 +48,7 @@ def response(
             for mean in means:
                 place = rows[mean.configuration[second]], columns[mean.configuration[first]]
                 cells[place] = mean.mean
-            return canvas.heat_map(
-                (first, list(columns)), (second, list(rows)), cells, metric, width
-            )
+            return _heat_map((first, list(columns)), (second, list(rows)), cells, metric, width)
     axis = next(iter(numeric), None)
     others = [name for name in names if name != axis]
     lines: dict[str, list[tuple[float, Mean]]] = {}
@@ -110,6 +108,45 @@ def response(
         note.append("arrows: an interval goes on")
     canvas.legend(figure, ax, note)
     return figure
+
+
+def _heat_map(
+    x: tuple[str, Sequence[float]],
+    y: tuple[str, Sequence[float]],
+    values: np.ndarray,
+    name: str,
+    width: float,
+) -> Any:
+    """Values [len y, len x] as cells with their numbers, if there is room; a hatch for NaN."""
+    made, ax = canvas.figure(width)
+    made.set_size_inches(width / 72, (max(canvas.HEIGHT, 0.58 * width) + 30) / 72)
+    ax.grid(visible=False)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    high = high if high > low else low + (abs(low) or 1.0) * 1e-6
+    ax.patch.set(facecolor="none", hatch="////", edgecolor=canvas.LINE)
+    shown = np.ma.masked_invalid(values)
+    mesh = ax.pcolormesh(
+        shown, cmap=canvas.shades(), vmin=low, vmax=high, edgecolors="face", lw=0.3
+    )
+    room = len(x[1]) <= 8 and len(y[1]) <= 12
+    for (row, column), value in np.ndenumerate(values):
+        if room and math.isfinite(value):
+            dark = (value - low) / (high - low) > 0.55
+            ax.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center",
+                    fontsize=canvas.SMALL if len(x[1]) <= 6 else 9.5,
+                    color="#ffffff" if dark else "#000000")  # fmt: skip
+    for axis, (said, ticks) in ((ax.xaxis, x), (ax.yaxis, y)):
+        every = max(1, -(-len(ticks) // 7))
+        axis.set_ticks(np.arange(0, len(ticks), every) + 0.5)
+        axis.set_ticklabels([f"{tick:.3g}" for tick in ticks[::every]])
+        axis.set_label_text(canvas.plain(said))
+    bar = made.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
+    bar.set_label(canvas.plain(name), fontsize=canvas.TEXT, color=canvas.INK)
+    bar.ax.tick_params(color=canvas.LINE, labelcolor=canvas.INK, labelsize=canvas.SMALL)
+    bar.outline.set_visible(False)
+    bar.solids.set_edgecolor("face")
+    return made
 
 
 def _within(mean: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

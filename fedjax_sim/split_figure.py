@@ -10,7 +10,6 @@ from fedjax_sim.partition import Description
 _IN_ORDER = 60  # clients, to be shown by number; more are sorted by their largest class
 _COLUMNS = 200  # of clients; more are averaged with their neighbours
 _BINS = 24  # at most
-_SHADES = ("#ffffff", "#9ed0ef", "#2f93d1", "#0a5a96", "#05294a")
 
 
 def split(description: Description) -> Any:
@@ -48,12 +47,9 @@ def _map(made: Any, ax: Any, description: Description) -> None:
     shares, said = _columns(description)
     ax.grid(visible=False)
     ax.patch.set(facecolor="none", hatch="////", edgecolor=canvas.LINE)
-    from matplotlib.colors import LinearSegmentedColormap
-
     # White for a class that a client has not: what a client holds is what is seen, also where the
     # classes are two and most shares are near a half.
-    shades = LinearSegmentedColormap.from_list("share", _SHADES)
-    mesh = ax.pcolormesh(np.ma.masked_invalid(shares.T), cmap=shades, vmin=0, vmax=1,
+    mesh = ax.pcolormesh(np.ma.masked_invalid(shares.T), cmap=canvas.shades(), vmin=0, vmax=1,
                          edgecolors="face", lw=0.2)  # fmt: skip
     ax.set_yticks(np.arange(1, shares.shape[1]), minor=True)
     ax.grid(which="minor", axis="y", color=canvas.LINE, linewidth=0.5)
