@@ -256,9 +256,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
         says = missing(job, results[job], shown)
         if says:
             axes.annotate(
-                says, (1, row + 0.2), xycoords=("axes fraction", "data"), ha="right",
-                va="bottom", fontsize=7.5, color="0.35",
-            )  # fmt: skip
+                says,
+                (1, row + 0.2),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=7.5,
+                color="0.35",
+            )
     for name in NAMES:
         look = {key: looks[name][key] for key in ("color", "marker")}
         axes.plot([], [], linestyle="none", markersize=7, label=name, **look)

@@ -86,9 +86,18 @@ def response(
         look["linestyle"] = style["linestyle"] if connected else "none"
         beside = canvas.moved(ax, _APART * (i - (len(lines) - 1) / 2))
         ax.plot(x, middle, label=canvas.plain(said) or None, transform=beside, **look)
-        ax.errorbar(x, middle, yerr=half, color=style["color"], linestyle="none", elinewidth=1,
-                    capsize=0 if len(x) > 24 else 2, alpha=0.75, zorder=2,
-                    transform=beside)  # fmt: skip
+        ax.errorbar(
+            x,
+            middle,
+            yerr=half,
+            color=style["color"],
+            linestyle="none",
+            elinewidth=1,
+            capsize=0 if len(x) > 24 else 2,
+            alpha=0.75,
+            zorder=2,
+            transform=beside,
+        )
         ends.append((x, middle, half, style["color"], beside))
     canvas.limit(ax, limits, canvas.lowest_is_best(metric))
     cut = [_arrows(ax, *end) for end in ends]
@@ -133,9 +142,15 @@ def _heat_map(
     for (row, column), value in np.ndenumerate(values):
         if room and math.isfinite(value):
             dark = (value - low) / (high - low) > 0.55
-            ax.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center",
-                    fontsize=canvas.SMALL if len(x[1]) <= 6 else 9.5,
-                    color="#ffffff" if dark else "#000000")  # fmt: skip
+            ax.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:.3g}",
+                ha="center",
+                va="center",
+                fontsize=canvas.SMALL if len(x[1]) <= 6 else 9.5,
+                color="#ffffff" if dark else "#000000",
+            )
     for axis, (said, ticks) in ((ax.xaxis, x), (ax.yaxis, y)):
         every = max(1, -(-len(ticks) // 7))
         axis.set_ticks(np.arange(0, len(ticks), every) + 0.5)
@@ -166,9 +181,17 @@ def _arrows(
     up, down = there & (mean + half > high), there & (mean - half < low)
     for leaves, edge, marker in ((up, high, "^"), (down, low, "v")):
         if leaves.any():
-            ax.plot(x[leaves], np.full(leaves.sum(), edge), color=color, linestyle="none",
-                    marker=marker, markersize=5, clip_on=False, transform=transform,
-                    zorder=4)  # fmt: skip
+            ax.plot(
+                x[leaves],
+                np.full(leaves.sum(), edge),
+                color=color,
+                linestyle="none",
+                marker=marker,
+                markersize=5,
+                clip_on=False,
+                transform=transform,
+                zorder=4,
+            )
     return bool((up | down).any())
 
 
@@ -181,5 +204,11 @@ def _crosses(ax: Any, points: Sequence[tuple[float, Mean]]) -> None:
         ax.plot(*zip(*there, strict=True), label="diverged" if not lost else None, **look)
     if lost:
         said = "diverged" if all(m.diverged for _, m in lost) else "no finite value"
-        ax.plot([x for x, _ in lost], [0.02] * len(lost), label=said, clip_on=False,
-                transform=ax.get_xaxis_transform(), **look)  # fmt: skip
+        ax.plot(
+            [x for x, _ in lost],
+            [0.02] * len(lost),
+            label=said,
+            clip_on=False,
+            transform=ax.get_xaxis_transform(),
+            **look,
+        )

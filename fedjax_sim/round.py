@@ -130,15 +130,19 @@ def make_round(
     """
     _check_algorithm(algorithm)
     _check_choice(
-        "aggregation", aggregation, "fs.aggregation." + ", .".join(rules.RULES),
+        "aggregation",
+        aggregation,
+        "fs.aggregation." + ", .".join(rules.RULES),
         {name: f"the function fs.aggregation.{name}" for name in rules.RULES},
-    )  # fmt: skip
+    )
     execution = automatic() if execution is None else execution
     strategies = {factory.__name__: factory for factory in (automatic, vmapped, packed, sharded)}
     _check_choice(
-        "execution", execution, "fs.execution.vmapped(), .packed(lanes), .sharded(mesh)",
+        "execution",
+        execution,
+        "fs.execution.vmapped(), .packed(lanes), .sharded(mesh)",
         {name: f"fs.execution.{name}(...)" for name in strategies},
-    )  # fmt: skip
+    )
     for factory in strategies.values():
         if cast(Any, execution) is factory:
             name = f"fs.execution.{factory.__name__}"

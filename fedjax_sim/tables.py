@@ -51,9 +51,17 @@ def table(folders: Mapping[str, Folder]) -> str:
     winners = [line for line in lines if any(best.get(by) is line for by in scores)]
     tags = [_tags(line, line in winners) for line in lines]
     marked = any(tags)
-    heads = [*(["folder"] if len(folders) > 1 else []), *axes, *first_metrics,
-             *([""] if marked else []), *(name.replace("_", " ") for name in targets),
-             *(["MB sent"] if sent else []), "seeds", "rounds", *rest]  # fmt: skip
+    heads = [
+        *(["folder"] if len(folders) > 1 else []),
+        *axes,
+        *first_metrics,
+        *([""] if marked else []),
+        *(name.replace("_", " ") for name in targets),
+        *(["MB sent"] if sent else []),
+        "seeds",
+        "rounds",
+        *rest,
+    ]
     numbers = {name for name in axes if any(_is_number(x.configuration.get(name)) for x in lines)}
     numbers |= {*heads} - {"folder", "", *axes}
     rows = []

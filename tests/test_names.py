@@ -37,9 +37,11 @@ def test_every_name_that_the_package_offers_is_listed():
     tree = ast.parse((ROOT / "fedjax_sim" / "__init__.py").read_text())
     offered = {
         alias.asname
-        for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-        for alias in node.names if alias.asname
-    }  # fmt: skip
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
     assert set(fs.__all__) == offered
     assert len(fs.__all__) == len(offered)
     assert {name for name in dir(fs) if not name.startswith("__")} == offered
@@ -95,9 +97,10 @@ def test_a_name_of_nothing_is_told_what_there_is(one):
 def test_a_samplers_name_or_factory_is_told_what_to_write(one):
     algorithm, state, data = one
     factories = [
-        name for name, x in vars(sampling).items()
+        name
+        for name, x in vars(sampling).items()
         if inspect.isfunction(x) and inspect.signature(x).return_annotation is fs.sampling.Sampler
-    ]  # fmt: skip
+    ]
     assert "uniform" in factories
     for name in factories:
         for given, said in (

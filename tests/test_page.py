@@ -379,10 +379,16 @@ def test_the_layout_in_a_browser(tmp_path, width, row):
 def test_what_differs_has_the_axes_values_and_the_rounds_that_were_run(tmp_path):
     stopped = [run({}, 0, rounds=4, num_rounds=4)]
     a = save(tmp_path / "a", stopped, configuration={"rounds": 200, "lr": 0.5, "mode": "selected"})
-    b = save(tmp_path / "b", grid([0.01, 0.1]),
-             configuration={"rounds": 6, "mode": "selected", "lrs": [0.01, 0.1]})  # fmt: skip
-    many = save(tmp_path / "c", grid(np.geomspace(1e-3, 1, 7).tolist(), seeds=1),
-                configuration={"rounds": 6, "mode": "selected"})  # fmt: skip
+    b = save(
+        tmp_path / "b",
+        grid([0.01, 0.1]),
+        configuration={"rounds": 6, "mode": "selected", "lrs": [0.01, 0.1]},
+    )
+    many = save(
+        tmp_path / "c",
+        grid(np.geomspace(1e-3, 1, 7).tolist(), seeds=1),
+        configuration={"rounds": 6, "mode": "selected"},
+    )
     differ = {row[""]: row for row in rows(written([a, b, many], tmp_path / "p.html"), "a")}
     assert [*differ] == ["rounds", "lr", "seeds"]  # and no list that repeats an axis
     assert (differ["rounds"]["a"], differ["rounds"]["b"]) == ("4 of 200", "6")
@@ -392,8 +398,9 @@ def test_what_differs_has_the_axes_values_and_the_rounds_that_were_run(tmp_path)
 
 
 def test_names_stay_whole_a_title_says_a_word_once_and_no_column_is_empty(tmp_path):
-    folder = save(tmp_path / "run", [run({}, 0)], kind="run",
-                  configuration={"client_momentum": 0.9})  # fmt: skip
+    folder = save(
+        tmp_path / "run", [run({}, 0)], kind="run", configuration={"client_momentum": 0.9}
+    )
     read = written([folder], tmp_path / "page.html")
     assert "wbr" not in read.tags
     assert "<h2>run</h2>" in (tmp_path / "page.html").read_text()

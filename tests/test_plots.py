@@ -179,9 +179,13 @@ def test_what_is_refused(call, says):
 
 
 def grid(rates=(0.01, 0.1, 1.0), momenta=(0.9, 0.0), last=lambda lr, m: lr + m):
-    return Results(tuple(
-        made(np.linspace(0, last(lr, m), 9), {"lr": lr, "m": m}) for lr in rates for m in momenta
-    ))  # fmt: skip
+    return Results(
+        tuple(
+            made(np.linspace(0, last(lr, m), 9), {"lr": lr, "m": m})
+            for lr in rates
+            for m in momenta
+        )
+    )
 
 
 def test_two_hyper_parameters_are_told_by_colours_and_dashes():
@@ -216,8 +220,11 @@ def test_a_figure_alone_is_wider_than_a_card_and_its_legend_fits():
 
 
 def test_an_interval_that_leaves_the_axes_has_an_arrow():
-    runs = [made([x], {"lr": lr}, s) for lr in (1.0, 2.0, 3.0, 4.0) for s, x in
-            enumerate((0.5, 0.5 + 0.1 * lr) if lr > 1 else (0.0, 1.0))]  # fmt: skip
+    runs = [
+        made([x], {"lr": lr}, s)
+        for lr in (1.0, 2.0, 3.0, 4.0)
+        for s, x in enumerate((0.5, 0.5 + 0.1 * lr) if lr > 1 else (0.0, 1.0))
+    ]
     figure = plots.response(Results(tuple(runs)), "test_accuracy")
     low, high = figure.axes[0].get_ylim()
     arrows = {x.get_marker(): x for x in drawn(figure) if x.get_marker() in "^v"}
@@ -230,8 +237,12 @@ def test_an_interval_that_leaves_the_axes_has_an_arrow():
 
 
 def test_intervals_at_one_value_stand_side_by_side():
-    runs = [made([lr + m + s / 9], {"lr": lr, "m": m}, s)
-            for lr in (1.0, 2.0, 3.0, 4.0) for m in (0.0, 0.1) for s in range(3)]  # fmt: skip
+    runs = [
+        made([lr + m + s / 9], {"lr": lr, "m": m}, s)
+        for lr in (1.0, 2.0, 3.0, 4.0)
+        for m in (0.0, 0.1)
+        for s in range(3)
+    ]
     figure = plots.response(Results(tuple(runs)), "test_accuracy")
     figure.canvas.draw()
     first, second = [x for x in drawn(figure) if x.get_label().startswith("m=")]
@@ -260,13 +271,23 @@ def test_a_comparisons_picture_starts_where_its_curves_do_and_has_the_tables_ord
     setting = Setting(One(rounds=40), seeds=1, fractions=(0.1,)).resolved()
     score = 1 - np.exp(-np.arange(1, 41) / 8)
     runs = [
-        Run({"fraction": 0.1, "mode": mode}, 0, {
-            "test_accuracy": score, "train_loss": 1 - score, "reporting_share": np.full(40, 0.1),
-            "nonfinite": np.zeros(40, int), "evaluated": np.ones(40, bool),
-            "bytes_down": 10**6 * np.arange(1, 41), "bytes_up": 10**6 * np.arange(1, 41),
-        }, {}, 40)
+        Run(
+            {"fraction": 0.1, "mode": mode},
+            0,
+            {
+                "test_accuracy": score,
+                "train_loss": 1 - score,
+                "reporting_share": np.full(40, 0.1),
+                "nonfinite": np.zeros(40, int),
+                "evaluated": np.ones(40, bool),
+                "bytes_down": 10**6 * np.arange(1, 41),
+                "bytes_up": 10**6 * np.arange(1, 41),
+            },
+            {},
+            40,
+        )
         for mode in setting.modes
-    ]  # fmt: skip
+    ]
     found = report.curves(setting, Results(tuple(runs)))
     lowest = 0.5  # of 1 - exp(-t / 8), first in round 6: 12 MB, after 10 MB
     low, high = report._megabytes_shown(found, lowest)

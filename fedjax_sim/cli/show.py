@@ -95,9 +95,10 @@ def run_progress(num_rounds: int, score: str) -> Iterator[Callable[[driver.Progr
             parts = [f"{name} {now.metrics[name]:.3f}" for name in shown]
             pace = f"{now.rounds_per_second:.3g} rounds/s"
             update(
-                now.round, left(now.seconds_left),
+                now.round,
+                left(now.seconds_left),
                 [*parts, pace, steps(now.client_steps_per_second)],
-            )  # fmt: skip
+            )
 
         yield tell
 

@@ -37,8 +37,16 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
     numbers: list[Any] = []
     y = 0.0
     for clients, rows in blocks.items():
-        ax.text(0.005, y - 0.15, clients, transform=ax.get_yaxis_transform(), fontsize=10,
-                fontweight="bold", color=INK, va="center")  # fmt: skip
+        ax.text(
+            0.005,
+            y - 0.15,
+            clients,
+            transform=ax.get_yaxis_transform(),
+            fontsize=10,
+            fontweight="bold",
+            color=INK,
+            va="center",
+        )
         for row, group in sorted(rows.items()) if table.name == "modes" else rows.items():
             y += 1
             ticks[y] = row
@@ -100,8 +108,9 @@ def stragglers(results: Results, path: Path) -> None:
     made = Figure(figsize=(11, 7), facecolor="white")
     made.set_layout_engine("constrained")
     FigureCanvasAgg(made)
-    axes = made.subplots(len(fedprox.STRAGGLERS), len(fedprox.FEDERATIONS), sharex=True,
-                         sharey=True, squeeze=False)  # fmt: skip
+    axes = made.subplots(
+        len(fedprox.STRAGGLERS), len(fedprox.FEDERATIONS), sharex=True, sharey=True, squeeze=False
+    )
     numbers, seen = [], []
     for i, share in enumerate(fedprox.STRAGGLERS):
         for j, federation in enumerate(fedprox.FEDERATIONS):
