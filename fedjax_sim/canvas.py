@@ -48,11 +48,12 @@ def figure(width: float = WIDTH) -> tuple[Any, Any]:
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+
+        from fedjax_sim.inline_figure import InlineFigure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install fedjax-sim[cli]") from error
     height = max(HEIGHT, 0.58 * width)
-    made = Figure(figsize=(width / 72, height / 72), facecolor="none")
+    made = InlineFigure(figsize=(width / 72, height / 72), facecolor="none")
     made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.04)
     FigureCanvasAgg(made)
     ax = made.add_subplot()

@@ -16,6 +16,11 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
+def has_values(x: Any) -> bool:
+    """Is x an array with values now, and neither traced nor a shape alone?"""
+    return isinstance(x, (np.ndarray, jax.Array)) and is_concrete(x)
+
+
 def check_same_spec(name: str, of: str, before: Any, after: Any) -> None:
     """Refuses a pytree that differs from another in structure, shape or dtype.
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, PyTree
-from fedjax_sim.checks import is_concrete
+from fedjax_sim.checks import has_values, is_concrete
+from fedjax_sim.notebook import card
 
 _INT32_MAX = np.iinfo(np.int32).max
 
@@ -53,6 +54,16 @@ class FederatedData:
             f"FederatedData({self.num_clients} clients, {rows}, "
             f"largest client {self.max_num_examples})"
         )
+
+    def _repr_html_(self) -> str:
+        leaves = jax.tree_util.tree_flatten_with_path(self.examples)[0]
+        facts: dict[str, Any] = {"clients": self.num_clients, "examples": self.total_num_examples}
+        if has_values(self.num_examples):
+            sizes = np.asarray(self.num_examples)
+            low, median, high = np.quantile(sizes, (0, 0.5, 1))
+            facts["examples of a client"] = f"{low:,.0f} to {high:,.0f}, median {median:,.0f}"
+        facts |= {_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+        return card("FederatedData", facts)
 
     @classmethod
     def from_clients(cls, clients: Sequence[PyTree], client_weights: Any | None = None) -> Self:

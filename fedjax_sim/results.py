@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from scipy.special import stdtrit
 
+from fedjax_sim import notebook
 from fedjax_sim.checks import check_number
 from fedjax_sim.columns import LABELS, is_measured, lowest_is_best, score_of
 from fedjax_sim.runs import Mean as Mean
@@ -37,6 +38,16 @@ class Results:
     """
 
     runs: tuple[Run, ...]
+
+    def __repr__(self) -> str:
+        return f"Results({self._title()}: {', '.join(self.metrics) or 'nothing measured'})"
+
+    def _repr_html_(self) -> str:
+        return notebook.table(self._title(), self.table())
+
+    def _title(self) -> str:
+        configurations = len({repr(run.configuration) for run in self.runs})
+        return f"{len(self.runs):,} runs of {configurations:,} configurations"
 
     def table(self) -> list[dict[str, Scalar]]:
         """One row a run."""

@@ -17,6 +17,7 @@ from fedjax_sim.checks import check_count
 from fedjax_sim.columns import check_evaluated, columns, has_value
 from fedjax_sim.driver import WARM_SECONDS, Interrupt, Progress, compile_program, drive
 from fedjax_sim.experiment import Experiment
+from fedjax_sim.notebook import card, number, progress_bar, words
 from fedjax_sim.randomness import as_key
 from fedjax_sim.results import Results, Run, to_json, versions
 from fedjax_sim.saving import SaveError, replace_file
@@ -57,6 +58,18 @@ class Simulation(NamedTuple):
     status: str
     exchange: Communication
     num_rounds: int
+
+    def __repr__(self) -> str:
+        return f"Simulation({words(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return card("Simulation", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        measured = self.history._facts()
+        rounds = f"{number(measured.pop('rounds'))} of {number(self.num_rounds)}"
+        size = sum(x.size for x in jax.tree.leaves(trained_params(self.state)))
+        return {"status": self.status, "rounds": rounds, **measured, "parameters": size}
 
     def results(self, configuration: Mapping[str, Any] | None = None, seed: int = 0) -> Results:
         """The run as a table of one: to print, to save, to hand to pandas.
@@ -102,6 +115,7 @@ def simulate(
     stop: Callable[[History], Array] | None = None,
     checkpoint_every: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    progress: bool = False,
     writers: Sequence[Writer] = (),
     configuration: Mapping[str, Any] | None = None,
 ) -> Simulation:
@@ -123,6 +137,7 @@ def simulate(
       checkpoint_every: rounds between checkpoints; None saves every 15 s or so, less often where
         saving would take more than 2 % of the time. The end is saved in any case.
       on_progress: called after each chunk.
+      progress: whether a bar of tqdm's is shown, in a terminal or a notebook (extra `notebook`).
       writers: given the scalars of each round.
       configuration: anything JSON-able that `resume` shall find the same, beside the key, the
         federation, the shapes of the state, R, `evaluate_every` and the versions.
@@ -160,6 +175,20 @@ def simulate(
             "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
             f"{writers!r}"
         )
+    if progress:
+        with progress_bar(experiment.num_rounds, "rounds") as tell:
+
+            def both(now: Progress) -> None:
+                tell(now.round, words({k: x for k, x in now.metrics.items() if "loss" in k}))
+                if on_progress is not None:
+                    on_progress(now)
+
+            shown = simulate(
+                experiment, key, out=out, resume=resume, stop=stop, on_progress=both,
+                checkpoint_every=checkpoint_every, writers=writers, configuration=configuration,
+            )  # fmt: skip
+            tell(len(shown.history.evaluated), shown.status)
+            return shown
     key, seed = as_key(key)
     experiment.check(key)
     state = experiment.start(key)

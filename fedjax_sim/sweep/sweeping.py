@@ -16,6 +16,7 @@ from fedjax_sim.base import Array
 from fedjax_sim.checks import check_count
 from fedjax_sim.driver import WARM_SECONDS, Interrupt
 from fedjax_sim.grid import Grid
+from fedjax_sim.notebook import card, progress_bar, words
 from fedjax_sim.randomness import check_key
 from fedjax_sim.results import Results, Run, versions
 from fedjax_sim.saving import SaveError
@@ -44,6 +45,20 @@ class Swept(NamedTuple):
     seconds_left: float
     says: str
 
+    def __repr__(self) -> str:
+        return f"Swept({words(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return card("Sweep", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "runs": f"{self.runs:,} of {self.num_runs:,}",
+            "client steps a second": self.client_steps_per_second,
+            "seconds left": self.seconds_left,
+            **({"at work": self.says} if self.says else {}),
+        }
+
 
 def sweep(
     experiment: Callable[..., Any],
@@ -61,6 +76,7 @@ def sweep(
     keep_models: str | None = None,
     metric: str | None = None,
     on_progress: Callable[[Swept], None] | None = None,
+    progress: bool = False,
     configuration: Mapping[str, Any] | None = None,
 ) -> Results:
     """Runs every configuration of a grid with every key, in as few programs as can be.
@@ -98,6 +114,7 @@ def sweep(
         score: of a validation set where there is one, else of the test set. Losses and errors are
         best where they are lowest.
       on_progress: called after each chunk.
+      progress: whether a bar of tqdm's is shown, in a terminal or a notebook (extra `notebook`).
       configuration: anything JSON-able that `resume` shall find the same.
 
     Returns:
@@ -125,7 +142,25 @@ def sweep(
     {'lr': 0.4}
     """
     grid = grid if isinstance(grid, Grid) else grids.product(**grid)
+    given_keys = keys
     labels, keys = _keys(keys)
+    if progress:
+        with progress_bar(len(grid) * len(labels), "runs") as tell:
+
+            def both(now: Swept) -> None:
+                tell(now.runs, now.says)
+                if on_progress is not None:
+                    on_progress(now)
+
+            shown = sweep(
+                experiment, grid, given_keys, out=out, resume=resume,
+                static=static, side_by_side=side_by_side, memory_limit=memory_limit,
+                common_random_numbers=common_random_numbers, mesh=mesh, on_progress=both,
+                checkpoint_every=checkpoint_every, keep_models=keep_models, metric=metric,
+                configuration=configuration,
+            )  # fmt: skip
+            tell(len(shown.runs), "")
+            return shown
     opaque = takes_key(experiment)
     check_names(experiment, grid, static, opaque)
     check_labels(grid, opaque)
