@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fedjax_sim import canvas, plots
-from fedjax_sim.columns import BYTES, score_of
+from fedjax_sim.columns import BYTES, on_test, score_of
 from fedjax_sim.reading import Folder
 from fedjax_sim.results import Results, Run, joined
 
 MOST = 9  # cards for one score
+_PARTS = ("validation", "test", "train")  # of a data set
 _LINES = 6  # of several folders; one folder has as many as a figure takes
 
 # A colour on light ground -> on dark.
@@ -160,7 +161,8 @@ def _responses(folders: Sequence[tuple[str, Results]], by: str) -> Iterator[Card
     joint = together(with_axis)
     axes = plots.numeric_axes(joint)
     shared = set(joint.metrics).intersection(*(results.metrics for _, results in with_axis))
-    wanted = [by, *(x for x in ("test_loss", *_worst(joint.metrics)) if x in shared and x != by)]
+    beside = ("validation_loss" if on_test(by) else "test_loss", *_worst(joint.metrics))
+    wanted = [by, *(x for x in (on_test(by), *beside) if x in shared and x != by)]
     for metric in wanted[:3]:
         against = f" by {', '.join(list(axes)[:2])}" if axes else ""
         yield Card(f"final {metric}{against}", _response(joint, metric))
@@ -182,7 +184,8 @@ def _of_one(results: Results, by: str) -> Iterator[Card]:
         if name.startswith("clients_"):
             pairs.setdefault(f"{name.split('_')[1]} of clients", []).append(name)
         else:
-            pairs.setdefault(name.removeprefix("train_").removeprefix("test_"), []).append(name)
+            of, _, rest = name.partition("_")
+            pairs.setdefault(rest if of in _PARTS and rest else name, []).append(name)
     for said, names in pairs.items():
         yield Card(f"{said} by round", _curve(results, _spread(names)[:8]))
     sent = [name for name in BYTES if name in columns]
@@ -201,8 +204,8 @@ def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
     if {*BYTES} <= set(columns):
         made.append((by, "megabytes"))
     measured = [name for name in columns if name in results.metrics and name != by]
-    first = [name for prefix in ("test_", "train_") for name in measured if name.startswith(prefix)]
-    first.sort(key=lambda name: (not name.startswith("test_"), not name.endswith("loss")))
+    first = [name for part in _PARTS for name in measured if name.startswith(f"{part}_")]
+    first.sort(key=lambda name: (name.startswith("train_"), not name.endswith("loss")))
     rest = [name for name in measured if name not in first and not name.startswith("clients_")]
     made += [(name, "rounds") for name in [*first, *_worst(measured), *rest]]
     if "update_norm" in columns:

@@ -85,6 +85,16 @@ def score_of(metrics: Iterable[str]) -> str | None:
     return next(iter([*found, *metrics]), None)
 
 
+def on_test(metric: str) -> str | None:
+    """What a metric of the validation set is called of the test set; None for any other.
+
+    >>> on_test("validation_accuracy"), on_test("test_accuracy")
+    ('test_accuracy', None)
+    """
+    part, _, name = metric.partition("_")
+    return f"test_{name}" if part == "validation" else None
+
+
 def check_evaluated(evaluate: Evaluate | None, params: Params) -> list[str]:
     """The columns of what `evaluate` makes of such params, known before anything compiles.
 

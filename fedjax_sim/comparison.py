@@ -81,6 +81,11 @@ class Setting:
         return self.one.target
 
     @property
+    def set_name(self) -> str:
+        """Of which set the score is."""
+        return "test" if self.one.validation is None else "validation"
+
+    @property
     def score_name(self) -> str:
         """As it is printed."""
         return "R^2" if self.one.dataset in REGRESSIONS else "accuracy"

@@ -194,12 +194,14 @@ def evaluator(
     test: FederatedData | None = None,
     clients: FederatedData | None = None,
     *,
+    validation: FederatedData | None = None,
     lower_is_better: tuple[str, ...] = ("loss",),
     batch_size: int = 1024,
 ) -> Callable[[Params], dict[str, Array]]:
     """A function of the model, for `fs.run`, `fs.simulate` and `fs.sweep`: scalars by name.
 
-    `test_NAME` is the mean of each metric over the test set. `clients_NAME_STATISTIC` is each of
+    `test_NAME` is the mean of each metric over the test set, `validation_NAME` over the validation
+    set, which `fs.Results.best` then chooses by. `clients_NAME_STATISTIC` is each of
     `ClientStatistics` of the model's metric on the clients' own examples, in one pass over
     them. NAME is "loss" or a name that metric_fn gives.
 
@@ -207,12 +209,13 @@ def evaluator(
       metric_fn: as `loss_fn`.
       test: a test set, `fs.FederatedData.from_clients([test])`.
       clients: a federation.
+      validation: as `test`; `fs.partition.holdout` makes one of a split's examples.
       lower_is_better: metrics of which the highest are the worst.
       batch_size: examples at a time.
 
     Raises:
-      ValueError: if there is neither `test` nor `clients`; from the function, as soon as it is
-        traced, what `evaluate` refuses, by the name that the examples have here.
+      ValueError: if there is neither `test` nor `clients` nor `validation`; from the function, as
+        soon as it is traced, what `evaluate` refuses, by the name that the examples have here.
 
     >>> import numpy as np
     >>> test = FederatedData.from_clients([np.array([1.0, 3.0])])
@@ -220,21 +223,23 @@ def evaluator(
     >>> {name: float(x) for name, x in found.items()}
     {'test_loss': 2.0}
     """
-    if test is None and clients is None:
-        raise ValueError("evaluator must be given test, clients or both; got neither")
-    for given in (test, clients):
+    parts = {"validation": validation, "test": test}
+    if test is None and clients is None and validation is None:
+        raise ValueError("evaluator must be given test, clients, validation or several; got none")
+    for given in (*parts.values(), clients):
         if given is not None:
             check_data(given)
     check_count("batch_size", batch_size)
 
     def scores(params: Params) -> dict[str, Array]:
         found: dict[str, Array] = {}
-        for name, given in (("test", test), ("clients", clients)):
+        for name, given in (*parts.items(), ("clients", clients)):
             if given is not None:
                 check_examples(metric_fn, params, given.examples, name)
-        if test is not None:
-            mean = evaluate(metric_fn, params, test, batch_size=batch_size).mean
-            found |= {f"test_{name}": value for name, value in mean.items()}
+        for part, examples in parts.items():
+            if examples is not None:
+                mean = evaluate(metric_fn, params, examples, batch_size=batch_size).mean
+                found |= {f"{part}_{name}": value for name, value in mean.items()}
         if clients is not None:
             result = evaluate(metric_fn, params, clients, batch_size=batch_size)
             for name, values in result.clients.items():

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim import canvas, cards, facts, plots, tables
+from fedjax_sim.columns import on_test
 from fedjax_sim.reading import Folder
 from fedjax_sim.reading import load as load
-from fedjax_sim.results import SUMMARY, ranked
+from fedjax_sim.results import SUMMARY, Mean, ranked
 from fedjax_sim.saving import reason, replace_file
 
 _SAME = ("fedjax-sim", "jax", "jaxlib")  # versions that change numbers
@@ -106,7 +107,8 @@ def _head(name: str, folder: Folder) -> str:
             where = f" with {canvas.label(top.configuration, names)}" if names else ""
             best = (
                 f"<p>{'Best final' if names else 'Final'} {tables.text(by)} "
-                f"<strong>{tables.text(tables.interval(top))}</strong>{tables.text(where)}</p>"
+                f"<strong>{tables.text(tables.interval(top))}</strong>{tables.text(where)}"
+                f"{tables.text(_on_test(folder, by, top))}</p>"
             )
     made = facts.described(facts.versions(folder))
     return (
@@ -116,6 +118,17 @@ def _head(name: str, folder: Folder) -> str:
         + (f"<details><summary>made by</summary>{made}</details>" if made else "")
         + "</article>"
     )
+
+
+def _on_test(folder: Folder, by: str, top: Mean) -> str:
+    """What the configuration that the validation set chose has on the test set."""
+    metric = on_test(by)
+    if metric not in folder.results.metrics:
+        return ""
+    (mean,) = [
+        mean for mean in folder.results.mean(metric) if mean.configuration == top.configuration
+    ]
+    return f"; its {metric} is {tables.interval(mean)}"
 
 
 def _figures(folders: Mapping[str, Folder]) -> list[str]:

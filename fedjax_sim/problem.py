@@ -22,7 +22,8 @@ from fedjax_sim.sampling import Sampler
 from fedjax_sim.server_optimizers import ADAPTIVE
 from fedjax_sim.setting import OF_DATA, Setting, strategy
 
-_PARTITION = 11  # the key's purpose: one split for all seeds, so that they differ in training only
+# Purposes of the key: one split for all seeds, so that they differ in training only.
+_PARTITION, _VALIDATION = 11, 12
 _HIDDEN: dict[str, tuple[int, ...]] = {"logistic": (), "mlp": (32,), "2nn": (200, 200)}
 
 
@@ -33,11 +34,12 @@ class Problem(NamedTuple):
     test: FederatedData
     init: Callable[[Array], Params]
     loss_fn: Callable[..., Any]
-    variance: float | None  # of a regression's test targets
+    variances: dict[str, float]  # of a regression's targets in test and validation
+    validation: FederatedData | None = None
 
 
 class Split(NamedTuple):
-    """A data set and who has which of its examples."""
+    """A data set and who has which of its training examples, none of which is held out."""
 
     dataset: Any  # fedjax_sim.datasets.Dataset
     client_ids: np.ndarray  # Int[N]
@@ -62,7 +64,13 @@ def split(setting: Setting) -> Split:
         beta: Any = setting.synthetic_beta or 0.0
         iid = setting.dataset == "synthetic_iid"
         found = datasets.synthetic(data_key, alpha, beta, clients, iid)
-    return Split(found, _client_ids(key, setting, found, clients))
+    client_ids = _client_ids(key, setting, found, clients)
+    if setting.validation is None:
+        return Split(found, client_ids)
+    key = stream(jax.random.key(setting.partition_seed), _VALIDATION)
+    held = partition.holdout(key, client_ids, setting.validation)
+    train, validation = ({k: x[rows] for k, x in found.train.items()} for rows in (~held, held))
+    return Split(found._replace(train=train, validation=validation), client_ids[~held])
 
 
 def _client_ids(key: Array, setting: Setting, found: Any, clients: int) -> np.ndarray:
@@ -105,11 +113,15 @@ def _problem(setting: Setting) -> Problem:
         found, client_ids = split(setting)
         data = FederatedData.from_arrays(found.train, client_ids, setting.clients)
         test = FederatedData.from_clients([found.test])
+        held_out = found.validation
+        validation = None if held_out is None else FederatedData.from_clients([held_out])
     model = _model(setting.model or "mlp", found)
     if found.num_classes is None:
-        variance = float(np.var(found.test["y"]))
-        return Problem(data, test, model.init, models.squared_error(model.apply), variance)
-    return Problem(data, test, model.init, models.cross_entropy(model.apply), None)
+        loss_fn = models.squared_error(model.apply)
+        parts = {"validation": found.validation, "test": found.test}
+        variances = {k: float(np.var(part["y"])) for k, part in parts.items() if part is not None}
+        return Problem(data, test, model.init, loss_fn, variances, validation)
+    return Problem(data, test, model.init, models.cross_entropy(model.apply), {}, validation)
 
 
 def _model(name: str, found: Any) -> Any:
@@ -163,14 +175,15 @@ def metrics(experiment: Experiment) -> tuple[str, ...]:
 
 
 def _evaluate(given: Problem, per_client: bool) -> Callable[[Params], dict[str, Array]]:
-    measure = evaluator(given.loss_fn, given.test, given.data if per_client else None)
-    if given.variance is None:
+    clients = given.data if per_client else None
+    measure = evaluator(given.loss_fn, given.test, clients, validation=given.validation)
+    if not given.variances:
         return measure
-    variance = given.variance
 
     def with_r2(params: Params) -> dict[str, Array]:
         found = measure(params)
-        return {"test_r2": 1 - found["test_loss"] / variance, **found}
+        r2 = {f"{k}_r2": 1 - found[f"{k}_loss"] / x for k, x in given.variances.items()}
+        return {**r2, **found}
 
     return with_r2
 

@@ -30,6 +30,7 @@ class Curve(NamedTuple):
     bytes_up: np.ndarray  # Int64, cumulative
     share: np.ndarray  # n_V / n
     diverged: int  # seeds
+    test: np.ndarray | None = None  # of the same metric, where `score` is of a validation set
 
 
 class Row(NamedTuple):
@@ -51,6 +52,8 @@ class Row(NamedTuple):
     mean_share: float  # n_V / n
     min_share: float
     max_share: float
+    test_mean: float | None = None  # after the last round, where the score is of a validation set
+    test_std: float | None = None
 
 
 def curves(setting: Setting, results: Results) -> list[Curve]:
@@ -82,6 +85,9 @@ def curves(setting: Setting, results: Results) -> list[Curve]:
                 bytes_up=side_by_side("bytes_up"),
                 share=side_by_side("reporting_share").astype(np.float64),
                 diverged=sum(run.diverged for run in runs),
+                test=None
+                if setting.one.validation is None
+                else side_by_side(setting.one.test_score).astype(np.float64),
             )
         )
     return found
@@ -94,6 +100,7 @@ def rows(setting: Setting, found: list[Curve], exchange: Communication) -> list[
     for curve in found:
         seeds, rounds = curve.score.shape
         last = curve.score[:, -1]
+        test = None if curve.test is None else curve.test[:, -1]
         reached = [rounds_to_target(score, setting.target) for score in curve.score]
         times = [time for time in reached if time is not None]
         everyone_up = rounds * clients * exchange.up
@@ -115,6 +122,8 @@ def rows(setting: Setting, found: list[Curve], exchange: Communication) -> list[
                 mean_share=float(curve.share.mean()),
                 min_share=float(curve.share.min()),
                 max_share=float(curve.share.max()),
+                test_mean=None if test is None else float(test.mean()),
+                test_std=float(test.std(ddof=1)) if test is not None and seeds > 1 else None,
             )
         )
     return table
@@ -225,7 +234,9 @@ def drawn(setting: Setting, found: list[Curve]) -> Any:
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
                 ax.plot(x, mean, **MODE_STYLES[mode], label=mode, zorder=2 + order, markevery=marks)
         cohort = cohort_size(fraction, one.clients or 1)
-        axes[line, 0].set_ylabel(f"C = {fraction:g} (m = {cohort})\ntest {setting.score_name}")
+        axes[line, 0].set_ylabel(
+            f"C = {fraction:g} (m = {cohort})\n{setting.set_name} {setting.score_name}"
+        )
         for ax in axes[line]:
             ax.axhline(
                 setting.target, label=target, color="0.35", linewidth=1.2, linestyle=":", zorder=0

@@ -205,6 +205,15 @@ class Setting:
     evaluate_every: int = field(
         default=1, metadata=_says("rounds between evaluations (default: 1)", "R")
     )
+    validation: float | None = field(
+        default=None,
+        metadata=_says(
+            "hold out this share of each client's training examples: the score, of which the best "
+            "is chosen and the target reached, is then theirs and not the test set's (default: "
+            "none)",
+            "SHARE",
+        ),
+    )
     per_client: bool = field(
         default=False,
         metadata=_says("evaluate the clients too: how their metrics spread (default: no)"),
@@ -320,6 +329,7 @@ class Setting:
             ("mu", lambda x: x >= 0, "at least 0"),
             ("server_lr", lambda x: x > 0, "positive"),
             ("target", lambda x: x <= 1, "at most 1"),
+            ("validation", lambda x: 0 < x < 1, "in (0, 1)"),
         ):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), allows, says)
@@ -357,7 +367,17 @@ class Setting:
     @property
     def score(self) -> str:
         """The evaluated metric that tells good from bad; higher is better."""
-        return "test_r2" if self.dataset in REGRESSIONS else "test_accuracy"
+        return self.test_score if self.validation is None else f"validation_{self.measure}"
+
+    @property
+    def test_score(self) -> str:
+        """The same on the test set, which is the score unless there is a validation set."""
+        return f"test_{self.measure}"
+
+    @property
+    def measure(self) -> str:
+        """What is measured, of any set."""
+        return "r2" if self.dataset in REGRESSIONS else "accuracy"
 
     def without_target(self) -> "Setting":
         """The same but for where it stops: what a resume must find as it was."""
@@ -374,7 +394,7 @@ NAMES = tuple(f.name for f in fields(Setting))
 OF_DATA = (
     "dataset", "synthetic_alpha", "synthetic_beta", "partition", "alpha", "shards_per_client",
     "classes_per_client", "skew", "skew_parameter", "min_examples", "partition_seed",
-    "clients",
+    "clients", "validation",
 )  # fmt: skip
 
 

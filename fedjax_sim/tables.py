@@ -130,7 +130,9 @@ def _metrics(lines: Sequence[Line], scores: Sequence[str]) -> list[str]:
             return scores.index(name) - len(scores)
         if name.startswith("clients_"):
             return 1 if name.endswith("_worst_tenth") else 2 if name.endswith("_mean") else 5
-        return 0 if name.startswith("test_") else 4 if name.startswith("train_") else 3
+        if name.startswith(("validation_", "test_")):
+            return 0
+        return 4 if name.startswith("train_") else 3
 
     names = [x for x in found if not x.startswith("rounds_to") and place(x) < 5]
     return sorted(names, key=place)[:_MOST]

@@ -144,7 +144,7 @@ def test_evaluator_names_every_mean_and_statistic():
 
 def test_evaluator_refuses():
     data = fs.FederatedData.from_clients([np.ones(2)])
-    with pytest.raises(ValueError, match="test, clients or both; got neither"):
+    with pytest.raises(ValueError, match="test, clients, validation or several; got none"):
         evaluator(metrics)
     with pytest.raises(ValueError, match=r"must be an fs\.FederatedData; got list"):
         evaluator(metrics, [1.0])

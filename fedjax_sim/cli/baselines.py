@@ -47,15 +47,18 @@ def train(
         own = _of_own_models(chosen, simulation) if name == "local_only" else run.values
         results = Results((run._replace(rounds=rounds, values=own),))
         results.save(below, summary(configuration, chosen, simulation))
-    score = results.runs[0].row()[chosen.score]
-    said = f"{score:.4f}" if isinstance(score, float) else "not known"
+    row = results.runs[0].row()
+    said = ", ".join(
+        f"{score} {row[score]:.4f}" if isinstance(row[score], float) else f"{score} not known"
+        for score in dict.fromkeys((chosen.score, chosen.test_score))
+    )
     means = ""
     if name == "local_only":
         means = ", mean of the clients' own models"
         clients = experiment.data.num_clients
         if never := clients - int(own["trained_clients"] or 0):
             means += f" ({never} of {clients} never trained, and have the first one)"
-    return f"{name}: {chosen.score} {said}{means}", True
+    return f"{name}: {said}{means}", True
 
 
 def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]:
@@ -63,15 +66,18 @@ def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]
     given = problem.problem(chosen)
     found = baselines.evaluate_local(
         given.loss_fn, simulation.state, given.test, given.data if chosen.per_client else None
-    )
+    ).statistics
+    if given.validation is not None:
+        held_out = baselines.evaluate_local(given.loss_fn, simulation.state, given.validation)
+        found |= {
+            name.replace("test_", "validation_", 1): x for name, x in held_out.statistics.items()
+        }
     values: dict[str, Scalar] = {"trained_clients": _trained(simulation.state)}
-    for name, statistics in found.statistics.items():
+    for name, statistics in found.items():
         values |= {f"{name}_{k}": float(x) for k, x in statistics._asdict().items()}
-    means: dict[str, Any] = {name: float(x.mean) for name, x in found.statistics.items()}
-    values |= {name: means[name] for name in means if name.startswith("test_")}
-    if given.variance is not None:
-        values["test_r2"] = 1 - means["test_loss"] / given.variance
-    return values
+    means = {name: float(x.mean) for name, x in found.items() if not name.startswith("clients_")}
+    r2 = {f"{k}_r2": 1 - means[f"{k}_loss"] / x for k, x in given.variances.items()}
+    return {**values, **means, **r2}
 
 
 def _trained(state: FederatedState) -> int:

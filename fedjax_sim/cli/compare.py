@@ -140,7 +140,7 @@ def _legend(setting: Setting, rows: list[Row]) -> list[str]:
     several, score_name = setting.seeds > 1, setting.score_name
     spread = f", mean ± sample standard deviation of {setting.seeds} seeds" if several else ""
     lines = [
-        f"{score_name}: on the test set after {setting.one.rounds} rounds{spread}.",
+        f"{score_name}: on the {setting.set_name} set after {setting.one.rounds} rounds{spread}.",
         f"rounds to {setting.target:g}: until the best {score_name} so far reaches it, "
         "interpolated; mean of the seeds that do.",
         "MB: 10^6 bytes over the whole run, all clients together. all_clients sends the model to "
@@ -152,13 +152,19 @@ def _legend(setting: Setting, rows: list[Row]) -> list[str]:
     return lines
 
 
+def _with_spread(mean: float, std: float | None) -> str:
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+
 def _table(setting: Setting, rows: list[Row]) -> Any:
     from rich import box
     from rich.table import Table
 
     score_name, rounds = setting.score_name, setting.one.rounds
     table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for name in ("C", "m", "mode", score_name, f"rounds to {setting.target:g}", "MB down", "MB up"):
+    beside = () if setting.one.validation is None else (f"test {score_name}",)
+    names = ("C", "m", "mode", score_name, *beside, f"rounds to {setting.target:g}")
+    for name in (*names, "MB down", "MB up"):
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     previous = None
     for row in rows:
@@ -171,13 +177,12 @@ def _table(setting: Setting, rows: list[Row]) -> Any:
         up = f"{row.megabytes_up:.2f}"
         if row.mode == "all_clients":
             up += f" ({row.megabytes_up_all_send:.2f})"
-        score = f"{row.score_mean:.3f}"
-        if row.score_std is not None:
-            score += f" ± {row.score_std:.3f}"
+        score = _with_spread(row.score_mean, row.score_std)
+        test = () if row.test_mean is None else (_with_spread(row.test_mean, row.test_std),)
         if row.rounds < rounds:
             score += f" after {row.rounds} round{'s' if row.rounds > 1 else ''}"
         table.add_row(
-            f"{row.fraction:g}", str(row.cohort), row.mode, score, reached,
+            f"{row.fraction:g}", str(row.cohort), row.mode, score, *test, reached,
             f"{row.megabytes_down:.2f}", up,
         )  # fmt: skip
     return table

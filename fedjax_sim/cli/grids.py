@@ -16,6 +16,7 @@ TABLES = ("grid", "zip", "random")
 _NO_AXES = {
     "seed": "seeds are no axis of a grid; give --seeds N",
     "dataset": "scores of different data sets cannot be compared; make a sweep of each",
+    "validation": "it says by what the best is chosen, not what is trained",
     "per_client": "it says what is evaluated, not what is trained",
     "target": "it says what is reached, not what is trained",
     "rounds": "it is a column of the results; make a sweep of each",

@@ -116,8 +116,8 @@ def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:
     """How it ended, in a few lines."""
     run = simulation.results(seed=chosen.seed).runs[0]
     row, done = run.row(), run.done
-    scores = [row.get(name) for name in (chosen.score, "test_loss", "train_loss")]
-    named = zip((chosen.score, "test_loss", "train_loss"), scores, strict=True)
+    names = dict.fromkeys((chosen.score, chosen.test_score, "test_loss", "train_loss"))
+    named = [(name, row.get(name)) for name in names]
     said = ", ".join(f"{name} {x:.4f}" for name, x in named if isinstance(x, float))
     traffic = f"{int(row['bytes_down'] or 0) / 1e6:.2f} MB down, "
     traffic += f"{int(row['bytes_up'] or 0) / 1e6:.2f} MB up"

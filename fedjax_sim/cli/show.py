@@ -164,6 +164,16 @@ def value(x: Any) -> str:
     return "" if x is None else str(x)
 
 
+def interval(mean: Mean) -> str:
+    """A mean and half of its interval, where that is known.
+
+    >>> interval(Mean({}, 0.9, 0.8, 1.0, 3, 0)), interval(Mean({}, 0.9, math.nan, math.nan, 1, 0))
+    ('0.9000 ± 0.1000', '0.9000')
+    """
+    half = "" if math.isnan(mean.low) else f" ± {mean.high - mean.mean:.4f}"
+    return f"{mean.mean:.4f}{half}" if math.isfinite(mean.mean) else "-"
+
+
 def means(
     found: list[Mean], metric: str, lowest: bool, more: Mapping[str, list[str]]
 ) -> tuple[Table, int]:

@@ -13,10 +13,11 @@ from fedjax_sim.cli import files, folder, grids, machine
 from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read, whole
 from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import check_known, setting
+from fedjax_sim.columns import on_test
 from fedjax_sim.comparison import rounds_to_target
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.grid import Grid
-from fedjax_sim.results import Results
+from fedjax_sim.results import Results, ranked
 from fedjax_sim.setting import NAMES, TRACED, Setting
 from fedjax_sim.sweep import sweep
 from fedjax_sim.trained import KEPT, MODELS
@@ -71,7 +72,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "choice(VALUE,...) for each axis, and seed=SEED; in a file [random] with num = 20, "
         "seed = 0 and client_lr = \"loguniform(0.01,1)\" under it")  # fmt: skip
     add("--metric", default=argparse.SUPPRESS,
-        help="what the best is best in (default: the score on the test set)")  # fmt: skip
+        help="what the best is best in (default: the score on what --validation holds out, else "
+        "on the test set)")  # fmt: skip
     add("--keep-models", nargs="?", const="final", choices=KEPT, default=argparse.SUPPRESS,
         help="keep the final model of each run (default without a word), or the best by --metric, "
         "in --out's models, where fs.load reads them")  # fmt: skip
@@ -203,13 +205,18 @@ def _after(plan: Plan, results: Results) -> list[Any]:
         more[f"rounds to {plan.base.target:g}"] = [
             _to_target(some, plan.settings[0].score, plan.base.target) for some in runs
         ]
-    table, hidden = show.means(means, plan.metric, lowest, more)
     lines = [
-        table,
         f"{plan.metric}: after the last round, mean of the seeds, with the 95 % confidence "
-        "interval of Student's t.",
+        "interval of Student's t."
     ]
-    return lines + ([f"{hidden} more are in table.csv."] if hidden else [])
+    best = ranked(means, lowest)[0]
+    test_metric = on_test(plan.metric)
+    if test_metric in results.metrics and means[best].competes:
+        chosen = show.interval(results.mean(test_metric)[best])
+        more[test_metric] = [chosen if i == best else "" for i in range(len(means))]
+        lines.append(f"{test_metric}: of the best, which {plan.metric} chose.")
+    table, hidden = show.means(means, plan.metric, lowest, more)
+    return [table, *lines] + ([f"{hidden} more are in table.csv."] if hidden else [])
 
 
 def _to_target(runs: list[Any], score: str, target: float) -> str:

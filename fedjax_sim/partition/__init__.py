@@ -18,3 +18,4 @@ from fedjax_sim.partition.description import describe as describe
 from fedjax_sim.partition.features import noise as noise
 from fedjax_sim.partition.features import rotation as rotation
 from fedjax_sim.partition.given import natural as natural
+from fedjax_sim.partition.held_out import holdout as holdout
