@@ -653,6 +653,18 @@ def test_hugging_face_by_what_it_asks():
     assert found.train["y"].tolist() == [1.5, 0.5, 2.5]
     assert found.client_ids.tolist() == [0, 1, 1]
     assert found.num_classes is None
+    assert found.validation is None
+    held = Columns({"power": [4.5], "speed": np.full((1, 2), 7.0)})
+    parts = {"train": train, "test": train, "validation": held}
+    for found in (
+        fs.datasets.hugging_face(parts, "who", "speed", "power"),
+        fs.datasets.hugging_face(train, "who", "speed", "power", test=train, validation=held),
+    ):
+        assert found.validation["y"].tolist() == [4.5]
+        assert found.validation["x"].tolist() == [[7.0, 7.0]]
+    wrong = {**parts, "validation": Columns({"power": [4.5], "speed": np.ones((1, 3))})}
+    with pytest.raises(ValueError, match="x must be alike in train and validation"):
+        fs.datasets.hugging_face(wrong, "who", "speed", "power")
 
 
 @pytest.mark.parametrize(

@@ -19,18 +19,19 @@ _TARGETS = 'targets of a regression need task="regression"'
 def joined(
     train: Clients,
     test: Clients,
+    validation: Clients | None = None,
     *,
     task: str | None = None,
     num_classes: int | None = None,
 ) -> Dataset:
     """One data set of all clients, in the order of `train`, by whose keys they are named.
 
-    x is Int32 if it is of whole numbers in all of train and test, else Float32. Images x,
+    x is Int32 if it is of whole numbers in all parts, else Float32. Images x,
     UInt8[n, height, width] or with channels, become Float32[n, height, width, channels] in
     [0, 1]. y is Int32, labels, or Float32, targets of a regression.
 
     Args:
-      train, test: the examples of each client.
+      train, test, validation: the examples of each client; None for no validation part.
       task: "classification" or "regression"; None: labels if every y is a whole number, be it
         written as a float (4.0), else a regression.
       num_classes: as declared with the labels; None for the largest label plus one.
@@ -42,6 +43,7 @@ def joined(
     """
     check_task(task)
     parts = {"train": train, "test": test}
+    parts |= {} if validation is None else {"validation": validation}
     for part, clients in parts.items():
         _check(clients, part)
     _check_alike(parts)
@@ -58,6 +60,7 @@ def joined(
         num_classes=_num_classes(parts, columns, task, num_classes) if labels else None,
         client_ids=ids,
         client_names=tuple(train),
+        validation=columns.get("validation"),
     )
 
 
@@ -120,15 +123,15 @@ def _check_alike(parts: Mapping[str, Clients]) -> None:
             f"images must be of bytes everywhere, or nowhere; got {' and '.join(types)}"
         )
     for name in "xy":
-        train, test = (
-            next(array for part, _, array in _arrays(parts, name) if part == wanted)
-            for wanted in parts
-        )
-        if train.shape[1:] != test.shape[1:]:
-            raise ValueError(
-                f"{name} must be alike in train and test; got examples of shape "
-                f"{list(train.shape[1:])} and {list(test.shape[1:])}"
-            )
+        shapes: dict[str, list[int]] = {}
+        for part, _, array in _arrays(parts, name):
+            shapes.setdefault(part, list(array.shape[1:]))
+        for part, shape in shapes.items():
+            if shape != shapes["train"]:
+                raise ValueError(
+                    f"{name} must be alike in train and {part}; got examples of shape "
+                    f"{shapes['train']} and {shape}"
+                )
 
 
 def _are_labels(parts: Mapping[str, Clients], task: str | None) -> bool:

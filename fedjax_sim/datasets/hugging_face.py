@@ -1,5 +1,6 @@
 """Federations from Hugging Face's `datasets`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ def hugging_face(
     y: str = "label",
     test: Any = None,
     *,
+    validation: Any = None,
     task: str | None = None,
 ) -> Dataset:
     """A data set of Hugging Face, whose clients are the values of a column.
@@ -27,11 +29,12 @@ def hugging_face(
     A y that is declared as a `ClassLabel` has its `num_classes`, also where some do not occur.
 
     Args:
-      dataset: a `datasets.DatasetDict` with train and test, or a `datasets.Dataset` with which
-        `test` is given.
+      dataset: a `datasets.DatasetDict` with train and test, and perhaps validation, or a
+        `datasets.Dataset` with which `test` is given.
       client_column: the column that says whose an example is.
       x, y: the columns of inputs and of labels or targets.
       test: a `datasets.Dataset`; it needs no client_column.
+      validation: likewise; None for none beside what a DatasetDict has.
       task: "classification" or "regression"; None: labels if every y is a whole number, be it
         written as a float, else a regression.
 
@@ -47,6 +50,8 @@ def hugging_face(
                 "dataset must have the splits train and test, unless test is given; got "
                 f"{type(dataset).__name__}"
             )
+        if validation is None and "validation" in dataset:
+            validation = dataset["validation"]
         dataset, test = dataset["train"], dataset["test"]
     columns = _columns("dataset", dataset, {"client_column": client_column, "x": x, "y": y})
     inputs, targets = _numbers(columns[x], "x"), _targets(columns[y], y)
@@ -57,10 +62,14 @@ def hugging_face(
     train: dict[str, Examples] = {
         name: (inputs[mine], targets[mine]) for name, mine in zip(names, rows, strict=True)
     }
-    num_classes = _declared_classes(dataset, test, y)
-    columns = _columns("test", test, {"x": x, "y": y})
-    examples = (_numbers(columns[x], "x"), _targets(columns[y], y))
-    return joined(train, {"all": examples}, task=task, num_classes=num_classes)
+    parts = {"train": dataset, "test": test, "validation": validation}
+    parts = {name: part for name, part in parts.items() if part is not None}
+    num_classes = _declared_classes(parts, y)
+    beside: dict[str, dict[str, Examples]] = {}
+    for name in [*parts][1:]:
+        columns = _columns(name, parts[name], {"x": x, "y": y})
+        beside[name] = {"all": (_numbers(columns[x], "x"), _targets(columns[y], y))}
+    return joined(train, **beside, task=task, num_classes=num_classes)
 
 
 def _named(clients: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -77,20 +86,23 @@ def _text(value: Any) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _declared_classes(dataset: Any, test: Any, y: str) -> int | None:
+def _declared_classes(parts: Mapping[str, Any], y: str) -> int | None:
     """`num_classes` of the `ClassLabel` that y is declared as; None if it is not."""
-    declared: list[Any] = []
-    for part in (dataset, test):
+    declared: dict[str, Any] = {}
+    for name, part in parts.items():
         feature = (getattr(part, "features", None) or {}).get(y)
         feature = getattr(feature, "feature", feature)  # of a sequence, that of its elements
         if hasattr(feature, "num_classes"):
-            declared.append(feature)
-    names = [getattr(feature, "names", None) for feature in declared]
-    if len(declared) == 2 and names[0] != names[1]:
-        raise ValueError(
-            f"y must have the same classes in train and test; got {names[0]} and {names[1]}"
-        )
-    return declared[0].num_classes if declared else None
+            declared[name] = feature
+    names = {part: getattr(feature, "names", None) for part, feature in declared.items()}
+    for part, classes in names.items():
+        first = next(iter(names))
+        if classes != names[first]:
+            raise ValueError(
+                f"y must have the same classes in {first} and {part}; got {names[first]} and "
+                f"{classes}"
+            )
+    return next(iter(declared.values())).num_classes if declared else None
 
 
 def _columns(said: str, dataset: Any, wanted: dict[str, str]) -> dict[str, Any]:
