@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, LossFn, Metrics, Params, PyTree, accumulator
+from fedjax_sim.independence import check_independent
 
 
 def per_example(
@@ -79,11 +80,11 @@ def mean_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, Metrics]]:
 
 
 def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
-    """Refuses, without computing anything, a loss that does not fit params and data.
+    """Refuses a loss that does not fit params and data, or mixes examples.
 
     Raises:
-      ValueError: from `per_example`, and from the loss's own `check(params, examples)`
-        where it has one.
+      ValueError: from `per_example`, from `check_independent`, and from the loss's own
+        `check(params, examples)` where it has one.
     """
     try:
         inspect.signature(loss_fn).bind(params, examples, None)
@@ -92,7 +93,12 @@ def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
     check_examples(loss_fn, params, examples)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(lambda p, b, k: per_example(loss_fn, p, b, k), params, batch, key)
+
+    def values(params: Params, batch: PyTree, key: Array) -> dict[str, Array]:
+        return per_example(loss_fn, params, batch, key)
+
+    jax.eval_shape(values, params, batch, key)
+    check_independent(loss_fn, values, params, examples)
 
 
 def check_examples(loss_fn: LossFn, params: Params, examples: PyTree, name: str = "") -> None:

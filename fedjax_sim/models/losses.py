@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.errors import FlaxError
+from flax.errors import FlaxError, ScopeCollectionNotFound
 
 from fedjax_sim.base import Array, Params, PyTree
 from fedjax_sim.checks import is_concrete
@@ -126,6 +126,12 @@ def _outputs(
         _check_tokens(x, apply.vocabulary)
     try:
         return jax.eval_shape(apply, params, x[:1]).shape[1:]
+    except ScopeCollectionNotFound as error:
+        raise ValueError(
+            "the model has variables beside its params, as the statistics of a BatchNorm, which a "
+            "round neither averages nor keeps (take a norm within an example, as GroupNorm or "
+            f"LayerNorm): {str(error).strip().splitlines()[0]}"
+        ) from error
     except (FlaxError, TypeError) as error:
         given = f"{x.dtype}[N{_more(x.shape[1:])}]"
         raise ValueError(

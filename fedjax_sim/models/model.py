@@ -46,7 +46,8 @@ def from_flax(
     """A flax (linen) module as a Model, without variables other than its params.
 
     Raises:
-      ValueError: for an input_shape, without the batch, that is no sequence of sizes.
+      ValueError: for an input_shape, without the batch, that is no sequence of sizes; from `init`,
+        for a module that has other variables, as BatchNorm has, for they would be lost.
 
     >>> import jax
     >>> model = from_flax(nn.Dense(2), (3,))
@@ -56,7 +57,14 @@ def from_flax(
     check_sizes("input_shape", input_shape)
 
     def init(key: Array) -> Params:
-        return module.init(key, jnp.zeros((1, *input_shape), input_dtype))["params"]
+        variables = module.init(key, jnp.zeros((1, *input_shape), input_dtype))
+        if others := sorted(set(variables) - {"params"}):
+            raise ValueError(
+                f"module must have no variables beside its params; got {', '.join(others)}, which "
+                "a round neither averages nor keeps (in place of a BatchNorm take a norm within an "
+                "example, as GroupNorm or LayerNorm)"
+            )
+        return variables["params"]
 
     def apply(params: Params, x: Array) -> Array:
         return jnp.asarray(module.apply({"params": params}, x))
