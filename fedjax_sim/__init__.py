@@ -52,10 +52,13 @@ from fedjax_sim.round import init as init
 from fedjax_sim.round import make_round as make_round
 from fedjax_sim.saving import SaveError as SaveError
 from fedjax_sim.simulate import Simulation as Simulation
-from fedjax_sim.simulate import reaches as reaches
 from fedjax_sim.simulate import simulate as simulate
 from fedjax_sim.simulation import History as History
 from fedjax_sim.simulation import run as run
+from fedjax_sim.stopping import Stop as Stop
+from fedjax_sim.stopping import any_of as any_of
+from fedjax_sim.stopping import patience as patience
+from fedjax_sim.stopping import reaches as reaches
 from fedjax_sim.sweep import sweep as sweep
 from fedjax_sim.traffic import Communication as Communication
 from fedjax_sim.traffic import communication as communication
@@ -91,8 +94,10 @@ __all__ = [
     "RoundMetrics",
     "SaveError",
     "Simulation",
+    "Stop",
     "Trained",
     "aggregation",
+    "any_of",
     "baselines",
     "client_statistics",
     "communication",
@@ -111,6 +116,7 @@ __all__ = [
     "models",
     "nn",
     "partition",
+    "patience",
     "plots",
     "reaches",
     "run",

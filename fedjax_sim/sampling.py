@@ -74,6 +74,7 @@ def custom(
             )
         return cohort
 
+    sample.__qualname__ = getattr(draw, "__qualname__", "")  # what a refused resume calls it
     return Sampler(size, with_replacement, sample)
 
 

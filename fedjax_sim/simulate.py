@@ -1,6 +1,5 @@
 """A whole run driven from the host: progress, early stop, checkpoints, resume."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,20 +11,21 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_sim.base import Array, FederatedState, PyTree
-from fedjax_sim.checkpoint import Checkpoints, checksum
+from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.checks import check_count
 from fedjax_sim.columns import check_evaluated, columns, has_value
-from fedjax_sim.driver import WARM_SECONDS, Interrupt, Progress, compile_program, drive
+from fedjax_sim.driver import WARM_SECONDS, Interrupt, Progress, drive, history_of
 from fedjax_sim.experiment import Experiment
+from fedjax_sim.identity import identity, open_checkpoints
 from fedjax_sim.notebook import card, number, progress_bar, words
+from fedjax_sim.program import compile_program, trace_step
 from fedjax_sim.randomness import as_key
-from fedjax_sim.results import Results, Run, to_json, versions
-from fedjax_sim.saving import SaveError, replace_file
+from fedjax_sim.results import Results, Run
+from fedjax_sim.saving import SaveError
 from fedjax_sim.simulation import History
+from fedjax_sim.stopping import Criterion, as_stop, check_stop, replay
 from fedjax_sim.traffic import Communication, communication
 from fedjax_sim.trained import MODEL, save_trained, trained_params
-
-_IDENTITY = "experiment.json"  # beside the checkpoints: what they are of
 
 
 class Writer(Protocol):
@@ -84,35 +84,13 @@ class Simulation(NamedTuple):
         return Results((Run(dict(configuration or {}), seed, found, {}, asked),))
 
 
-def reaches(name: str, target: float) -> Callable[[History], Array]:
-    """A `stop` for `fs.simulate`: once the evaluated metric is at least (loss: at most) target.
-
-    Args:
-      name: of a value that the experiment's `evaluate` returns, as "test_accuracy". One whose
-        name ends in "loss" is to come down to the target.
-    """
-
-    def stop(history: History) -> Array:
-        found = history.evaluation
-        if not isinstance(found, dict) or name not in found:
-            given = ", ".join(found) if isinstance(found, dict) else "no names"
-            raise ValueError(f"target must be of a value that evaluate returns; got {name!r}, "
-                             f"and it returns {given}")  # fmt: skip
-        value = found[name]
-        met = value <= target if name.endswith("loss") else value >= target
-        return history.evaluated & met
-
-    stop.__name__ = f"{name} reaches {target:g}"  # what a resume compares
-    return stop
-
-
 def simulate(
     experiment: Experiment,
     key: Array | int,
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    stop: Callable[[History], Array] | None = None,
+    stop: Criterion | None = None,
     checkpoint_every: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     progress: bool = False,
@@ -130,17 +108,22 @@ def simulate(
       key: the base key of the whole run, or an integer, the seed for `jax.random.key`.
       out: a folder for checkpoints, and for the model at the end, in model.npz, which `fs.load`
         reads; None saves nothing.
-      resume: go on from the last whole checkpoint in `out`; from the start if there is none. A
-        run without `stop` may be given one; if a round done before has met it, none is added.
-      stop: `History` of one round -> Bool[], in the graph: whether the run ends with this round;
-        `fs.reaches` makes one.
+      resume: go on from the last whole checkpoint in `out`; from the start if there is none. With
+        more rounds than it was of, a run goes on to the bits of one longer run, unless something
+        of it depends on R; and a finished one, too. `stop` may be left out, or be another that no
+        round before the last one done had met. A run without it may be given one; if a round done
+        before has met it, none is added.
+      stop: `History` of one round -> Bool[], in the graph: whether the run ends with this round,
+        as `fs.reaches` makes one; or an `fs.Stop`, which remembers the rounds before, as
+        `fs.patience` does; or several, of which the first one met ends the run.
       checkpoint_every: rounds between checkpoints; None saves every 15 s or so, less often where
         saving would take more than 2 % of the time. The end is saved in any case.
       on_progress: called after each chunk.
       progress: whether a bar of tqdm's is shown, in a terminal or a notebook (extra `notebook`).
       writers: given the scalars of each round.
       configuration: anything JSON-able that `resume` shall find the same, beside the key, the
-        federation, the shapes of the state, R, `evaluate_every` and the versions.
+        federation, the first model, R, `evaluate_every`, the versions, and a checksum of the
+        traced program: sampler, rule, algorithm with all its constants, evaluation.
 
     Raises:
       ValueError: what the experiment raises; if `out` holds checkpoints and `resume` is False,
@@ -166,10 +149,7 @@ def simulate(
         check_count("checkpoint_every", checkpoint_every, ", or None")
     if resume and out is None:
         raise ValueError("resume needs out, the folder to go on from; got None")
-    if stop is not None and not callable(stop):
-        raise ValueError(
-            f"stop must be a function of a round's History, as fs.reaches makes one; got {stop!r}"
-        )
+    criterion = None if stop is None else as_stop(stop)
     if not all(hasattr(writer, "write") for writer in writers):
         raise ValueError(
             "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
@@ -194,13 +174,6 @@ def simulate(
     state = experiment.start(key)
     check_evaluated(experiment.evaluate, state.params)
     exchange = communication(experiment.algorithm, state.params, experiment.data)
-    checkpoints = None
-    if out is not None:
-        identity = _identity(experiment, key, state) | {
-            "stop": getattr(stop, "__name__", None),
-            "configuration": dict(configuration or {}),
-        }
-        checkpoints = open_checkpoints(Path(out), identity, resume)
 
     def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         return experiment.advance(key, round, carry)
@@ -210,7 +183,26 @@ def simulate(
     mesh = getattr(experiment.execution, "mesh", None)
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
-    program = compile_program(step, (), carry, experiment.num_rounds, stop=stop, place=mesh)
+    traced = trace_step(step, (), carry)
+
+    def as_it_were(rows: History) -> History:
+        return _without_last_evaluation(experiment, rows)
+
+    checkpoints = None
+    if out is not None:
+        here = identity(experiment, key, state) | {
+            "stop": None if criterion is None else criterion.name,
+            "criterion": None if criterion is None else check_stop(criterion, traced.row),
+            "configuration": dict(configuration or {}),
+        }
+
+        def rounds_met(saved: Checkpoints) -> list[int]:
+            rows = as_it_were(history_of(saved, traced.row))
+            met = np.array(False) if criterion is None else replay(criterion, rows)[1]
+            return [int(i) + 1 for i in np.flatnonzero(met)]
+
+        checkpoints = open_checkpoints(Path(out), here, resume, rounds_met)
+    program = compile_program(traced, (), carry, experiment.num_rounds, stop=criterion, place=mesh)
     is_warm = False  # whether a chunk's time is that of its rounds alone
 
     def on_chunk(first: int, rows: History, seconds: float) -> None:
@@ -232,7 +224,9 @@ def simulate(
 
     try:
         with Interrupt() as interrupt:
-            driven = drive(program, (), carry, interrupt, on_chunk, checkpoints, checkpoint_every)
+            driven = drive(
+                program, (), carry, interrupt, on_chunk, checkpoints, checkpoint_every, as_it_were
+            )
     except BaseException as error:
         _close(writers, error)
         if hasattr(error, "driven"):
@@ -269,6 +263,21 @@ def _close(writers: Sequence[Writer], first: BaseException | None) -> None:
         raise earlier
 
 
+def _without_last_evaluation(experiment: Experiment, rows: History) -> History:
+    """The rounds done as a run of R rounds has them: a shorter one evaluated its last, too."""
+    done = len(rows.evaluated)
+    due = done % experiment.evaluate_every == 0 or done == experiment.num_rounds
+    if not done or due or not rows.evaluated[-1]:
+        return rows
+
+    def without(x: Any) -> Any:
+        nothing = np.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
+        return np.concatenate([x[:-1], np.full_like(x[-1:], nothing)])
+
+    evaluation = jax.tree.map(without, rows.evaluation)
+    return rows._replace(evaluation=evaluation, evaluated=without(rows.evaluated))
+
+
 def progress_of(
     found: Mapping[str, np.ndarray],
     first: int,
@@ -297,68 +306,3 @@ def progress_of(
         else math.nan,
         metrics=metrics,
     )
-
-
-def open_checkpoints(folder: Path, identity: Mapping[str, Any], resume: bool) -> Checkpoints:
-    """The folder's checkpoints, after comparing what they are of with what is to run.
-
-    Raises:
-      ValueError: if there are some and `resume` is False, or they are of something else.
-      OSError: if the folder cannot be written.
-    """
-    checkpoints = Checkpoints(folder / "checkpoints")
-    path = folder / _IDENTITY
-    text = to_json(identity)
-    if path.exists():
-        if not resume:
-            raise ValueError(
-                f"out {folder} holds an experiment already; resume it, or name another folder"
-            )
-        there, here = json.loads(path.read_text()), json.loads(text)
-        # A run may be given a criterion to stop by, which changes nothing of what is computed.
-        given = there.get("stop") is None and here.get("stop") is not None
-        if differs := differences({**there, "stop": here.get("stop")} if given else there, here):
-            raise ValueError(
-                f"out {folder} holds another experiment and cannot be resumed: {differs}"
-            )
-        if given:
-            replace_file(path, lambda file: file.write(text))
-    else:
-        if checkpoints.numbers():
-            raise ValueError(
-                f"out {folder} holds checkpoints and no {_IDENTITY} that says of what; name "
-                "another folder, or remove them"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: file.write(text))
-    return checkpoints
-
-
-def differences(there: Any, here: Any, name: str = "") -> str:
-    """What differs between two JSON values, in words; "" if nothing does."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        names = dict.fromkeys([*there, *here])
-        parts = [
-            differences(there.get(k), here.get(k), f"{name}.{k}" if name else k) for k in names
-        ]
-        return "; ".join(part for part in parts if part)
-    return (
-        "" if there == here else f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"
-    )
-
-
-def _identity(experiment: Experiment, key: Array, state: FederatedState) -> dict[str, Any]:
-    data = experiment.data
-    local = experiment.algorithm.local
-    return {
-        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
-        "num_rounds": experiment.num_rounds,
-        "evaluate_every": experiment.evaluate_every,
-        "local": local._asdict(),
-        "cohort": experiment.sampler.size,
-        "nonfinite": experiment.nonfinite,
-        "federation": checksum(*jax.tree.leaves(data)),
-        "state": [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)],
-        "first_params": checksum(*jax.tree.leaves(state.params)),
-        "versions": versions(),
-    }

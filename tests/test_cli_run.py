@@ -357,8 +357,49 @@ def test_a_target_may_come_later(tmp_path, capsys):
     assert "Stopped: test_accuracy reached 0.01 in round 1 already." in said
     assert read(tmp_path) == before
     assert b"target = 0.01" in read(tmp_path, "configuration.toml")
-    said = refused(capsys, "--resume", "--target", 0.5, out=tmp_path)
-    assert "target is 0.01 there and 0.5 here" in said
+    said = refused(capsys, "--resume", "--target", 0.02, out=tmp_path)
+    assert "reaches 0.02" in said
+    assert "which round 1 of the 4 done had met" in said
+    assert b"target = 0.01" in read(tmp_path, "configuration.toml")
+
+
+def test_more_rounds(tmp_path, capsys):
+    longer, once = tmp_path / "longer", tmp_path / "once"
+    assert run(*SMALL, "--evaluate-every", 3, out=longer) == 0
+    assert run("--resume", "--rounds", 7, out=longer) == 0
+    assert run(*SMALL, "--evaluate-every", 3, "--rounds", 7, out=once) == 0
+    for name in ("rounds.csv", "table.csv", "configuration.toml", "summary.json"):
+        assert read(longer, name) == read(once, name)
+    said = refused(capsys, "--resume", "--rounds", 6, out=longer)
+    assert "num_rounds is 7 there and 6 here, and 7 rounds are done" in said
+    assert b"rounds = 7" in read(longer, "configuration.toml")
+    # As it was before runs could have more rounds.
+    path = longer / "experiment.json"
+    there = json.loads(path.read_text())
+    assert there["configuration"]["rounds"] == 7
+
+
+def test_a_schedule_over_all_rounds_has_no_more_rounds(tmp_path, capsys):
+    assert run(*SMALL, "--schedule", "cosine", out=tmp_path) == 0
+    said = refused(capsys, "--resume", "--rounds", 6, out=tmp_path)
+    assert "rounds is 4 there and 6 here, on which the cosine schedule depends" in said
+    assert "give --decay-rounds 4" in said
+    assert run("--resume", "--rounds", 6, "--decay-rounds", 4, out=tmp_path) == 0
+
+
+def test_patience(tmp_path, capsys):
+    options = (*SMALL, "--client-lr", 1e-9, "--patience", 2)
+    assert run(*options, out=tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "After 3 rounds" in said
+    assert "Stopped: test_accuracy was no better in 2 evaluations than the 0." in said
+    assert "of round 1." in said
+    assert b"patience = 2" in read(tmp_path, "configuration.toml")
+    assert run("--resume", "--patience", 3, out=tmp_path) == 0
+    assert "After 4 rounds" in capsys.readouterr().out
+    assert "patience must be a whole number" in refused(
+        capsys, *SMALL, "--patience", 0, out=tmp_path / "none"
+    )
 
 
 class Full:

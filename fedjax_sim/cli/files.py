@@ -2,12 +2,13 @@
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim.identity import MORE_ROUNDS, differences
 from fedjax_sim.saving import replace_file
-from fedjax_sim.simulate import differences
 
 NAME = "configuration.toml"
 
@@ -36,13 +37,11 @@ def write(folder: Path, values: Mapping[str, Any]) -> None:
 def check_same(
     folder: Path,
     values: Mapping[str, Any],
-    may_come: str | None = None,
     beside: Sequence[str] = (),
 ) -> None:
     """Refuses to resume with other values than those that are there, if any are.
 
     Args:
-      may_come: a name that may have a value where there is none yet.
       beside: names that are not compared.
 
     Raises:
@@ -50,13 +49,31 @@ def check_same(
     """
     if (folder / NAME).exists():
         there, here = read(folder / NAME), tomllib.loads(toml(values))
-        if may_come is not None and may_come not in there:
-            here.pop(may_come, None)
         for name in beside:
             there.pop(name, None)
+            here.pop(name, None)
         differs = differences(there, here)
         if differs:
-            raise ValueError(f"--out {folder} cannot be resumed: {differs}")
+            more = there.get("rounds") != here.get("rounds") and "; " + MORE_ROUNDS
+            raise ValueError(f"--out {folder} cannot be resumed: {differs}{more or ''}")
+
+
+@contextmanager
+def written(folder: Path, values: Mapping[str, Any]) -> Iterator[None]:
+    """As `write`, taken back if what is in here refuses to run it.
+
+    Raises:
+      ValueError: what is raised in here.
+    """
+    path = folder / NAME
+    before = path.read_bytes() if path.exists() else None
+    write(folder, values)
+    try:
+        yield
+    except ValueError:
+        if before is not None:
+            replace_file(path, lambda file: file.write(before))
+        raise
 
 
 def toml(values: Mapping[str, Any]) -> str:

@@ -1,18 +1,22 @@
 """`fedjax-sim run`: one run."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedjax_sim import problem
+from fedjax_sim.checks import check_count
 from fedjax_sim.cli import files, folder, machine
-from fedjax_sim.cli.options import add_config, add_out, add_setting, read
+from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read, whole
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.cli.values import setting
 from fedjax_sim.driver import Interrupt
 from fedjax_sim.setting import Setting
-from fedjax_sim.simulate import Simulation, Writer, reaches, simulate
+from fedjax_sim.simulate import Simulation, Writer, simulate
+from fedjax_sim.stopping import Criterion, patience, reaches
 from fedjax_sim.trained import MODEL
 from fedjax_sim.writers import tensorboard, wandb
 
@@ -28,7 +32,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of a setting, of the folder and of what is written beside."""
     add_config(parser)
     add_setting(parser)
-    add_out(parser, None, "go on with the run in --out")
+    parser.add_argument(
+        "--patience", type=whole, default=argparse.SUPPRESS, metavar="N",
+        help="end the run once N evaluations in a row brought no better score",
+    )  # fmt: skip
+    add_out(parser, None, "go on with the run in --out, for more --rounds if they are given")
     parser.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's events there, too"
     )
@@ -51,13 +59,20 @@ def call(options: argparse.Namespace) -> int:
     from fedjax_sim.cli import baselines, show
 
     folder.check(options.out, options.resume, options.overwrite, folder.RUN)
-    values = read("run", options)
+    values = read("run", options, more=("patience",))
     there = baselines.there(options.out) if options.resume else []
     names = baselines.named(there, values.pop("baselines", []), getattr(options, "baselines", []))
+    waits = values.pop("patience", None)
+    if waits is not None:
+        check_count("patience", waits)
     chosen = setting(values).resolved()
-    configuration = chosen.values() | ({"baselines": names} if names else {})
+    own = {"patience": waits, "baselines": names or None}
+    configuration = chosen.values() | {k: v for k, v in own.items() if v is not None}
     if options.resume:
-        files.check_same(options.out, chosen.values(), may_come="target", beside=("baselines",))
+        # Whether these may differ, `simulate` knows.
+        beside = ("rounds", "target", "patience", "baselines")
+        files.check_same(options.out, chosen.values(), beside)
+        _check_schedule(chosen, options)
     baselines.check(names, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)
@@ -70,7 +85,6 @@ def call(options: argparse.Namespace) -> int:
     folder.prepare(options.out, options.overwrite)
     for name in names:
         folder.prepare(options.out / name, options.overwrite)
-    files.write(options.out, configuration)
 
     console = show.console()
     sizes = experiment.data.num_examples
@@ -79,12 +93,17 @@ def call(options: argparse.Namespace) -> int:
         f"of {int(sizes.min())} to {int(sizes.max())} examples, {chosen.rounds} rounds",
         soft_wrap=True,
     )
-    stop = None if chosen.target is None else reaches(chosen.score, chosen.target)
+    stops: list[Criterion] = []
+    if chosen.target is not None:
+        stops.append(reaches(chosen.score, chosen.target))
+    if waits is not None:
+        stops.append(patience(chosen.score, waits))
     with Interrupt() as interrupt:  # one that comes too late for the run is for its baselines
-        with folder.saying_what_is_saved(options.out):
+        with folder.saying_what_is_saved(options.out), files.written(options.out, configuration):
             with show.run_progress(chosen.rounds, chosen.score) as tell:
                 simulation = simulate(
-                    experiment, chosen.seed, out=options.out, resume=options.resume, stop=stop,
+                    experiment, chosen.seed, out=options.out, resume=options.resume,
+                    stop=(stops[0] if len(stops) == 1 else stops) if stops else None,
                     on_progress=tell, writers=writers,
                     configuration=chosen.without_target().values(),
                 )  # fmt: skip
@@ -93,7 +112,7 @@ def call(options: argparse.Namespace) -> int:
             results = simulation.results(seed=chosen.seed)
             summary = baselines.summary(configuration, chosen, simulation)
             written = results.save(options.out, summary | {"bytes": simulation.exchange._asdict()})
-        for line in _said(options.out, chosen, simulation):
+        for line in _said(options.out, chosen, simulation, waits):
             console.print(line, soft_wrap=True)
         console.print(
             f"Wrote {', '.join((*written, MODEL, files.NAME))} to {options.out}", soft_wrap=True
@@ -112,7 +131,30 @@ def call(options: argparse.Namespace) -> int:
     return 0 if through else INTERRUPTED
 
 
-def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:
+def _check_schedule(chosen: Setting, options: argparse.Namespace) -> None:
+    """Refuses other rounds than before for a schedule that spans the rounds by default.
+
+    What is there does not say whether its span was given or is that of all rounds.
+
+    Raises:
+      ValueError: if the span is that of what is there, and by default another here.
+    """
+    path = options.out / files.NAME
+    if options.config is not None or not path.exists() or "decay_rounds" in given(options):
+        return
+    before: Any = files.read(path).get("rounds")
+    own = replace(chosen, decay_rounds=None)
+    spans = [replace(own, rounds=rounds).resolved().decay_rounds for rounds in (before, own.rounds)]
+    if spans[0] == chosen.decay_rounds != spans[1]:
+        raise ValueError(
+            f"--out {options.out} cannot be resumed: rounds is {before} there and {chosen.rounds} "
+            f"here, on which the {chosen.schedule} schedule depends: by default it has "
+            f"decay_rounds {spans[0]} there and {spans[1]} here; give --decay-rounds {spans[0]} to "
+            "go on with the one that is there, or name another folder"
+        )
+
+
+def _said(out: Path, chosen: Setting, simulation: Simulation, waits: int | None) -> list[str]:
     """How it ended, in a few lines."""
     run = simulation.results(seed=chosen.seed).runs[0]
     row, done = run.row(), run.done
@@ -125,9 +167,18 @@ def _said(out: Path, chosen: Setting, simulation: Simulation) -> list[str]:
     if run.diverged:
         lines.append("DIVERGED: an update or a measure was not finite.")
     if simulation.status == "stopped":
-        when = int(np.argmax(run.rounds[chosen.score] >= chosen.target)) + 1
-        before = f" in round {when} already" if when < done else ""
-        lines.append(f"Stopped: {chosen.score} reached {chosen.target:g}{before}.")
+        reached: Any = chosen.target is not None and run.rounds[chosen.score] >= chosen.target
+        if np.any(reached):
+            when = int(np.argmax(reached)) + 1
+            before = f" in round {when} already" if when < done else ""
+            lines.append(f"Stopped: {chosen.score} reached {chosen.target:g}{before}.")
+        else:
+            measured = run.measured(chosen.score)
+            when = int(np.flatnonzero(run.rounds[chosen.score] == np.nanmax(measured))[0]) + 1
+            lines.append(
+                f"Stopped: {chosen.score} was no better in {waits} evaluations than the "
+                f"{np.nanmax(measured):.4f} of round {when}."
+            )
     if simulation.status == "interrupted":
         lines.append(
             f"Interrupted after {done} of {chosen.rounds} rounds, which are saved: {_go_on(out)}"

@@ -16,13 +16,16 @@ from fedjax_sim.base import Array, PyTree
 from fedjax_sim.checkpoint import checksum
 from fedjax_sim.columns import columns
 from fedjax_sim.comparison import bytes_of, rounds_to_target
-from fedjax_sim.driver import Interrupt, Program, compile_program, drive
+from fedjax_sim.driver import Interrupt, drive
+from fedjax_sim.identity import open_checkpoints
+from fedjax_sim.program import Program, compile_program, trace_step
 from fedjax_sim.reproduce.cells import RATIO, Cell, named
 from fedjax_sim.reproduce.store import Store, what
 from fedjax_sim.results import versions
 from fedjax_sim.setting import Setting
-from fedjax_sim.simulate import open_checkpoints, progress_of, reaches
+from fedjax_sim.simulate import progress_of
 from fedjax_sim.simulation import History
+from fedjax_sim.stopping import as_stop, reaches
 
 _MOST_RATES = 7
 # A cell whose run takes longer is run with one seed.
@@ -84,9 +87,10 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
         return inputs, carry
 
     assert resolved.target is not None
-    stop = reaches(resolved.score, resolved.target)
+    stop = as_stop(reaches(resolved.score, resolved.target))
     inputs, carry = start(cell.rates[0], 0)
-    program = compile_program(step, inputs, carry, cell.most, stop=stop, place=mesh)
+    traced = trace_step(step, inputs, carry)
+    program = compile_program(traced, inputs, carry, cell.most, stop=stop, place=mesh)
     first = made(cell.rates[0])
     exchange = bytes_of(first)
     everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots

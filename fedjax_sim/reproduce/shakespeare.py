@@ -15,7 +15,8 @@ from fedjax_sim.driver import Progress
 from fedjax_sim.results import Results, to_json
 from fedjax_sim.saving import replace_file
 from fedjax_sim.setting import Setting
-from fedjax_sim.simulate import reaches, simulate
+from fedjax_sim.simulate import simulate
+from fedjax_sim.stopping import reaches
 
 NAME = "shakespeare"
 HEADING = (

@@ -11,10 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjax_sim.base import Array, PyTree
 from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.columns import columns, named
-from fedjax_sim.driver import Interrupt, Program, compile_program, drive
+from fedjax_sim.driver import Interrupt, drive
 from fedjax_sim.execution import automatic, packed
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.grid import Grid
+from fedjax_sim.program import Program, compile_program, trace_step
 from fedjax_sim.simulation import History
 from fedjax_sim.sweep.models import Model, better, first_best, on_host
 from fedjax_sim.sweep.plan import Batch, Group, build
@@ -144,7 +145,8 @@ class Compiled:
         carry = () if self.opaque else self.start(inputs)
         rounds = self.group.num_rounds or 1
         if self.program is None:
-            self.program = compile_program(self._step, inputs, carry, rounds, self.mesh)
+            traced = trace_step(self._step, inputs, carry, self.mesh)
+            self.program = compile_program(traced, inputs, carry, rounds, self.mesh)
             if self.program.memory > self.limit:
                 raise ValueError(
                     f"memory_limit must hold a call; got {self.limit / 1e6:,.0f} MB, and "

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.identity import MORE_ROUNDS, another, differences, warn_of_no_program
 from fedjax_sim.results import to_json
 from fedjax_sim.saving import SaveError, reason, replace_file
-from fedjax_sim.simulate import differences
 from fedjax_sim.sweep.batch import Columns
 from fedjax_sim.trained import MODELS
 
@@ -39,11 +39,13 @@ class Store:
                 raise ValueError(
                     f"out {self.folder} holds a sweep already; resume it, or name another folder"
                 )
-            differs = differences(json.loads(path.read_text()), here)
-            if differs:
+            there = json.loads(path.read_text())
+            if differs := _another(there, here):
                 raise ValueError(
                     f"out {self.folder} holds another sweep and cannot be resumed: {differs}"
                 )
+            if any("program" not in group for group in there["groups"]):
+                warn_of_no_program(self.folder)
             return
         if self.batches.is_dir() and any(self.batches.iterdir()):
             raise ValueError(
@@ -94,3 +96,18 @@ class Store:
         except OSError as error:
             raise SaveError(f"batch {number} was not saved in {path}: {reason(error)}") from error
         shutil.rmtree(self.checkpoints(number).folder, ignore_errors=True)
+
+
+def _another(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What makes what is there another sweep, in words; "" if nothing does."""
+    facts = [{k: v for k, v in one.items() if k != "groups"} for one in (there, here)]
+    if differs := differences(facts[0], facts[1]):
+        return differs
+    for place, groups in enumerate(zip(there["groups"], here["groups"], strict=True)):
+        rounds = [group.get("num_rounds") for group in groups]
+        if differs := another(*groups):
+            many = len(there["groups"]) > 1
+            return f"group {place + 1}: {differs}" if many else differs
+        if rounds[0] != rounds[1]:
+            return f"num_rounds is {rounds[0]} there and {rounds[1]} here; {MORE_ROUNDS}"
+    return ""

@@ -16,13 +16,14 @@ from fedjax_sim.base import Array
 from fedjax_sim.checks import check_count
 from fedjax_sim.driver import WARM_SECONDS, Interrupt
 from fedjax_sim.grid import Grid
+from fedjax_sim.identity import program
 from fedjax_sim.notebook import card, progress_bar, words
 from fedjax_sim.randomness import check_key
 from fedjax_sim.results import Results, Run, versions
 from fedjax_sim.saving import SaveError
 from fedjax_sim.sweep.batch import Columns, Compiled
 from fedjax_sim.sweep.models import Model, check_keep
-from fedjax_sim.sweep.plan import Group, check_labels, check_names, plan, said, takes_key
+from fedjax_sim.sweep.plan import Group, build, check_labels, check_names, plan, said, takes_key
 from fedjax_sim.sweep.store import Store
 from fedjax_sim.trained import save_trained
 
@@ -196,7 +197,7 @@ def sweep(
             "keys": np.asarray(jax.random.key_data(keys)).tolist(),
             "common_random_numbers": common_random_numbers,
             "devices": mesh.size,
-            "groups": [group.facts for group in groups],
+            "groups": [_facts(experiment, grid, group, keys[0], opaque) for group in groups],
             "configuration": dict(configuration or {}),
             "keep_models": keep_models,
             "metric": metric,
@@ -265,6 +266,19 @@ def sweep(
                 teller.through(len(runs))
                 number += 1
     return results()
+
+
+def _facts(
+    experiment: Callable[..., Any], grid: Grid, group: Group, key: Array, opaque: bool
+) -> dict[str, Any]:
+    """What a resume shall find the same of a group."""
+    first = grid.configurations[group.indices[0]]
+
+    def make(key: Array, **hyper: Array) -> Any:
+        return build(experiment, {**group.static, **hyper}, key, opaque)
+
+    hyper = {name: jnp.asarray(first[name], float) for name in group.traced}
+    return {**group.facts, "program": program(make, key, hyper)}
 
 
 def _run(configuration: dict[str, Any], seed: int, found: Columns, row: int, group: Group) -> Run:
