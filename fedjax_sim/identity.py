@@ -76,6 +76,7 @@ def program(
         too, which a run compares by its numbers.
     """
     names: dict[str, str] = {}
+    plain: dict[str, str] = {}
     known: list[Any] = []
 
     def parts(key: Array, round: Array, values: Mapping[str, Any]) -> dict[str, PyTree]:
@@ -84,6 +85,7 @@ def program(
             return {"function": made}
         known.append(made.data)
         names.update(_names(made))
+        plain["nonfinite"] = made.nonfinite
         state = _stand_in(jax.eval_shape(made.start, key))
         cohort = made.sampler.sample(key, round, made.data)
         found = {
@@ -95,7 +97,8 @@ def program(
         return found if hyper is None else found | {"params": made.begin(key)}
 
     first = jnp.int32(0)
-    return {"parts": traced(parts, key, first, hyper or {}, known=known), "names": names}
+    checksums = traced(parts, key, first, hyper or {}, known=known)
+    return {"parts": checksums | plain, "names": names | plain}
 
 
 def _names(experiment: Experiment) -> dict[str, str]:

@@ -206,6 +206,7 @@ def test_sweep_refuses_another_program(tmp_path):
     for changes, words in (
         ({"rule": "all_clients"}, "aggregation is selected there and all_clients here"),
         ({"scale": 3.0}, "the algorithm .* differs"),
+        ({"nonfinite": "drop"}, "nonfinite is keep there and drop here"),
         ({"start": 1.0}, "how the first model is made differs"),
         ({"test": 2.0}, "what is evaluated .* differs"),
     ):
