@@ -101,7 +101,8 @@ def permute(
       seeds: from `permutation_seeds(key)`.
       positions: Int[...]; those outside `[0, size)` give meaningless results.
       size: Int[], may be traced; at least 1 to be meaningful.
-      turn: Int[], which permutation of the family: an epoch, say.
+      turn: which permutation of the family: an epoch, say; Int[], or of the rank of `positions` and
+        broadcast to them.
       rounds: a position keeps its place, and a pair its distance, with a probability of
         2^-rounds more than by chance; to be small beside 1 / size.
 
@@ -116,11 +117,11 @@ def permute(
     size = jnp.maximum(jnp.asarray(size, jnp.int32), 1)
     size = cast(Array, jax.lax.optimization_barrier(size))
     # A turn costs a few integer operations where a key of its own would cost a hash.
-    seeds = _mix(seeds + jnp.asarray(turn).astype(jnp.uint32) * jnp.uint32(0xC2B2AE35))
-    counter = jnp.arange(rounds, dtype=jnp.uint32)
-    pivots = _mix(seeds[0] + counter * jnp.uint32(0x9E3779B9))
+    turns = jnp.asarray(turn).astype(jnp.uint32) * jnp.uint32(0xC2B2AE35)
+    counter = jnp.arange(rounds, dtype=jnp.uint32).reshape(rounds, *[1] * turns.ndim)
+    pivots = _mix(_mix(seeds[0] + turns)[None] + counter * jnp.uint32(0x9E3779B9))
     pivots = (pivots % size.astype(jnp.uint32)).astype(jnp.int32)
-    salts = _mix(seeds[1] + counter * jnp.uint32(0x85EBCA77))
+    salts = _mix(_mix(seeds[1] + turns)[None] + counter * jnp.uint32(0x85EBCA77))
     x = positions.astype(jnp.int32)
     for r in range(rounds):
         partner = pivots[r] - x

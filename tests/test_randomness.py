@@ -40,6 +40,41 @@ def test_a_block_sees_what_the_whole_sees():
     assert sorted(shuffled(key, jnp.arange(100_000), 100_000).tolist()) == list(range(100_000))
 
 
+def swap_or_not(seeds, position, size, turn, rounds):
+    """Hoang, Morris, Rogaway 2012 for one position, in Python's integers."""
+
+    def mix(h):
+        h = (h ^ (h >> 16)) * 0x7FEB352D % 2**32
+        h = (h ^ (h >> 15)) * 0x846CA68B % 2**32
+        return h ^ (h >> 16)
+
+    first, second = (mix((seed + turn * 0xC2B2AE35) % 2**32) for seed in seeds)
+    for r in range(rounds):
+        pivot = mix((first + r * 0x9E3779B9) % 2**32) % size
+        salt = mix((second + r * 0x85EBCA77) % 2**32)
+        partner = (pivot - position) % size
+        bit = (max(position, partner) ^ salt) * 0x7FEB352D % 2**32
+        bit = (bit ^ (bit >> 15)) * 0x846CA68B % 2**32
+        position = partner if bit >= 2**31 else position
+    return position
+
+
+def test_turns_of_one_call_are_those_of_many():
+    """The bits of the permutation, by hand: a turn for each column, and one for all."""
+    seeds = permutation_seeds(jax.random.key(4))
+    positions, turns = jnp.arange(12).reshape(4, 3), jnp.array([[0, 1, 9]])
+    image = np.asarray(permute(seeds, positions, 12, turns, rounds=20))
+    by_hand = [
+        [
+            swap_or_not(seeds.tolist(), int(x), 12, int(t), 20)
+            for x, t in zip(row, turns[0], strict=True)
+        ]
+        for row in positions
+    ]
+    assert image.tolist() == by_hand
+    np.testing.assert_array_equal(image[:, 2], permute(seeds, positions[:, 2], 12, 9, rounds=20))
+
+
 def test_turns_are_permutations_of_their_own():
     """Every epoch's is a bijection, and where one epoch sends a place says nothing of the next."""
     key, size, turns = jax.random.key(2), 7, 7_000

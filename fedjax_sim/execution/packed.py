@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.forward_only import forward_only
 from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
-from fedjax_sim.local import Client, Engine
+from fedjax_sim.local import Client, Engine, group_size, shuffles
 from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
 
 # On an accelerator: meant to fill it; not measured.
@@ -128,6 +128,7 @@ def _pack(
     order = jnp.argsort(-tasks.num_steps, stable=True).astype(jnp.int32)  # the queue, longest first
     queued = jnp.sum(tasks.num_steps > 0, dtype=jnp.int32)
     clients = jax.vmap(engine.client)(tasks.client_ids)
+    group = group_size(engine.algorithm.local, engine.data)
 
     def begin(place: Array) -> _Lanes:
         """One lane, with the client at this place of the queue, or idle behind its end."""
@@ -137,18 +138,39 @@ def _pack(
         client = client._replace(num_examples=jnp.where(idle, 0, client.num_examples))
         carry = engine.start(client, client_state, dynamic=True)
         step = jnp.zeros_like(slot)
-        seen = jax.eval_shape(engine.step, client, carry, client_state, step)[1]
         end = jnp.where(idle, 0, tasks.num_steps[slot])
-        return _Lanes(slot, end, step, client, client_state, carry, zeros_of(seen))
+        metrics = engine.no_metrics(client, carry, client_state)
+        return _Lanes(slot, end, step, client, client_state, carry, metrics)
 
-    def advance(lane: _Lanes) -> _Lanes:
-        carry, seen = engine.step(lane.client, lane.carry, lane.client_state, lane.step)
+    def advance(lane: _Lanes, shuffled: PyTree, i: Array) -> _Lanes:
+        client, state = lane.client, lane.client_state
+        carry, seen = engine.step(client, lane.carry, state, lane.step, shuffled, i)
         metrics = jax.tree.map(jnp.add, lane.metrics, seen)
         return lane._replace(step=lane.step + 1, carry=carry, metrics=metrics)
+
+    def shuffle(lane: _Lanes) -> PyTree:
+        """Which examples the lane's next G steps see."""
+        return engine.shuffled(lane.client, lane.step + jnp.arange(group, dtype=jnp.int32))
 
     def finish(lane: _Lanes) -> ClientOutput:
         output = engine.finish(lane.client, lane.carry, lane.client_state, lane.step)
         return output._replace(metrics={**lane.metrics, **dict(output.metrics)})
+
+    def repeat(times: Array, state: _Lanes, over: Callable[..., Any]) -> _Lanes:
+        """So many steps of one lane, or of each (`over` is then `vmap`)."""
+        shuffle_all, advance_all = over(shuffle), over(advance, (0, 0, None))
+
+        def take(steps: Array, state: _Lanes) -> _Lanes:
+            shuffled = shuffle_all(state)
+            return jax.lax.fori_loop(0, steps, lambda i, s: advance_all(s, shuffled, i), state)
+
+        if not shuffles(engine.algorithm.local):
+            return take(times, state)
+
+        def take_group(g: Array, state: _Lanes) -> _Lanes:
+            return take(jnp.minimum(group, times - g * group), state)
+
+        return jax.lax.fori_loop(0, -(-times // group), take_group, state)
 
     def take_in(lane: _Lanes, sums: _Sums, lane_steps: Array) -> _Sums:
         slot, output = lane.slot, finish(lane)
@@ -175,8 +197,8 @@ def _pack(
         together = jnp.zeros_like(steps)
         if lanes > 1:
             together = jnp.where(queued - sums.ended > alone, steps, 0)
-            state = _repeat(jax.vmap(advance), together, state)
-        one = _repeat(advance, steps - together, _at(state, lane))  # with no axis over lanes
+            state = repeat(together, state, jax.vmap)
+        one = repeat(steps - together, _at(state, lane), lambda function, axes=0: function)
         sums = take_in(one, sums, together * lanes + (steps - together))
         return _put(state, lane, begin(lanes + sums.ended - 1)), sums
 
@@ -204,10 +226,6 @@ def _pack(
         sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite,
         sums.lane_steps,
     )  # fmt: skip
-
-
-def _repeat(function: Callable[[_Lanes], _Lanes], times: Array, lanes: _Lanes) -> _Lanes:
-    return jax.lax.fori_loop(0, times, lambda _, state: function(state), lanes)
 
 
 def _at(tree: PyTree, i: Array) -> PyTree:

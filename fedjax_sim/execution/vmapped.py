@@ -5,17 +5,24 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Executed, FederatedAlgorithm, Metrics, PyTree, Tasks
+from fedjax_sim.base import (
+    Array,
+    Executed,
+    FederatedAlgorithm,
+    LocalTraining,
+    Metrics,
+    PyTree,
+    Tasks,
+)
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.pooled import pooled
-from fedjax_sim.local import Engine, max_num_blocks
+from fedjax_sim.local import Engine, group_size, max_num_blocks, shuffles
 from fedjax_sim.masking import (
     add_where,
     all_finite,
     sum_where,
     weighted_sum,
     where,
-    zeros_of,
 )
 
 
@@ -48,7 +55,8 @@ class Vmapped:
             return pooled(engine, client_states, tasks, dynamic=False)
 
         local = algorithm.local
-        steps = jnp.arange(local.epochs * max_num_blocks(local, data), dtype=jnp.int32)
+        groups, group = _groups(local, data)
+        steps = jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
 
         # What an idle slot computes is never read, but its derivative is multiplied by zero,
         # and zero times infinity is NaN: it does what one that works does anyway.
@@ -60,17 +68,21 @@ class Vmapped:
         def train(client_id: Array, num_steps: Array, client_state: PyTree) -> PyTree:
             client = engine.client(client_id)
 
-            def body(carry: tuple[PyTree, Metrics], step: Array) -> tuple[PyTree, None]:
-                old, metrics = carry
-                new, seen = engine.step(client, old, client_state, step)
-                active = step < num_steps
-                return (where(active, new, old), add_where(active, metrics, seen)), None
+            def take_group(carry: tuple[PyTree, Metrics], steps: Array) -> tuple[PyTree, None]:
+                shuffled = engine.shuffled(client, steps)
+
+                def take(carry: tuple[PyTree, Metrics], place: Array) -> tuple[PyTree, None]:
+                    old, metrics = carry
+                    step = steps[0] + place
+                    new, seen = engine.step(client, old, client_state, step, shuffled, place)
+                    active = step < num_steps
+                    return (where(active, new, old), add_where(active, metrics, seen)), None
+
+                return jax.lax.scan(take, carry, jnp.arange(group, dtype=jnp.int32))
 
             start = engine.start(client, client_state)
-            metrics = zeros_of(
-                jax.eval_shape(engine.step, client, start, client_state, steps[0])[1]
-            )
-            (carry, metrics), _ = jax.lax.scan(body, (start, metrics), steps)
+            start = start, engine.no_metrics(client, start, client_state)
+            (carry, metrics), _ = jax.lax.scan(take_group, start, steps)
             output = engine.finish(client, carry, client_state, num_steps)
             return output._replace(metrics={**metrics, **dict(output.metrics)})
 
@@ -84,5 +96,19 @@ class Vmapped:
             metrics=sum_where(counted, output.metrics),
             counted=counted,
             finite=finite,
-            lane_steps=jnp.int32(tasks.client_ids.shape[0] * len(steps)),
+            lane_steps=jnp.int32(tasks.client_ids.shape[0] * steps.size),
         )
+
+
+def _groups(local: LocalTraining, data: FederatedData) -> tuple[int, int]:
+    """(groups, G): the largest client's steps, in groups whose shuffle is computed at once.
+
+    The sizes that leave the fewest steps over in the last group, which nobody needs.
+    """
+    steps = local.epochs * max_num_blocks(local, data)
+    if not shuffles(local):
+        return 1, steps
+    least = group_size(local, data)
+    sizes = range(least, min(2 * least, steps) + 1)
+    group = min(sizes, key=lambda size: -steps % size)
+    return -(-steps // group), group
