@@ -63,8 +63,8 @@ class LocalTraining(NamedTuple):
     Attributes:
       epochs: E >= 1.
       batch_size: B >= 1, or None for the full batch (B = infinity, one step an epoch), which is
-        padded to the federation's largest client: a step costs what that client's does. (FedSGD's
-        one gradient over the cohort's examples is not.)
+        padded to the first of at most four sizes that holds it (`data.padded_sizes`), of clients
+        side by side to the largest one's. (FedSGD's one gradient of all examples is not padded.)
       shuffle: a new permutation of the client's examples each epoch.
       order: "epochs" passes over all blocks E times (McMahan et al. 2017, Algorithm 1);
         "blocks" takes E steps on each block in turn, over one permutation.

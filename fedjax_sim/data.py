@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Any, Self
 
 import jax
@@ -13,13 +14,15 @@ from fedjax_sim.base import Array, PyTree
 from fedjax_sim.checks import has_values, is_concrete
 from fedjax_sim.notebook import card
 
+_LEAST_PADDED = 16  # examples: below, a step costs what its model does
+_MOST_PADDED = 4
 _INT32_MAX = np.iinfo(np.int32).max
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["examples", "offsets", "num_examples", "client_weights"],
-    meta_fields=["max_num_examples"],
+    meta_fields=["max_num_examples", "padded_sizes"],
 )
 @dataclass(frozen=True, repr=False)
 class FederatedData:
@@ -36,6 +39,9 @@ class FederatedData:
     num_examples: Array  # Int[K], n_k
     client_weights: Array  # Float[K], p_k up to scale; n_k unless said otherwise
     max_num_examples: int  # static
+    # Static, rising, the last is the largest client's: what a full batch is padded to, each to the
+    # first that holds it. () for the largest alone.
+    padded_sizes: tuple[int, ...] = ()
 
     @property
     def num_clients(self) -> int:
@@ -223,7 +229,38 @@ class FederatedData:
             num_examples=jnp.asarray(sizes, jnp.int32),
             client_weights=jnp.asarray(weights, jnp.result_type(float)),
             max_num_examples=int(sizes.max()),
+            padded_sizes=_padded_sizes(sizes),
         )
+
+
+def _padded_sizes(num_examples: np.ndarray) -> tuple[int, ...]:
+    """What full batches are padded to: the fewest sizes that come near what four would cost.
+
+    Candidates are the largest client of each power of two below the largest of all. Each size is
+    compiled, so there are four at most, and the fewest that are within a quarter of the best four.
+    """
+    sizes = num_examples[num_examples > 0]
+    largest = int(sizes.max())
+    at_least = np.maximum(sizes, min(_LEAST_PADDED, largest))
+    _, classes, counts = np.unique(
+        np.floor(np.log2(largest / at_least)), return_inverse=True, return_counts=True
+    )
+    ends = np.zeros(len(counts), np.int64)
+    np.maximum.at(ends, classes, sizes)
+
+    ends = np.maximum(ends, min(_LEAST_PADDED, largest))
+
+    def cost(chosen: np.ndarray) -> float:
+        padded = chosen[np.searchsorted(chosen, ends)]
+        examples = counts @ padded / (counts @ ends)  # of cohorts with the largest clients
+        return float(examples + counts @ (padded / ends) / counts.sum())  # and without them
+
+    best = []
+    for number in range(min(_MOST_PADDED, len(ends))):
+        choices = [np.sort([*few, largest]) for few in combinations(ends[1:].tolist(), number)]
+        best.append(min(choices, key=cost))
+    enough = next(chosen for chosen in best if cost(chosen) <= 1.25 * cost(best[-1]))
+    return tuple(enough.tolist())
 
 
 def check_data(data: Any) -> None:

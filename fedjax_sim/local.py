@@ -6,6 +6,7 @@ carried and nothing depends on the padding.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from fedjax_sim.base import (
     Metrics,
     PyTree,
 )
+from fedjax_sim.batching import largest_of_batch
 from fedjax_sim.checks import check_count, check_same_spec
 from fedjax_sim.data import FederatedData
 from fedjax_sim.masking import add_where, zeros_of
@@ -51,6 +53,13 @@ def block_size(local: LocalTraining, data: FederatedData) -> int:
     """B, or the largest client where that is smaller or the batch full."""
     largest = data.max_num_examples
     return largest if local.batch_size is None else min(local.batch_size, largest)
+
+
+def block_sizes(local: LocalTraining, data: FederatedData) -> tuple[int, ...]:
+    """What a block is padded to, static: B, or the sizes for full batches, rising."""
+    if local.batch_size is None and data.padded_sizes:
+        return data.padded_sizes
+    return (block_size(local, data),)
 
 
 def num_blocks(local: LocalTraining, num_examples: Array) -> Array:
@@ -139,25 +148,41 @@ class Engine(NamedTuple):
             self.data.offsets[client_id],
         )
 
-    def _block(
-        self, client: Client, block: Array, shuffled: Array | None = None
-    ) -> tuple[PyTree, Array]:
-        """Block `block` of a pass: batch [B, ...] and mask [B].
+    def _with_block(
+        self,
+        function: Callable[[PyTree, Array], PyTree],
+        client: Client,
+        block: Array,
+        shuffled: Array | None = None,
+    ) -> PyTree:
+        """`function` of block `block` of a pass: batch [B, ...] and mask [B].
+
+        A full batch is padded to the first of a few sizes that holds it, or, of clients side by
+        side under `vmap`, the largest of them.
 
         Args:
           shuffled: Int[B], which of the client's examples; None for storage order.
         """
-        positions, mask = self._positions(client, block)
-        rows = client.offset + (positions if shuffled is None else shuffled)
-        return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self.data.examples), mask
 
-    def _positions(self, client: Client, block: Array) -> tuple[Array, Array]:
+        def padded(size: int) -> PyTree:
+            positions, mask = self._positions(client, block, size)
+            rows = client.offset + (positions if shuffled is None else shuffled)
+            batch = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self.data.examples)
+            return function(batch, mask)
+
+        sizes = block_sizes(self.algorithm.local, self.data)
+        if len(sizes) == 1:
+            return padded(sizes[0])
+        smaller = jnp.array(sizes[:-1], jnp.int32) < client.num_examples
+        which = largest_of_batch(jnp.sum(smaller, dtype=jnp.int32))
+        return jax.lax.switch(which, [partial(padded, size) for size in sizes])
+
+    def _positions(self, client: Client, block: Array, size: int) -> tuple[Array, Array]:
         """Int[B], the places of block `block` in a pass, and Bool[B], which the client has.
 
         Padding repeats the block's first example, so that it brings in no number the
         client has not got.
         """
-        size = block_size(self.algorithm.local, self.data)
         # A step behind the client's last, which nobody reads, sees its last block again.
         block = jnp.clip(block, 0, jnp.maximum(self._num_blocks(client) - 1, 0))
         positions = block * size + jnp.arange(size, dtype=jnp.int32)
@@ -185,9 +210,10 @@ class Engine(NamedTuple):
         if not shuffles(self.algorithm.local):
             return None
         epochs, blocks = self._pass(client, steps)
-        positions, _ = jax.vmap(lambda block: self._positions(client, block), out_axes=-1)(blocks)
+        size = block_size(self.algorithm.local, self.data)
+        places = jax.vmap(lambda block: self._positions(client, block, size)[0], out_axes=-1)
         return permute(
-            client.seeds, positions, client.num_examples, epochs[None], rounds=_SHUFFLE_ROUNDS
+            client.seeds, places(blocks), client.num_examples, epochs[None], rounds=_SHUFFLE_ROUNDS
         )
 
     def start(self, client: Client, client_state: PyTree, dynamic: bool = False) -> PyTree:
@@ -209,7 +235,7 @@ class Engine(NamedTuple):
         blocks = self._num_blocks(client)
 
         def value(block: Array) -> PyTree:
-            return probe(self.message, client_state, *self._block(client, block))
+            return self._with_block(partial(probe, self.message, client_state), client, block)
 
         zeros = zeros_of(jax.eval_shape(value, jnp.int32(0)))
         if dynamic:
@@ -237,9 +263,12 @@ class Engine(NamedTuple):
         """Local step `step`, which is the one at `place` of those that `shuffled` was made for."""
         if shuffled is not None:
             shuffled = jax.lax.dynamic_index_in_dim(shuffled, place, axis=-1, keepdims=False)
-        batch, mask = self._block(client, self._pass(client, step)[1], shuffled)
         key = stream(client.key, STEP, step)
-        return self.algorithm.client.step(carry, self.message, client_state, batch, mask, key)
+
+        def on_block(batch: PyTree, mask: Array) -> tuple[PyTree, Metrics]:
+            return self.algorithm.client.step(carry, self.message, client_state, batch, mask, key)
+
+        return self._with_block(on_block, client, self._pass(client, step)[1], shuffled)
 
     def no_metrics(self, client: Client, carry: PyTree, client_state: PyTree) -> Metrics:
         """Zeros, to which what the steps report is added."""

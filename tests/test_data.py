@@ -174,3 +174,31 @@ def test_synthetic_clients_do_not_depend_on_their_number():
         fs.datasets.synthetic(KEY, alpha=-1)
     with pytest.raises(ValueError, match=r"num_clients must be .*got 0"):
         fs.datasets.synthetic(KEY, num_clients=0)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40) | st.integers(0, 10**5), min_size=1, max_size=30).filter(any)
+)
+def test_full_batches_are_padded_to_a_few_sizes(sizes):
+    """Four at most, none worse than one, in examples and client by client."""
+    from fedjax_sim.data import _padded_sizes
+
+    padded = _padded_sizes(np.array(sizes))
+    assert list(padded) == sorted(set(padded))
+    assert len(padded) <= 4
+    assert padded[-1] == max(sizes)
+
+    own = np.maximum([n for n in sizes if n], min(16, max(sizes)))
+    held = np.array(padded)[np.searchsorted(padded, own)]
+    alone = max(own)
+    cost = held.sum() / own.sum() + (held / own).mean()
+    assert cost <= alone * len(own) / own.sum() + (alone / own).mean() + 1e-9
+    if max(sizes) <= 16 * 2**3:  # four powers of two: each pads to twice its own at most
+        assert cost <= 1.25 * (2 + 2)
+
+
+def test_equal_clients_have_one_padded_size():
+    data = fs.FederatedData.from_clients([np.zeros(60)] * 3)
+    assert data.padded_sizes == (60,)
+    outlier = fs.FederatedData.from_clients([np.zeros(60)] * 99 + [np.zeros(10_000)])
+    assert outlier.padded_sizes == (60, 10_000)

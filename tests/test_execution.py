@@ -1,5 +1,6 @@
 """What is the strategies' own: their queues, deals, choices and refusals."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -81,7 +82,7 @@ def test_every_slot_is_dealt_once(devices, m):
 
 @pytest.mark.parametrize(("queues", "sizes"), [(True, (12, 1, 12, 1)), (False, (12, 1, 1, 12))])
 def test_fedsgd_is_dealt_by_examples(queues, sizes):
-    """By steps, of which each has one, as where clients are dropped, a device gets both large."""
+    """By steps, of which each has one, a device gets both large; full batches cost by size, too."""
     data = fs.FederatedData.from_clients([np.ones(n, np.float32) for n in sizes])
     given = []
 
@@ -101,7 +102,7 @@ def test_fedsgd_is_dealt_by_examples(queues, sizes):
     state = fs.init(algorithm, 0.0, data)
     cohort = fs.Cohort(jnp.array([0, 1, 2, 3]))
     execution = fs.execution.sharded(MESH, Seeing())
-    for nonfinite, shares in (("keep", [13, 13]), ("drop", [2, 24])):
+    for nonfinite, shares in (("keep", [13, 13]), ("drop", [13, 13])):
         round_fn = jax.jit(fs.make_round(algorithm, execution=execution, nonfinite=nonfinite))
         jax.block_until_ready(round_fn(jax.random.key(0), state, data, cohort))
         jax.effects_barrier()
@@ -296,3 +297,72 @@ def test_bad_strategies_are_refused(data):
             fs.execution.sharded(MESH, inner)
     with pytest.raises(ValueError, match="sharded itself: call it"):
         fs.make_round(algorithm, execution=fs.execution.sharded)
+
+
+def full_batches(execution, padded, seeds=None):
+    """(params after a round of full batches, the sizes of the blocks that the loss met)."""
+    met = set()
+
+    def loss_fn(params, batch, key):
+        size = batch["x"].shape[0]
+        jax.debug.callback(lambda _: met.add(size), batch["x"][0, 0])
+        noise = jax.random.normal(key, (size,))
+        return linear_loss(params, batch, key) + 0.1 * noise * params["b"]
+
+    rng = np.random.default_rng(0)
+    sizes = [3, 20, 40, 400, 18]
+    data = federation([(rng.normal(size=(n, 4)), rng.normal(size=n)) for n in sizes])
+    assert data.padded_sizes == (20, 40, 400)
+    if not padded:
+        data = dataclasses.replace(data, padded_sizes=())
+    algorithm = fs.fedavg(loss_fn, optax.sgd(0.02), fs.LocalTraining(2, None))
+    round_fn = fs.make_round(algorithm, execution=execution)
+    state = fs.init(algorithm, zeros(), data)
+
+    def params(seed):
+        cohort = fs.Cohort(jnp.array([0, 1, 2, 4]))
+        return flat_params(round_fn(jax.random.key(seed), state, data, cohort)[0].params)
+
+    result = jax.jit(params if seeds is None else jax.vmap(params))(
+        jnp.int32(0) if seeds is None else jnp.arange(seeds)
+    )
+    jax.effects_barrier()
+    return np.asarray(jax.block_until_ready(result)), met
+
+
+def flat_params(params):
+    return jnp.concatenate([params["w"], params["b"][None]])
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+@pytest.mark.parametrize(
+    ("execution", "sizes"),
+    [
+        (fs.execution.packed(1), {20, 40}),
+        (fs.execution.packed(2), {20, 40}),
+        (fs.execution.vmapped(), {40}),
+    ],
+)
+def test_a_large_client_elsewhere_does_not_pad_full_batches(execution, sizes, seeds):
+    """The client of 400 takes no part: no block is padded to it, and no draw changes."""
+    got, met = full_batches(execution, True, seeds)
+    expected, met_before = full_batches(execution, False, seeds)
+    assert met == sizes
+    assert met_before == {400}
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_full_batches_of_a_few_sizes_have_a_gradient(clients):
+    data = federation([*clients, *[(np.tile(x, (9, 1)), np.tile(y, 9)) for x, y in clients]])
+    assert len(data.padded_sizes) > 1
+
+    def last(lr, data):
+        algorithm = fs.fedavg(linear_loss, optax.sgd(lr), fs.LocalTraining(2, None))
+        round_fn = fs.make_round(algorithm, execution=fs.execution.vmapped())
+        state = fs.init(algorithm, zeros(), data)
+        state, _ = round_fn(jax.random.key(0), state, data, fs.Cohort(jnp.array([1, 4, 5])))
+        return jnp.sum(state.params["w"] ** 2)
+
+    slope = jax.jit(jax.grad(last))
+    alone = dataclasses.replace(data, padded_sizes=())
+    np.testing.assert_allclose(slope(0.02, data), slope(0.02, alone), rtol=1e-5)

@@ -21,7 +21,7 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.forward_only import forward_only
 from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
-from fedjax_sim.local import Client, Engine, group_size, shuffles
+from fedjax_sim.local import Client, Engine, block_sizes, group_size, shuffles
 from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
 
 # On an accelerator: meant to fill it; not measured.
@@ -34,7 +34,7 @@ def packed(lanes: int | None = None) -> "Packed":
     Clients start longest first; a lane whose client ends takes the next in the queue.
     The round ends with the last client, so the number of iterations is that of the
     cohort at hand, not that of the federation's largest client. With `batch_size=None` a step
-    is a full batch, padded to that client's: equal in cost for clients of any size. Updates are
+    is a full batch, padded to one of a few sizes; lanes share that of their largest. Updates are
     summed as they come: memory is O(L) models beside the clients' states. On a CPU,
     the last L / 2 clients are trained one after the other, since an idle lane costs as
     much there as one that trains. Reverse-mode differentiation is refused; use `vmapped`
@@ -125,7 +125,10 @@ def _pack(
     engine: Engine, client_states: PyTree, tasks: Tasks, drop_nonfinite: bool, lanes: int
 ) -> Executed:
     slots = tasks.client_ids.shape[0]
-    order = jnp.argsort(-tasks.num_steps, stable=True).astype(jnp.int32)  # the queue, longest first
+    # The queue, longest first; of full batches those of like size, which lanes pad alike, together.
+    steps, examples = tasks.num_steps, engine.data.num_examples[tasks.client_ids]
+    full = len(block_sizes(engine.algorithm.local, engine.data)) > 1
+    order = jnp.lexsort((-examples, -steps) if full else (-steps,)).astype(jnp.int32)
     queued = jnp.sum(tasks.num_steps > 0, dtype=jnp.int32)
     clients = jax.vmap(engine.client)(tasks.client_ids)
     group = group_size(engine.algorithm.local, engine.data)

@@ -135,7 +135,7 @@ class Sharded:
         ) -> Executed:
             me = jax.lax.axis_index(axis)
             slots = tasks.client_ids.shape[0]
-            work = _work(data, tasks, by_examples=one_gradient)
+            work = _work(data, tasks, one_gradient or algorithm.local.batch_size is None)
             if queues:
                 mine = _deal(work, devices) == me
                 own, own_states, back = tasks, client_states, jnp.arange(slots)
@@ -173,11 +173,12 @@ class Sharded:
 
 
 def _work(data: FederatedData, tasks: Tasks, by_examples: bool) -> Array:
-    """Float[m], what a slot costs: its steps, or its examples if one gradient is taken of all."""
-    cost = tasks.num_steps
+    """Float[m], what a slot costs: its steps, of full batches times its examples."""
+    # In floats, because a device's sum of integers might overflow.
+    cost = tasks.num_steps.astype(jnp.result_type(float))
     if by_examples:
-        cost = jnp.where(cost > 0, data.num_examples[tasks.client_ids], 0)
-    return cost.astype(jnp.result_type(float))  # a device's sum of integers might overflow
+        cost = cost * data.num_examples[tasks.client_ids].astype(cost.dtype)
+    return cost
 
 
 def _deal(work: Array, devices: int) -> Array:
