@@ -99,6 +99,12 @@ def test_capped_proportional(weights, m):
     assert (pi <= 1 + 1e-6).all()
     assert (pi[w == 0] == 0).all()
     np.testing.assert_allclose(pi.sum(), min(m, (w > 0).sum()), rtol=1e-4)
+    ordered = np.sort(w.astype(np.float64))[::-1]  # every cap tried, over all that were sorted
+    scales = [(m - j) / ordered[j:].sum() for j in range(m) if ordered[j:].sum() > 0]
+    exact = next(
+        (np.minimum(1, c * w) for j, c in enumerate(scales) if c * ordered[j] <= 1), (w > 0) * 1.0
+    )
+    np.testing.assert_allclose(pi, exact, rtol=1e-5)
     free = (pi < 1 - 1e-5) & (w > 0)  # those not capped are proportional
     if free.sum() > 1:
         np.testing.assert_allclose(pi[free] / w[free], (pi[free] / w[free])[0], rtol=1e-3)
