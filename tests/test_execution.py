@@ -217,11 +217,11 @@ def test_automatic_follows_its_rule(monkeypatch):
     if jax.default_backend() != "cpu":
         pytest.skip("of a CPU, and of what it takes for a GPU")
 
-    def choice(sizes, m, width, mesh=None):
+    def choice(sizes, m, width, mesh=None, local=LOCAL):
         clients = [{"x": np.ones((n, width), np.float32), "y": np.ones(n)} for n in sizes]
         data = fs.FederatedData.from_clients(clients)
         params = {"w": np.zeros(width, np.float32), "b": np.float32(0)}
-        algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
+        algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), local)
         seen = []
 
         class Seeing(Automatic):
@@ -237,10 +237,15 @@ def test_automatic_follows_its_rule(monkeypatch):
         return seen[0]
 
     vmapped, packed = fs.execution.vmapped(), fs.execution.packed()
-    monkeypatch.setattr(module, "cache_bytes", lambda: 3 * 4 * 5)  # three models of 4 + 1 numbers
+    monkeypatch.setattr(
+        module, "cache_bytes", lambda: 4 * 15
+    )  # a third of three blocks of 3 (4 + 1)
     assert choice([3, 3, 3, 3], 3, 4) == vmapped
     assert choice([3, 2, 3, 3], 3, 4) == packed
     assert choice([3, 3, 3, 3], 4, 4) == packed
+    alone = fs.LocalTraining(2, 1)  # a block as large as a model, of 4 + 1 numbers
+    assert choice([3] * 10, 9, 4, local=alone) == vmapped
+    assert choice([3] * 10, 10, 4, local=alone) == packed
     # A device runs ceil(4 / 2) of them.
     assert choice([3, 3, 3, 3], 4, 4, MESH) == vmapped
     monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")

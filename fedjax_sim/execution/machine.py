@@ -6,8 +6,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, PyTree
-from fedjax_sim.local import Engine
+from fedjax_sim.base import Array, LocalTraining, PyTree
+from fedjax_sim.data import FederatedData
+from fedjax_sim.local import Engine, block_size
 
 _CACHE = 2**20  # bytes, where the machine does not say
 DEVICE_BYTES = 2**31  # of an accelerator, for the models of clients in training; not measured
@@ -27,6 +28,13 @@ def cache_bytes() -> int:
         return int(size.removesuffix("K")) * 2**10
     except (OSError, ValueError):
         return _CACHE
+
+
+def block_bytes(local: LocalTraining, data: FederatedData) -> int:
+    """Of one block of examples."""
+    leaves = jax.tree.leaves(data.examples)
+    example = sum(x.size // x.shape[0] * x.dtype.itemsize for x in leaves)
+    return block_size(local, data) * example
 
 
 def carry_bytes(engine: Engine, client_states: PyTree) -> int:
