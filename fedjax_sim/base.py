@@ -24,7 +24,7 @@ LossFn = Callable[[Params, PyTree, Array | None], Any]
 
 
 def accumulator(dtype: Any) -> Any:
-    """The dtype to sum values of `dtype` in: itself, or float32 if that is wider."""
+    """The dtype to sum values of `dtype` in: itself, or float32 if it has 32 bits or fewer."""
     return dtype if jnp.dtype(dtype).itemsize > 4 else jnp.dtype(jnp.float32)
 
 
@@ -233,6 +233,18 @@ class Executed(NamedTuple):
     counted: Array
     finite: Array
     lane_steps: Array
+
+
+# The arguments that an execution strategy is called with, by position.
+STRATEGY = (
+    "algorithm",
+    "data",
+    "key",
+    "message",
+    "client_states",
+    "tasks",
+    "drop_nonfinite",
+)
 
 
 class RoundMetrics(NamedTuple):

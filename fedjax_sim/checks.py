@@ -1,5 +1,6 @@
 """Refusing arguments out of range, before anything compiles."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -65,8 +66,10 @@ def check_not_a_name(name: str, value: Any, means: Mapping[str, str]) -> None:
         raise ValueError(f"{name} must be {means[near[0]]}, not its name; got {value!r}")
 
 
-def check_count(name: str, value: Any, otherwise: str = "") -> None:
-    """Refuses what is not a whole number, at least 1.
+def check_count(name: str, value: Any, otherwise: str = "") -> int:
+    """The count as a Python integer; refuses what is not a whole number, at least 1.
+
+    NumPy's integers have a type that would widen, under x64, what they are multiplied with.
 
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
@@ -76,6 +79,23 @@ def check_count(name: str, value: Any, otherwise: str = "") -> None:
         shape = getattr(value, "shape", ())
         given = f"an array of shape {shape}" if shape else repr(value)
         raise ValueError(f"{name} must be a whole number, at least 1{otherwise}; got {given}")
+    return int(value)
+
+
+def check_takes(name: str, function: Callable[..., Any], *arguments: str) -> None:
+    """Refuses a function that cannot be called with as many positional arguments.
+
+    Raises:
+      ValueError: naming the function and the arguments that it is given.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some that are built in do not say
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} must take ({', '.join(arguments)}): {error}") from None
 
 
 def check_number(name: str, value: ArrayLike, allowed: Callable[[float], bool], says: str) -> None:

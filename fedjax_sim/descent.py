@@ -21,7 +21,7 @@ from fedjax_sim.base import (
     PyTree,
     RoundContext,
 )
-from fedjax_sim.checks import check_same_spec
+from fedjax_sim.checks import check_same_spec, check_takes
 from fedjax_sim.loss import check_loss, mean_gradient
 
 # An optax transformation, or a function of the round returning one.
@@ -170,6 +170,7 @@ def check_optimizer(name: str, optimizer: Any, may_be_schedule: bool = False) ->
         name_given = f"optax.{getattr(optimizer, '__name__', '')}"
         raise ValueError(f"{name} must be an optimizer; got {name_given} itself: call it")
     if may_be_schedule and callable(optimizer):
+        check_takes(name, optimizer, "round")
         return
     allowed = "an optax transformation, as optax.sgd(0.1)"
     if may_be_schedule:

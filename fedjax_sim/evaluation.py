@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, LossFn, Params, PyTree, accumulator
-from fedjax_sim.checks import check_count
+from fedjax_sim.checks import check_count, check_takes
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.loss import check_examples, per_example
+from fedjax_sim.summing import of_stretches
 
 
 class Evaluation(NamedTuple):
@@ -57,7 +58,8 @@ def evaluate(
     (2.0, [1.0, 4.0])
     """
     check_data(data)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
+    check_takes("metric_fn", metric_fn, "params", "batch", "key")
     check_examples(metric_fn, params, data.examples, "data")
     total = data.total_num_examples
     size = min(batch_size, total)
@@ -73,13 +75,8 @@ def evaluate(
     values = jax.lax.map(block, jnp.arange(blocks, dtype=jnp.int32))
     values = {name: v.reshape(-1)[:total] for name, v in values.items()}
 
-    rows = jnp.arange(total, dtype=jnp.int32)
-    owner = jnp.searchsorted(data.offsets, rows, side="right") - 1
-
     def by_client(value: Array) -> Array:
-        sums = jax.ops.segment_sum(
-            value, owner, num_segments=data.num_clients, indices_are_sorted=True
-        )
+        sums = of_stretches(value, data.offsets, data.num_examples, data.max_num_examples)
         some = data.num_examples > 0
         sizes = jnp.where(some, data.num_examples, 1).astype(value.dtype)
         return jnp.where(some, _quotient(sums, sizes), jnp.nan)
@@ -229,7 +226,8 @@ def evaluator(
     for given in (*parts.values(), clients):
         if given is not None:
             check_data(given)
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
+    check_takes("metric_fn", metric_fn, "params", "batch", "key")
 
     def scores(params: Params) -> dict[str, Array]:
         found: dict[str, Array] = {}

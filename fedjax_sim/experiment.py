@@ -15,6 +15,7 @@ from fedjax_sim.base import (
     Params,
     PyTree,
 )
+from fedjax_sim.checks import check_takes
 from fedjax_sim.data import FederatedData
 from fedjax_sim.randomness import INIT, check_key, stream
 from fedjax_sim.round import RoundFn, init, make_round
@@ -60,6 +61,12 @@ class Experiment(NamedTuple):
     evaluate: Evaluate | None = None
     evaluate_every: int = 1
 
+    def with_plain_counts(self) -> "Experiment":
+        """With its counts as Python's integers, which NumPy's would widen under x64."""
+        return self._replace(
+            num_rounds=int(self.num_rounds), evaluate_every=int(self.evaluate_every)
+        )
+
     @property
     def round_fn(self) -> RoundFn:
         """The round of `fs.make_round`."""
@@ -69,6 +76,8 @@ class Experiment(NamedTuple):
         """The state before round 0; `params`, if it draws, is given a stream of the key's own."""
         check_key(key)
         params: Any = self.params
+        if callable(params):
+            check_takes("params", params, "key")
         return init(self.algorithm, params(stream(key, INIT)) if callable(params) else params,
                     self.data)  # fmt: skip
 

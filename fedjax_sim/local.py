@@ -23,8 +23,8 @@ from fedjax_sim.base import (
 from fedjax_sim.batching import largest_of_batch
 from fedjax_sim.checks import check_count, check_same_spec
 from fedjax_sim.data import FederatedData
-from fedjax_sim.masking import add_where, zeros_of
 from fedjax_sim.randomness import FINISH, INIT, STEP, permutation_seeds, permute, stream
+from fedjax_sim.summing import Sum, add_to, zero_sum
 
 # A position stays where it was with probability 2^-20 above chance: too little to affect training.
 _SHUFFLE_ROUNDS = 20
@@ -34,19 +34,19 @@ _GROUP, _GROUP_EXAMPLES = 16, 4096
 
 
 def check_local(local: LocalTraining) -> LocalTraining:
-    """Refuses E < 1, B < 1 and unknown orders, and returns `local`.
+    """`local` with Python's integers; refuses E < 1, B < 1 and unknown orders.
 
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
     """
     if not isinstance(local, LocalTraining):
         raise ValueError(f"local must be an fs.LocalTraining; got {local!r}")
-    check_count("epochs", local.epochs)
-    if local.batch_size is not None:
-        check_count("batch_size", local.batch_size, ", or None for the full batch")
+    epochs, size = check_count("epochs", local.epochs), local.batch_size
+    if size is not None:
+        size = check_count("batch_size", size, ", or None for the full batch")
     if local.order not in ("epochs", "blocks"):
         raise ValueError(f'order must be "epochs" or "blocks"; got {local.order!r}')
-    return local
+    return local._replace(epochs=epochs, batch_size=size)
 
 
 def block_size(local: LocalTraining, data: FederatedData) -> int:
@@ -237,19 +237,18 @@ class Engine(NamedTuple):
         def value(block: Array) -> PyTree:
             return self._with_block(partial(probe, self.message, client_state), client, block)
 
-        zeros = zeros_of(jax.eval_shape(value, jnp.int32(0)))
-        if dynamic:
-
-            def add(block: Array, total: PyTree) -> PyTree:
-                return jax.tree.map(jnp.add, total, value(block))
-
-            return jax.lax.fori_loop(0, blocks, add, zeros)
-
-        def add_masked(total: PyTree, block: Array) -> tuple[PyTree, None]:
-            return add_where(block < blocks, total, value(block)), None
-
         most = max_num_blocks(self.algorithm.local, self.data)
-        return jax.lax.scan(add_masked, zeros, jnp.arange(most, dtype=jnp.int32))[0]
+        shapes = jax.eval_shape(value, jnp.int32(0))
+        sums = zero_sum(shapes, terms=most, whole=True)
+        if dynamic:
+            sums = jax.lax.fori_loop(0, blocks, lambda i, sums: add_to(sums, value(i)), sums)
+        else:
+
+            def add_masked(sums: Sum, block: Array) -> tuple[Sum, None]:
+                return add_to(sums, value(block), block < blocks), None
+
+            sums = jax.lax.scan(add_masked, sums, jnp.arange(most, dtype=jnp.int32))[0]
+        return jax.tree.map(lambda s, x: x.astype(s.dtype), shapes, sums.total)
 
     def step(
         self,
@@ -270,14 +269,14 @@ class Engine(NamedTuple):
 
         return self._with_block(on_block, client, self._pass(client, step)[1], shuffled)
 
-    def no_metrics(self, client: Client, carry: PyTree, client_state: PyTree) -> Metrics:
+    def no_metrics(self, client: Client, carry: PyTree, client_state: PyTree) -> Sum:
         """Zeros, to which what the steps report is added."""
 
         def first() -> Metrics:
             shuffled = self.shuffled(client, jnp.zeros(1, jnp.int32))
             return self.step(client, carry, client_state, jnp.int32(0), shuffled, jnp.int32(0))[1]
 
-        return zeros_of(jax.eval_shape(first))
+        return zero_sum(jax.eval_shape(first))
 
     def finish(
         self, client: Client, carry: PyTree, client_state: PyTree, steps: Array

@@ -11,11 +11,6 @@ import jax.numpy as jnp
 from fedjax_sim.base import Array, PyTree, accumulator
 
 
-def zeros_of(tree: PyTree) -> PyTree:
-    """Zeros for a pytree of shapes."""
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
-
-
 def where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
     """Leaf by leaf, the new value where a condition (scalar or [m]) holds."""
 
@@ -24,11 +19,6 @@ def where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
         return jnp.where(condition.reshape(shape), x, y)
 
     return jax.tree.map(choose, new, old)
-
-
-def add_where(condition: Array, total: PyTree, value: PyTree) -> PyTree:
-    """`total + value` where the condition holds; a NaN elsewhere does no harm."""
-    return jax.tree.map(lambda t, v: t + jnp.where(condition, v, jnp.zeros_like(v)), total, value)
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -64,17 +54,18 @@ def accumulators(tree: PyTree) -> PyTree:
     return jax.tree.map(zeros, tree)
 
 
-def add_weighted(total: PyTree, weight: Array, counted: Array, tree: PyTree) -> PyTree:
-    """`total + weight x` where `counted`, for the `total` that `accumulators` began.
+def weighted(weight: Array, counted: Array, tree: PyTree) -> PyTree:
+    """`weight x` where `counted`, in float32 or better: a term of a weighted sum.
 
     What has weight 0 is left out, so that a NaN in it does no harm.
     """
     counted = counted & (weight != 0)
 
-    def add(t: Array, x: Array) -> Array:
-        return t + jnp.where(counted, weight.astype(t.dtype) * x.astype(t.dtype), 0)
+    def term(x: Array) -> Array:
+        dtype = accumulator(x.dtype)
+        return jnp.where(counted, weight.astype(dtype) * x.astype(dtype), 0)
 
-    return jax.tree.map(add, total, tree)
+    return jax.tree.map(term, tree)
 
 
 def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
@@ -93,8 +84,13 @@ def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
 
 
 def sum_where(counted: Array, tree: PyTree) -> PyTree:
-    """Sums over the leading axis where `counted`."""
-    return jax.tree.map(lambda x: jnp.sum(jnp.where(counted, x, jnp.zeros_like(x)), axis=0), tree)
+    """Sums over the leading axis where `counted`, in float32 or better."""
+
+    def total(x: Array) -> Array:
+        x = x.astype(accumulator(x.dtype))
+        return jnp.sum(where(counted, x, jnp.zeros_like(x)), axis=0)
+
+    return jax.tree.map(total, tree)
 
 
 def first_of_each(ids: Array, mask: Array) -> Array:

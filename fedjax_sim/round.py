@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_sim import aggregation as rules
 from fedjax_sim.base import (
+    STRATEGY,
     AggregationRule,
     Array,
     Coefficients,
@@ -22,10 +23,10 @@ from fedjax_sim.base import (
     RoundMetrics,
     Tasks,
 )
-from fedjax_sim.checks import check_not_a_name, check_same_spec
+from fedjax_sim.checks import check_not_a_name, check_same_spec, check_takes
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.execution import automatic, packed, sharded, vmapped
-from fedjax_sim.local import num_seen, num_steps
+from fedjax_sim.local import check_local, num_seen, num_steps
 from fedjax_sim.masking import first_of_each, global_norm, where
 from fedjax_sim.randomness import CLIENT, check_key, stream
 from fedjax_sim.sampling import as_arrays
@@ -47,7 +48,7 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
         losses[B], an optimizer does not fit params, or labels do not fit the classes of
         a loss from `fs.models`.
     """
-    _check_algorithm(algorithm)
+    algorithm = _checked(algorithm)
     check_data(data)
     # Copies, so that donating the state leaves the caller's arrays alone, and without the
     # weak type of a Python number, which would cost a second trace.
@@ -128,13 +129,14 @@ def make_round(
     >>> float(state.params)  # two of four clients went to 1, the others hold 0
     0.5
     """
-    _check_algorithm(algorithm)
+    algorithm = _checked(algorithm)
     _check_choice(
         "aggregation",
         aggregation,
         "fs.aggregation." + ", .".join(rules.RULES),
         {name: f"the function fs.aggregation.{name}" for name in rules.RULES},
     )
+    check_takes("aggregation", aggregation, "cohort", "client_weights", "all_client_weights")
     execution = automatic() if execution is None else execution
     strategies = {factory.__name__: factory for factory in (automatic, vmapped, packed, sharded)}
     _check_choice(
@@ -147,6 +149,7 @@ def make_round(
         if cast(Any, execution) is factory:
             name = f"fs.execution.{factory.__name__}"
             raise ValueError(f"execution must be a strategy; got {name} itself: call it, {name}()")
+    check_takes("execution", execution, *STRATEGY)
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f'nonfinite must be "keep" or "drop"; got {nonfinite!r}')
 
@@ -268,13 +271,14 @@ def _count_distinct(ids: Array, mask: Array) -> Array:
     return jnp.sum(first_of_each(ids, mask), dtype=jnp.int32)
 
 
-def _check_algorithm(algorithm: Any) -> None:
+def _checked(algorithm: Any) -> FederatedAlgorithm:
     if not isinstance(algorithm, FederatedAlgorithm):
         given = f"{algorithm!r}"
         if inspect.isfunction(algorithm):
             given = f"the function {algorithm.__name__} itself: call it, as "
             given += "fs.fedavg(loss_fn, client_optimizer, local)"
         raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {given}")
+    return algorithm._replace(local=check_local(algorithm.local))
 
 
 def _check_choice(name: str, value: Any, allowed: str, means: Mapping[str, str]) -> None:

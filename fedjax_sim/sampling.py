@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, Cohort
-from fedjax_sim.checks import check_count, is_concrete
+from fedjax_sim.checks import check_count, check_takes, is_concrete
 from fedjax_sim.data import FederatedData
 from fedjax_sim.randomness import COHORT, check_key, permutation_seeds, permute, stream
 
@@ -50,6 +50,10 @@ def custom(
       draw: traced once, so its random numbers must come from `key`.
       with_replacement: may it draw a client twice?
 
+    Raises:
+      ValueError: if size < 1, or draw cannot be called so; on sampling, if what it returns is no
+        cohort of that size.
+
     Half of ten selected clients drop out:
 
     >>> import jax, jax.numpy as jnp
@@ -59,7 +63,8 @@ def custom(
     >>> sampler = custom(10, draw)
     """
     if size is not None:
-        check_count("size", size, ", or None for K")
+        size = check_count("size", size, ", or None for K")
+    check_takes("draw", draw, "key", "data")
 
     def sample(key: Array, round: Array | int, data: FederatedData) -> Cohort:
         check_key(key)
@@ -84,7 +89,7 @@ def uniform(m: int) -> Sampler:
     Raises:
       ValueError: if m < 1, and on sampling if m > K.
     """
-    check_count("m", m)
+    m = check_count("m", m)
 
     def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = _check_fits(m, data)
@@ -113,7 +118,7 @@ def bernoulli(q: float | Array, capacity: int | None = None) -> Sampler:
     if concrete and not 0 < float(q) <= 1:
         raise ValueError(f"q must be in (0, 1]; got {q}")
     if capacity is not None:
-        check_count("capacity", capacity)
+        capacity = check_count("capacity", capacity)
         if not concrete:
             raise ValueError("q must be a number where capacity is given; got a traced array")
 
@@ -144,7 +149,7 @@ def weighted(m: int) -> Sampler:
     Raises:
       ValueError: if m < 1, and on sampling if m > K.
     """
-    check_count("m", m)
+    m = check_count("m", m)
 
     def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = _check_fits(m, data)
@@ -175,7 +180,7 @@ def with_replacement(m: int) -> Sampler:
     Raises:
       ValueError: if m < 1.
     """
-    check_count("m", m)
+    m = check_count("m", m)
 
     def draw(key: Array, data: FederatedData) -> Cohort:
         upper = jnp.cumsum(data.client_weights)

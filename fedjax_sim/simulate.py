@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_sim.base import Array, FederatedState, PyTree
 from fedjax_sim.checkpoint import Checkpoints
-from fedjax_sim.checks import check_count
+from fedjax_sim.checks import check_count, check_takes
 from fedjax_sim.columns import check_evaluated, columns, has_value
 from fedjax_sim.driver import WARM_SECONDS, Interrupt, Progress, drive, history_of
 from fedjax_sim.experiment import Experiment
@@ -146,7 +146,9 @@ def simulate(
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
     if checkpoint_every is not None:
-        check_count("checkpoint_every", checkpoint_every, ", or None")
+        checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
+    if on_progress is not None:
+        check_takes("on_progress", on_progress, "progress")
     if resume and out is None:
         raise ValueError("resume needs out, the folder to go on from; got None")
     criterion = None if stop is None else as_stop(stop)
@@ -171,6 +173,7 @@ def simulate(
             return shown
     key, seed = as_key(key)
     experiment.check(key)
+    experiment = experiment.with_plain_counts()
     state = experiment.start(key)
     check_evaluated(experiment.evaluate, state.params)
     exchange = communication(experiment.algorithm, state.params, experiment.data)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Array, FederatedState, Params, PyTree, RoundMetrics
-from fedjax_sim.checks import check_count, check_not_a_name, has_values
+from fedjax_sim.checks import check_count, check_not_a_name, check_takes, has_values
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.notebook import card, number, words
 from fedjax_sim.randomness import check_key
@@ -112,6 +112,7 @@ def run(
     """
     check_run(round_fn, key, state, data, sampler, num_rounds, evaluate_every)
     check_evaluate(evaluate)
+    num_rounds, evaluate_every = int(num_rounds), int(evaluate_every)
 
     def body(state: FederatedState, _: None) -> tuple[FederatedState, History]:
         return next_round(round_fn, key, state, data, sampler, evaluate, evaluate_every, last)
@@ -164,6 +165,8 @@ def check_evaluate(evaluate: Any) -> None:
             "evaluate must be a function of params, as fs.evaluator makes one, or None; got "
             f"{evaluate!r}"
         )
+    if evaluate is not None:
+        check_takes("evaluate", evaluate, "params")
 
 
 def check_run(
@@ -184,6 +187,7 @@ def check_run(
     check_data(data)
     if not callable(round_fn):
         raise ValueError(f"round_fn must come from fs.make_round; got {type(round_fn).__name__}")
+    check_takes("round_fn", round_fn, "key", "state", "data", "cohort")
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     check_count("num_rounds", num_rounds)
@@ -196,6 +200,7 @@ def check_run(
         raise ValueError(
             f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {given}"
         )
+    check_takes("sampler.sample", sampler.sample, "key", "round", "data")
     if sampler.with_replacement and jax.tree.leaves(state.clients):
         raise ValueError(
             "sampler must not draw with replacement where the algorithm keeps client state: "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, PyTree
-from fedjax_sim.checks import check_count, check_number, check_same_spec
+from fedjax_sim.checks import check_count, check_number, check_same_spec, check_takes
 from fedjax_sim.fingerprint import traced
 from fedjax_sim.simulation import History
 
@@ -127,6 +127,7 @@ def as_stop(stop: Criterion) -> Stop:
             "stop must be a function of a round's History, as fs.reaches makes one, an fs.Stop, as "
             f"fs.patience makes one, or several of these; got {stop!r}"
         )
+    check_takes("stop", stop, "history")
     function = stop
     return Stop(
         (), lambda nothing, row: (nothing, function(row)), getattr(stop, "__name__", "stop")

@@ -371,3 +371,39 @@ def test_full_batches_of_a_few_sizes_have_a_gradient(clients):
     slope = jax.jit(jax.grad(last))
     alone = dataclasses.replace(data, padded_sizes=())
     np.testing.assert_allclose(slope(0.02, data), slope(0.02, alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize("inner", [fs.execution.vmapped(), fs.execution.packed(1)], ids=repr)
+def test_a_client_may_keep_a_typed_key(inner, data):
+    """Alone and dealt over devices: the same key, whatever else the state holds."""
+    algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
+
+    def init_client(params):
+        return {"key": jax.random.key(3), "times": jnp.int32(0), "seen": jnp.array(False)}
+
+    def finish(carry, message, state, num_examples, num_steps, key):
+        kept = {
+            "key": jax.random.fold_in(state["key"], num_examples),
+            "times": state["times"] + 1,
+            "seen": ~state["seen"],
+        }
+        return algorithm.client.finish(carry, message, (), num_examples, num_steps, key)._replace(
+            client_state=kept
+        )
+
+    keeping = algorithm._replace(
+        init_client=init_client, client=algorithm.client._replace(finish=finish)
+    )
+    state, cohort = fs.init(keeping, zeros(), data), fs.Cohort(jnp.array([0, 3, 2]))
+    expected = np.array(
+        [jax.random.key_data(jax.random.fold_in(jax.random.key(3), n)) for n in (5, 1)]
+    )
+    untouched = np.asarray(jax.random.key_data(jax.random.key(3)))
+    for strategy in (inner, fs.execution.sharded(MESH, inner)):
+        round_fn = jax.jit(fs.make_round(keeping, execution=strategy))
+        clients = round_fn(jax.random.key(0), state, data, cohort)[0].clients
+        bits = np.asarray(jax.random.key_data(clients["key"]))
+        np.testing.assert_array_equal(bits[[0, 3]], expected)
+        np.testing.assert_array_equal(bits[[1, 2]], np.stack([untouched] * 2))  # 2 has no examples
+        np.testing.assert_array_equal(clients["times"], [1, 0, 0, 1, 0, 0, 0, 0])
+        np.testing.assert_array_equal(clients["seen"], clients["times"] == 1)

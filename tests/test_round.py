@@ -608,8 +608,8 @@ def fedavg(loss_fn=linear_loss, optimizer=None, local=FULL, **kwargs):
         (lambda: fs.fedprox(linear_loss, optax.sgd(0.1), FULL, mu=jnp.ones(2)), "mu must be a sc"),
         (lambda: fs.scaffold(linear_loss, 0.0, FULL), "client_lr must be .*positive; got 0"),
         (lambda: fs.scaffold(linear_loss, np.nan, FULL), "client_lr must be finite"),
-        (lambda: fs.make_round(fedavg(), "selected"), "aggregation must be one of .*'selected'"),
-        (lambda: fs.make_round(fedavg(), execution="vmap"), "execution must be one of .*'vmap'"),
+        (lambda: fs.make_round(fedavg(), "selected"), "aggregation must be .*'selected'"),
+        (lambda: fs.make_round(fedavg(), execution="vmap"), "execution must be .*'vmap'"),
         (lambda: fs.make_round(fedavg(), nonfinite="skip"), "nonfinite must be .*'skip'"),
         (lambda: fs.execution.packed(0), "lanes must be .*got 0"),
     ],
@@ -734,3 +734,64 @@ def test_ids_out_of_range_in_a_trace_are_padding(data):
         cohort = fs.Cohort(jnp.array([0, 2**32 + 1]))
         state, _ = jax.jit(fs.make_round(algorithm))(key, state, two_clients, cohort)
         assert float(state.params) == 2
+
+
+@pytest.mark.parametrize(
+    ("execution", "rule"),
+    [
+        (fs.execution.vmapped(), "selected"),
+        (fs.execution.vmapped(), "uniform"),
+        (fs.execution.packed(1), "selected"),
+        (fs.execution.packed(1), "all_clients"),
+        pytest.param(fs.execution.sharded(MESH), "all_clients", marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
+def test_fedsgds_train_loss_is_of_all_that_report(rule, execution):
+    """Kept or dropped: each draw counts, and a client of weight 0, as in what else is reported.
+
+    Clients of 3, 700, 5 and 2 examples, so that those that weigh and those that do not share a
+    block's length and fill more than one.
+    """
+    sizes, values, weights = [3, 700, 5, 2], [1.0, 2.0, 7.0, 3.0], [1.0, 2.0, 0.0, 0.0]
+    clients = [np.full(n, v) for n, v in zip(sizes, values, strict=True)]
+    data = fs.FederatedData.from_clients(clients, weights)
+    algorithm = fs.fedsgd(lambda w, batch, key: (w - batch) ** 2 / 2, optax.sgd(1.0))
+    state, key = fs.init(algorithm, 0.0, data), jax.random.key(0)
+    ids = [2, 1, 0, 1, 2, 3]
+    reports = np.array([1, 1, 1, 1, 1, 0], bool)
+    drawn = [k for k, sent in zip(ids, reports, strict=True) if sent]
+    seen = sum(sizes[k] for k in drawn)
+    loss = sum(sizes[k] * values[k] ** 2 / 2 for k in drawn) / seen
+    a = {"selected": [2, 1, 2], "all_clients": [2, 1, 0], "uniform": [0, 0, 0]}[rule]
+    moved = sum(x * v for x, v in zip(a, (2.0, 1.0, 2.0), strict=True)) / sum(a) if sum(a) else 0
+    if rule == "uniform":
+        moved = sum(values[k] for k in drawn) / len(drawn)
+    found = []
+    for nonfinite in ("keep", "drop"):
+        round_fn = fs.make_round(
+            algorithm, fs.aggregation.RULES[rule], execution, nonfinite=nonfinite
+        )
+        new, metrics = jax.jit(round_fn)(key, state, data, cohort_of(ids, reports=reports))
+        assert (int(metrics.reporting), int(metrics.examples)) == (len(drawn), seen)
+        np.testing.assert_allclose(metrics.train["loss"], loss, rtol=1e-5)
+        found.append(new.params)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    if rule != "all_clients":
+        np.testing.assert_allclose(found[0], moved, rtol=1e-5)
+    else:  # n is 3, of which 2 and 1 report
+        np.testing.assert_allclose(found[0], (2 * 2.0 + 1 * 1.0) / 3, rtol=1e-5)
+
+
+def test_fedsgd_tells_whose_loss_is_not_finite_whatever_it_weighs():
+    data = fs.FederatedData.from_clients([np.ones(2), np.zeros(3)], [1.0, 0.0])
+
+    def loss_fn(w, batch, key):
+        return jnp.where(batch == 0, jnp.inf, 1.0) * (w - batch) ** 2 / 2 + 1 / batch
+
+    algorithm = fs.fedsgd(loss_fn, optax.sgd(1.0))
+    for execution in (fs.execution.vmapped(), fs.execution.packed(1)):
+        state, metrics = one_round("selected", data, cohort_of([0, 1]), algorithm,
+                                   execution=execution)  # fmt: skip
+        assert float(state.params) == 1
+        assert (int(metrics.nonfinite), int(metrics.reporting)) == (1, 2)

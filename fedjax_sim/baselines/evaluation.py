@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, FederatedState, LossFn, Metrics, Params
 from fedjax_sim.baselines.local_only import local_models
-from fedjax_sim.checks import check_count
+from fedjax_sim.checks import check_count, check_takes
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.evaluation import ClientStatistics, client_statistics, evaluate
 from fedjax_sim.loss import check_examples, per_example, totals
-from fedjax_sim.masking import zeros_of
+from fedjax_sim.summing import add_to, zero_sum
 
 
 class LocalEvaluation(NamedTuple):
@@ -67,7 +67,8 @@ def evaluate_local(
     """
     if test is None and clients is None:
         raise ValueError("evaluate_local must be given test, clients or both; got neither")
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
+    check_takes("metric_fn", metric_fn, "params", "batch", "key")
     for given in (test, clients):
         if given is not None:
             check_data(given)
@@ -127,12 +128,9 @@ def _on_own(
         batch = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), clients.examples)
         return totals(per_example(metric_fn, params, batch, None, "metric_fn"), mask)
 
-    def add(i: Array, sums: Metrics) -> Metrics:
-        return jax.tree.map(jnp.add, sums, block(i))
-
-    zeros = zeros_of(jax.eval_shape(block, jnp.int32(0)))
-    sums = jax.lax.fori_loop(0, -(-here // size), add, zeros)
+    sums = zero_sum(jax.eval_shape(block, jnp.int32(0)))
+    sums = jax.lax.fori_loop(0, -(-here // size), lambda i, s: add_to(s, block(i)), sums)
     return {
         name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
-        for name, (total, count) in sums.items()
+        for name, (total, count) in sums.total.items()
     }

@@ -12,7 +12,6 @@ from fedjax_sim.base import (
     ClientOutput,
     Executed,
     FederatedAlgorithm,
-    Metrics,
     PyTree,
     Tasks,
 )
@@ -22,7 +21,8 @@ from fedjax_sim.execution.forward_only import forward_only
 from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
 from fedjax_sim.local import Client, Engine, block_sizes, group_size, shuffles
-from fedjax_sim.masking import accumulators, add_weighted, add_where, all_finite, zeros_of
+from fedjax_sim.masking import accumulators, all_finite, weighted
+from fedjax_sim.summing import Sum, add_to, zero_sum
 
 # On an accelerator: meant to fill it; not measured.
 _LANES = 128
@@ -49,7 +49,7 @@ def packed(lanes: int | None = None) -> "Packed":
         differentiation.
     """
     if lanes is not None:
-        check_count("lanes", lanes, ", or None")
+        lanes = check_count("lanes", lanes, ", or None")
     return Packed(lanes)
 
 
@@ -62,15 +62,15 @@ class _Lanes(NamedTuple):
     client: Client
     client_state: PyTree
     carry: PyTree
-    metrics: Metrics
+    metrics: Sum  # over its steps
 
 
 class _Sums(NamedTuple):
     ended: Array  # Int[], clients that are through
     lane_steps: Array  # Int[], steps of all lanes, idle ones too
-    update: PyTree
-    total: PyTree
-    metrics: Metrics
+    update: Sum
+    total: Sum
+    metrics: Sum
     client_states: PyTree  # [m, ...]
     counted: Array  # Bool[m]
     finite: Array  # Bool[m]
@@ -148,7 +148,7 @@ def _pack(
     def advance(lane: _Lanes, shuffled: PyTree, i: Array) -> _Lanes:
         client, state = lane.client, lane.client_state
         carry, seen = engine.step(client, lane.carry, state, lane.step, shuffled, i)
-        metrics = jax.tree.map(jnp.add, lane.metrics, seen)
+        metrics = add_to(lane.metrics, seen)
         return lane._replace(step=lane.step + 1, carry=carry, metrics=metrics)
 
     def shuffle(lane: _Lanes) -> PyTree:
@@ -157,7 +157,7 @@ def _pack(
 
     def finish(lane: _Lanes) -> ClientOutput:
         output = engine.finish(lane.client, lane.carry, lane.client_state, lane.step)
-        return output._replace(metrics={**lane.metrics, **dict(output.metrics)})
+        return output._replace(metrics={**lane.metrics.total, **dict(output.metrics)})
 
     def repeat(times: Array, state: _Lanes, over: Callable[..., Any]) -> _Lanes:
         """So many steps of one lane, or of each (`over` is then `vmap`)."""
@@ -182,9 +182,9 @@ def _pack(
         return _Sums(
             sums.ended + 1,
             sums.lane_steps + lane_steps,
-            add_weighted(sums.update, tasks.weights[slot], counted, output.update),
-            add_weighted(sums.total, tasks.shares[slot], counted, output.total),
-            add_where(counted, sums.metrics, output.metrics),
+            add_to(sums.update, weighted(tasks.weights[slot], counted, output.update)),
+            add_to(sums.total, weighted(tasks.shares[slot], counted, output.total)),
+            add_to(sums.metrics, output.metrics, counted),
             _put(sums.client_states, slot, output.client_state),
             sums.counted.at[slot].set(counted),
             sums.finite.at[slot].set(finite),
@@ -217,18 +217,23 @@ def _pack(
     sums = _Sums(
         ended=jnp.int32(0),
         lane_steps=jnp.int32(0),
-        update=accumulators(output.update),
-        total=accumulators(output.total),
-        metrics=zeros_of(output.metrics),
+        update=zero_sum(accumulators(output.update), terms=slots),
+        total=zero_sum(accumulators(output.total), terms=slots),
+        metrics=zero_sum(output.metrics),
         client_states=client_states,
         counted=none,
         finite=none,
     )
     _, sums = jax.lax.while_loop(unfinished, body, (state, sums))
     return Executed(
-        sums.update, sums.total, sums.client_states, sums.metrics, sums.counted, sums.finite,
-        sums.lane_steps,
-    )  # fmt: skip
+        update=sums.update.total,
+        total=sums.total.total,
+        client_states=sums.client_states,
+        metrics=sums.metrics.total,
+        counted=sums.counted,
+        finite=sums.finite,
+        lane_steps=sums.lane_steps,
+    )
 
 
 def _at(tree: PyTree, i: Array) -> PyTree:

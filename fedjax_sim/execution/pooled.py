@@ -1,26 +1,35 @@
 """One weighted gradient over the cohort's examples, for algorithms that are just that."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Executed, PyTree, Tasks, accumulator
 from fedjax_sim.local import Engine
 from fedjax_sim.loss import totals
-from fedjax_sim.masking import add_where, all_finite, zeros_of
+from fedjax_sim.masking import all_finite
 from fedjax_sim.randomness import STEP, stream
+from fedjax_sim.summing import Sum, add_to, zero_sum
 
 # Examples a block: bounds the memory of activations. On a CPU those of a 2NN stay in a core's
 # cache (4096, 1024, 512 and 256 were measured: `python -m benchmarks.fedsgd`); elsewhere none was.
 _BLOCK, _CPU_BLOCK = 4096, 512
 
 
+class _Sums(NamedTuple):
+    update: Sum
+    metrics: Sum
+    bad: Array  # Int[m], 1 where a loss is not finite
+
+
 def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -> Executed:
     """The cohort's examples end to end, in blocks, whomever they belong to.
 
     Which client's update is not finite can only be told from its losses; if none is to
-    blame and the sum is not finite, all that report are marked. Clients of weight 0 are
-    passed over: their examples are in no sum, the metrics' included. One drawn twice is
-    computed once and counts twice.
+    blame and the sum is not finite, all that report are marked. A client drawn twice is computed
+    once and counts twice. Clients of weight 0 come last, in blocks of their own whose gradient is
+    in no sum: only their metrics count.
 
     Args:
       dynamic: as many blocks as the cohort fills, in a loop that cannot be
@@ -33,16 +42,15 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     clients = jax.vmap(engine.client)(tasks.client_ids)
 
     # A client's first slot stands for all it has, so that no cohort holds more than N examples.
-    weighs = reports & (tasks.weights != 0)
     places = jnp.arange(slots, dtype=jnp.int32)
     first = jnp.full(data.num_clients, slots - 1, jnp.int32)
-    first = first.at[tasks.client_ids].min(jnp.where(weighs, places, slots - 1))[tasks.client_ids]
-    stands = weighs & (first == places)
-    weights = jnp.where(weighs, tasks.weights, 0)
+    first = first.at[tasks.client_ids].min(jnp.where(reports, places, slots - 1))[tasks.client_ids]
+    stands = reports & (first == places)
+    weights = jnp.where(reports, tasks.weights, 0)
+    weighs = jnp.zeros(slots, bool).at[first].max(weights != 0)
     weights = jnp.zeros_like(weights).at[first].add(weights)
-    times = jnp.zeros(slots, jnp.int32).at[first].add(weighs.astype(jnp.int32))
+    times = jnp.zeros(slots, jnp.int32).at[first].add(reports.astype(jnp.int32))
     sizes = jnp.where(stands, clients.num_examples, 0)
-    ends = jnp.cumsum(sizes)
 
     # What the gradient is given is at most 1 / block in size: its own sum over a block would
     # leave the range of 16 bits, as would the weights.
@@ -51,21 +59,33 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     peak = jnp.where(peak > 0, peak, 1)
 
     limit = _CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK
-    most = min(slots * data.max_num_examples, data.total_num_examples, 2**31 - 1 - limit)
+    most = min(slots * data.max_num_examples, data.total_num_examples, 2**31 - 1 - 2 * limit)
     blocks = -(-most // limit)
     size = -(-most // blocks)  # the largest cohort fills all of its blocks
     unit = peak * size
 
+    # Those that weigh lie end to end, and so do the others, from the next whole block on.
+    lengths = jnp.concatenate([jnp.where(weighs, sizes, 0), jnp.where(weighs, 0, sizes)])
+    ends = jnp.cumsum(lengths)
+    border = -(-ends[slots - 1] // size)  # the first block of the others
+    last = jnp.where(ends[-1] > ends[slots - 1], border * size - ends[slots - 1], 0) + ends[-1] - 1
+    ends = ends.at[slots:].add(border * size - ends[slots - 1])
+    filled = (last + size) // size  # blocks
+
+    def at(position: Array) -> Array:
+        """Which of `lengths` the position is in, or the next one."""
+        return jnp.minimum(jnp.searchsorted(ends, position, side="right"), 2 * slots - 1)
+
     def value(block: Array) -> tuple[PyTree, PyTree, Array]:
         positions = block * size + jnp.arange(size, dtype=jnp.int32)
-        mask = positions < ends[-1]
+        place = at(positions)
+        mask = (positions >= (ends - lengths)[place]) & (positions < ends[place])
         # Padding repeats the block's first example, with weight 0; blocks of padding alone,
         # which nobody reads, the cohort's last.
-        last = jnp.maximum(ends[-1] - 1, 0)
-        positions = jnp.where(mask, positions, jnp.minimum(positions[:1], last))
-        slot = jnp.searchsorted(ends, positions, side="right")
-        slot = jnp.minimum(slot, slots - 1)
-        within = positions - (ends - sizes)[slot]
+        repeated = jnp.minimum(block * size, jnp.maximum(last, 0))
+        positions = jnp.where(mask, positions, repeated)
+        place = jnp.where(mask, place, at(repeated))
+        slot, within = place % slots, positions - (ends - lengths)[place]
         rows = clients.offset[slot] + within
         batch = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), data.examples)
         keys = jax.vmap(lambda key, i: stream(key, STEP, i))(clients.key[slot], within)
@@ -84,28 +104,33 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
 
         return jax.tree.map(widen, update), totals(values, mask, times[slot]), bad
 
-    def add(block: Array, total: PyTree) -> PyTree:
-        return add_where(block * size < ends[-1], total, value(block))
+    def add(block: Array, sums: _Sums) -> _Sums:
+        update, metrics, bad = value(block)
+        return _Sums(
+            add_to(sums.update, update, block < border),
+            add_to(sums.metrics, metrics),
+            jnp.maximum(sums.bad, bad),
+        )
 
-    total = zeros_of(jax.eval_shape(value, jnp.int32(0)))
+    def add_if_filled(sums: _Sums, block: Array) -> tuple[_Sums, None]:
+        return jax.lax.cond(block < filled, add, lambda block, sums: sums, block, sums), None
+
+    update, metrics, bad = jax.eval_shape(value, jnp.int32(0))
+    sums = _Sums(zero_sum(update, terms=blocks), zero_sum(metrics), jnp.zeros_like(bad))
     if dynamic:
-        total = jax.lax.fori_loop(0, -(-ends[-1] // size), add, total)
-    else:
-        total = jax.lax.scan(
-            lambda total, block: (add(block, total), None),
-            total,
-            jnp.arange(blocks, dtype=jnp.int32),
-        )[0]
-    update, metrics, bad = total
-    blamed = weighs & (bad[first] > 0)
-    finite = ~jnp.where(jnp.any(blamed) | all_finite(update), blamed, reports)
+        sums = jax.lax.fori_loop(0, filled, add, sums)
+    else:  # one block more than they fill, where two begin one
+        sums, _ = jax.lax.scan(add_if_filled, sums, jnp.arange(blocks + 1, dtype=jnp.int32))
+    update = sums.update.total
+    blamed = reports & (sums.bad[first] > 0)
+    unexplained = ~all_finite(update) & ~jnp.any(blamed & weighs[first])
     return Executed(
         update=update,
         total=(),
         client_states=client_states,
-        metrics=metrics,
+        metrics=sums.metrics.total,
         counted=reports,
-        finite=finite,
+        finite=~jnp.where(unexplained, reports, blamed),
         # One step a client, the padding of blocks not counted.
         lane_steps=jnp.sum(reports, dtype=jnp.int32),
     )

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim.base import Array, Executed, FederatedAlgorithm, PyTree, Tasks
-from fedjax_sim.checks import check_count
+from fedjax_sim.base import STRATEGY, Array, Executed, FederatedAlgorithm, PyTree, Tasks
+from fedjax_sim.checks import check_count, check_takes
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.automatic import Automatic
 from fedjax_sim.execution.machine import num_cores
@@ -35,7 +35,7 @@ def cores(n: int | None = None) -> Mesh:
     """
     available = num_cores()
     if n is not None:
-        check_count("n", n, ", or None for all cores")
+        n = check_count("n", n, ", or None for all cores")
         if n > available:
             raise ValueError(f"n must be at most the {available} cores of this machine; got {n}")
     # A JAX that runs keeps the number it began with.
@@ -99,6 +99,7 @@ def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharde
         raise ValueError(
             f"inner must be execution.vmapped(), .packed(lanes), or a function; got {inner!r}"
         )
+    check_takes("inner", inner, *STRATEGY)
     return Sharded(mesh, inner)
 
 
@@ -150,6 +151,7 @@ class Sharded:
                 own_states = jax.tree.map(lambda x: x[held], client_states)
             own = own._replace(num_steps=jnp.where(mine, own.num_steps, 0))
             executed = inner(algorithm, data, key, message, own_states, own, drop_nonfinite)
+            executed = executed._replace(client_states=_as_numbers(executed.client_states))
 
             def spread(x: Array) -> Array:
                 """Mine at their places in the cohort, and zeros at the others'."""
@@ -169,7 +171,28 @@ class Sharded:
             # Carries begin as zeros on all devices alike and then differ; the one sum ends that.
             check_vma=False,
         )
-        return dealt(data, key, message, client_states, tasks)
+        executed = dealt(data, key, message, client_states, tasks)
+        return executed._replace(client_states=_with_keys_of(client_states, executed.client_states))
+
+
+def _is_key(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _as_numbers(tree: PyTree) -> PyTree:
+    """The tree with the bits of its keys, which can be added where a key cannot."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def _with_keys_of(like: PyTree, tree: PyTree) -> PyTree:
+    """What `_as_numbers` made, with keys where `like` has them."""
+
+    def restore(old: Array, new: Array) -> Array:
+        if not _is_key(old):
+            return new
+        return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+
+    return jax.tree.map(restore, like, tree)
 
 
 def _work(data: FederatedData, tasks: Tasks, by_examples: bool) -> Array:

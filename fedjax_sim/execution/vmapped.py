@@ -10,20 +10,14 @@ from fedjax_sim.base import (
     Executed,
     FederatedAlgorithm,
     LocalTraining,
-    Metrics,
     PyTree,
     Tasks,
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.pooled import pooled
 from fedjax_sim.local import Engine, group_size, max_num_blocks, shuffles
-from fedjax_sim.masking import (
-    add_where,
-    all_finite,
-    sum_where,
-    weighted_sum,
-    where,
-)
+from fedjax_sim.masking import all_finite, sum_where, weighted_sum, where
+from fedjax_sim.summing import Sum, add_to
 
 
 def vmapped() -> "Vmapped":
@@ -68,23 +62,23 @@ class Vmapped:
         def train(client_id: Array, num_steps: Array, client_state: PyTree) -> PyTree:
             client = engine.client(client_id)
 
-            def take_group(carry: tuple[PyTree, Metrics], steps: Array) -> tuple[PyTree, None]:
+            def take_group(carry: tuple[PyTree, Sum], steps: Array) -> tuple[PyTree, None]:
                 shuffled = engine.shuffled(client, steps)
 
-                def take(carry: tuple[PyTree, Metrics], place: Array) -> tuple[PyTree, None]:
+                def take(carry: tuple[PyTree, Sum], place: Array) -> tuple[PyTree, None]:
                     old, metrics = carry
                     step = steps[0] + place
                     new, seen = engine.step(client, old, client_state, step, shuffled, place)
                     active = step < num_steps
-                    return (where(active, new, old), add_where(active, metrics, seen)), None
+                    return (where(active, new, old), add_to(metrics, seen, active)), None
 
                 return jax.lax.scan(take, carry, jnp.arange(group, dtype=jnp.int32))
 
             start = engine.start(client, client_state)
             start = start, engine.no_metrics(client, start, client_state)
-            (carry, metrics), _ = jax.lax.scan(take_group, start, steps)
+            (carry, sums), _ = jax.lax.scan(take_group, start, steps)
             output = engine.finish(client, carry, client_state, num_steps)
-            return output._replace(metrics={**metrics, **dict(output.metrics)})
+            return output._replace(metrics={**sums.total, **dict(output.metrics)})
 
         output = jax.vmap(train)(*done)
         finite = jax.vmap(all_finite)((output.update, output.total, output.client_state))

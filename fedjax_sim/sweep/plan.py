@@ -92,6 +92,7 @@ def plan(
         else:
             made = build(experiment, first, keys[0], opaque)
             state = made.check(keys[0])
+            made = made.with_plain_counts()
             check_columns(grid, _of_an_experiment(made, grid, keys[0], state))
             if isinstance(made.execution, Sharded):
                 raise ValueError(
@@ -303,6 +304,7 @@ def check_labels(grid: Grid, opaque: bool) -> None:
     """
     check_columns(grid, LABELS if opaque else COLUMNS)
     for name in grid.names:
+        check_kinds(name, [one[name] for one in grid])
         seen: dict[Any, Any] = {}
         for one in grid:
             value = one[name]
@@ -317,6 +319,16 @@ def check_labels(grid: Grid, opaque: bool) -> None:
         raise ValueError(
             f"grid must have each configuration once; got {grid.configurations[again]} twice: its "
             "seeds would count twice (more seeds are more keys)"
+        )
+
+
+def check_kinds(name: str, values: Sequence[Any]) -> None:
+    """Refuses an axis of booleans and numbers together, as a mistaken `True` for 1."""
+    booleans = [x for x in values if isinstance(x, bool)]
+    numbers = [x for x in values if isinstance(x, (int, float)) and not isinstance(x, bool)]
+    if booleans and numbers:
+        raise ValueError(
+            f"{name} must have booleans or numbers, not both; got {booleans[0]} and {numbers[0]}"
         )
 
 

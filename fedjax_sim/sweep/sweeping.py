@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim import grid as grids
 from fedjax_sim.base import Array
-from fedjax_sim.checks import check_count
+from fedjax_sim.checks import check_count, check_takes
 from fedjax_sim.driver import WARM_SECONDS, Interrupt
 from fedjax_sim.grid import Grid
 from fedjax_sim.identity import program
@@ -166,13 +166,15 @@ def sweep(
     check_names(experiment, grid, static, opaque)
     check_labels(grid, opaque)
     if side_by_side is not None:
-        check_count("side_by_side", side_by_side, ", or None")
+        side_by_side = check_count("side_by_side", side_by_side, ", or None")
         if side_by_side > 1 and not common_random_numbers:
             raise ValueError(
                 f"side_by_side must be 1 without common random numbers; got {side_by_side}"
             )
     if checkpoint_every is not None:
-        check_count("checkpoint_every", checkpoint_every, ", or None")
+        checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
+    if on_progress is not None:
+        check_takes("on_progress", on_progress, "swept")
     if memory_limit is not None and not memory_limit > 0:
         raise ValueError(f"memory_limit must be positive; got {memory_limit}")
     check_keep(keep_models, metric, opaque, out is not None)
