@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 Params = PyTree
@@ -203,7 +204,7 @@ class Tasks(NamedTuple):
     Attributes:
       client_ids: Int[m], in [0, K).
       num_steps: Int[m].
-      weights: Float[m], a_k.
+      weights: Float[m], a_k, all of them times one power of two.
       shares: Float[m], p_k.
     """
 
@@ -223,7 +224,8 @@ class Executed(NamedTuple):
       metrics: {name: (sum, count)}, summed over the counted tasks.
       counted: Bool[m], did at least one step and (if dropping) is finite.
       finite: Bool[m], update, total and new state hold no NaN and no infinity.
-      lane_steps: Int[], local steps computed, those that nobody reads too.
+      lane_steps: Int[], local steps computed, those that nobody reads too; where they may exceed
+        32 bits, UInt32[4], its digits of base 2^16, the lowest first.
     """
 
     update: PyTree
@@ -257,7 +259,8 @@ class RoundMetrics(NamedTuple):
       senders: Int[], distinct clients that sent an update.
       reporting: Int[], updates counted in the average, repeated draws included.
       nonfinite: Int[], updates that hold a NaN or an infinity.
-      client_steps: Int[], local steps of those that sent.
+      client_steps: Int[], local steps of those that sent; 2^31 - 1 if there were more, as in the
+        next two. `counts()` has them exactly, and so have results and their files.
       lane_steps: Int[], local steps that the strategy computed for them; what is above
         `client_steps` went into padding and idle lanes.
       examples: Int[], examples seen in those client steps, each as often as it was seen.
@@ -265,6 +268,8 @@ class RoundMetrics(NamedTuple):
       reporting_share: Float[], n_V / n: the weight of those counted in that of all,
         whatever the rule; repeated draws count each time.
       empty: Bool[], nothing was aggregated and the server state stayed as it was.
+      digits: name -> UInt32[4], the exact counts of those three that 32 bits might not hold, in
+        digits of base 2^16, the lowest first; () where none can be as large.
     """
 
     train: dict[str, Array]
@@ -278,6 +283,24 @@ class RoundMetrics(NamedTuple):
     update_norm: Array
     reporting_share: Array
     empty: Array
+    digits: dict[str, Array] | tuple[()] = ()
+
+    def counts(self) -> dict[str, np.ndarray]:
+        """`client_steps`, `lane_steps` and `examples` on the host, exact: Int64 where 32 bits might
+        not hold them.
+
+        >>> rounds = RoundMetrics({}, *10 * [jnp.int32(5)], {"examples": jnp.array([1, 0, 3, 0])})
+        >>> {name: int(count) for name, count in rounds.counts().items()}
+        {'client_steps': 5, 'lane_steps': 5, 'examples': 12884901889}
+        """
+        found = {
+            name: np.asarray(getattr(self, name))
+            for name in ("client_steps", "lane_steps", "examples")
+        }
+        base = 1 << 16 * np.arange(4, dtype=np.int64)
+        return found | {
+            name: np.asarray(digits, np.int64) @ base for name, digits in dict(self.digits).items()
+        }
 
 
 @partial(

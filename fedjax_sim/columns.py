@@ -117,22 +117,26 @@ def columns(history: History, exchange: Communication | None = None) -> dict[str
     """A run's history by column, `[R, ...]` each: names as in the tables.
 
     `train_NAME` for what the clients report, the fields of `RoundMetrics`, what `evaluate`
-    returned by its own names, and `bytes_down` and `bytes_up` so far (Int64) if the bytes of an
-    exchange are given.
+    returned by its own names, and `bytes_down` and `bytes_up` so far (Int64; beyond 2^63 Float64)
+    if the bytes of an exchange are given.
 
     Raises:
       ValueError: if `evaluate` gives a name that a column has already.
     """
     rounds = history.rounds
     found = {f"train_{name}": np.asarray(x) for name, x in rounds.train.items()}
-    found |= {k: np.asarray(x) for k, x in rounds._asdict().items() if k != "train"}
+    found |= {k: np.asarray(x) for k, x in rounds._asdict().items() if k not in ("train", "digits")}
+    found |= rounds.counts()
     found["evaluated"] = np.asarray(history.evaluated)
     if exchange is not None:
         for name, many, each in (
             ("bytes_down", rounds.receivers, exchange.down),
             ("bytes_up", rounds.senders, exchange.up),
         ):
-            found[name] = np.cumsum(np.asarray(many, np.int64)) * each
+            exchanges = np.cumsum(np.asarray(many, np.int64))
+            most = int(exchanges.max(initial=0)) * each
+            # Beyond 9.2e18 bytes no integer of 64 bits holds them, and a rounded number has to do.
+            found[name] = exchanges * (each if most < 2**63 else float(each))
     for name, x in named(history.evaluation, "evaluation").items():
         if name in found:
             raise ValueError(f"evaluate must not return {name!r}, which is a column of its own")

@@ -17,6 +17,7 @@ from fedjax_sim.notebook import card
 _LEAST_PADDED = 16  # examples: below, a step costs what its model does
 _MOST_PADDED = 4
 _INT32_MAX = np.iinfo(np.int32).max
+_ORDINARY = 64  # weights with a sum from 2^-64 to 2^64 are kept as they are
 
 
 @partial(
@@ -174,6 +175,8 @@ class FederatedData:
             raise ValueError(f"client_ids must be integers; got {ids.dtype}")
         if num_clients is None:
             num_clients = int(ids.max()) + 1
+        if num_clients > _INT32_MAX:
+            raise ValueError(f"num_clients must be at most {_INT32_MAX}; got {num_clients}")
         wrong = np.flatnonzero((ids < 0) | (ids >= num_clients))
         if wrong.size:
             raise ValueError(
@@ -210,18 +213,19 @@ class FederatedData:
                     f"client_weights must have shape ({len(sizes)},), one for each client; "
                     f"got {weights.shape}"
                 )
-            if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
+            if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
                 raise ValueError(
                     "client_weights must be finite and not negative, with a positive sum; "
                     f"got values from {weights.min()} to {weights.max()}"
                 )
-            kept = weights.astype(jax.dtypes.canonicalize_dtype(np.float64))
-            with np.errstate(over="ignore"):
-                total = kept.sum()
-            if not np.isfinite(total) or ((weights > 0) & (kept == 0)).any():
+            weights = _in_range(weights)
+            kept = np.finfo(jax.dtypes.canonicalize_dtype(np.float64))
+            small = weights[(weights > 0) & (weights < kept.tiny)]
+            if small.size:
                 raise ValueError(
-                    f"client_weights must fit {kept.dtype} with their sum; got values from "
-                    f"{weights.min()} to {weights.max()} (only their ratios matter: rescale)"
+                    f"client_weights must fit {kept.dtype} beside each other: the smallest that is "
+                    f"not 0 is {small.min() / weights.sum():.3g} of their sum; at least "
+                    f"{kept.tiny:.3g} is kept"
                 )
         return cls(
             examples=jax.tree.unflatten(treedef, [jnp.asarray(x) for x in columns]),
@@ -261,6 +265,16 @@ def _padded_sizes(num_examples: np.ndarray) -> tuple[int, ...]:
         best.append(min(choices, key=cost))
     enough = next(chosen for chosen in best if cost(chosen) <= 1.25 * cost(best[-1]))
     return tuple(enough.tolist())
+
+
+def _in_range(weights: np.ndarray) -> np.ndarray:
+    """The weights, or where their sum is far from 1 that times a power of two, about their sum.
+
+    Only their ratios matter, and these a power of two leaves as they are, to the bit.
+    """
+    largest = int(np.frexp(weights.max())[1])
+    exponent = largest + int(np.frexp(np.ldexp(weights, -largest).sum())[1])
+    return weights if abs(exponent) <= _ORDINARY else np.ldexp(weights, -exponent)
 
 
 def check_data(data: Any) -> None:

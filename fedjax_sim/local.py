@@ -22,6 +22,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.batching import largest_of_batch
 from fedjax_sim.checks import check_count, check_same_spec
+from fedjax_sim.counts import MOST, difference, product
 from fedjax_sim.data import FederatedData
 from fedjax_sim.randomness import FINISH, INIT, STEP, permutation_seeds, permute, stream
 from fedjax_sim.summing import Sum, add_to, zero_sum
@@ -80,10 +81,15 @@ def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = No
     if work is None:
         return steps
     work = jnp.clip(jnp.asarray(work, jnp.result_type(float)), 0, 1)
-    # A share such as 0.53 may be rounded down on its way here; it is still 53 of 100 steps.
-    work = work * (1 + 4 * jnp.finfo(work.dtype).eps)
-    done = jnp.floor(work * steps.astype(work.dtype)).astype(jnp.int32)
-    return jnp.minimum(done, steps)
+    share = work * steps.astype(work.dtype)
+    # A share such as 0.53 may be rounded down on its way here; it is still 53 of 100 steps. Half
+    # a step is none, however many there are.
+    nearest = jnp.round(share)
+    rounding = jnp.minimum(4 * jnp.finfo(work.dtype).eps * share, 0.25)
+    done = jnp.where(nearest - share <= rounding, nearest, jnp.floor(share))
+    # The steps as a floating number may be 2^31, which no integer of 32 bits is.
+    done = jnp.minimum(done, jnp.asarray(2**31 - 2**7, work.dtype)).astype(jnp.int32)
+    return jnp.where(work == 1, steps, jnp.minimum(done, steps))
 
 
 def num_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Array:
@@ -91,16 +97,45 @@ def num_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Array:
 
     Only the last block of a pass may be short, so `B steps` less what the short ones lack.
     """
+    size, short, lacking = _short_blocks(local, num_examples, steps)
+    return steps * size - short * lacking
+
+
+def digits_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Array:
+    """`num_seen` beyond 32 bits: UInt32[..., 4], as in `counts`."""
+    size, short, lacking = _short_blocks(local, num_examples, steps)
+    return difference(product(steps, size), product(short, lacking))
+
+
+def _short_blocks(
+    local: LocalTraining, num_examples: Array, steps: Array
+) -> tuple[Array, Array, Array]:
+    """B; how many of the client's first `steps` blocks are short; and what such a one lacks."""
     blocks = jnp.maximum(num_blocks(local, num_examples), 1)
     size = num_examples
     if local.batch_size is not None:
         size = jnp.minimum(size, _in_32_bits(local.batch_size))
-    lacking = blocks * size - num_examples
+    # Not blocks * size - n_k: that product may exceed 32 bits.
+    lacking = size - (num_examples - (blocks - 1) * size)
     if local.order == "epochs":
-        short = steps // blocks
-    else:
-        short = jnp.maximum(steps - (blocks - 1) * local.epochs, 0)
-    return steps * size - short * lacking
+        return size, steps // blocks, lacking
+    # E (blocks - 1) is less than the client's steps, which 32 bits hold.
+    return size, jnp.maximum(steps - (blocks - 1) * local.epochs, 0), lacking
+
+
+def check_steps(local: LocalTraining, data: FederatedData) -> None:
+    """Refuses more local steps of a client than an integer of 32 bits counts.
+
+    Raises:
+      ValueError: with the numbers.
+    """
+    blocks = max_num_blocks(local, data)
+    if local.epochs * blocks > MOST:
+        raise ValueError(
+            f"local must ask for at most {MOST} steps of a client; got epochs = "
+            f"{local.epochs} over the {blocks} blocks of the largest client, "
+            f"{local.epochs * blocks} steps"
+        )
 
 
 def max_num_blocks(local: LocalTraining, data: FederatedData) -> int:

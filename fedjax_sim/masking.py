@@ -21,6 +21,17 @@ def where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(choose, new, old)
 
 
+def power_of_two(weights: Array) -> Array:
+    """Float[], the power of two that brings the largest of the weights' sizes into [1/2, 1).
+
+    It is 1 where they are all 0, and no derivative goes through it.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(weights)))
+    most = jnp.finfo(weights.dtype).maxexp - 2  # so that the power itself is no subnormal number
+    exponent = jnp.clip(jnp.frexp(largest)[1], -most, most)
+    return jnp.ldexp(jnp.ones_like(largest), -exponent)
+
+
 def all_finite(tree: PyTree) -> Array:
     """Bool[]: no floating leaf holds a NaN or an infinity."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]

@@ -26,8 +26,9 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_not_a_name, check_same_spec, check_takes
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.execution import automatic, packed, sharded, vmapped
-from fedjax_sim.local import check_local, num_seen, num_steps
-from fedjax_sim.masking import first_of_each, global_norm, where
+from fedjax_sim.ledger import local_work
+from fedjax_sim.local import check_local, check_steps, num_steps
+from fedjax_sim.masking import first_of_each, global_norm, power_of_two, where
 from fedjax_sim.randomness import CLIENT, check_key, stream
 from fedjax_sim.sampling import as_arrays
 
@@ -50,6 +51,7 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
     """
     algorithm = _checked(algorithm)
     check_data(data)
+    check_steps(algorithm.local, data)
     # Copies, so that donating the state leaves the caller's arrays alone, and without the
     # weak type of a Python number, which would cost a second trace.
     params = jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), params)
@@ -175,6 +177,9 @@ def make_round(
         cohort = cohort._replace(reports=steps > 0)
         coefficients = _coefficients(aggregation, cohort, client_weights, data.client_weights)
         weights, shares = coefficients.weights, coefficients.shares
+        # A power of two changes no bit of the average, and keeps tiny weights' products in range.
+        unit = power_of_two(jnp.where(steps > 0, weights, 0))
+        weights = weights * unit
         if shares is None:
             shares = client_weights / total_weight
         client_states = jax.tree.map(lambda x: x[ids], state.clients)
@@ -192,7 +197,7 @@ def make_round(
         weight_sum = jnp.sum(jnp.where(counted, weights, 0))
         share = jnp.sum(jnp.where(counted, shares, 0))
         denominator = coefficients.denominator
-        denominator = weight_sum if denominator is None else denominator
+        denominator = weight_sum if denominator is None else denominator * unit
         empty = ~jnp.any(counted & (weights != 0)) | (denominator == 0)
         safe = jnp.where(denominator == 0, 1, denominator)
         update = jax.tree.map(lambda u: u / safe.astype(u.dtype), executed.update)
@@ -200,7 +205,7 @@ def make_round(
             round=state.round,
             num_clients=data.num_clients,
             num_reporting=jnp.sum(counted, dtype=jnp.int32),
-            weight_sum=weight_sum,
+            weight_sum=weight_sum / unit,
             reporting_share=share,
         )
         server = algorithm.server_update(state.server, update, executed.total, context)
@@ -224,14 +229,10 @@ def make_round(
             senders=_count_distinct(ids, sent),
             reporting=context.num_reporting,
             nonfinite=jnp.sum(sent & ~executed.finite, dtype=jnp.int32),
-            client_steps=jnp.sum(steps, dtype=jnp.int32),
-            lane_steps=executed.lane_steps,
-            examples=jnp.sum(
-                num_seen(algorithm.local, data.num_examples[ids], steps), dtype=jnp.int32
-            ),
             update_norm=jnp.where(empty, jnp.nan, global_norm(update)),
             reporting_share=jnp.sum(jnp.where(counted, client_weights, 0)) / total_weight,
             empty=empty,
+            **local_work(algorithm.local, data, ids, steps, executed.lane_steps),
         )
         new_state = FederatedState(
             server=where(empty, state.server, server),
@@ -289,6 +290,7 @@ def _check_choice(name: str, value: Any, allowed: str, means: Mapping[str, str])
 
 def _check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData) -> None:
     check_data(data)
+    check_steps(algorithm.local, data)
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     for x in jax.tree.leaves(state.clients):

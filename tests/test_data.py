@@ -67,8 +67,7 @@ def make(x, y=None):
         (lambda c: c([np.ones(1)], client_weights=[-1.0]), "not negative"),
         (lambda c: c([np.ones(1)], client_weights=[0.0]), "positive sum"),
         (lambda c: c([np.ones(1)], client_weights=[np.nan]), "must be finite"),
-        (lambda c: c([np.ones(1)] * 2, client_weights=[3e38, 3e38]), "fit float32 with their sum"),
-        (lambda c: c([np.ones(1)] * 2, client_weights=[1, 1e-50]), "fit float32 with their sum"),
+        (lambda c: c([np.ones(1)] * 2, client_weights=[1, 1e-50]), "fit float32 beside each other"),
     ],
 )
 def test_from_clients_refuses(build, message):

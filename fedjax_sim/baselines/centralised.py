@@ -25,7 +25,7 @@ def centralised(experiment: Experiment) -> Experiment:
         S_t = sum_{k in S} floor(work_k E ceil(n_k / B))
 
     over those that report, each draw counted, so that the budgets are equal to the step, round
-    by round. With FedAvg, SGD clients and the default server optimizer that is mini-batch SGD
+    by round (beyond 2^21 steps a round, to a few in ten million). With FedAvg, SGD clients and the default server optimizer that is mini-batch SGD
     on the pooled data, S_t steps a round. What differs from the clients' local training:
 
     - B is the federation's, but at most N / K rounded up, the examples of a mean client. A full

@@ -16,11 +16,12 @@ from fedjax_sim.base import (
     Tasks,
 )
 from fedjax_sim.checks import check_count
+from fedjax_sim.counts import MOST, carried, constant, exact, product
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.forward_only import forward_only
 from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
-from fedjax_sim.local import Client, Engine, block_sizes, group_size, shuffles
+from fedjax_sim.local import Client, Engine, block_sizes, group_size, max_num_blocks, shuffles
 from fedjax_sim.masking import accumulators, all_finite, weighted
 from fedjax_sim.summing import Sum, add_to, zero_sum
 
@@ -67,7 +68,7 @@ class _Lanes(NamedTuple):
 
 class _Sums(NamedTuple):
     ended: Array  # Int[], clients that are through
-    lane_steps: Array  # Int[], steps of all lanes, idle ones too
+    lane_steps: Array  # Int[] or UInt32[4], steps of all lanes, idle ones too
     update: Sum
     total: Sum
     metrics: Sum
@@ -175,13 +176,23 @@ def _pack(
 
         return jax.lax.fori_loop(0, -(-times // group), take_group, state)
 
+    most = lanes * slots * engine.algorithm.local.epochs
+    beyond = most * max_num_blocks(engine.algorithm.local, engine.data) > MOST
+
+    def taken(before: Array, together: Array, alone: Array) -> Array:
+        """Steps of all lanes after some more `together` and some of one lane."""
+        if not beyond:
+            return before + (together * lanes + alone)
+        more = product(together, jnp.full_like(together, lanes)) + exact(alone)
+        return carried(before + more)
+
     def take_in(lane: _Lanes, sums: _Sums, lane_steps: Array) -> _Sums:
         slot, output = lane.slot, finish(lane)
         finite = all_finite((output.update, output.total, output.client_state))
         counted = finite if drop_nonfinite else jnp.array(True)
         return _Sums(
             sums.ended + 1,
-            sums.lane_steps + lane_steps,
+            lane_steps,
             add_to(sums.update, weighted(tasks.weights[slot], counted, output.update)),
             add_to(sums.total, weighted(tasks.shares[slot], counted, output.total)),
             add_to(sums.metrics, output.metrics, counted),
@@ -202,7 +213,7 @@ def _pack(
             together = jnp.where(queued - sums.ended > alone, steps, 0)
             state = repeat(together, state, jax.vmap)
         one = repeat(steps - together, _at(state, lane), lambda function, axes=0: function)
-        sums = take_in(one, sums, together * lanes + (steps - together))
+        sums = take_in(one, sums, taken(sums.lane_steps, together, steps - together))
         return _put(state, lane, begin(lanes + sums.ended - 1)), sums
 
     def unfinished(loop: tuple[_Lanes, _Sums]) -> Array:
@@ -216,7 +227,7 @@ def _pack(
     output = jax.eval_shape(lambda state: finish(_at(state, jnp.int32(0))), state)
     sums = _Sums(
         ended=jnp.int32(0),
-        lane_steps=jnp.int32(0),
+        lane_steps=constant(0) if beyond else jnp.int32(0),
         update=zero_sum(accumulators(output.update), terms=slots),
         total=zero_sum(accumulators(output.total), terms=slots),
         metrics=zero_sum(output.metrics),

@@ -13,6 +13,7 @@ from fedjax_sim.base import (
     PyTree,
     Tasks,
 )
+from fedjax_sim.counts import constant
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.pooled import pooled
 from fedjax_sim.local import Engine, group_size, max_num_blocks, shuffles
@@ -90,7 +91,7 @@ class Vmapped:
             metrics=sum_where(counted, output.metrics),
             counted=counted,
             finite=finite,
-            lane_steps=jnp.int32(tasks.client_ids.shape[0] * steps.size),
+            lane_steps=_lane_steps(tasks.client_ids.shape[0] * steps.size),
         )
 
 
@@ -106,3 +107,8 @@ def _groups(local: LocalTraining, data: FederatedData) -> tuple[int, int]:
     sizes = range(least, min(2 * least, steps) + 1)
     group = min(sizes, key=lambda size: -steps % size)
     return -(-steps // group), group
+
+
+def _lane_steps(number: int) -> Array:
+    """Int[], or digits where the sum over the devices of a mesh may exceed 32 bits."""
+    return jnp.int32(number) if number < 2**20 else constant(number)

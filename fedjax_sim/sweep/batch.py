@@ -158,7 +158,7 @@ class Compiled:
 
         def on_chunk(first: int, rows: PyTree, seconds: float) -> None:
             done = 1 if self.opaque else (first + rows.evaluated.shape[1]) / rounds
-            steps = 0.0 if self.opaque else float(np.sum(rows.rounds.client_steps))
+            steps = 0.0 if self.opaque else float(np.sum(rows.rounds.counts()["client_steps"]))
             tell(done, steps, seconds)
 
         driven = drive(
