@@ -25,8 +25,9 @@ def centralised(experiment: Experiment) -> Experiment:
         S_t = sum_{k in S} floor(work_k E ceil(n_k / B))
 
     over those that report, each draw counted, so that the budgets are equal to the step, round
-    by round (beyond 2^21 steps a round, to a few in ten million). With FedAvg, SGD clients and the default server optimizer that is mini-batch SGD
-    on the pooled data, S_t steps a round. What differs from the clients' local training:
+    by round (beyond 2^21 steps a round, to a few in ten million). With FedAvg, SGD
+    clients and the default server optimizer that is mini-batch SGD on the pooled data, S_t steps
+    a round. What differs from the clients' local training:
 
     - B is the federation's, but at most N / K rounded up, the examples of a mean client. A full
       batch (B None) becomes that: S_t steps on all N would see K times the examples. A client's
