@@ -61,12 +61,16 @@ def has_value(rounds: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def lowest_is_best(metric: str) -> bool:
-    """Whether a metric is to come down: losses, errors and rounds to a target.
+    """Whether a metric is to come down: losses, errors, spreads over clients, rounds to a target.
 
     >>> lowest_is_best("test_loss"), lowest_is_best("test_accuracy")
     (True, False)
+    >>> lowest_is_best("clients_loss_mean"), lowest_is_best("clients_accuracy_std")
+    (True, True)
     """
     parts = metric.lower().split("_")
+    if parts[0] == "clients" and parts[-1] in ("std", "jain"):
+        return parts[-1] == "std"  # Jain's index of fairness is best at 1, of losses, too
     return metric.startswith("rounds_to") or not {"loss", "error", "mse"}.isdisjoint(parts)
 
 

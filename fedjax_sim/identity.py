@@ -90,7 +90,7 @@ def program(
         cohort = made.sampler.sample(key, round, made.data)
         found = {
             "sampler": cohort,
-            "aggregation": _coefficients(made, _stand_in(cohort)),
+            "aggregation": _coefficients(made, _stand_in(cohort, first=51)),
             "algorithm": _client_and_server(made, key, replace(state, round=round)),
             "evaluation": None if made.evaluate is None else made.evaluate(state.params),
         }
@@ -126,8 +126,12 @@ def _client_and_server(experiment: Experiment, key: Array, state: FederatedState
     """One client's phases on one block, and the server's step."""
     algorithm, data = experiment.algorithm, experiment.data
     size = block_size(algorithm.local, data)
-    batch = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), data.examples)
-    mask, number = jnp.ones(size, bool), jnp.int32(1)
+    block = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data.examples
+    )
+    # A value of its own tells one number from another in the checksum.
+    batch, mask = _stand_in(block, first=101), jnp.ones(size, bool)
+    num_examples, num_steps, num_reporting = jnp.int32(2), jnp.int32(3), jnp.int32(4)
     message = algorithm.broadcast(state.server, state.round)
     one: Any = jnp.ones((), jnp.result_type(float))
     total: PyTree = ()
@@ -141,25 +145,33 @@ def _client_and_server(experiment: Experiment, key: Array, state: FederatedState
         probed = () if phases.probe is None else phases.probe(message, own, batch, mask)
         carry = phases.init(message, own, probed, key)
         stepped, metrics = phases.step(carry, message, own, batch, mask, key)
-        output = phases.finish(stepped, message, own, number, number, key)
+        output = phases.finish(stepped, message, own, num_examples, num_steps, key)
         client = carry, metrics, output
         update, total = output.update, output.total
-    context = RoundContext(state.round, data.num_clients, number, one, one)
+    context = RoundContext(state.round, data.num_clients, num_reporting, 2 * one, 3 * one)
     return client, algorithm.server_update(state.server, update, total, context)
 
 
-def _stand_in(shapes: PyTree) -> PyTree:
-    """Arrays of such shapes, whose values do not matter."""
+def _stand_in(shapes: PyTree, first: int = 1) -> PyTree:
+    """Arrays of such shapes, each filled with a number of its own, counted from `first`.
 
-    def zeros(x: Any) -> Array:
+    What is computed of them does not matter, and what they are is part of a checksum: with equal
+    numbers, a loss that swaps features and targets of one shape would have the checksum of
+    the other.
+    """
+    leaves, structure = jax.tree.flatten(shapes)
+
+    def filled(x: Any, number: int) -> Array:
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jnp.zeros(x.shape, x.dtype)
+            return jnp.full(x.shape, number % 2 if x.dtype == bool else number % 128, x.dtype)
         bits = jax.eval_shape(jax.random.key_data, x)
         return jax.random.wrap_key_data(
-            jnp.zeros(bits.shape, bits.dtype), impl=jax.random.key_impl(x)
+            jnp.full(bits.shape, number, bits.dtype), impl=jax.random.key_impl(x)
         )
 
-    return jax.tree.map(zeros, shapes)
+    return jax.tree.unflatten(
+        structure, [filled(x, first + place) for place, x in enumerate(leaves)]
+    )
 
 
 def differences(there: Any, here: Any, name: str = "") -> str:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.base import Array, PyTree
 from fedjax_sim.checks import check_count, check_number, check_same_spec, check_takes
+from fedjax_sim.columns import lowest_is_best
 from fedjax_sim.fingerprint import traced
 from fedjax_sim.simulation import History
 
@@ -38,13 +39,13 @@ def reaches(name: str, target: float) -> Callable[[History], Array]:
 
     Args:
       name: of a value that the experiment's `evaluate` returns, as "test_accuracy", or of one that
-        the clients report, as "train_loss". One whose name ends in "loss" is to come down to the
-        target.
+        the clients report, as "train_loss". A loss (by its name, as "clients_loss_mean") is
+        to come down to the target.
     """
 
     def stop(history: History) -> Array:
         value, known = _measured(history, name)
-        met = value <= target if name.endswith("loss") else value >= target
+        met = value <= target if lowest_is_best(name) else value >= target
         return known & met
 
     stop.__name__ = f"{name} reaches {target:g}"  # what a resume compares
@@ -59,7 +60,7 @@ def patience(name: str, evaluations: int, min_delta: float = 0.0) -> Stop:
     `evaluate_every` r the run ends r x `evaluations` rounds behind its best.
 
     Args:
-      name: as of `reaches`: where it ends in "loss" lower is better, else higher. A value that
+      name: as of `reaches`: of a loss, by its name, lower is better, else higher. A value that
         clients report, as "train_loss", is known in every round that has one.
       evaluations: at least 1.
       min_delta: at least 0.
@@ -75,7 +76,7 @@ def patience(name: str, evaluations: int, min_delta: float = 0.0) -> Stop:
     """
     check_count("evaluations", evaluations)
     check_number("min_delta", min_delta, lambda x: x >= 0, "at least 0")
-    lower = name.endswith("loss")
+    lower = lowest_is_best(name)
     worst = jnp.asarray(jnp.inf if lower else -jnp.inf, float)
 
     def update(remembered: tuple[Array, Array], history: History) -> tuple[Any, Array]:
@@ -147,7 +148,16 @@ def check_stop(stop: Stop, row: History) -> str:
     check_same_spec("stop", "what it remembers", stop.init, remembered)
     if met.shape != () or met.dtype != bool:
         raise ValueError(f"stop must return a Bool[]; got {met.dtype}{list(met.shape)}")
-    return traced(lambda row: {"stop": stop.update(stop.init, row)}, row)["stop"]
+
+    def parts(remembered: PyTree, row: History) -> dict[str, PyTree]:
+        # What it remembers at first is compared by its numbers, afterwards by its place.
+        return {
+            "init": jax.tree.map(jnp.asarray, stop.init),
+            "update": stop.update(remembered, row),
+        }
+
+    checksums = traced(parts, stop.init, row)
+    return f"{checksums['init']} {checksums['update']}"
 
 
 def replay(stop: Stop, rows: History) -> tuple[PyTree, Array]:

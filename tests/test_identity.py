@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import fedjax_sim as fs
 from fedjax_sim.fingerprint import traced
 from fedjax_sim.identity import another, identity, program
+from fedjax_sim.stopping import check_stop
 from tests.conftest import zeros
 
 SMALL = (2, 3, 1)
@@ -175,6 +176,50 @@ def test_checksums_see_nested_programs_and_what_they_close_over():
     others = [(5.0, 3.0, table, sine), (2.0, 4.0, table, sine), (2.0, 3.0, table + 1, sine),
               (2.0, 3.0, table, cosine)]  # fmt: skip
     assert len({of(*base), *(of(*other) for other in others)}) == 5
+
+
+def test_checksums_tell_what_has_one_shape_apart():
+    """Features from targets, examples from steps, one number that is remembered from another."""
+    pairs = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 2)
+
+    def checksum(loss, finish=None):
+        algorithm = fs.fedavg(loss, optax.sgd(0.1), fs.LocalTraining())
+        if finish is not None:
+            algorithm = algorithm._replace(client=algorithm.client._replace(finish=finish))
+        made = fs.Experiment(algorithm, {"w": 1.0}, pairs, fs.sampling.uniform(1), 2)
+        return program(lambda key: made, jax.random.key(0))["parts"]["algorithm"]
+
+    def forward(params, batch, key):
+        return (batch["x"] * params["w"] - batch["y"]) ** 2
+
+    def backward(params, batch, key):
+        return (batch["y"] * params["w"] - batch["x"]) ** 2
+
+    def divided(by):
+        def finish(carry, message, client_state, num_examples, num_steps, key):
+            number = {"examples": num_examples, "steps": num_steps}[by].astype(jnp.float32)
+            return fs.ClientOutput(
+                jax.tree.map(lambda w, w_t: (w - w_t) / number, carry.params, message.params)
+            )
+
+        return finish
+
+    checksums = [checksum(forward), checksum(backward), checksum(forward, divided("examples")),
+                 checksum(forward, divided("steps"))]  # fmt: skip
+    assert len({*checksums}) == 4
+    assert checksum(forward) == checksums[0]
+
+    row = jax.eval_shape(lambda: {"loss": jnp.float32(0)})
+
+    def counting(place, first=0):
+        return fs.Stop(
+            (jnp.int32(first), jnp.int32(0)),
+            lambda counts, row: ((counts[0] + 1, counts[1] + 2), counts[place] >= 5),
+        )
+
+    memories = [check_stop(stop, row) for stop in (counting(0), counting(1), counting(0, first=1))]
+    assert len({*memories}) == 3
+    assert check_stop(counting(0), row) == memories[0]
 
 
 def test_simulate_refuses_another_program(tmp_path):

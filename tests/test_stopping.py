@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,31 @@ def test_what_remembers_is_read_and_not_counted_again(tmp_path):
         expected = np.float32(0.9) * expected + np.float32(0.1) * loss
     np.testing.assert_allclose(saved.arrays["stop.0000"], expected, rtol=1e-5)
     same(run(20, every=2, stop=stop, out=tmp_path, resume=True), run(20, every=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "falling"),
+    [("test_loss", 1), ("clients_loss_mean", 1), ("clients_loss_worst_tenth", 1),
+     ("clients_accuracy_std", 1), ("clients_accuracy_mean", 0), ("clients_loss_jain", 0)],
+)  # fmt: skip
+def test_which_way_a_metric_is_better(name, falling):
+    """A value that gets better every round ends no run by patience, and reaches a target once."""
+    values = np.array([4.0, 3.0, 2.0, 1.0]) if falling else np.array([1.0, 2.0, 3.0, 4.0])
+
+    def rows(value):
+        return SimpleNamespace(
+            evaluation={name: jnp.float32(value)},
+            evaluated=jnp.array(True),
+            rounds=SimpleNamespace(train={}),
+        )
+
+    stop, met = fs.patience(name, 1), []
+    remembered = stop.init
+    for value in values:
+        remembered, ends = stop.update(remembered, rows(value))
+        met.append(bool(ends))
+    assert met == [False] * 4
+    assert [bool(fs.reaches(name, 2.5)(rows(x))) for x in values] == [False, False, True, True]
 
 
 def test_criteria_that_cannot_be():

@@ -13,7 +13,7 @@ from fedjax_sim.cli import files, folder, grids, machine
 from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read, whole
 from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import check_known, setting
-from fedjax_sim.columns import on_test
+from fedjax_sim.columns import lowest_is_best, on_test
 from fedjax_sim.comparison import rounds_to_target
 from fedjax_sim.experiment import Experiment
 from fedjax_sim.grid import Grid
@@ -193,7 +193,7 @@ def _after(plan: Plan, results: Results) -> list[Any]:
     from fedjax_sim.cli import show
 
     means = results.mean(plan.metric)
-    lowest = plan.metric.endswith("loss")
+    lowest = lowest_is_best(plan.metric)
     more: dict[str, list[str]] = {}
     runs = [
         [run for run in results.runs if run.configuration == mean.configuration] for mean in means
