@@ -23,5 +23,6 @@ def numeric_axes(results: Results) -> dict[str, list[float]]:
     for name in varying(results):
         values = [run.configuration.get(name) for run in results.runs]
         if all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values):
+            # All are numbers, which mypy does not take from `all`.
             found[name] = sorted({float(x) for x in values})  # type: ignore[arg-type]
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))

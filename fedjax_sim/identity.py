@@ -90,7 +90,7 @@ def program(
         cohort = made.sampler.sample(key, round, made.data)
         found = {
             "sampler": cohort,
-            "aggregation": _coefficients(made, _stand_in(cohort, first=51)),
+            "aggregation": _coefficients(made, _stand_in(cohort)),
             "algorithm": _client_and_server(made, key, replace(state, round=round)),
             "evaluation": None if made.evaluate is None else made.evaluate(state.params),
         }
@@ -130,7 +130,8 @@ def _client_and_server(experiment: Experiment, key: Array, state: FederatedState
         lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data.examples
     )
     # A value of its own tells one number from another in the checksum.
-    batch, mask = _stand_in(block, first=101), jnp.ones(size, bool)
+    behind_the_state = 1 + len(jax.tree.leaves(state))
+    batch, mask = _stand_in(block, first=behind_the_state), jnp.ones(size, bool)
     num_examples, num_steps, num_reporting = jnp.int32(2), jnp.int32(3), jnp.int32(4)
     message = algorithm.broadcast(state.server, state.round)
     one: Any = jnp.ones((), jnp.result_type(float))
@@ -163,7 +164,9 @@ def _stand_in(shapes: PyTree, first: int = 1) -> PyTree:
 
     def filled(x: Any, number: int) -> Array:
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jnp.full(x.shape, number % 2 if x.dtype == bool else number % 128, x.dtype)
+            # Eight bits hold no more than 127, and a boolean one of two.
+            values = 2 if x.dtype == bool else 128 if x.dtype.itemsize == 1 else number + 1
+            return jnp.full(x.shape, number % values, x.dtype)
         bits = jax.eval_shape(jax.random.key_data, x)
         return jax.random.wrap_key_data(
             jnp.full(bits.shape, number, bits.dtype), impl=jax.random.key_impl(x)

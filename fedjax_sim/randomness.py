@@ -31,6 +31,7 @@ def as_key(key: Array | int) -> tuple[Array, int | None]:
     3
     """
     if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+        # What is no integer is a key, or refused; mypy does not see it through numpy's integers.
         typed: Array = key  # type: ignore[assignment]
         check_key(typed)
         return typed, None

@@ -74,6 +74,7 @@ class Run(NamedTuple):
             if name in self.rounds:
                 found[name] = int(self.rounds[name][-1]) if self.done else 0
         if found.get("lane_steps"):
+            # Sums of the ledger, which are integers; a row's cells may be text.
             found["useful_share"] = int(found["client_steps"]) / int(found["lane_steps"])  # type: ignore[arg-type]
         return {**self.configuration, **found, **self.values}
 

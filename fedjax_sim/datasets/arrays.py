@@ -46,7 +46,7 @@ def pickled(file: Path) -> list[str]:
                 name.removesuffix(".npy") for name in archive.namelist() if _holds(archive, name)
             ]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
-        return []
+        return []  # unreadable, which `read_npz` refuses by name when it comes to it
 
 
 def _holds(archive: zipfile.ZipFile, name: str) -> bool:
