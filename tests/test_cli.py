@@ -151,7 +151,7 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
     def plot(file, *arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fedjax_sim.report._plot", plot)
+    monkeypatch.setattr("fedjax_sim.report.drawn", plot)
     with pytest.raises(SystemExit) as exit:
         compare("--resume", out=tmp_path)
     assert exit.value.code == 1
