@@ -2,15 +2,15 @@
 
 The text of a jaxpr is not: it has addresses of functions and names of what was jitted. So its
 equations are walked, and what is hashed of them is what they compute: primitives, parameters,
-types, literals, the arrays that were closed over, and of nested programs the same.
+types, literals, the arrays that were closed over, and of nested programs the same. Functions of the
+host, which callbacks call, are taken apart by `host_code`, which says what it does not see.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from enum import Enum
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import jax
@@ -20,8 +20,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fedjax_sim.base import PyTree
 from fedjax_sim.checkpoint import checksum
+from fedjax_sim.host_code import parts
 
 # Parameters that say how something is compiled, placed or differentiated further, not what it is.
+# (Of a mesh, what matters is told apart: over how many devices `shard_map` runs.)
 _NO_MATTER = frozenset(
     (
         "bwd",
@@ -69,12 +71,12 @@ def traced(
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     places = {id(x): place for place, x in enumerate(jax.tree.leaves(known))}
     outputs = iter(_Walk(places).outputs(closed.jaxpr, closed.consts))
-    parts = {}
+    checksums = {}
     for name in sorted(shapes):  # as the leaves of a dict are ordered
         leaves, structure = jax.tree.flatten(shapes[name])
         own = [next(outputs) for _ in leaves]
-        parts[name] = _digest([_ADDRESS.sub("", str(structure)), *own])
-    return parts
+        checksums[name] = _digest([_ADDRESS.sub("", str(structure)), *own])
+    return checksums
 
 
 def _digest(tokens: Iterable[str]) -> str:
@@ -87,9 +89,13 @@ class _Walk:
     def __init__(self, places: Mapping[int, int]) -> None:
         self.places = places
         self.seen: dict[int, str] = {}
+        self.kept: list[Any] = []  # what `seen` knows by its id, which is its own while it lives
 
     def outputs(self, jaxpr: Jaxpr, consts: Sequence[Any] | None = None) -> list[str]:
-        """A digest of each output: of the equations that lead to it, and of nothing else."""
+        """A digest of each output: of the equations that lead to it, and of nothing else.
+
+        Outputs are also the references that the program was given, as it leaves them.
+        """
         digests: dict[Any, str] = {}
 
         def atom(x: Any) -> str:
@@ -105,11 +111,18 @@ class _Walk:
         for equation in jaxpr.eqns:
             names = sorted(name for name in equation.params if name not in _NO_MATTER)
             parameters = [f"{name}={self.value(equation.params[name])}" for name in names]
+            if equation.primitive.name == "shard_map":
+                parameters.append(f"mesh={dict(equation.params['mesh'].shape)}")
             operands = map(atom, equation.invars)
             result = _digest([equation.primitive.name, *parameters, "of", *operands])
             for place, x in enumerate(equation.outvars):
                 digests[x] = f"{result} {place}:{self.value(x.aval)}"
-        return [*map(atom, jaxpr.outvars)]
+            if equation.primitive.name != "get":
+                for place, operand in enumerate(equation.invars):
+                    if _is_reference(operand):  # which the equation may have written to
+                        digests[operand] = f"{result} operand {place}:{self.value(operand.aval)}"
+        given = [x for x in (*jaxpr.constvars, *jaxpr.invars) if _is_reference(x)]
+        return [*map(atom, (*jaxpr.outvars, *given))]
 
     def _program(self, jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> str:
         """A nested program, as a parameter of an equation."""
@@ -143,26 +156,28 @@ class _Walk:
             return _digest(sorted(map(self.value, x)))
         if isinstance(x, (tuple, list)):
             return f"{type(x).__name__} {_digest([self.value(part) for part in x])}"
-        if isinstance(x, type):
-            return f"{x.__module__}.{x.__qualname__}"
         if isinstance(x, CodeType):
-            return _digest([x.co_code.hex(), self.value(x.co_consts), self.value(x.co_names)])
-        if callable(x) and hasattr(x, "__code__"):
-            return self._function(x)
-        if is_dataclass(x):
-            parts = [self.value(getattr(x, f.name)) for f in fields(x)]
-            return f"{type(x).__name__} {_digest(parts)}"
-        return f"{type(x).__name__} {_ADDRESS.sub('', str(x))}"
+            compiled = x.co_code.hex(), x.co_exceptiontable.hex()
+            return _digest([*compiled, self.value(x.co_consts), self.value(x.co_names)])
+        if isinstance(x, ModuleType):
+            return f"module {x.__name__}"
+        return self._object(x)
 
-    def _function(self, x: Any) -> str:
-        """A function that a program calls as it stands, as the host's of a callback is."""
-        if id(x) in self.seen:
-            return self.seen[id(x)]
-        self.seen[id(x)] = x.__qualname__  # a function may refer to itself
-        cells = [cell.cell_contents for cell in x.__closure__ or ()]
-        parts = [x.__qualname__, self.value(x.__code__), self.value(cells)]
-        self.seen[id(x)] = _digest([*parts, self.value(x.__defaults__)])
+    def _object(self, x: Any) -> str:
+        """A function that a program calls as it stands, a class, or what they hold."""
+        if id(x) not in self.seen:
+            name = f"{type(x).__name__} {getattr(x, '__qualname__', '')}"
+            self.kept.append(x)
+            self.seen[id(x)] = name  # it may refer to itself
+            held = parts(x)
+            text = _ADDRESS.sub("", str(x)) if held is None else self.value(held)
+            self.seen[id(x)] = _digest([name, text])
         return self.seen[id(x)]
+
+
+def _is_reference(x: Any) -> bool:
+    """Whether an equation's operand is a place in memory, which it may write to."""
+    return not isinstance(x, Literal) and "Ref" in type(x.aval).__name__
 
 
 def _array(x: Any) -> str:

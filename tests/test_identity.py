@@ -18,6 +18,7 @@ import fedjax_sim as fs
 from fedjax_sim.fingerprint import traced
 from fedjax_sim.identity import another, identity, program
 from fedjax_sim.stopping import check_stop
+from tests import test_fingerprint
 from tests.conftest import zeros
 
 SMALL = (2, 3, 1)
@@ -136,7 +137,7 @@ def several():
         }
 
     programs = [program(lambda key, one=one: one, jax.random.key(0))["parts"] for one in made]
-    return [*programs, traced(called, jnp.ones(3))]
+    return [*programs, traced(called, jnp.ones(3)), test_fingerprint.checksums()]
 
 
 def test_checksums_are_the_same_in_another_process():
