@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fedjax_sim import canvas, plots
-from fedjax_sim.columns import BYTES, on_test, score_of
+from fedjax_sim.columns import BYTES, lowest_is_best, on_test, score_of
 from fedjax_sim.reading import Folder
 from fedjax_sim.results import Results, Run, joined
 
@@ -205,7 +205,7 @@ def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
         made.append((by, "megabytes"))
     measured = [name for name in columns if name in results.metrics and name != by]
     first = [name for part in _PARTS for name in measured if name.startswith(f"{part}_")]
-    first.sort(key=lambda name: (name.startswith("train_"), not name.endswith("loss")))
+    first.sort(key=lambda name: (name.startswith("train_"), not lowest_is_best(name)))
     rest = [name for name in measured if name not in first and not name.startswith("clients_")]
     made += [(name, "rounds") for name in [*first, *_worst(measured), *rest]]
     if "update_norm" in columns:

@@ -4,9 +4,27 @@ import hashlib
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+# What reading a damaged archive of arrays raises: a byte may name a compression that does not exist
+# (NotImplementedError), a method of an encrypted entry (RuntimeError) or a type that is none.
+DAMAGED = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class SaveError(OSError):

@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import types
+import warnings
 from functools import partial
 
 import jax
@@ -15,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
+from fedjax_sim.execution import machine
 from fedjax_sim.results import Mean, Results, Run
 from fedjax_sim.sweep import sweeping
+from fedjax_sim.sweep.store import Store
 from tests import killed
 from tests.conftest import MESH, linear_loss, zeros
 
@@ -297,11 +300,11 @@ def test_memory_is_that_of_all_devices():
 
     # Dealt evenly: four times what the fullest has left.
     some = [device(100, 10), device(100, 40), device(80, 0), device(100, 0)]
-    assert sweeping._free_memory(some) == 4 * 60
+    assert machine.free_memory(some) == 4 * 60
     # The devices of a CPU have one memory.
     cpus = jax.local_devices()
     assert len(cpus) == 2
-    assert sweeping._free_memory(cpus) < 1.5 * sweeping._free_memory(cpus[:1])
+    assert machine.free_memory(cpus) < 1.5 * machine.free_memory(cpus[:1])
 
 
 def test_tables_that_cannot_be_written_cost_no_run(data, tmp_path, monkeypatch):
@@ -391,3 +394,24 @@ def test_files_are_the_table(data, tmp_path):
     assert [int(row["bytes_down"]) for row in table] == [3 * 4 * 20, 3 * 8 * 20] * 2
     assert [row["round"] for row in rounds[:3]] == ["1", "2", "3"]
     assert rounds[0]["seed"] == "7"
+
+
+def test_no_damaged_byte_of_a_batch_stops_a_sweep(tmp_path):
+    """What reading raises depends on the byte: each is a batch to compute again."""
+    store = Store(tmp_path)
+    store.batches.mkdir()
+    columns = {"rounds": {"loss": np.arange(3.0)}, "values": {"x": np.arange(2)}}
+    store.save(0, columns)
+    path = store.batches / "000000.npz"
+    whole = path.read_bytes()
+    assert store.load(0) is not None
+    damaged = 0
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        for place in range(len(whole)):
+            for flipped in (1, 255):
+                path.write_bytes(
+                    whole[:place] + bytes([whole[place] ^ flipped]) + whole[place + 1 :]
+                )
+                damaged += store.load(0) is None
+    assert damaged > len(whole) / 2

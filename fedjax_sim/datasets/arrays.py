@@ -1,10 +1,11 @@
 """Arrays by name from a NumPy archive."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
+
+from fedjax_sim.saving import DAMAGED
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -21,16 +22,7 @@ def read_npz(file: Path, *names: str) -> list[np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return [archive[name] for name in names]
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DAMAGED as error:
         why = str(error).split(".")[0]  # NumPy goes on with advice to load it unsafely
         raise ValueError(f"{file} must hold arrays {' and '.join(names)}: {why}") from None
 
@@ -45,7 +37,7 @@ def pickled(file: Path) -> list[str]:
             return [
                 name.removesuffix(".npy") for name in archive.namelist() if _holds(archive, name)
             ]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+    except DAMAGED:
         return []  # unreadable, which `read_npz` refuses by name when it comes to it
 
 

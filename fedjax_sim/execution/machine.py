@@ -1,7 +1,9 @@
-"""What a strategy may know of the machine it is compiled for."""
+"""What is known of the machine that a program is compiled for."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,24 @@ def cache_bytes() -> int:
         return int(size.removesuffix("K")) * 2**10
     except (OSError, ValueError):
         return _CACHE
+
+
+def free_memory(devices: Sequence[Any]) -> float:
+    """Bytes that can be had on these devices, as they or Linux tell; 4 GiB elsewhere.
+
+    Accelerators are dealt the same each, so they hold together as many times what the fullest
+    of them has left. The devices of a CPU share its memory.
+    """
+    memories = [device.memory_stats() or {} for device in devices]
+    if all("bytes_limit" in memory for memory in memories):
+        left = min(memory["bytes_limit"] - memory.get("bytes_in_use", 0) for memory in memories)
+        return float(len(devices) * left)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = [x for x in lines if x.startswith("MemAvailable:")]
+        return float(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return 4 * 2**30
 
 
 def block_bytes(local: LocalTraining, data: FederatedData) -> int:

@@ -3,8 +3,6 @@
 import json
 import shutil
 import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.identity import MORE_ROUNDS, another, differences, warn_of_no_program
 from fedjax_sim.results import to_json
-from fedjax_sim.saving import SaveError, reason, replace_file
+from fedjax_sim.saving import DAMAGED, SaveError, reason, replace_file
 from fedjax_sim.sweep.batch import Columns
 from fedjax_sim.trained import MODELS
 
@@ -81,7 +79,7 @@ class Store:
                 for name in archive.files:  # reading checks each one's sum
                     kind, _, column = name.partition(".")
                     found[kind][column] = archive[name]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGED as error:
             warnings.warn(f"{path} is damaged and is computed again ({error})", stacklevel=2)
             return None
         return found

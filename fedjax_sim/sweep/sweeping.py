@@ -15,6 +15,7 @@ from fedjax_sim import grid as grids
 from fedjax_sim.base import Array
 from fedjax_sim.checks import check_count, check_takes
 from fedjax_sim.driver import WARM_SECONDS, Interrupt
+from fedjax_sim.execution.machine import free_memory
 from fedjax_sim.grid import Grid
 from fedjax_sim.identity import program
 from fedjax_sim.notebook import card, progress_bar, words
@@ -186,7 +187,7 @@ def sweep(
 
     store = None if out is None else Store(Path(out))
     widths = None if store is None or not resume else store.widths()
-    limit = memory_limit if memory_limit is not None else _free_memory([*mesh.devices.flat]) / 2
+    limit = memory_limit if memory_limit is not None else free_memory([*mesh.devices.flat]) / 2
     groups = plan(
         experiment, grid, keys, mesh.size, static, opaque, common_random_numbers,
         side_by_side if widths is None else widths, limit, keep_models, metric,
@@ -367,21 +368,3 @@ def _keys(keys: Array | Sequence[int]) -> tuple[list[int], Array]:
             f"{keys!r} (as keys=range(4))"
         )
     return seeds, jnp.stack([jax.random.key(seed) for seed in seeds])
-
-
-def _free_memory(devices: Sequence[Any]) -> float:
-    """Bytes that can be had on these devices, as they or Linux tell; 4 GiB elsewhere.
-
-    Accelerators are dealt the same each, so they hold together as many times what the fullest
-    of them has left. The devices of a CPU share its memory.
-    """
-    said = [device.memory_stats() or {} for device in devices]
-    if all("bytes_limit" in one for one in said):
-        left = min(one["bytes_limit"] - one.get("bytes_in_use", 0) for one in said)
-        return float(len(devices) * left)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        (line,) = [x for x in lines if x.startswith("MemAvailable:")]
-        return float(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return 4 * 2**30
