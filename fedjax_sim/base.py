@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.reprs import fields_of
+
 PyTree = Any
 Params = PyTree
 Array = jax.Array
@@ -54,6 +56,9 @@ class Cohort(NamedTuple):
     inclusion: Array | None = None
     work: Array | None = None
 
+    def __repr__(self) -> str:
+        return fields_of(self)
+
 
 class LocalTraining(NamedTuple):
     """How a client passes over its examples: E local epochs in blocks of B.
@@ -92,6 +97,9 @@ class ClientOutput(NamedTuple):
     client_state: PyTree = ()
     metrics: Metrics | tuple[()] = ()
 
+    def __repr__(self) -> str:
+        return fields_of(self)
+
 
 class ClientUpdate(NamedTuple):
     """One client's local training in phases, so that the engine can interleave clients.
@@ -118,6 +126,9 @@ class ClientUpdate(NamedTuple):
     finish: Callable[[PyTree, PyTree, PyTree, Array, Array, Array], ClientOutput]
     probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
 
+    def __repr__(self) -> str:
+        return fields_of(self)
+
 
 class RoundContext(NamedTuple):
     """What the server knows of a round beside the averages.
@@ -135,6 +146,9 @@ class RoundContext(NamedTuple):
     num_reporting: Array
     weight_sum: Array
     reporting_share: Array
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 class FederatedAlgorithm(NamedTuple):
@@ -173,6 +187,9 @@ class FederatedAlgorithm(NamedTuple):
     pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
     check: Callable[[Params, PyTree], None] | None = None
 
+    def __repr__(self) -> str:
+        return fields_of(self, "client", "server_update", "local")
+
 
 class Coefficients(NamedTuple):
     """What an aggregation rule says of a round.
@@ -191,6 +208,9 @@ class Coefficients(NamedTuple):
     denominator: Array | None
     shares: Array | None = None
     num_receivers: Array | None = None
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 # (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients. The
@@ -285,6 +305,9 @@ class RoundMetrics(NamedTuple):
     empty: Array
     digits: dict[str, Array] | tuple[()] = ()
 
+    def __repr__(self) -> str:
+        return fields_of(self)
+
     def counts(self) -> dict[str, np.ndarray]:
         """`client_steps`, `lane_steps` and `examples` on the host, exact: Int64 where 32 bits might
         not hold them.
@@ -308,7 +331,7 @@ class RoundMetrics(NamedTuple):
     data_fields=["server", "clients", "round"],
     meta_fields=["get_params"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FederatedState:
     """What passes from round to round; a pytree. Made by `fs.init`.
 
@@ -329,3 +352,6 @@ class FederatedState:
     def params(self) -> Params:
         """The global model w_t."""
         return self.get_params(self.server)
+
+    def __repr__(self) -> str:
+        return fields_of(self, "server", "clients", "round")

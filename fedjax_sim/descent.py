@@ -23,6 +23,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.checks import check_same_spec, check_takes
 from fedjax_sim.loss import check_loss, mean_gradient
+from fedjax_sim.reprs import fields_of
 
 # An optax transformation, or a function of the round returning one.
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[[Array], Any]
@@ -36,6 +37,9 @@ class Message(NamedTuple):
     params: Params
     round: PyTree  # Int[], or () and not sent
 
+    def __repr__(self) -> str:
+        return fields_of(self)
+
 
 class Descent(NamedTuple):
     """A client's carry: its model w_k and its optimizer's state."""
@@ -43,12 +47,18 @@ class Descent(NamedTuple):
     params: Params
     optimizer: PyTree
 
+    def __repr__(self) -> str:
+        return fields_of(self)
+
 
 class Server(NamedTuple):
     """The server's state: the global model w_t and its optimizer's state."""
 
     params: Params
     optimizer: PyTree
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 def server_params(server: Any) -> Params:

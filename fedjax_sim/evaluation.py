@@ -10,6 +10,7 @@ from fedjax_sim.base import Array, LossFn, Params, PyTree, accumulator
 from fedjax_sim.checks import check_count, check_takes
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.loss import check_examples, per_example
+from fedjax_sim.reprs import fields_of
 from fedjax_sim.summing import of_stretches
 
 
@@ -23,6 +24,9 @@ class Evaluation(NamedTuple):
 
     mean: dict[str, Array]
     clients: dict[str, Array]
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 def evaluate(
@@ -119,6 +123,9 @@ class ClientStatistics(NamedTuple):
     p50: Array
     p90: Array
     jain: Array
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 def client_statistics(

@@ -18,6 +18,7 @@ from fedjax_sim.base import (
 from fedjax_sim.checks import check_takes
 from fedjax_sim.data import FederatedData
 from fedjax_sim.randomness import INIT, check_key, stream
+from fedjax_sim.reprs import fields_of
 from fedjax_sim.round import RoundFn, init, make_round
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.simulation import Evaluate, History, check_evaluate, check_run, next_round, run
@@ -60,6 +61,9 @@ class Experiment(NamedTuple):
     nonfinite: str = "keep"
     evaluate: Evaluate | None = None
     evaluate_every: int = 1
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
     def with_plain_counts(self) -> "Experiment":
         """With its counts as Python's integers, which NumPy's would widen under x64."""

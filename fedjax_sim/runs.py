@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.columns import BYTES, has_value, is_measured
+from fedjax_sim.reprs import fields_of
 
 Scalar = float | int | bool | str | None
 
@@ -27,6 +28,9 @@ class Run(NamedTuple):
     rounds: dict[str, np.ndarray]
     values: dict[str, Scalar]
     num_rounds: int
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
     @property
     def done(self) -> int:

@@ -22,6 +22,7 @@ from fedjax_sim.base import Array, Cohort
 from fedjax_sim.checks import check_count, check_takes, is_concrete
 from fedjax_sim.data import FederatedData
 from fedjax_sim.randomness import COHORT, check_key, permutation_seeds, permute, stream
+from fedjax_sim.reprs import fields_of
 
 
 class Sampler(NamedTuple):
@@ -36,6 +37,9 @@ class Sampler(NamedTuple):
     size: int | None
     with_replacement: bool
     sample: Callable[[Array, Array | int, FederatedData], Cohort]
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 def custom(

@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.base import Array, Params, PyTree
 from fedjax_sim.checks import check_number
+from fedjax_sim.reprs import fields_of
 
 # (v, u^2) -> the next v
 Accumulate = Callable[[Array, Array], Array]
@@ -34,6 +35,9 @@ class AdaptiveState(NamedTuple):
 
     m: PyTree
     v: PyTree
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 def adagrad(

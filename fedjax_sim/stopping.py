@@ -1,6 +1,7 @@
 """Criteria to end a run by: of one round, or of all rounds so far."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +28,31 @@ class Stop(NamedTuple):
     update: Callable[[PyTree, History], tuple[PyTree, Array]]
     name: str = "stop"
 
+    def __repr__(self) -> str:
+        return f"Stop({self.name})"
+
 
 NEVER = Stop((), lambda nothing, row: (nothing, jnp.array(False)))
 
 # A criterion, or several, of which the first one met ends the run.
 Criterion = Callable[[History], Array] | Stop | Sequence[Any]
+
+
+@dataclass(frozen=True, repr=False)
+class _Reaches:
+    """See `reaches`."""
+
+    name: str
+    target: float
+    __name__: str  # what a resume compares
+
+    def __call__(self, history: History) -> Array:
+        value, known = _measured(history, self.name)
+        met = value <= self.target if lowest_is_best(self.name) else value >= self.target
+        return known & met
+
+    def __repr__(self) -> str:
+        return f"reaches({self.name!r}, {self.target:g})"
 
 
 def reaches(name: str, target: float) -> Callable[[History], Array]:
@@ -43,13 +64,7 @@ def reaches(name: str, target: float) -> Callable[[History], Array]:
         to come down to the target.
     """
 
-    def stop(history: History) -> Array:
-        value, known = _measured(history, name)
-        met = value <= target if lowest_is_best(name) else value >= target
-        return known & met
-
-    stop.__name__ = f"{name} reaches {target:g}"  # what a resume compares
-    return stop
+    return _Reaches(name, target, f"{name} reaches {target:g}")
 
 
 def patience(name: str, evaluations: int, min_delta: float = 0.0) -> Stop:

@@ -25,6 +25,7 @@ from fedjax_sim.checks import check_number
 from fedjax_sim.descent import Descent, check_fit, descend, server_params
 from fedjax_sim.local import check_local
 from fedjax_sim.loss import check_loss
+from fedjax_sim.reprs import fields_of
 
 
 class ScaffoldServer(NamedTuple):
@@ -33,6 +34,9 @@ class ScaffoldServer(NamedTuple):
     params: Params
     control: PyTree
 
+    def __repr__(self) -> str:
+        return fields_of(self)
+
 
 class ScaffoldMessage(NamedTuple):
     """What a client is sent: x and c, twice FedAvg's downlink; the round, if its rate needs it."""
@@ -40,6 +44,9 @@ class ScaffoldMessage(NamedTuple):
     params: Params
     control: PyTree
     round: PyTree = ()  # Int[], or () and not sent
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 def scaffold(

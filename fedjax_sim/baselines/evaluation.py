@@ -11,6 +11,7 @@ from fedjax_sim.checks import check_count, check_takes
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.evaluation import ClientStatistics, client_statistics, evaluate
 from fedjax_sim.loss import check_examples, per_example, totals
+from fedjax_sim.reprs import fields_of
 from fedjax_sim.summing import add_to, zero_sum
 
 
@@ -26,6 +27,9 @@ class LocalEvaluation(NamedTuple):
     test: dict[str, Array]
     clients: dict[str, Array]
     statistics: dict[str, ClientStatistics]
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 def evaluate_local(

@@ -21,6 +21,7 @@ from fedjax_sim.base import (
     accumulator,
 )
 from fedjax_sim.experiment import Experiment
+from fedjax_sim.reprs import fields_of
 
 
 @partial(
@@ -28,7 +29,7 @@ from fedjax_sim.experiment import Experiment
     data_fields=["server", "client"],
     meta_fields=["get_params"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OwnModel:
     """A client's state under `local_only`: what the algorithm keeps, all of it its own.
 
@@ -45,6 +46,9 @@ class OwnModel:
     def local_models(self) -> Params:
         """The clients' models, where this is the state of all of them: leaves `[K, ...]`."""
         return jax.vmap(self.get_params)(self.server)
+
+    def __repr__(self) -> str:
+        return fields_of(self, "server", "client")
 
 
 def local_only(experiment: Experiment) -> Experiment:

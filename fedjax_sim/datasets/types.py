@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_sim.reprs import fields_of
+
 
 class Dataset(NamedTuple):
     """Examples `{"x": [N, ...], "y": [N]}`, not yet split over clients, in parts.
@@ -17,3 +19,6 @@ class Dataset(NamedTuple):
     client_ids: np.ndarray | None = None  # Int[N] of train: natural clients, where it has them
     client_names: tuple[str, ...] | None = None  # client k's, where they have names
     validation: dict[str, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        return fields_of(self)

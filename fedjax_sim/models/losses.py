@@ -12,6 +12,7 @@ from flax.errors import FlaxError, ScopeCollectionNotFound
 from fedjax_sim.base import Array, Params, PyTree
 from fedjax_sim.checks import is_concrete
 from fedjax_sim.models.model import OfTokens
+from fedjax_sim.reprs import fields_of
 
 
 def cross_entropy(apply: Callable[[Params, Array], Array]) -> "CrossEntropy":
@@ -39,11 +40,14 @@ def squared_error(apply: Callable[[Params, Array], Array]) -> "SquaredError":
     return SquaredError(apply)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CrossEntropy:
     """See `cross_entropy`."""
 
     apply: Callable[[Params, Array], Array]
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
     def __call__(
         self, params: Params, batch: PyTree, key: Array | None
@@ -81,11 +85,14 @@ class CrossEntropy:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SquaredError:
     """See `squared_error`."""
 
     apply: Callable[[Params, Array], Array]
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
     def __call__(self, params: Params, batch: PyTree, key: Array | None) -> Array:
         outputs = self.apply(params, batch["x"])

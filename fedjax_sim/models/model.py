@@ -11,6 +11,7 @@ from flax import linen as nn
 from fedjax_sim.base import Array, Params
 from fedjax_sim.checks import check_count
 from fedjax_sim.nn import conv_general_dilated, dot_general
+from fedjax_sim.reprs import fields_of
 
 
 class Model(NamedTuple):
@@ -19,8 +20,11 @@ class Model(NamedTuple):
     init: Callable[[Array], Params]  # key -> params
     apply: Callable[[Params, Array], Array]  # params, x[B, ...] -> outputs[B, ...]
 
+    def __repr__(self) -> str:
+        return fields_of(self, "apply")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class OfTokens:
     """An `apply` whose x are tokens in [0, vocabulary), which the losses check before a run.
 
@@ -32,6 +36,9 @@ class OfTokens:
 
     def __call__(self, params: Params, x: Array) -> Array:
         return self.apply(params, x)
+
+    def __repr__(self) -> str:
+        return fields_of(self)
 
 
 def of_tokens(module: nn.Module, length: int, vocabulary: int) -> Model:
