@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.columns import is_share
 from fedjax_sim.columns import lowest_is_best as lowest_is_best
 
 # The ink and two greys; a page may exchange them, and the series' colours, for a dark ground's.
@@ -138,30 +139,83 @@ def moved(ax: Any, points: float) -> Any:
 
 
 def limit(ax: Any, lines: Sequence[np.ndarray], lowest: bool) -> None:
-    """Sets the range of y: without what diverged, and without the worst of the first rounds.
+    """Sets the range of y: that of `ends`, and a margin.
 
     Positive values that are to come down, and do so fifty-fold, get a logarithmic scale.
     """
-    finite = [line[np.isfinite(line)] for line in lines]
-    found = np.concatenate([*finite, np.zeros(0)])
-    if not found.size:
+    shown = ends(lines, lowest)
+    if shown is None:
         ax.set_yticks([])
         ax.annotate("no finite value", (0.5, 0.5), xycoords="axes fraction", ha="center",
                     fontsize=TEXT, color=INK)  # fmt: skip
         return
-    low, high = found.min(), found.max()
-    if lowest and len(found) > 20:
-        first = max((line[0] for line in finite if line.size), default=high)
-        high = min(high, 1.2 * first if first > 0 else np.quantile(found, 0.97))
-        high = max(high, *(line.min() for line in finite if line.size))
-    elif len(found) > 20:
-        low = np.quantile(found, 0.03)
+    low, high = shown
     if lowest and low > 0 and high > 50 * low:
         ax.set_yscale("log")
         log_ticks(ax.yaxis, low, high)
         ax.set_ylim(low / 1.3, high * 1.3)
-    elif high > low:
-        ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    else:
+        ax.set_ylim(*with_margin(low, high))
+
+
+def ends(lines: Sequence[np.ndarray], lowest: bool) -> tuple[float, float] | None:
+    """From where to where lines are shown: without what diverged, and of long ones without the
+    worst of the first rounds; None if nothing is finite.
+
+    >>> ends([np.array([0.1, 0.5, np.nan]), np.array([0.2])], lowest=False)
+    (0.1, 0.5)
+    """
+    finite = [line[np.isfinite(line)] for line in lines]
+    values = np.concatenate([*finite, np.zeros(0)])
+    if not values.size:
+        return None
+    low, high = float(values.min()), float(values.max())
+    # Of 20 rounds or fewer all are shown, because 3 % of them is less than the first one.
+    if max(map(len, finite)) > 20:
+        if lowest:
+            first = max(float(line[0]) for line in finite if line.size)
+            high = min(high, 1.2 * first if first > 0 else float(np.quantile(values, 0.97)))
+            high = max(high, *(float(line.min()) for line in finite if line.size))
+        else:
+            low = float(np.quantile(values, 0.03))
+    return low, high
+
+
+def with_margin(low: float, high: float) -> tuple[float, float]:
+    """Limits with room for markers; about one value alone, a sixteenth of it on either side."""
+    span = high - low or abs(high) or 1.0
+    return low - 0.06 * span, high + 0.06 * span
+
+
+def interval(
+    names: Sequence[str], mean: np.ndarray, half: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """From where to where a band of metrics goes: of shares, as accuracies, within [0, 1].
+
+    Student's t for two seeds is 12.7 deviations wide, where no share can lie. Tables keep it.
+
+    >>> interval(["test_accuracy"], np.array([0.75]), np.array([0.5]))
+    (array([0.25]), array([1.]))
+    """
+    low, high = mean - half, mean + half
+    if not all(map(is_share, names)):
+        return low, high
+    return np.clip(low, np.minimum(mean, 0), None), np.clip(high, None, np.maximum(mean, 1))
+
+
+def band(
+    ax: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str, alpha: float
+) -> None:
+    """A band behind a line; where the line is one point, a bar."""
+    if len(x) == 1:
+        ax.vlines(x, low, high, color=color, alpha=0.5, linewidth=1.5, zorder=1)
+    else:
+        ax.fill_between(x, low, high, color=color, alpha=alpha, linewidth=0, zorder=1)
+
+
+def with_marker(style: Mapping[str, Any], x: np.ndarray) -> dict[str, Any]:
+    """The style of a line, which as one point would be nowhere without a marker."""
+    return {**style} if len(x) > 1 else {"marker": "o", "markersize": 7, **style}
 
 
 def scale(ax: Any, name: str, low: float, high: float) -> None:
@@ -234,6 +288,8 @@ def label(configuration: Mapping[str, Any], names: Sequence[str]) -> str:
 
     >>> label({"mode": "selected", "lr": 0.1, "mu": 0.0}, ["mode", "lr"])
     'selected, lr=0.1'
+    >>> label({"mode": "selected"}, ["lr", "mu"])  # what others have
+    'without lr, mu'
     """
     parts = []
     for name in names:
@@ -241,7 +297,25 @@ def label(configuration: Mapping[str, Any], names: Sequence[str]) -> str:
             value = configuration[name]
             said = f"{value:.4g}" if isinstance(value, float) else str(value)
             parts.append(said if isinstance(value, str) else f"{name}={said}")
-    return ", ".join(parts)
+    return ", ".join(filter(None, parts)) or (f"without {', '.join(names)}" if names else "")
+
+
+def labels(configurations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """As `label`, with names and all digits where two that differ would read alike.
+
+    >>> labels([{"a": "x"}, {"b": "x"}, {"b": "y"}], ["a", "b"])
+    ["a='x'", "b='x'", 'y']
+    """
+    chosen = [{name: x[name] for name in names if name in x} for x in configurations]
+    texts = [label(values, names) for values in chosen]
+    meant: dict[str, set[str]] = {}
+    for text, values in zip(texts, chosen, strict=True):
+        meant.setdefault(text, set()).add(repr(values))
+    full = [", ".join(f"{name}={x!r}" for name, x in values.items()) for values in chosen]
+    return [
+        text if len(meant[text]) == 1 else spelled or text
+        for text, spelled in zip(texts, full, strict=True)
+    ]
 
 
 def stem(names: Sequence[str]) -> str:

@@ -210,12 +210,9 @@ def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
     made += [(name, "rounds") for name in [*first, *_worst(measured), *rest]]
     if "update_norm" in columns:
         made.append(("update_norm", "rounds"))
-    # An interval of two or three seeds is so wide that its band covers everything.
-    few = min(map(len, plots.groups(results))) < 4
-    band = "std" if few else "interval"
     for name, against in made[:most]:
         title = f"{name} by {'round' if against == 'rounds' else 'MB'}"
-        yield Card(title + where, _curve(results, name, against=against, by=by, band=band))
+        yield Card(title + where, _curve(results, name, against=against, by=by))
 
 
 def _facets(results: Results) -> list[tuple[str, Results]]:
@@ -224,8 +221,9 @@ def _facets(results: Results) -> list[tuple[str, Results]]:
     if len(others) == len(plots.varying(results)) or len(plots.groups(results)) <= 4:
         return []
     found: dict[str, list[Run]] = {}
-    for run in results.runs:
-        found.setdefault(canvas.label(run.configuration, others), []).append(run)
+    texts = canvas.labels([run.configuration for run in results.runs], others)
+    for run, text in zip(results.runs, texts, strict=True):
+        found.setdefault(text, []).append(run)
     if not 2 <= len(found) <= 4:
         return []
     return [(said, Results(tuple(runs))) for said, runs in found.items()]

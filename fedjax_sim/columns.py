@@ -74,6 +74,16 @@ def lowest_is_best(metric: str) -> bool:
     return metric.startswith("rounds_to") or not {"loss", "error", "mse"}.isdisjoint(parts)
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric lies in [0, 1] by its name: an accuracy, a share, Jain's index.
+
+    >>> is_share("clients_accuracy_worst_tenth"), is_share("test_loss"), is_share("test_r2")
+    (True, False, False)
+    """
+    parts = metric.lower().split("_")
+    return "accuracy" in parts or parts[-1] in ("share", "jain")
+
+
 def score_of(metrics: Iterable[str]) -> str | None:
     """What configurations are compared by, of what is measured: a validation set before a test set.
 

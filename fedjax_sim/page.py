@@ -103,7 +103,7 @@ def _head(name: str, folder: Folder) -> str:
         means = folder.results.mean(by)
         top = means[ranked(means, canvas.lowest_is_best(by))[0]]
         if top.competes:
-            names = plots.varying(folder.results)
+            names = [x for x in plots.varying(folder.results) if x in top.configuration]
             where = f" with {canvas.label(top.configuration, names)}" if names else ""
             best = (
                 f"<p>{'Best final' if names else 'Final'} {tables.text(by)} "

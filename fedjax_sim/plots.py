@@ -21,6 +21,7 @@ from fedjax_sim.split_figure import split as split
 
 _POINTS = 300  # of a line; more are not seen at this width
 _BANDS = 5  # lines that have them, at most
+_SEEDS = 4  # of which an interval is narrow enough to be a band
 
 
 def best(results: Results, metric: str, most: int) -> Results:
@@ -40,7 +41,7 @@ def curves(
     metric: str | Sequence[str],
     *,
     against: str = "rounds",
-    band: str = "interval",
+    band: str | None = None,
     confidence: float = 0.95,
     most: int = 8,
     by: str | None = None,
@@ -49,7 +50,8 @@ def curves(
     """A metric over rounds or bytes: a line a configuration, the mean over its seeds.
 
     Where two hyper-parameters vary, the one is told by colours and the other by dashes. More than
-    five lines have no bands, which would cover each other. A line ends with the seed that has the
+    five lines have no bands, which would cover each other; the band of a share, as an accuracy is
+    one, ends at 0 and 1, and bands do not widen the axes. A line ends with the seed that has the
     fewest rounds. Of more than `most` configurations those with the best final mean are shown, and
     the legend says so.
 
@@ -58,7 +60,8 @@ def curves(
         a run are numbered.
       metric: a column by round; or several, of one configuration, each a line.
       against: "rounds", or "megabytes" (10^6 bytes, down and up, all clients together).
-      band: "interval" (Student's t, of the mean), "std" (of the seeds) or "none".
+      band: "interval" (Student's t, of the mean), "std" (of the seeds) or "none"; None for the
+        interval, or of fewer than four seeds, whose intervals would cover the figure, the std.
       most: lines, at most 8.
       by: the metric whose final mean says which are best; None for `metric` itself.
       width: of the figure, in points.
@@ -72,7 +75,8 @@ def curves(
     results = joined(results)
     names = [metric] if isinstance(metric, str) else list(metric)
     _check_choice("against", against, ("rounds", "megabytes"))
-    _check_choice("band", band, ("interval", "std", "none"))
+    if band is not None:
+        _check_choice("band", band, ("interval", "std", "none"))
     check_number("confidence", confidence, lambda x: 0 < x < 1, "in (0, 1)")
     check_number(
         "most", most, lambda x: 1 <= x <= len(canvas.STYLES), f"in [1, {len(canvas.STYLES)}]"
@@ -89,12 +93,15 @@ def curves(
         by = names[0] if by is None else by
         note.append(f"the {most} best of {len(found)} by final {by}")
         found = groups(best(results, by, most))
+    if band is None:
+        band = "interval" if min(map(len, found)) >= _SEEDS else "std"
     axes = varying(Results(tuple(run for runs in found for run in runs)))
     figure, ax = canvas.figure(width)
     lines, seeds = [], set()
-    for runs in found:
+    labels = canvas.labels([runs[0].configuration for runs in found], axes)
+    for runs, text in zip(found, labels, strict=True):
         for name, tail in zip(names, canvas.tails(names), strict=True):
-            said = tail if len(names) > 1 else canvas.label(runs[0].configuration, axes)
+            said = tail if len(names) > 1 else text
             line = _over_seeds(runs, name, against, band, confidence)
             if any(run.diverged for run in runs):
                 said += " (diverged)"
@@ -105,11 +112,11 @@ def curves(
     band = "none" if len(lines) > _BANDS else band
     for i, ((x, mean, half, said, _), style) in enumerate(zip(lines, styles, strict=True)):
         if band != "none" and np.isfinite(half).any():
-            ax.fill_between(x, mean - half, mean + half, color=style["color"], alpha=faint,
-                            linewidth=0, zorder=1)  # fmt: skip
+            low, high = canvas.interval(names, mean, half)
+            canvas.band(ax, x, low, high, style["color"], faint)
         every = max(1, len(x) // 6)
         marks = (i * every // len(lines), every)
-        ax.plot(x, mean, label=canvas.plain(said), markevery=marks, **style)
+        ax.plot(x, mean, label=canvas.plain(said), markevery=marks, **canvas.with_marker(style, x))
     down = all(canvas.lowest_is_best(name) for name in names)
     canvas.limit(ax, [mean for _, mean, *_ in lines], down)
     ax.set_ylabel(canvas.plain((canvas.stem(names) or "value").replace("bytes", "megabytes")))

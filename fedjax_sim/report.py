@@ -218,35 +218,40 @@ def drawn(setting: Setting, found: list[Curve]) -> Any:
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
     target = f"target {setting.target:g}"
+    low, high = _limits(one.score, found)
+    # A line that is outside is not drawn, and the legend has no name for it.
+    is_shown = low <= setting.target <= high
     axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")
     for line, fraction in enumerate(fractions):
         here = {curve.mode: curve for curve in found if curve.fraction == fraction}
         for order, mode in enumerate(mode for mode in modes if mode in here):
-            score = here[mode].score
-            mean = score.mean(axis=0)
-            std = score.std(axis=0, ddof=1) if len(score) > 1 else np.zeros_like(mean)
+            mean, below, above = _band(one.score, here[mode])
             megabytes = (here[mode].bytes_down + here[mode].bytes_up).mean(axis=0) / 1e6
             for ax, x in zip(axes[line], (np.arange(1, len(mean) + 1), megabytes), strict=True):
-                ax.fill_between(
-                    x, mean - std, mean + std,
-                    color=MODE_STYLES[mode]["color"], alpha=0.13, linewidth=0, zorder=1,
-                )  # fmt: skip
+                style = canvas.with_marker(MODE_STYLES[mode], x)
+                canvas.band(ax, x, below, above, style["color"], 0.13)
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
-                ax.plot(x, mean, **MODE_STYLES[mode], label=mode, zorder=2 + order, markevery=marks)
+                ax.plot(x, mean, **style, label=mode, zorder=2 + order, markevery=marks)
         cohort = cohort_size(fraction, one.clients or 1)
         axes[line, 0].set_ylabel(
             f"C = {fraction:g} (m = {cohort})\n{setting.set_name} {setting.score_name}"
         )
         for ax in axes[line]:
-            ax.axhline(
-                setting.target, label=target, color="0.35", linewidth=1.2, linestyle=":", zorder=0
-            )
+            if is_shown:
+                ax.axhline(
+                    setting.target,
+                    label=target,
+                    color="0.35",
+                    linewidth=1.2,
+                    linestyle=":",
+                    zorder=0,
+                )
             ax.grid(alpha=0.25, linewidth=0.6)
             ax.spines[["top", "right"]].set_visible(False)
     # Limits are set, not found: a curve that diverged has nothing to find them from.
-    _limit(axes[0, 0], found)
+    axes[0, 0].set_ylim(low, high)
     canvas.rounds(axes[-1, 0], max(curve.score.shape[1] for curve in found))
-    first, last = _megabytes_shown(found, axes[0, 0].get_ylim()[0])
+    first, last = _megabytes_shown(found, low)
     canvas.scale(axes[-1, 1], "megabytes sent, down and up, all clients together", first, last)
     seeds = found[0].score.shape[0]
     figure.suptitle(
@@ -261,12 +266,38 @@ def drawn(setting: Setting, found: list[Curve]) -> Any:
         for ax in axes[:, 0]
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    shown = [mode for mode in setting.modes if mode in handles] + [target]  # the table's order
+    shown = [name for name in (*setting.modes, target) if name in handles]  # the table's order
     figure.legend(
         [handles[mode] for mode in shown], shown, loc="outside lower center", ncols=len(shown),
         frameon=False, handlelength=4,
     )  # fmt: skip
     return figure
+
+
+def _band(score: str, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean over the seeds, and a standard deviation below and above it."""
+    mean = curve.score.mean(axis=0)
+    std = curve.score.std(axis=0, ddof=1) if len(curve.score) > 1 else np.zeros_like(mean)
+    return mean, *canvas.interval([score], mean, std)
+
+
+def _limits(score: str, found: list[Curve]) -> tuple[float, float]:
+    """The scores' range: of the means, and of their bands as far as a quarter of it beyond.
+
+    A curve that diverged has nothing to find limits from.
+    """
+    bands = [_band(score, curve) for curve in found]
+    ends = canvas.ends([mean for mean, _, _ in bands], lowest=False)
+    if ends is None:
+        return 0.0, 1.0
+    low, high = ends
+    quarter = (high - low) / 4
+    lowest, highest = low, high
+    for mean, below, above in bands:
+        shown = (low <= mean) & (mean <= high)  # not the first rounds' worst, nor what diverged
+        lowest = min([lowest, *below[shown]])
+        highest = max([highest, *above[shown]])
+    return canvas.with_margin(max(lowest, low - quarter), min(highest, high + quarter))
 
 
 def _megabytes_shown(found: list[Curve], lowest: float) -> tuple[float, float]:
@@ -281,14 +312,3 @@ def _megabytes_shown(found: list[Curve], lowest: float) -> tuple[float, float]:
         firsts.append(float(np.sqrt(sent[max(0, at - 1)] * sent[at])))
         lasts.append(float(sent[-1]))
     return min(firsts), max(lasts)
-
-
-def _limit(ax: Any, found: list[Curve]) -> None:
-    """The scores' range, without the first rounds' worst and without what diverged."""
-    means = np.concatenate([curve.score.mean(axis=0) for curve in found])
-    means = means[np.isfinite(means)]
-    if not means.size:
-        return
-    low, high = np.quantile(means, 0.03), means.max()
-    if high > low:
-        ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))

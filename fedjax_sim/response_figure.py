@@ -23,7 +23,8 @@ def response(
 ) -> Any:
     """The final mean of a metric against the numeric axis that varies, with its interval.
 
-    Intervals of one value stand side by side; one that is longer than the axes ends in an arrow.
+    Intervals of one value stand side by side; one that is longer than the axes ends in an arrow,
+    and of a share, as an accuracy is one, it ends at 0 and 1.
 
     A line for each combination of the other axes (of more than `most` the best, as the legend
     says); a logarithmic scale for values that span a factor of 20 or more. A grid of just two
@@ -52,10 +53,11 @@ def response(
     axis = next(iter(numeric), None)
     others = [name for name in names if name != axis]
     lines: dict[str, list[tuple[float, Mean]]] = {}
-    for i, mean in enumerate(means):
+    texts = canvas.labels([mean.configuration for mean in means], others)
+    for i, (mean, text) in enumerate(zip(means, texts, strict=True)):
         # Random draws of several numeric axes have no two points on a line.
         alone = axis is None or (len(numeric) > 1 and len(numeric[axis]) == len(means))
-        said = "" if alone else canvas.label(mean.configuration, others)
+        said = "" if alone else text
         x = i + 1 if axis is None else mean.configuration[axis]
         lines.setdefault(said, []).append((float(x), mean))
     note = []
@@ -80,7 +82,8 @@ def response(
         half = np.array([m.high - m.mean for _, m in line])
         middle[~np.isfinite(middle)] = math.nan
         half[~np.isfinite(half)] = 0
-        limits += [middle, *_within(middle, half)]
+        low, high = canvas.interval([metric], middle, half)
+        limits += [middle, *_within(middle, low, high)]
         many = {"markersize": 3.2} if len(x) > 24 else {}
         look = {**style, "marker": style.get("marker", "o"), **many}
         look["linestyle"] = style["linestyle"] if connected else "none"
@@ -89,7 +92,7 @@ def response(
         ax.errorbar(
             x,
             middle,
-            yerr=half,
+            yerr=np.stack([middle - low, high - middle]),
             color=style["color"],
             linestyle="none",
             elinewidth=1,
@@ -98,13 +101,14 @@ def response(
             zorder=2,
             transform=beside,
         )
-        ends.append((x, middle, half, style["color"], beside))
+        ends.append((x, low, high, style["color"], beside))
     canvas.limit(ax, limits, canvas.lowest_is_best(metric))
     cut = [_arrows(ax, *end) for end in ends]
     _crosses(ax, [point for line in lines.values() for point in line])
     ax.set_ylabel(canvas.plain(metric))
     if axis is None:
-        canvas.name_ticks(ax, [canvas.label(mean.configuration, names) or "all" for mean in means])
+        ticks = canvas.labels([mean.configuration for mean in means], names)
+        canvas.name_ticks(ax, [text or "all" for text in ticks])
     else:
         ax.set_xlabel(canvas.plain(axis))
         canvas.scale(ax, axis, numeric[axis][0], numeric[axis][-1])
@@ -164,21 +168,21 @@ def _heat_map(
     return made
 
 
-def _within(mean: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _within(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The intervals' ends, no farther from the means than these lie apart."""
     known = mean[np.isfinite(mean)]
     apart = float(np.ptp(known)) if known.size else 0.0
-    half = np.minimum(half, apart) if apart > 0 else half
-    return mean - half, mean + half
+    if not apart:
+        return low, high
+    return np.maximum(low, mean - apart), np.minimum(high, mean + apart)
 
 
 def _arrows(
-    ax: Any, x: np.ndarray, mean: np.ndarray, half: np.ndarray, color: str, transform: Any
+    ax: Any, x: np.ndarray, lows: np.ndarray, highs: np.ndarray, color: str, transform: Any
 ) -> bool:
     """Marks the intervals that leave the axes where they leave them; whether any does."""
     low, high = ax.get_ylim()
-    there = np.isfinite(mean)
-    up, down = there & (mean + half > high), there & (mean - half < low)
+    up, down = highs > high, lows < low
     for leaves, edge, marker in ((up, high, "^"), (down, low, "v")):
         if leaves.any():
             ax.plot(

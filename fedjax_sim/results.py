@@ -69,8 +69,8 @@ class Results:
         """The runs of both, those of one configuration together.
 
         Raises:
-          ValueError: for a run that both have, the same configuration and seed: `labelled` tells
-            them apart.
+          ValueError: for a run that both have, the same configuration and seed, or one without
+            hyper-parameters beside others that have some: `labelled` tells them apart.
 
         >>> a, b = (Results((Run({"lr": 0.1}, seed, {}, {"error": seed}, 1),)) for seed in (3, 5))
         >>> (a + b).mean("error")[0].mean
@@ -78,6 +78,7 @@ class Results:
         """
         if not isinstance(other, Results):
             return NotImplemented
+        _check_labelled(self.runs, other.runs)
         both = {(repr(run.configuration), run.seed) for run in self.runs}
         for run in other.runs:
             if (repr(run.configuration), run.seed) in both:
@@ -255,7 +256,7 @@ def joined(
 
     Args:
       several: of a dict, each run is labelled with its results' name; others add up, or, if two
-        of them share a run, are numbered from 1 in order.
+        of them share a run or some have no hyper-parameters, are numbered from 1 in order.
       axis: what the label is called; "results" and that again, where runs have such a name.
 
     Raises:
@@ -275,9 +276,9 @@ def joined(
     if not tables or not all(isinstance(table, Results) for table in tables):
         given = ", ".join(type(table).__name__ for table in tables) or "none"
         raise ValueError(f"results must be fs.Results, several of them or a dict; got {given}")
-    places = {(repr(run.configuration), run.seed) for table in tables for run in table.runs}
-    if named or len(places) < sum(len(table.runs) for table in tables):
-        runs = [run for table in tables for run in table.runs]
+    runs = [run for table in tables for run in table.runs]
+    places = {(repr(run.configuration), run.seed) for run in runs}
+    if named or len(places) < len(runs) or _are_part_labelled(runs):
         taken = {x for run in runs for x in (*run.configuration, *run.rounds, *run.values)}
         while axis in taken:
             axis = f"results {axis}"
@@ -285,6 +286,26 @@ def joined(
             table.labelled(**{axis: label}) for label, table in zip(labels, tables, strict=True)
         ]
     return sum(tables[1:], tables[0])
+
+
+def _are_part_labelled(runs: Sequence[Run]) -> bool:
+    """Whether some runs have hyper-parameters and others have none to be told by."""
+    return len({bool(run.configuration) for run in runs}) > 1
+
+
+def _check_labelled(runs: Sequence[Run], others: Sequence[Run]) -> None:
+    """Refuses runs without a name beside those that have one.
+
+    Raises:
+      ValueError: saying how to give it.
+    """
+    if _are_part_labelled([*runs, *others]):
+        labels = next(run.configuration for run in (*runs, *others) if run.configuration)
+        raise ValueError(
+            "results to add must all have hyper-parameters to be told by, or none; got runs "
+            f"without any beside {labels} (name them first, by simulation.results(configuration) "
+            f'or results.labelled({next(iter(labels))}="..."))'
+        )
 
 
 def _number(value: Scalar) -> float:

@@ -97,3 +97,19 @@ def test_the_best_is_by_validation_where_there_is_one():
     assert both.best("test_accuracy").configuration == {"lr": 0.2}
     with pytest.raises(ValueError, match="no metric was measured"):
         Results((Run({}, 0, {}, {}, 1),)).best()
+
+
+def test_what_has_no_name_does_not_join_what_has_one():
+    """A run without hyper-parameters would be a line, and a row, without a name."""
+
+    def runs(configuration, seed):
+        return Results((Run(configuration, seed, {}, {"error": 0.5}, 1),))
+
+    unnamed, named = runs({}, 0), runs({"lr": 0.1}, 0)
+    for a, b in ((unnamed, named), (named, unnamed)):
+        with pytest.raises(ValueError, match=r"or none; got runs without any beside \{'lr': 0.1\}"):
+            a + b
+        assert all(run.configuration for run in joined([a, b]).runs)
+    assert len((unnamed + runs({}, 1)).mean("error")) == 1  # one configuration, two seeds
+    other = unnamed.labelled(lr=0.2)
+    assert [run.configuration for run in sum([named, other]).runs] == [{"lr": 0.1}, {"lr": 0.2}]

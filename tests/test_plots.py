@@ -31,7 +31,8 @@ def said(figure):
 
 def test_a_curve_is_the_mean_over_seeds_and_its_band_students_interval():
     runs = [made([0.1, 0.5], {"lr": 0.1}, 0), made([0.3, 0.9], {"lr": 0.1}, 1)]
-    figure = plots.curves(Results(tuple(runs)), "test_accuracy")
+    runs = [run._replace(rounds={"test_r2": run.rounds["test_accuracy"]}) for run in runs]
+    figure = plots.curves(Results(tuple(runs)), "test_r2", band="interval")
     (line,) = drawn(figure)
     np.testing.assert_array_equal(line.get_xdata(), [1, 2])
     np.testing.assert_allclose(line.get_ydata(), [0.2, 0.7])
@@ -297,3 +298,81 @@ def test_a_comparisons_picture_starts_where_its_curves_do_and_has_the_tables_ord
     assert words == ["selected", "all_clients", "uniform", "unbiased", "target 0.9"]
     for ax in figure.axes:  # in both columns
         assert any(line.get_label() == "target 0.9" for line in ax.get_lines())
+
+
+@pytest.mark.parametrize("band", ["interval", "std", None])
+def test_a_band_of_a_share_stays_within_it_and_sets_no_limits(band):
+    runs = [made([0.3 + s, 0.6 + 0.3 * s], {"lr": lr}, s) for lr in (0.1, 0.2) for s in (0, 0.4)]
+    results = Results(tuple(runs))
+    figure = plots.curves(results, "test_accuracy", band=band)
+    for filled in figure.axes[0].collections:
+        heights = filled.get_paths()[0].vertices[:, 1]
+        assert 0 <= heights.min() < heights.max() <= 1
+    alone = plots.curves(results, "test_accuracy", band="none")
+    assert figure.axes[0].get_ylim() == alone.axes[0].get_ylim()
+    # The table's interval is Student's, whatever is drawn.
+    assert results.mean("test_accuracy")[0].high > 1
+    words = figure.axes[0].get_xlabel() + " ".join(said(figure))
+    assert ("95% interval" in words) == (band == "interval")
+    drawn_intervals = plots.response(results, "test_accuracy").axes[0].containers
+    for container in drawn_intervals:
+        for segment in container[2][0].get_segments():
+            assert 0 <= segment[:, 1].min() < segment[:, 1].max() <= 1
+
+
+def test_a_constant_line_has_limits_about_it_whatever_its_band():
+    runs = [made([x] * 3, {"lr": 0.1}, s) for s, x in enumerate((0.0, 0.5, 1.0))]
+    low, high = plots.curves(Results(tuple(runs)), "test_accuracy").axes[0].get_ylim()
+    assert (low, high) == (pytest.approx(0.47), pytest.approx(0.53))
+
+
+def test_what_has_not_the_axis_of_others_has_a_name():
+    """A sum of results with different hyper-parameters: each line can be told."""
+    plain, tuned = made([0.1, 0.2], {"rule": "selected"}), made([0.2, 0.3], {"rule": "selected"})
+    tuned = tuned._replace(configuration={"rule": "selected", "mu": 0.1})
+    both = Results((plain,)) + Results((tuned,))
+    assert said(plots.curves(both, "test_accuracy"))[1:] == ["without mu", "mu=0.1"]
+    labels = [x.get_text() for x in plots.response(both, "test_accuracy").axes[0].get_xticklabels()]
+    assert labels == ["without mu", "mu=0.1"]
+    # Values that read alike are written out.
+    runs = [made([x, x], {"lr": x}) for x in (0.10001, 0.10002)]
+    other = made([0.4, 0.4], {"mu": 0.10001})
+    words = said(plots.curves(Results((*runs, other)), "test_accuracy"))
+    assert words[1:] == ["lr=0.10001", "lr=0.10002", "mu=0.1"]
+
+
+def comparison(rounds, reached=1.0, seeds=2):
+    setting = Setting(One(rounds=rounds), seeds=seeds, fractions=(0.1,)).resolved()
+    at = np.arange(1, rounds + 1)
+    runs = [
+        made(
+            reached * (1 - np.exp(-at / 8 - place / 50)) + 0.01 * seed,
+            {"fraction": 0.1, "mode": mode},
+            seed,
+            train_loss=1 / at,
+            reporting_share=np.full(rounds, 0.1),
+            bytes_down=10**6 * at,
+            bytes_up=10**6 * at,
+        )
+        for place, mode in enumerate(setting.modes)
+        for seed in range(seeds)
+    ]
+    return report.drawn(setting, report.curves(setting, Results(tuple(runs))))
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 20])
+def test_a_comparison_of_few_rounds_shows_all_of_them(rounds):
+    figure = comparison(rounds)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    for ax in figure.axes:
+        left, right = ax.get_xlim()
+        low, high = ax.get_ylim()
+        lines = {x.get_label(): x for x in ax.get_lines()}
+        assert list(lines) == [x for x in (*canvas.MODE_STYLES, "target 0.9") if x in words]
+        for line in lines.values():
+            y = np.asarray(line.get_ydata())
+            assert ((low < y) & (y < high)).all()
+            x = np.asarray(line.get_xdata())
+            assert line.get_label() == "target 0.9" or ((left < x) & (x < right)).all()
+            assert len(x) > 1 or line.get_marker() in tuple("osD^")
+    assert ("target 0.9" in words) == (rounds == 20)
