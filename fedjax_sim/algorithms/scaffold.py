@@ -71,7 +71,9 @@ def scaffold(
     twice FedAvg's bytes, both ways. In bfloat16 the sum drifts with the rounding of c.
 
     With a learning rate that is a function of the round, all of this has the rate of that round.
-    Where it is 0, no client moves and c_k+ = c_k, for their quotient says nothing of gradients.
+    Where it is 0, or so small that a client's steps are lost in the rounding of w, nothing moves and
+    c_k+ = c_k, for the quotient says nothing of gradients. (Just above, c_k+ is off by as much as
+    half a unit in the last place of w over client_lr, which is at most about the gradient itself.)
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
@@ -121,7 +123,8 @@ def scaffold(
             distance = num_steps.astype(d.dtype) * jnp.asarray(rate, d.dtype)
             if not scheduled:
                 return c_k - c - d / distance
-            moves = distance != 0
+            # Without c the quotient of 0 is right, and has a derivative.
+            moves = (distance != 0) & ((d != 0) | (c == 0))
             return jnp.where(moves, c_k - c - d / jnp.where(moves, distance, 1), c_k)
 
         renewed = jax.tree.map(renew, control, message.control, delta)
