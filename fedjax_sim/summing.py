@@ -17,6 +17,8 @@ from fedjax_sim.base import Array, PyTree, accumulator
 FEW = 1000
 
 _GROUP = 32  # of neighbours that are one on the next level of a tree
+# Nodes that may be added up side by side, and where there are more, for how many stretches at once.
+_NODES, _STRETCHES = 2**23, 2**14
 
 
 class Sum(NamedTuple):
@@ -94,20 +96,40 @@ def of_stretches(values: Array, starts: Array, sizes: Array, longest: int) -> Ar
     >>> of_stretches(jnp.arange(100.0), jnp.array([3, 50]), jnp.array([2, 50]), 50).tolist()
     [7.0, 3725.0]
     """
-    total = jnp.zeros(starts.shape, values.dtype)
-    left, right, level, most = starts, starts + sizes, values, longest
+    levels, most = [values], longest
+    while most >= 2 * _GROUP:
+        padding = -levels[-1].shape[0] % _GROUP
+        levels.append(jnp.sum(jnp.pad(levels[-1], (0, padding)).reshape(-1, _GROUP), axis=1))
+        most //= _GROUP
 
-    def nodes(first: Array, end: Array, number: int) -> Array:
+    def sums(stretches: tuple[Array, Array]) -> Array:
+        return _sums_of_nodes(levels, *stretches, most)
+
+    number, ends = starts.shape[0], starts + sizes
+    if number * max(most, _GROUP - 1 if len(levels) > 1 else 1) <= _NODES:
+        return sums((starts, ends))
+    padding = -number % _STRETCHES
+    some = [jnp.pad(x, (0, padding)).reshape(-1, _STRETCHES) for x in (starts, ends)]
+    return jax.lax.map(sums, (some[0], some[1])).reshape(-1)[:number]
+
+
+def _sums_of_nodes(levels: list[Array], left: Array, right: Array, most: int) -> Array:
+    """Float[K], the sums from `left` to before `right`: at most `most` nodes of the last level."""
+    total = jnp.zeros(left.shape, levels[0].dtype)
+
+    def nodes(level: Array, first: Array, end: Array, number: int) -> Array:
         """The sum of the level's nodes from `first` to before `end`, at most `number` of them."""
         places = first[:, None] + jnp.arange(number, dtype=first.dtype)[None, :]
         taken = level.at[places].get(mode="clip")
         return jnp.sum(jnp.where(places < end[:, None], taken, 0), axis=1)
 
-    while most >= 2 * _GROUP:
+    for level in levels[:-1]:
         first = jnp.minimum(-(-left // _GROUP) * _GROUP, right)
         last = jnp.maximum(right // _GROUP * _GROUP, first)
-        total = total + (nodes(left, first, _GROUP - 1) + nodes(last, right, _GROUP - 1))
-        left, right, most = first // _GROUP, last // _GROUP, most // _GROUP
-        padding = -level.shape[0] % _GROUP
-        level = jnp.sum(jnp.pad(level, (0, padding)).reshape(-1, _GROUP), axis=1)
-    return total + nodes(left, right, most)
+        before, behind = (
+            nodes(level, left, first, _GROUP - 1),
+            nodes(level, last, right, _GROUP - 1),
+        )
+        total = total + (before + behind)
+        left, right = first // _GROUP, last // _GROUP
+    return total + nodes(levels[-1], left, right, most)

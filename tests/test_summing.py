@@ -111,6 +111,20 @@ def test_stretches_as_long_as_a_level_of_the_tree_and_one_more(longest):
     np.testing.assert_allclose(found, exact, rtol=1e-7)
 
 
+def test_very_many_stretches_do_not_need_the_memory_of_all_their_nodes():
+    number, longest = 280_001, 64
+    sizes = np.random.default_rng(0).integers(0, longest + 1, number).astype(np.int32)
+    starts = (np.cumsum(sizes) - sizes).astype(np.int32)
+    values = np.random.default_rng(1).random(sizes.sum(), np.float32)
+    given = values, starts, sizes
+    compiled = jax.jit(summing.of_stretches, static_argnums=3).lower(*given, longest).compile()
+    sums = np.concatenate([[0], np.cumsum(values, dtype=np.float64)])
+    np.testing.assert_allclose(
+        compiled(*given), sums[starts + sizes] - sums[starts], rtol=1e-6, atol=1e-6
+    )
+    assert compiled.memory_analysis().temp_size_in_bytes < values.nbytes / 4
+
+
 def test_a_nan_is_in_its_own_stretch_alone():
     values = jnp.ones(1000).at[100].set(jnp.nan)
     starts, sizes = jnp.array([0, 100, 101]), jnp.array([100, 1, 899])
