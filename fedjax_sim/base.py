@@ -22,7 +22,8 @@ Array = jax.Array
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
 
 # loss_fn(params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
-# losses[i] may depend on example i alone: the engine masks padding afterwards.
+# losses[i] may depend on example i alone: the engine masks padding afterwards. A draw for a block
+# has the examples' axis first, [B, ...], so that no example's numbers depend on the padding.
 LossFn = Callable[[Params, PyTree, Array | None], Any]
 
 
@@ -70,7 +71,8 @@ class LocalTraining(NamedTuple):
       epochs: E >= 1.
       batch_size: B >= 1, or None for the full batch (B = infinity, one step an epoch), which is
         padded to the first of at most four sizes that holds it (`data.padded_sizes`), of clients
-        side by side to the largest one's. (FedSGD's one gradient of all examples is not padded.)
+        side by side to the largest one's; what a loss draws must have the examples' axis first,
+        [B, ...], lest it depend on that. (FedSGD's one gradient of all examples is not padded.)
       shuffle: a new permutation of the client's examples each epoch.
       order: "epochs" passes over all blocks E times (McMahan et al. 2017, Algorithm 1);
         "blocks" takes E steps on each block in turn, over one permutation.

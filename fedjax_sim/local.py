@@ -57,8 +57,13 @@ def block_size(local: LocalTraining, data: FederatedData) -> int:
 
 
 def block_sizes(local: LocalTraining, data: FederatedData) -> tuple[int, ...]:
-    """What a block is padded to, static: B, or the sizes for full batches, rising."""
-    if local.batch_size is None and data.padded_sizes:
+    """What a block is padded to, static: B, or the sizes for full batches, rising.
+
+    With `jax_threefry_partitionable` off, a draw of another size begins with other numbers, and so
+    there is one size, whatever a client's neighbours have.
+    """
+    independent = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    if local.batch_size is None and data.padded_sizes and independent:
         return data.padded_sizes
     return (block_size(local, data),)
 

@@ -12,6 +12,7 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim.execution.automatic import Automatic
 from fedjax_sim.execution.sharded import _deal, _deal_slots
+from fedjax_sim.local import block_sizes
 from tests.conftest import MESH, SIZES, federation, flat, linear_loss, zeros
 
 LOCAL = fs.LocalTraining(2, 4)
@@ -355,6 +356,17 @@ def test_a_large_client_elsewhere_does_not_pad_full_batches(execution, sizes, se
     assert met == sizes
     assert met_before == {400}
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_full_batches_are_of_one_size_where_draws_depend_on_it(independent):
+    """Of an older generator of JAX's the first numbers are others where more are drawn."""
+    with jax.threefry_partitionable(independent):
+        draws = [jax.random.normal(jax.random.key(0), (size,))[:3] for size in (20, 40)]
+        assert np.array_equal(*draws) == independent
+        data = federation([(np.ones((n, 4)), np.ones(n)) for n in (3, 20, 40, 400, 18)])
+        sizes = block_sizes(fs.LocalTraining(1, None), data)
+        assert sizes == ((20, 40, 400) if independent else (400,))
 
 
 def test_full_batches_of_a_few_sizes_have_a_gradient(clients):

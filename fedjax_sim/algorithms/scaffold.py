@@ -71,9 +71,9 @@ def scaffold(
     twice FedAvg's bytes, both ways. In bfloat16 the sum drifts with the rounding of c.
 
     With a learning rate that is a function of the round, all of this has the rate of that round.
-    Where it is 0, or so small that a client's steps are lost in the rounding of w, nothing moves and
-    c_k+ = c_k, for the quotient says nothing of gradients. (Just above, c_k+ is off by as much as
-    half a unit in the last place of w over client_lr, which is at most about the gradient itself.)
+    Where it is 0, or so small that a client's steps are lost in the rounding of w, nothing moves
+    and c_k+ = c_k, for the quotient says nothing of gradients. (Just above, c_k+ is off by half a
+    unit in the last place of w over client_lr, which is at most about the gradient itself.)
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
