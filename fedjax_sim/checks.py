@@ -48,8 +48,15 @@ def check_known(name: str, known: Iterable[str], what: str) -> None:
     """
     known = list(known)
     if name not in known:
-        near = get_close_matches(name.replace("-", "_"), known, 1)
-        says = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        asked = name.replace("-", "_")
+        near = get_close_matches(asked, known, 1)
+        # One's own word for what is more than one: lr of client_lr and server_lr.
+        near = near or [one for one in known if one.endswith(f"_{asked}")]
+        says = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else f"known are {', '.join(known)}"
+        )
         raise ValueError(f"unknown {what} {name!r}; {says}")
 
 

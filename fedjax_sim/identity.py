@@ -228,15 +228,14 @@ def open_checkpoints(
                 f"out {folder} holds an experiment already; resume it, or name another folder"
             )
         there, here = json.loads(path.read_text()), json.loads(text)
-        differs = (
-            another(there, here)
-            or _too_few_rounds(there, here, checkpoints)
-            or _met_before(there, here, checkpoints, rounds_met)
-        )
-        if differs:
+        if differs := another(there, here):
             raise ValueError(
                 f"out {folder} holds another experiment and cannot be resumed: {differs}"
             )
+        if "num_rounds" in here:
+            check_rounds_done(folder, here["num_rounds"], here["evaluate_every"])
+        if differs := _met_before(there, here, checkpoints, rounds_met):
+            raise ValueError(f"out {folder} cannot be resumed: {differs}")
         if "program" in here and there.get("program") is None:
             warn_of_no_program(folder)
             here["program"] = None  # what is there may be of another
@@ -291,22 +290,30 @@ def _fixed(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**fixed, "configuration": configuration}
 
 
-def _too_few_rounds(
-    there: Mapping[str, Any], here: Mapping[str, Any], checkpoints: Checkpoints
-) -> str:
-    """Why it cannot end where it is to, in words."""
-    before, rounds = there.get("num_rounds"), here.get("num_rounds")
-    done = max(checkpoints.numbers(), default=0)
-    if rounds is None or before == rounds:
-        return ""
-    if done > rounds:
-        return f"num_rounds is {before} there and {rounds} here, and {done} rounds are done"
-    if done == rounds < before and rounds % here["evaluate_every"]:
-        return (
-            f"num_rounds is {before} there and {rounds} here, and round {done} is done without "
-            "the evaluation that a last round has; give more rounds"
+def check_rounds_done(folder: Path, num_rounds: int, evaluate_every: int) -> None:
+    """Refuses to end a run before the rounds that are done, or in the middle of what is evaluated.
+
+    Args:
+      folder: of a run, which may have none yet.
+
+    Raises:
+      ValueError: saying how many are done.
+    """
+    path = folder / _IDENTITY
+    before = json.loads(path.read_text()).get("num_rounds") if path.exists() else None
+    if before in (None, num_rounds):
+        return
+    done = max(Checkpoints(folder / "checkpoints").numbers(), default=0)
+    if done > num_rounds:
+        raise ValueError(
+            f"num_rounds must be at least the {done} that are done in out {folder}; got "
+            f"{num_rounds}"
         )
-    return ""
+    if done == num_rounds < before and num_rounds % evaluate_every:
+        raise ValueError(
+            f"num_rounds must be more than the {done} that are done in out {folder}, the last of "
+            f"them without the evaluation that a last round has; got {num_rounds}"
+        )
 
 
 def _met_before(

@@ -14,6 +14,9 @@ from fedjax_sim.saving import reason, replace_file
 _SAME = ("fedjax-sim", "jax", "jaxlib")  # versions that change numbers
 
 
+_SUFFIXES = (".html", ".htm")
+
+
 def write(
     folders: Sequence[str | Path],
     out: str | Path,
@@ -25,14 +28,14 @@ def write(
 
     Args:
       folders: as `Results.save` writes them; a run's baselines, in folders below it, come along.
-      out: the page's file; its folder is made.
+      out: the page's file, .html or .htm; its folder is made.
       mixed: compare folders made by different versions all the same, and say so on the page.
       overwrite: replace the file, whatever it is; a page that this made is replaced in any case.
 
     Raises:
       ValueError: for no folder, one named twice, or one that cannot be read; for folders made by
-        different versions of fedjax-sim, jax or jaxlib; for a file that is there already and
-        no such page, or cannot be written. Nothing is written then.
+        different versions of fedjax-sim, jax or jaxlib; for a file of another ending, one that is
+        there already and no such page, or that cannot be written. Nothing is written then.
     """
     paths = [Path(folder) for folder in folders]
     if not paths:
@@ -42,6 +45,8 @@ def write(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out must be a file; {out} is a folder")
+    if out.suffix.lower() not in _SUFFIXES:
+        raise ValueError(f"out must end in {' or '.join(_SUFFIXES)}, for it is a page; got {out}")
     if out.exists() and not overwrite and not _is_page(out):
         raise ValueError(
             f"out {out} is there already, and is no such page; name another file, or give "

@@ -173,7 +173,7 @@ def write(
             "seeds": list(range(setting.seeds)),
             "complete": complete,
             "score": setting.one.score,
-            "bytes": exchange._asdict(),
+            **exchange.facts(),
             "rows": [row._asdict() for row in table],
             "identity": identity(setting, table),
         },

@@ -1,13 +1,15 @@
 """One run in plain values: what an option, a line of a file and an axis of a grid can say."""
 
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from fedjax_sim import aggregation, execution, partition
 from fedjax_sim.base import LocalTraining
-from fedjax_sim.checks import check_count, check_known, check_number
+from fedjax_sim.checks import check_count, check_known, check_number, is_concrete
 from fedjax_sim.defaults import FETCHED, OF_DATASET, REGRESSIONS
 from fedjax_sim.local import check_local
+from fedjax_sim.schedules import first_without_training, share
 from fedjax_sim.server_optimizers import ADAPTIVE
 
 FULL = "full"  # a batch_size
@@ -343,12 +345,42 @@ class Setting:
                     f"batch_size must be a whole number or {FULL}; got {self.batch_size!r}"
                 )
             check_local(self.local)
+        self._check_schedule()
         lanes = getattr(strategy(self.execution), "lanes", None)
         if lanes is not None and lanes > self.slots:
             raise ValueError(
                 f"execution {self.execution} needs a lane's client in every cohort; the smallest "
                 f"has {self.slots}"
             )
+
+    def _check_schedule(self) -> None:
+        """Refuses a schedule that leaves whole rounds at rate 0, in which nobody trains."""
+        given = (self.client_lr, self.decay_end, self.decay_rate)
+        if self.decay_rounds is None or not all(map(is_concrete, given)):
+            return
+        schedule: Any = self.schedule
+        client_lr: Any = self.client_lr
+        decay = partial(
+            share,
+            schedule,
+            span=self.decay_rounds,
+            end=self.decay_end or 0.0,
+            factor=1.0 if self.decay_rate is None else self.decay_rate,
+        )
+        first = first_without_training(lambda round: client_lr * decay(round), self.rounds)
+        if first is None:
+            return
+        if self.decay_end is not None:
+            raise ValueError(
+                f"decay_rounds must be at least the {self.rounds} rounds where decay_end is "
+                f"{self.decay_end:g}: {schedule} leaves a rate of 0 from round {first} on, and "
+                f"nobody trains; got {self.decay_rounds} (a positive decay_end trains on)"
+            )
+        raise ValueError(
+            f"decay_rate must leave a rate that float32 can tell from 0 in all {self.rounds} "
+            f"rounds, and {schedule} leaves none from round {first} on; got {self.decay_rate:g} "
+            f"with decay_rounds {self.decay_rounds}"
+        )
 
     @property
     def local(self) -> LocalTraining:
@@ -412,7 +444,7 @@ def strategy(text: str) -> Any:
     name, _, lanes = text.partition(":")
     if name in ("automatic", "vmapped") and not lanes:
         return getattr(execution, name)()
-    if name == "packed" and (not lanes or lanes.isdecimal()):
+    if name == "packed" and (not lanes or (lanes.isdecimal() and int(lanes) > 0)):
         return execution.packed(int(lanes) if lanes else None)
     raise ValueError(f"execution must be automatic, vmapped, packed or packed:LANES; got {text!r}")
 

@@ -204,5 +204,5 @@ def check_run(
     if sampler.with_replacement and jax.tree.leaves(state.clients):
         raise ValueError(
             "sampler must not draw with replacement where the algorithm keeps client state: "
-            "a client drawn twice would have two; use sampling.uniform or .weighted"
+            "a client drawn twice would have two; use uniform or weighted"
         )

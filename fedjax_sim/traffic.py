@@ -1,7 +1,7 @@
 """Bytes down and up, exactly."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,11 @@ class Communication(NamedTuple):
 
     down: int
     up: int
+
+    def facts(self) -> dict[str, Any]:
+        """What summary.json says of it: the bytes, and of what they are."""
+        of = "one message to a client (down), and one from it (up)"
+        return {"bytes": self._asdict(), "bytes_of": of}
 
     def total(self, rounds: RoundMetrics) -> tuple[int, int]:
         """Bytes down and up of a round, or of all rounds of a history, as Python integers.

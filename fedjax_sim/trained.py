@@ -1,7 +1,7 @@
 """The models that runs and sweeps leave in their folders, and where they came from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +9,14 @@ import jax
 
 from fedjax_sim import model_file
 from fedjax_sim.base import FederatedState, Params, PyTree
+from fedjax_sim.checks import check_known
 from fedjax_sim.results import to_json, versions
 
 MODEL = "model.npz"  # in a run's folder
 MODELS = "models"  # a sweep's folder of them, one file a run
 KEPT = ("final", "best")  # what a sweep can keep of a run
 
-_SHOWN = 5  # models that an error names
+_SHOWN = 8  # models that an error names, or values of a label
 
 
 class Trained(NamedTuple):
@@ -125,14 +126,14 @@ def load(
     there = {path: _read(path) for path in _paths(folder)}
     chosen = [path for path, about in there.items() if _matches(about, wanted)]
     if len(chosen) != 1:
-        asked = ", ".join(f"{k}={v!r}" for k, v in _labels(wanted).items())
-        which = "several models" if not asked else f"{len(chosen) or 'no'} models of {asked}"
-        few = [f"({_differing(there, path)})" for path in (chosen or there)][:_SHOWN]
-        rest = len(chosen or there) - len(few)
-        raise ValueError(
-            f"{folder} holds {which}; give configuration and seed of one of "
-            f"{', '.join(few)}{f' and {rest} more' if rest else ''}"
-        )
+        asked = _labels(wanted)
+        which = "several models"
+        if asked:
+            said = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+            which = f"{len(chosen) or 'no'} models of {said}"
+        labels = {path: _labels(about) for path, about in there.items()}
+        cure = _cure([*labels.values()], [labels[path] for path in chosen], asked)
+        raise ValueError(f"{folder} holds {which}; {cure}")
     (path,) = chosen
     params, about = model_file.read(path, like)
     return Trained(params=params, path=path, **about)
@@ -187,12 +188,44 @@ def _labels(about: Mapping[str, Any]) -> dict[str, Any]:
     return {**about["configuration"], **seed}
 
 
-def _differing(there: Mapping[Path, Mapping[str, Any]], path: Path) -> str:
-    """What tells a model from the others, in words."""
-    labels = {other: _labels(about) for other, about in there.items()}
-    others = [labels[other] for other in labels if other != path]
-    differs = [
-        name for name, value in labels[path].items()
-        if not others or any(value != other.get(name) for other in others)
-    ]  # fmt: skip
-    return ", ".join(f"{name}={labels[path][name]!r}" for name in differs)
+def _cure(
+    labels: Sequence[Mapping[str, Any]],
+    chosen: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Any],
+) -> str:
+    """Which models there are to choose from, in words.
+
+    Args:
+      labels: of all models of the folder.
+      chosen: of those that were asked for; if there are none, any may be meant.
+      asked: label -> value.
+    """
+    # The seed, which says the least, comes last.
+    names = sorted(dict.fromkeys(name for one in labels for name in one), key="seed".__eq__)
+    for name in asked:
+        check_known(name, names, "hyper-parameter")
+    candidates = chosen or labels
+    telling = [name for name in names if len(_values(candidates, name)) > 1]
+    telling = telling or [name for name in names if name in asked] or names
+    if len(candidates) <= _SHOWN:
+        each = [
+            f"({', '.join(f'{name}={one[name]!r}' for name in telling if name in one)})"
+            for one in candidates
+        ]
+        return f"give configuration and seed of one of {', '.join(each)}"
+    each = [f"{name} {_few(_values(candidates, name))}" for name in telling]
+    return f"give configuration and seed of one of its {len(candidates)}: {'; '.join(each)}"
+
+
+def _values(labels: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The values of a label, each once."""
+    values: list[Any] = []
+    for one in labels:
+        if one.get(name) not in values:
+            values.append(one.get(name))
+    return values
+
+
+def _few(values: Sequence[Any]) -> str:
+    more = len(values) - _SHOWN
+    return ", ".join(map(repr, values[:_SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -48,6 +48,7 @@ def test_compare_writes_what_it_promises(tmp_path, capsys):
     assert {"jax", "jaxlib", "fedjax-sim", "python"} <= set(summary["versions"])
     size = 4 * 650  # 8 x 8 x 10 weights and 10 biases
     assert summary["bytes"] == {"down": size, "up": size}
+    assert summary["bytes_of"].startswith("one message to a client (down)")
     for row in summary["rows"]:
         m = {0.2: 2, 0.5: 5}[row["fraction"]]
         receivers = 10 if row["mode"] == "all_clients" else m
@@ -146,7 +147,7 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
     assert compare("--resume", out=tmp_path) == 0
     with pytest.raises(SystemExit):
         compare("--resume", "--rounds", "2", out=tmp_path)
-    assert "cannot be resumed: rounds is 1 there and 2 here" in capsys.readouterr().err
+    assert "cannot be resumed: --rounds is 1 there and 2 here" in capsys.readouterr().err
 
     def plot(file, *arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -166,40 +167,46 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
         (["--partition", "nat"], "partition must be one of .*'nat'"),
         (["--partition", "natural"], "natural needs a dataset with natural clients"),
         (["--dataset", "wind", "--partition", "shards"], "splits by label, and wind has none"),
-        (["--alpha", "0.1", "--partition", "iid"], "alpha belongs to partition dirichlet"),
+        (["--alpha", "0.1", "--partition", "iid"], "--alpha belongs to --partition dirichlet"),
         (["--alpha", "-1"], "alpha must be .*positive; got -1"),
         (["--alpha", "0"], "alpha must be .*positive; got 0"),
-        (["--partition", "shards", "--shards-per-client", "0"], "shards_per_client .*got 0"),
+        (
+            ["--partition", "shards", "--shards-per-client", "0"],
+            "error: --shards-per-client .*got 0",
+        ),
         (["--fractions", "0.1", "0.101"], r"different sizes.*make \[5, 5\]"),
         (["--dataset", "wind", "--model", "2nn"], r"model \(of wind\) must be one of mlp"),
-        (["--modes", "selected", "mean"], "mode must be one of .*'mean'"),
+        (["--modes", "selected", "mean"], "error: --modes must be one of .*'mean'"),
         (["--modes", "selected", "selected"], "modes must be at least one, each once"),
         (["--execution", "pmap"], "execution must be .*'pmap'"),
-        (["--execution", "packed:0"], "lanes must be .*got 0"),
+        (["--execution", "packed:0"], "--execution must be .*packed:LANES; got 'packed:0'"),
         (["--execution", "packed:6"], "packed:6 .*the smallest has 5"),
         (["--cores", "0"], "cores must be .*got 0"),
-        (["--cores", "100000"], r"n must be at most the \d+ cores of this machine; got 100000"),
+        (
+            ["--cores", "100000"],
+            r"error: --cores must be at most the \d+ cores of this machine; got 100000",
+        ),
         (["--fractions", "0"], r"must be in \(0, 1\]; got 0"),
         (["--fractions", "lots"], "invalid fraction value: 'lots'"),
-        (["--clients", "0"], "clients must be .*got 0"),
+        (["--clients", "0"], "error: --clients must be .*got 0"),
         (["--clients", "1438"], "at most the 1437 examples; got 1438"),
         (["--clients", "800", "--partition", "shards"], "1600 shards"),
         (["--epochs", "0"], "epochs must be .*got 0"),
-        (["--batch-size", "0"], "batch_size must be .*got 0"),
+        (["--batch-size", "0"], "--batch-size must be .*got 0"),
         (["--batch-size", "ten"], "must be a whole number or full; got 'ten'"),
-        (["--client-lr", "0"], "client_lr must be .*positive; got 0"),
-        (["--server-lr", "nan"], "server_lr must be finite"),
+        (["--client-lr", "0"], "--client-lr must be .*positive; got 0"),
+        (["--server-lr", "nan"], "--server-lr must be finite"),
         (["--rounds", "0"], "rounds must be .*got 0"),
         (["--seeds", "0"], "seeds must be .*got 0"),
         (["--target", "2"], "target must be .*at most 1; got 2"),
         (["--model", "rnn"], r"model \(of digits\) must be one of logistic, 2nn, .*; got 'rnn'"),
         (["--dataset", "synthetic", "--model", "cnn"], r"model \(of synthetic\) .*got 'cnn'"),
-        (["--synthetic-beta", "1"], "synthetic_beta belongs to dataset synthetic"),
-        (["--dataset", "synthetic", "--synthetic-alpha", "-1"], "synthetic_alpha .*got -1"),
+        (["--synthetic-beta", "1"], "--synthetic-beta belongs to --dataset synthetic"),
+        (["--dataset", "synthetic", "--synthetic-alpha", "-1"], "--synthetic-alpha .*got -1"),
         (["--partition", "quantity", "--skew", "zipf"], "skew must be one of lognormal.*'zipf'"),
-        (["--partition", "quantity", "--skew-parameter", "-1"], "skew_parameter .*got -1"),
+        (["--partition", "quantity", "--skew-parameter", "-1"], "--skew-parameter .*got -1"),
         (["--partition", "labels", "--classes-per-client", "11"], "at most the 10 classes"),
-        (["--skew", "lognormal"], "skew belongs to partition quantity"),
+        (["--skew", "lognormal"], "--skew belongs to --partition quantity"),
         (["--round", "3"], "unrecognized arguments: --round"),
     ],
 )

@@ -49,19 +49,28 @@ def test_every_split_is_described(options, says, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "a.gif"], r"out must be a file .png, .svg, .pdf; got a.gif"),
+        (["--out", "a.gif"], r"error: --out must be a file .png, .svg, .pdf; got a.gif"),
         (["--clients", "1438"], "at most the 1437 examples; got 1438"),
         (["--partition", "shards", "--clients", "1000"], "2000 shards"),
         (["--partition", "labels", "--clients", "1437"], "take fewer clients"),
         (["--alpha", "0"], "alpha must be .*positive; got 0"),
-        (["--alpha", "0.01", "--clients", "200"], "min_examples = 1 was not met in 100 draws of"),
+        (
+            ["--alpha", "0.01", "--clients", "200"],
+            "error: --min-examples = 1 was not met in 100 draws of",
+        ),
         (
             ["--min-examples", "29", "--clients", "50"],
             "enough for 50 clients of the 1437 ex.*; got",
         ),
-        (["--min-examples", "-1"], "min_examples must be a whole number, at least 0; got -1"),
+        (
+            ["--min-examples", "-1"],
+            "error: --min-examples must be a whole number, at least 0; got -1",
+        ),
         (["--min-examples", "2.5"], "min-examples: must be a whole number; got 2.5"),
-        (["--partition", "shards", "--min-examples", "1"], "min_examples belongs to partition dir"),
+        (
+            ["--partition", "shards", "--min-examples", "1"],
+            "--min-examples belongs to --partition dir",
+        ),
         (["--dataset", "wind", "--partition", "labels"], "splits by label, and wind has none"),
         (["--rounds", "3"], "unrecognized arguments"),
     ],
@@ -83,7 +92,8 @@ def test_a_picture_is_not_overwritten_unasked(tmp_path, capsys):
     before = out.read_bytes()
     with pytest.raises(SystemExit):
         describe("--out", out)
-    assert "exists already" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"error: --out {out} exists already; give --overwrite" in said
     assert out.read_bytes() == before
     assert describe("--out", out, "--overwrite") == 0
     assert out.read_bytes() != before

@@ -52,6 +52,7 @@ def test_a_run_writes_what_it_promises(tmp_path, capsys):
     assert run(*SMALL, "--per-client", out=tmp_path) == 0
     said = capsys.readouterr()
     assert said.out.startswith("fedavg on digits (dirichlet): K=10 clients of")
+    assert "examples, m=1 in each round, 4 rounds" in said.out
     assert "After 4 rounds: test_accuracy 0." in said.out
     assert "4 of 4 rounds" in said.err
     assert names(tmp_path) == FILES | RESUMED_BY
@@ -61,6 +62,8 @@ def test_a_run_writes_what_it_promises(tmp_path, capsys):
     assert summary["complete"]
     assert summary["status"] == "finished"
     assert summary["configuration"]["alpha"] == 0.3
+    assert summary["bytes"] == {"down": 2600, "up": 2600}  # 650 numbers
+    assert summary["bytes_of"] == "one message to a client (down), and one from it (up)"
     with (tmp_path / "rounds.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
@@ -87,6 +90,14 @@ def test_toml_is_toml():
     assert tomllib.loads(toml(values)) == values
 
 
+def test_a_folder_is_no_file(tmp_path, capsys):
+    said = refused(capsys, tmp_path, out=tmp_path / "out")
+    assert f"{tmp_path} is a folder; it holds no configuration.toml" in said
+    (tmp_path / "configuration.toml").write_text("rounds = 1")
+    said = refused(capsys, tmp_path, out=tmp_path / "out")
+    assert said.endswith(f"; did you mean {tmp_path / 'configuration.toml'}?")
+
+
 def test_options_override_the_file(tmp_path):
     config = tmp_path / "mine.toml"
     config.write_text("clients = 10\nrounds = 3\nclient_lr = 1\n")
@@ -100,6 +111,8 @@ def test_options_override_the_file(tmp_path):
     ("text", "message"),
     [
         ("client_rl = 0.1", "unknown name 'client_rl'; did you mean 'client_lr'?"),
+        ("lr = 0.1", "unknown name 'lr'; did you mean 'client_lr' or 'server_lr'?"),
+        ("client_lr = -1", "error: client_lr must be finite and positive"),
         ("zzz = 1", "unknown name 'zzz'; known are dataset, "),
         ("rounds = 2.5", "rounds must be a whole number; got 2.5"),
         ("rounds = true", "rounds must be a whole number; got True"),
@@ -132,9 +145,18 @@ def test_a_bad_file_is_one_line_and_code_2(tmp_path, capsys, text, message):
         (["--rounds", "x"], "argument --rounds: must be a whole number; got 'x'"),
         (["--alpha", "x"], "argument --alpha: must be a number; got 'x'"),
         (["-C", "2"], r"fraction must be .*in \(0, 1\]; got 2"),
-        (["--mu", "0.1"], "mu belongs to algorithm fedprox"),
+        (["--mu", "0.1"], "error: --mu belongs to --algorithm fedprox; the algorithm is fedavg"),
+        (["client_lr=0.1"], "client_lr=0.1 was taken for CONFIG.* is written --client-lr 0.1$"),
+        (["--fraction", "1", "x.toml", "mu=1"], "arguments: mu=1; an option is written --mu 1$"),
+        (
+            ["--schedule", "linear", "--decay-rounds", "9", "--rounds", "10"],
+            "--decay-rounds must be .* 10 rounds where --decay-end is 0: .*round 10 on.*; got 9",
+        ),
         (["--resume", "--overwrite"], "not allowed with argument"),
-        (["--algorithm", "scaffold", "--sampler", "with_replacement"], "sampler must not draw"),
+        (
+            ["--algorithm", "scaffold", "--sampler", "with_replacement"],
+            "--sampler must not draw.*use uniform or w",
+        ),
         (["--baselines", "local_only", "--sampler", "with_replacement"], "local_only needs"),
         (["--baselines", "local"], "unknown baseline 'local'; did you mean 'local_only'"),
         (["--baselines", "local_only", "local_only"], "baselines must be named once each"),
@@ -158,7 +180,7 @@ def test_results_are_resumed_or_replaced_only_when_asked(tmp_path, capsys):
     before = read(tmp_path)
     assert "holds results already" in refused(capsys, *SMALL, out=tmp_path)
     said = refused(capsys, *SMALL, "--client-lr", 0.5, "--resume", out=tmp_path)
-    assert "cannot be resumed: client_lr is 0.1 there and 0.5 here" in said
+    assert "cannot be resumed: --client-lr is 0.1 there and 0.5 here" in said
     assert read(tmp_path) == before
     assert b"client_lr = 0.1" in read(tmp_path, "configuration.toml")
     assert run("--resume", out=tmp_path) == 0  # the configuration that is there
@@ -371,7 +393,8 @@ def test_more_rounds(tmp_path, capsys):
     for name in ("rounds.csv", "table.csv", "configuration.toml", "summary.json"):
         assert read(longer, name) == read(once, name)
     said = refused(capsys, "--resume", "--rounds", 6, out=longer)
-    assert "num_rounds is 7 there and 6 here, and 7 rounds are done" in said
+    assert f"error: --rounds must be at least the 7 that are done in --out {longer}; got 6" in said
+    assert not capsys.readouterr().out  # before anything is said of the run
     assert b"rounds = 7" in read(longer, "configuration.toml")
     # As it was before runs could have more rounds.
     path = longer / "experiment.json"
@@ -380,11 +403,25 @@ def test_more_rounds(tmp_path, capsys):
 
 
 def test_a_schedule_over_all_rounds_has_no_more_rounds(tmp_path, capsys):
-    assert run(*SMALL, "--schedule", "cosine", out=tmp_path) == 0
+    """What is refused, and that what is advised is taken: too many cores are what is told last."""
+    text = "clients = 10\nrounds = 4\nschedule = 'cosine'\ndecay_rounds = 4\ndecay_end = "
+    (tmp_path / "configuration.toml").write_text(f"{text}0.0\n")
     said = refused(capsys, "--resume", "--rounds", 6, out=tmp_path)
     assert "rounds is 4 there and 6 here, on which the cosine schedule depends" in said
-    assert "give --decay-rounds 4" in said
-    assert run("--resume", "--rounds", 6, "--decay-rounds", 4, out=tmp_path) == 0
+    assert "the rate is 0, and nobody trains; start anew: fedjax-sim run " in said
+    assert "give --decay-rounds" not in said
+    path, *anew = said.split("start anew: fedjax-sim run ")[1].split(" --out")[0].split()
+    for wrong in (["--resume", *anew[:2], "--decay-rounds", 4], [path, *anew[:2]]):
+        said = refused(capsys, *wrong, out=tmp_path if "--resume" in wrong else tmp_path / "anew")
+        assert "cosine leaves a rate of 0 from round 5 on, and nobody trains; got 4" in said
+    cores = ("--cores", 100000)
+    assert "error: --cores" in refused(capsys, path, *anew, *cores, out=tmp_path / "anew")
+    # One that ends at a rate goes on at it, and one that has not ended goes on to its end.
+    (tmp_path / "configuration.toml").write_text(f"{text}0.1\n")
+    said = refused(capsys, "--resume", "--rounds", 6, out=tmp_path)
+    assert "give --decay-rounds 4 to go on with the one that is there, or start anew" in said
+    goes_on = ("--resume", "--rounds", 6, "--decay-rounds", 4)
+    assert "cores is null there" in refused(capsys, *goes_on, *cores, out=tmp_path)
 
 
 def test_patience(tmp_path, capsys):
@@ -397,7 +434,7 @@ def test_patience(tmp_path, capsys):
     assert b"patience = 2" in read(tmp_path, "configuration.toml")
     assert run("--resume", "--patience", 3, out=tmp_path) == 0
     assert "After 4 rounds" in capsys.readouterr().out
-    assert "patience must be a whole number" in refused(
+    assert "error: --patience must be a whole number" in refused(
         capsys, *SMALL, "--patience", 0, out=tmp_path / "none"
     )
 
@@ -565,13 +602,15 @@ def page(monkeypatch):
 
 
 def test_report(tmp_path, capsys, page):
-    options = ["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "page")]
+    out = tmp_path / "page.html"
+    options = ["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]
     assert main(options) == 0
-    assert capsys.readouterr().out == f"Wrote {tmp_path / 'page'}\n"
+    assert capsys.readouterr().out == f"Wrote {out}\n"
     with pytest.raises(SystemExit) as exit:
         main(options)
     assert exit.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    said = capsys.readouterr().err
+    assert said == f"fedjax-sim report: error: --out {out} is there already\n"
     assert main([*options, "--overwrite", "--mixed"]) == 0
     assert page == [(["a", "b"], False), (["a", "b"], True)]
 

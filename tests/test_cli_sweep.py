@@ -90,7 +90,7 @@ def test_models_are_kept_when_asked(tmp_path, capsys):
         assert trained.configuration["model"] == "logistic"
     # It is part of what is resumed, and of what is replaced; what is not its own stays.
     (tmp_path / "models" / "mine.npz").write_bytes(b"")
-    assert "keep_models is" in refused(capsys, "--keep-models", "--resume", out=tmp_path)
+    assert "--keep-models is" in refused(capsys, "--keep-models", "--resume", out=tmp_path)
     assert sweep("--resume", out=tmp_path) == 0
     assert sweep(*options, "--overwrite", out=tmp_path) == 0
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine.npz"]
@@ -149,18 +149,25 @@ def test_options_override_the_file(tmp_path):
     ("options", "message"),
     [
         (["--grid", "mu=0,0.1"], "mu belongs to algorithm fedprox; the algorithm is fedavg"),
-        (["--grid", "client_rl=1"], "unknown name 'client_rl'; did you mean 'client_lr'?"),
+        (["--grid", "client_rl=1"], "unknown axis 'client_rl'; did you mean 'client_lr'?"),
+        (["--grid", "lr=1"], "unknown axis 'lr'; did you mean 'client_lr' or 'server_lr'?"),
+        (
+            ["--grid", "client_lr=1", "epochs=1,2"],
+            "epochs=1,2 was taken for CONFIG.* each axis "
+            "behind an option of its own, as --grid epochs=1,2$",
+        ),
+        (["--grid", "client_lr=1", "mu=0", "epochs=1"], "arguments: epochs=1; .* --grid epochs=1$"),
         (["--grid", "client_lr"], "an axis must be NAME=VALUE,VALUE,...; got 'client_lr'"),
-        (["--grid", "epochs=1,2.5"], "epochs must be a whole number; got 2.5"),
+        (["--grid", "epochs=1,2.5"], "error: grid.epochs must be a whole number; got 2.5"),
         (["--grid", "client_lr=0.1,0.1"], "grid.client_lr must have each value once"),
-        (["--grid", "client_lr=0.1,-1"], "client_lr must be .*positive; got -1"),
+        (["--grid", "client_lr=0.1,-1"], "error: client_lr must be .*positive; got -1"),
         (["--grid", "rounds=1,2"], "rounds cannot be an axis: it is a column"),
         (["--grid", "seed=1,2"], "seed cannot be an axis: .*--seeds"),
         (["--grid", "dataset=digits,wind"], "dataset cannot be an axis"),
         (["--grid", "clients=10,2000"], "at most the 1437 examples; got 2000"),
         (["--grid", "epochs=1", "--zip", "epochs=2", "client_lr=1"], "must not share names"),
-        (["--zip", "epochs=1,2"], "zip must have two axes or more; got epochs"),
-        (["--grid", "epochs=1,2", "-E", "1"], "epochs is an axis and an option, too"),
+        (["--zip", "epochs=1,2"], "error: --zip must have two axes or more; got epochs"),
+        (["--grid", "epochs=1,2", "-E", "1"], "error: --epochs is an axis and an option, too"),
         (["--baselines", "x"], "--baselines is an option of fedjax-sim run"),
         (["--zip", "epochs=1,2", "client_lr=1"], "zipped axes must have the same length"),
         (["--random", "client_lr=uniform(0,1)"], "random must begin with a number"),
@@ -168,7 +175,7 @@ def test_options_override_the_file(tmp_path):
         (["--random", "2", "epochs=uniform(1,5)"], "random.epochs must be a choice"),
         (["--random", "2", "client_lr=loguniform(0,1)"], "low must be finite and positive"),
         (["--random", "0", "client_lr=uniform(0,1)"], "random.num must be .*got 0"),
-        (["--seeds", "0"], "seeds must be .*got 0"),
+        (["--seeds", "0"], "error: --seeds must be .*got 0"),
         (["--metric", "accuracy"], "unknown metric 'accuracy'; did you mean '\\w+_accuracy'"),
     ],
 )
@@ -183,7 +190,7 @@ def test_bad_options_are_one_line_and_code_2(tmp_path, capsys, options, message)
         ("grid = 3", "grid must be a table; got 3"),
         ("[grid]\nclient_lr = 0.1", "grid.client_lr must be a list of values; got 0.1"),
         ("[grid]\nclient_rl = [0.1]", "unknown axis 'client_rl'; did you mean 'client_lr'?"),
-        ("[grid]\nclient_lr = ['a']", "client_lr must be a number; got 'a'"),
+        ("[grid]\nclient_lr = ['a']", "grid.client_lr must be a number; got 'a'"),
         ("[random]\nclient_lr = 'uniform(0,1)'", "random.num must be a whole number; got None"),
         ("seeds = 'x'", "seeds must be a whole number"),
         ("metric = 3", "metric must be text; got 3"),
@@ -221,7 +228,7 @@ def test_an_interrupt_and_a_resume_change_no_bit(tmp_path, capsys, monkeypatch):
     assert {row["rounds"] for row in table(tmp_path / "cut")} == {"4", "1"}
     assert not json.loads((tmp_path / "cut" / "summary.json").read_text())["complete"]
     monkeypatch.undo()
-    assert "cannot be resumed: rounds is 4 there and 5 here" in refused(
+    assert "cannot be resumed: --rounds is 4 there and 5 here" in refused(
         capsys, "--rounds", 5, "--resume", out=tmp_path / "cut"
     )
     assert sweep("--resume", out=tmp_path / "cut") == 0

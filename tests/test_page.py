@@ -254,7 +254,8 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 
 @pytest.mark.parametrize(
     ("folders", "out", "says"),
-    [((), "p.html", "at least one"), (("a", "a"), "p.html", "must differ"),
+    [((), "p.html", "at least one"), (("a",), "p.pdf", "out must end in .html or .htm, .*p.pdf"),
+     (("a",), "page", "out must end in .html"), (("a", "a"), "p.html", "must differ"),
      (("a",), "a", "is a folder"), (("a",), "a/table.csv/p.html", "cannot be written")],
 )  # fmt: skip
 def test_what_write_refuses(tmp_path, folders, out, says):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim import problem
@@ -62,6 +64,9 @@ def test_defaults():
         ({"server_optimizer": "sdg"}, "server_optimizer must be one of sgd.*'sdg'"),
         ({"client_momentum": 1.0}, r"client_momentum must be finite and in \[0, 1\); got 1.0"),
         ({"schedule": "step", "decay_rate": 0.0}, r"decay_rate .*in \(0, 1\]; got 0"),
+        ({"schedule": "cosine", "decay_rounds": 9, "rounds": 10}, "decay_rounds must be at least "
+         "the 10 rounds where decay_end is 0: cosine leaves a rate of 0 from round 10 on.*; got 9"),
+        ({"schedule": "exponential", "decay_rate": 0.1}, "from round 38 on; got 0.1 with decay"),
         ({"schedule": "linear", "decay_rounds": 0}, "decay_rounds must be .*got 0"),
         ({"min_examples": -1}, "min_examples must be a whole number, at least 0; got -1"),
         ({"min_examples": 1.5}, "min_examples must be a whole number, at least 0; got 1.5"),
@@ -215,3 +220,23 @@ def test_a_mesh_deals_the_cohort():
     assert named.execution.lanes == 2
     with pytest.raises(ValueError, match=re.escape("packed:4 needs a lane's client")):
         replace(SMALL, execution="packed:4").resolved()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    schedule=st.sampled_from(["cosine", "linear", "exponential", "step"]),
+    rounds=st.integers(1, 40), span=st.integers(1, 50), of=st.sampled_from([0.0, 1e-3, 0.5, 1.0]),
+)  # fmt: skip
+def test_a_schedule_is_refused_where_a_round_has_rate_0(schedule, rounds, span, of):
+    """Against optax's own schedule, in float32."""
+    decay = {"decay_end": of} if schedule in ("cosine", "linear") else {"decay_rate": of or 1e-9}
+    chosen = Setting(schedule=schedule, rounds=rounds, decay_rounds=span, **decay)
+    # What `_schedule` reads is the same whether it is refused or not.
+    rate = problem._schedule(replace(chosen, client_lr=0.1))
+    rates = np.asarray(jax.vmap(rate)(jnp.arange(40)))[:rounds]
+    if (rates < np.finfo(np.float32).tiny).any():
+        first = int(np.argmax(rates < np.finfo(np.float32).tiny)) + 1
+        with pytest.raises(ValueError, match=rf"decay_\w+ must .* from round {first} on"):
+            chosen.resolved()
+    else:
+        chosen.resolved()

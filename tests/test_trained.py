@@ -1,5 +1,6 @@
 """Models in files: what is saved comes back, by name, with where it came from."""
 
+import itertools
 import json
 import shutil
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
+from fedjax_sim.trained import save_trained
 from tests import killed
 from tests.conftest import zeros
 
@@ -175,8 +177,37 @@ def test_a_run_leaves_its_model_and_where_it_came_from(run):
     )
     same(fs.load(out, like=zeros()).params, trained.params)
     same(fs.load(trained.path, {"lr": 0.03}, seed=5).params, trained.params)
-    with pytest.raises(ValueError, match=r"holds no models of lr=0.1; .* of \(lr=0.03, seed=5\)"):
+    with pytest.raises(ValueError, match=r"holds no models of lr=0.1; .* of \(lr=0.03\)"):
         fs.load(out, {"lr": 0.1})
+    with pytest.raises(ValueError, match="unknown hyper-parameter 'rate'; known are lr, seed"):
+        fs.load(out, {"rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"lr": 0.5}, "no models of lr=0.5; .* one of its 12: lr 0.1, 0.2; mode 'a', 'b'; seed 0,"),
+        ({"lr": 0.1}, r"6 models of lr=0.1; .* one of \(mode='a', seed=0\), \(mode='a', seed=1\)"),
+        ({"lr": 0.1, "mode": "b", "seed": 2}, r"4 models of .* one of \(epochs=1\), .*=4\)$"),
+        ({}, "several models; .* one of its 12: lr 0.1, 0.2; mode 'a', 'b'; seed 0, 1, 2$"),
+        ({"rate": 0.1}, "unknown hyper-parameter 'rate'; known are lr, mode, seed"),
+        ({"momentum": 0.1}, "did you mean 'client_momentum'"),
+    ],
+)
+def test_which_models_there_are_is_said(tmp_path, asked, says):
+    (tmp_path / "models").mkdir()
+    more = {"client_momentum": 0.9} if "momentum" in asked else {}
+    epochs = [{"epochs": e} for e in (1, 2, 3, 4)] if "mode" in asked else [{}]
+    axes = itertools.product((0.1, 0.2), "ab", (0, 1, 2), epochs)
+    for i, (lr, mode, seed, epoch) in enumerate(axes):
+        save_trained(
+            tmp_path / "models" / f"{i:06d}-{seed}.npz", zeros(), seed=seed, round=1, num_rounds=1,
+            configuration={"lr": lr, "mode": mode, **more, **epoch}, status="finished",
+        )  # fmt: skip
+    if "mode" in asked:
+        assert fs.load(tmp_path, asked | {"epochs": 3}).configuration["epochs"] == 3
+    with pytest.raises(ValueError, match=says):
+        fs.load(tmp_path, asked)
 
 
 def test_a_seed_is_its_key(run):

@@ -85,7 +85,7 @@ def local_only(experiment: Experiment) -> Experiment:
     if experiment.sampler.with_replacement:
         raise ValueError(
             "experiment.sampler must not draw with replacement, since a client drawn twice would "
-            "have two models; use sampling.uniform or .weighted"
+            "have two models; use uniform or weighted"
         )
     return experiment._replace(
         algorithm=_alone(experiment.algorithm), aggregation=rules.uniform, evaluate=None

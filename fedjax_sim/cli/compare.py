@@ -25,6 +25,13 @@ _FIELDS = (
     *OF_DATA, "model",
     "epochs", "batch_size", "client_lr", "server_lr", "rounds", "target", "execution", "cores",
 )  # fmt: skip
+_HELPS = {
+    "server_lr": "server's learning rate (default: 1)",
+    "target": "score to reach, accuracy or R^2 of a regression: the rounds until then are counted "
+    "(default: one for each data set)",
+    "validation": "hold out this share of each client's training examples: the score is then "
+    "theirs, and the test set's is shown beside it (default: none)",
+}
 _COMPARED = OWN["compare"]
 
 
@@ -38,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         return value
 
     add_config(parser)
-    add_setting(parser, _FIELDS)
+    add_setting(parser, _FIELDS, _HELPS)
     add = parser.add_argument
     add("--fractions", "-C", type=fraction, nargs="+", default=argparse.SUPPRESS, metavar="C",
         help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)")  # fmt: skip

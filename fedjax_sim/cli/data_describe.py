@@ -13,12 +13,16 @@ DESCRIPTION = (
     "Splits a data set as a run with these options does, prints the clients' sizes and how far "
     "their labels are from those of all, and draws them."
 )
+_HELPS = {
+    "validation": "hold out this share of each client's training examples, as a run with it does, "
+    "and describe the rest (default: none)",
+}
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of the data and of the picture."""
-    add_setting(parser, OF_DATA)
+    add_setting(parser, OF_DATA, _HELPS)
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="a picture of it: .png, .svg or .pdf")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the picture in --out")

@@ -34,9 +34,9 @@ def from_options(
     """
     found: dict[str, Any] = {}
     if axes:
-        found["grid"] = dict(_axis(text) for text in axes)
+        found["grid"] = dict(_axis("grid", text) for text in axes)
     if zips:
-        found["zip"] = [dict(_axis(text) for text in one) for one in zips]
+        found["zip"] = [dict(_axis("zip", text) for text in one) for one in zips]
     if random:
         if not random[0].isdecimal():
             raise ValueError(f"random must begin with a number of configurations; got {random[0]}")
@@ -93,9 +93,21 @@ def made(tables: Mapping[str, Any]) -> Grid:
     return found
 
 
-def _axis(text: str) -> tuple[str, list[Any]]:
+def names(tables: Mapping[str, Any]) -> set[str]:
+    """The names that stand in such tables, whatever else is wrong with them."""
+    several = [tables.get("grid"), tables.get("random")]
+    zips = tables.get("zip", [])
+    several += zips if isinstance(zips, list) else [zips]
+    return {name for one in several if isinstance(one, Mapping) for name in one}
+
+
+def _axis(of: str, text: str) -> tuple[str, list[Any]]:
     name, values = _named(text)
-    return name, [parsed(name, value) for value in values.split(",")]
+    _check_axis(name)
+    try:
+        return name, [parsed(name, value) for value in values.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{of}.{error}") from None
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -117,7 +129,10 @@ def _axes(of: str, table: Any) -> dict[str, list[Any]]:
         _check_axis(name)
         if not isinstance(values, list):
             raise ValueError(f"{of}.{name} must be a list of values; got {values!r}")
-        found[name] = [typed(name, value) for value in values]
+        try:
+            found[name] = [typed(name, value) for value in values]
+        except ValueError as error:
+            raise ValueError(f"{of}.{error}") from None
         if of == "grid" and len(set(values)) != len(values):
             raise ValueError(f"grid.{name} must have each value once; got {values}")
     return found

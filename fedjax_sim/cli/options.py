@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,16 @@ OWN = {
 }
 
 
-def add_setting(parser: argparse.ArgumentParser, names: Iterable[str] = NAMES) -> None:
-    """An option for each of these fields, in their order; what is not given is not there."""
+def add_setting(
+    parser: argparse.ArgumentParser,
+    names: Iterable[str] = NAMES,
+    helps: Mapping[str, str] | None = None,
+) -> None:
+    """An option for each of these fields, in their order; what is not given is not there.
+
+    Args:
+      helps: name -> the help of a command to which the field's own does not apply.
+    """
     for f in fields(Setting):
         if f.name not in names:
             continue
@@ -30,8 +38,9 @@ def add_setting(parser: argparse.ArgumentParser, names: Iterable[str] = NAMES) -
         if kinds(f.name) == (bool,):
             how = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(
-            *flags, dest=f.name, default=argparse.SUPPRESS, help=f.metadata["help"], **how
-        )
+            *flags, dest=f.name, default=argparse.SUPPRESS,
+            help=(helps or {}).get(f.name, f.metadata["help"]), **how,
+        )  # fmt: skip
 
 
 def reader(name: str) -> Callable[[str], Any]:
@@ -96,6 +105,7 @@ def read(
         it is, or the nearest); if nothing says what to start.
     """
     found = _config(options)
+    options.elsewhere = {*found}  # what an error calls by the name that the file has
     _check_names(command, found, fields)
     over = {name: value for name, value in vars(options).items() if name in {*more}}
     return found | given(options) | over
@@ -111,8 +121,37 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
                 "CONFIG or options to start it anew"
             )
         print(f"--out {options.out} holds no {files.NAME}: it starts anew", file=sys.stderr)
-    path = options.config or (there if options.resume and there.exists() else None)
-    return {} if path is None else files.read(path)
+    config: Path | None = options.config
+    if config is None:
+        return files.read(there) if options.resume and there.exists() else {}
+    if not config.exists():
+        flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
+        if said := how_to_assign(str(config), flags):
+            raise ValueError(f"{config} was taken for CONFIG, a TOML file, and is not there{said}")
+    if config.is_dir():
+        whole = config / files.NAME
+        cure = f"did you mean {whole}?" if whole.exists() else f"it holds no {files.NAME}"
+        raise ValueError(f"CONFIG must be a TOML file, and {config} is a folder; {cure}")
+    return files.read(config)
+
+
+def how_to_assign(text: str, flags: Iterable[str]) -> str:
+    """How to write what was written as NAME=VALUE behind no option; "" of anything else.
+
+    Args:
+      flags: of the command.
+
+    >>> how_to_assign("epochs=1,5", ["--epochs", "--grid"])
+    '; write each axis behind an option of its own, as --grid epochs=1,5'
+    >>> how_to_assign("epochs=5", ["--epochs"])
+    '; an option is written --epochs 5'
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.replace("-", "_").isidentifier():
+        return ""
+    if "--grid" in flags:
+        return f"; write each axis behind an option of its own, as --grid {text}"
+    return f"; an option is written --{name.replace('_', '-')} {value}"
 
 
 def _say_what_runs(options: argparse.Namespace) -> bool:

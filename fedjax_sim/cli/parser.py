@@ -11,7 +11,9 @@ from typing import NoReturn
 
 from fedjax_sim import __version__
 from fedjax_sim.cli import compare, data, report, reproduce, run, sweep
+from fedjax_sim.cli.options import how_to_assign
 from fedjax_sim.cli.signals import INTERRUPTED, second_ends_at_once
+from fedjax_sim.cli.wording import in_options
 
 _COMMANDS = {
     "run": run,
@@ -34,12 +36,24 @@ class _Parser(argparse.ArgumentParser):
         """All options."""
         return [flag for action in self._actions for flag in action.option_strings]
 
+    def told(self, message: str, options: argparse.Namespace) -> str:
+        """What Python's functions say of their arguments, said of this command's options."""
+        flags = {
+            action.dest: next(flag for flag in action.option_strings if flag.startswith("--"))
+            for action in self._actions
+            if action.option_strings
+        }
+        given = {name: x for name, x in vars(options).items() if x not in (None, [], False)}
+        elsewhere = {*getattr(options, "elsewhere", ())} - {*given}
+        texts = [str(x) for x in given.values() if isinstance(x, os.PathLike)]
+        return in_options(message, flags, texts, elsewhere)
+
     def unknown(self, arguments: list[str], others: Mapping[str, "_Parser"]) -> NoReturn:
         """Refuses arguments that no option is of, with the nearest one or whose it is."""
         said = f"unrecognized arguments: {' '.join(arguments)}"
         given = [one.split("=")[0] for one in arguments if one.startswith("--")]
         if not given:
-            self.error(said)
+            self.error(said + how_to_assign(arguments[0], self.flags))
         flag = given[0]
         whose = [name for name, other in others.items() if flag in other.flags]
         if whose:
@@ -80,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         with second_ends_at_once():
             return _COMMANDS[options.command].call(options)
     except (ValueError, ImportError) as error:
-        command.error(str(error))
+        command.error(command.told(str(error), options))
     except BrokenPipeError:  # whoever read the output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -14,6 +14,7 @@ from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.cli.values import setting
 from fedjax_sim.driver import Interrupt
+from fedjax_sim.identity import check_rounds_done
 from fedjax_sim.setting import Setting
 from fedjax_sim.simulate import Simulation, Writer, simulate
 from fedjax_sim.stopping import Criterion, patience, reaches
@@ -65,6 +66,8 @@ def call(options: argparse.Namespace) -> int:
     waits = values.pop("patience", None)
     if waits is not None:
         check_count("patience", waits)
+    if options.resume:
+        _check_schedule(setting(values), options)
     chosen = setting(values).resolved()
     own = {"patience": waits, "baselines": names or None}
     configuration = chosen.values() | {k: v for k, v in own.items() if v is not None}
@@ -72,7 +75,7 @@ def call(options: argparse.Namespace) -> int:
         # Whether these may differ, `simulate` knows.
         beside = ("rounds", "target", "patience", "baselines")
         files.check_same(options.out, chosen.values(), beside)
-        _check_schedule(chosen, options)
+        check_rounds_done(options.out, chosen.rounds, chosen.evaluate_every)
     baselines.check(names, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)
@@ -90,7 +93,8 @@ def call(options: argparse.Namespace) -> int:
     sizes = experiment.data.num_examples
     console.print(
         f"{chosen.algorithm} on {chosen.dataset} ({chosen.partition}): K={chosen.clients} clients "
-        f"of {int(sizes.min())} to {int(sizes.max())} examples, {chosen.rounds} rounds",
+        f"of {int(sizes.min())} to {int(sizes.max())} examples, {_cohort(chosen)}, "
+        f"{chosen.rounds} rounds",
         soft_wrap=True,
     )
     stops: list[Criterion] = []
@@ -111,7 +115,7 @@ def call(options: argparse.Namespace) -> int:
                 raise KeyboardInterrupt
             results = simulation.results(seed=chosen.seed)
             summary = baselines.summary(configuration, chosen, simulation)
-            written = results.save(options.out, summary | {"bytes": simulation.exchange._asdict()})
+            written = results.save(options.out, summary | simulation.exchange.facts())
         for line in _said(options.out, chosen, simulation, waits):
             console.print(line, soft_wrap=True)
         console.print(
@@ -131,27 +135,50 @@ def call(options: argparse.Namespace) -> int:
     return 0 if through else INTERRUPTED
 
 
+def _cohort(chosen: Setting) -> str:
+    """Who takes part in a round, in words."""
+    if chosen.sampler == "everyone":
+        return f"all m={chosen.clients} in each round"
+    if chosen.sampler == "bernoulli":
+        expected = (chosen.fraction or 0.0) * (chosen.clients or 0)
+        return f"m={expected:g} in a round on average"
+    return f"m={chosen.slots} in each round"
+
+
 def _check_schedule(chosen: Setting, options: argparse.Namespace) -> None:
     """Refuses other rounds than before for a schedule that spans the rounds by default.
 
     What is there does not say whether its span was given or is that of all rounds.
 
+    Args:
+      chosen: of what is there and the options, not resolved.
+
     Raises:
-      ValueError: if the span is that of what is there, and by default another here.
+      ValueError: if the span is that of what is there, and by default another here: what does go
+        on, where anything does.
     """
     path = options.out / files.NAME
     if options.config is not None or not path.exists() or "decay_rounds" in given(options):
         return
-    before: Any = files.read(path).get("rounds")
+    there = files.read(path)
+    before: Any = there.get("rounds")
+    if "decay_rounds" not in there or before == chosen.rounds:
+        return
     own = replace(chosen, decay_rounds=None)
     spans = [replace(own, rounds=rounds).resolved().decay_rounds for rounds in (before, own.rounds)]
-    if spans[0] == chosen.decay_rounds != spans[1]:
-        raise ValueError(
-            f"--out {options.out} cannot be resumed: rounds is {before} there and {chosen.rounds} "
-            f"here, on which the {chosen.schedule} schedule depends: by default it has "
-            f"decay_rounds {spans[0]} there and {spans[1]} here; give --decay-rounds {spans[0]} to "
-            "go on with the one that is there, or name another folder"
+    if spans[0] != chosen.decay_rounds or spans[0] == spans[1]:
+        return
+    new = f"fedjax-sim run {path} --rounds {chosen.rounds} --decay-rounds {spans[1]} --out ANOTHER"
+    cure = f"give --decay-rounds {spans[0]} to go on with the one that is there, or start anew"
+    if there.get("decay_end") == 0 and chosen.rounds > before:
+        cure = (
+            "behind the end of the one that is there the rate is 0, and nobody trains; start anew"
         )
+    raise ValueError(
+        f"--out {options.out} cannot be resumed: rounds is {before} there and {chosen.rounds} "
+        f"here, on which the {chosen.schedule} schedule depends: by default it has "
+        f"decay_rounds {spans[0]} there and {spans[1]} here; {cure}: {new}"
+    )
 
 
 def _said(out: Path, chosen: Setting, simulation: Simulation, waits: int | None) -> list[str]:

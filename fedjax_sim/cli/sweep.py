@@ -62,8 +62,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=whole, default=argparse.SUPPRESS, metavar="N",
         help="of each configuration, counted up from --seed (default: 1)")  # fmt: skip
     add("--grid", action="append", default=[], metavar="NAME=VALUE,...",
-        help="an axis, as client_lr=0.01,0.1; all combinations of several; in a file [grid] with "
-        "client_lr = [0.01, 0.1] under it")  # fmt: skip
+        help="an axis, as client_lr=0.01,0.1; of several, each behind a --grid of its own, all "
+        "combinations; in a file [grid] with client_lr = [0.01, 0.1] under it")  # fmt: skip
     add("--zip", action="append", nargs="+", default=[], metavar="NAME=VALUE,...",
         help="axes whose values go together, as epochs=1,5 batch_size=10,50; in a file [[zip]] "
         "with epochs = [1, 5] and batch_size = [10, 50] under it; several combine")  # fmt: skip
@@ -89,6 +89,7 @@ def call(options: argparse.Namespace) -> int:
     by_options = grids.from_options(options.grid, options.zip, options.random)
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
         by_options["grid"] = values["grid"] | by_options["grid"]
+    options.elsewhere |= grids.names(values | by_options)
     plan = _plan(values | by_options)
     for name in given(options):
         if name in plan.grid.names:
@@ -151,7 +152,10 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         if name not in made.names and len({getattr(one, name) for one in settings}) == 1
     }
     if base.seed + seeds > 2**32:
-        raise ValueError(f"seed + seeds must be at most 2^32; got {base.seed} + {seeds}")
+        raise ValueError(
+            f"seeds must be at most {2**32 - base.seed}, counted up from seed {base.seed} to below "
+            f"2^32; got {seeds}"
+        )
     if metric is not None and not isinstance(metric, str):
         raise ValueError(f"metric must be text; got {metric!r}")
     keep_models = values.get("keep_models")

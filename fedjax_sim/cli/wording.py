@@ -1,0 +1,71 @@
+"""Errors in a command's own words: its options in place of Python's arguments."""
+
+import re
+from collections.abc import Collection, Mapping
+
+# What Python's functions call what an option says; the first option that there is counts.
+_OTHERWISE = {
+    "num_rounds": ("rounds",),
+    "num_clients": ("clients",),
+    "num_regions": ("clients",),
+    "n": ("cores",),
+    "mode": ("modes",),
+    "fraction": ("fractions",),
+}
+
+
+def in_options(
+    message: str,
+    flags: Mapping[str, str],
+    texts: Collection[str] = (),
+    elsewhere: Collection[str] = (),
+) -> str:
+    """A message with a command's options for the arguments that it names.
+
+    A name with an underscore is no word, so it is an argument wherever it stands; one without is an
+    argument where a message begins, behind "belongs to" of such a one, and where it says what is
+    there and here. What is quoted, dotted or assigned is left as it is, as is a list of names that
+    are known.
+
+    Args:
+      flags: argument -> option.
+      texts: what the user wrote, as paths, which may look like a name.
+      elsewhere: names that the user wrote in a file or an axis, and not as options.
+
+    >>> flags = {"client_lr": "--client-lr", "mu": "--mu", "rounds": "--rounds", "out": "--out"}
+    >>> in_options("num_rounds must be at least the 7 that are done in out a/mu; got 6", flags,
+    ...            ["a/mu"])
+    '--rounds must be at least the 7 that are done in --out a/mu; got 6'
+    >>> in_options("client_lr must be positive; got -1", flags, elsewhere=["client_lr"])
+    'client_lr must be positive; got -1'
+    """
+    if message.startswith("unknown "):
+        return message
+    known = {name: flag for name, flag in flags.items() if name not in elsewhere}
+    for name, options in _OTHERWISE.items():
+        for option in options:
+            if name not in flags and option in known:
+                known.setdefault(name, known[option])
+    # Python's name beside the option's own, as in "give overwrite (--overwrite)".
+    message = re.sub(r"\b\w+ \((--[\w-]+)\)", r"\1", message)
+    written = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True) if text)
+    names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    if not names:
+        return message
+    of_text = rf"(?P<out>(?<![\w.-])out )?(?<![\w/])(?P<text>{written})(?!\w)|" if written else ""
+    pattern = rf"{of_text}(?<![\w.'\"/-])(?P<name>{names})(?![\w.'\"/=-]\w|['\"=\w])"
+
+    def said(match: re.Match[str]) -> str:
+        groups = match.groupdict()
+        if groups.get("text") is not None:
+            return known.get("out", "out") + " " + groups["text"] if groups["out"] else match[0]
+        name, before, after = match["name"], message[: match.start()], message[match.end() :]
+        is_argument = (
+            "_" in name
+            or not before
+            or (before.endswith("belongs to ") and before.split()[0] in known)
+            or (before.endswith((": ", "; ")) and re.match(r" is \S.* there and ", after))
+        )
+        return known[name] if is_argument else match[0]
+
+    return re.sub(pattern, said, message)
