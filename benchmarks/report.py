@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import JOBS
-from fedjax_sim import canvas
-from fedjax_sim.saving import save_png
+from fedjax_sim.core.files import save_png
+from fedjax_sim.plots import canvas
 
 HEAD = """# Ours and the peers
 

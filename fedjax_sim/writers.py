@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from fedjax_sim.saving import replace_file
+from fedjax_sim.core.files import replace_file
 
 _ROUND = "round"  # the first column
 

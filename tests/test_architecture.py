@@ -11,7 +11,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests.conftest import SIZES, flat, linear_loss, zeros
-from tests.reference import blocks, gradient
+from tests.helpers.reference import blocks, gradient
 
 LR = 0.05
 

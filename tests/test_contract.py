@@ -13,7 +13,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests.conftest import MESH, SIZES, federation, flat, linear_loss, zeros
-from tests.reference import Server
+from tests.helpers.reference import Server
 
 LR, MU, SERVER_LR, K = 0.02, 0.3, 0.7, len(SIZES)
 ALGORITHMS = {

@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 import fedjax_sim as fs
-from fedjax_sim import aggregation, base, sampling
+from fedjax_sim import aggregation, sampling
+from fedjax_sim.core import types as base
 
 ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(0)

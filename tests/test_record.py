@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
+from fedjax_sim.core.files import fingerprint, stamp_of
 from fedjax_sim.reproduce import record
 from fedjax_sim.reproduce.store import Store
-from fedjax_sim.saving import fingerprint, stamp_of
 
 HERE = Path(__file__).parent.parent / "benchmarks"
 

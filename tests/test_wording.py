@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_sim.cli import data_describe, main
+from fedjax_sim.cli import main
+from fedjax_sim.cli.commands import data_describe
 from fedjax_sim.cli.parser import _COMMANDS
 from fedjax_sim.cli.wording import in_options
-from fedjax_sim.setting import NAMES
+from fedjax_sim.settings.setting import NAMES
 
 COMMANDS = {**_COMMANDS, "data describe": data_describe}
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in NAMES}

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, FederatedState, LossFn, Metrics, Params
 from fedjax_sim.baselines.local_only import local_models
-from fedjax_sim.checks import check_count, check_takes
+from fedjax_sim.core.checks import check_count, check_takes
+from fedjax_sim.core.loss import check_examples, per_example, totals
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.sums import add_to, zero_sum
+from fedjax_sim.core.types import Array, FederatedState, LossFn, Metrics, Params
 from fedjax_sim.data import FederatedData, check_data
-from fedjax_sim.evaluation import ClientStatistics, client_statistics, evaluate
-from fedjax_sim.loss import check_examples, per_example, totals
-from fedjax_sim.reprs import fields_of
-from fedjax_sim.summing import add_to, zero_sum
+from fedjax_sim.training.evaluation import ClientStatistics, client_statistics, evaluate
 
 
 class LocalEvaluation(NamedTuple):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import aggregation as rules
-from fedjax_sim.base import (
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.types import (
     Array,
     ClientOutput,
     ClientUpdate,
@@ -20,8 +21,7 @@ from fedjax_sim.base import (
     RoundContext,
     accumulator,
 )
-from fedjax_sim.experiment import Experiment
-from fedjax_sim.reprs import fields_of
+from fedjax_sim.training.experiment import Experiment
 
 
 @partial(

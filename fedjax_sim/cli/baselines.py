@@ -7,16 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import baselines, problem
-from fedjax_sim.base import FederatedState
-from fedjax_sim.checks import check_known
+from fedjax_sim import baselines
 from fedjax_sim.cli import files, folder
 from fedjax_sim.cli.show import run_progress
-from fedjax_sim.columns import BYTES
-from fedjax_sim.experiment import Experiment
+from fedjax_sim.core.checks import check_known
+from fedjax_sim.core.types import FederatedState
+from fedjax_sim.host.simulate import Simulation, simulate
 from fedjax_sim.results import Results, Scalar
-from fedjax_sim.setting import Setting
-from fedjax_sim.simulate import Simulation, simulate
+from fedjax_sim.results.columns import BYTES
+from fedjax_sim.settings import build as problem
+from fedjax_sim.settings.setting import Setting
+from fedjax_sim.training.experiment import Experiment
 
 BASELINES = {name: getattr(baselines, name) for name in folder.BASELINES}
 

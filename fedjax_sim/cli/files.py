@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim.identity import MORE_ROUNDS, differences
-from fedjax_sim.saving import replace_file
+from fedjax_sim.core.files import replace_file
+from fedjax_sim.host.identity import MORE_ROUNDS, differences
 
 NAME = "configuration.toml"
 

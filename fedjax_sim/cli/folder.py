@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedjax_sim.cli import files
-from fedjax_sim.saving import SaveError, reason
-from fedjax_sim.trained import MODEL, MODELS
+from fedjax_sim.core.files import SaveError, reason
+from fedjax_sim.results.trained import MODEL, MODELS
 
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
 RUN, SWEEP = "experiment.json", "sweep.json"  # what `fs.simulate` and `fs.sweep` resume by

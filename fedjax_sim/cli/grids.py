@@ -7,10 +7,10 @@ from typing import Any
 import jax
 
 from fedjax_sim import grid
-from fedjax_sim.checks import check_count
 from fedjax_sim.cli.values import check_known, kinds, parsed, typed
+from fedjax_sim.core.checks import check_count
 from fedjax_sim.grid import Grid
-from fedjax_sim.setting import NAMES
+from fedjax_sim.settings.setting import NAMES
 
 TABLES = ("grid", "zip", "random")
 _NO_AXES = {

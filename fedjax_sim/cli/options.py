@@ -9,7 +9,7 @@ from typing import Any
 
 from fedjax_sim.cli import files
 from fedjax_sim.cli.values import check_known, kinds, parsed
-from fedjax_sim.setting import NAMES, Setting
+from fedjax_sim.settings.setting import NAMES, Setting
 
 # Names of a command's file beside those of a setting.
 OWN = {

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from fedjax_sim import __version__
-from fedjax_sim.cli import compare, data, report, reproduce, run, sweep
+from fedjax_sim.cli.commands import compare, data, report, reproduce, run, sweep
 from fedjax_sim.cli.options import how_to_assign
 from fedjax_sim.cli.signals import INTERRUPTED, second_ends_at_once
 from fedjax_sim.cli.wording import in_options

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from fedjax_sim import driver
+from fedjax_sim.host import driver
 from fedjax_sim.results import Mean, ranked
-from fedjax_sim.sweep import Swept
+from fedjax_sim.sweeps import Swept
 
 _NARROWEST = 76  # columns that a table needs
 _MOST = 40  # rows of one

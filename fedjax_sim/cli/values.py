@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
-from fedjax_sim.checks import check_known as check_known
-from fedjax_sim.setting import FULL, NAMES, Setting
+from fedjax_sim.core.checks import check_known as check_known
+from fedjax_sim.settings.setting import FULL, NAMES, Setting
 
 _FIELDS = {f.name: f for f in fields(Setting)}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sim.saving import DAMAGED
+from fedjax_sim.core.files import DAMAGED
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,

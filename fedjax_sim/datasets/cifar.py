@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.datasets.cache import located
+from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.types import Dataset
 
 _PARTS = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sim.checks import check_count
+from fedjax_sim.core.checks import check_count
 from fedjax_sim.datasets.arrays import read_npz
-from fedjax_sim.datasets.cache import located
+from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.series import forecasting, on_a_circle
 from fedjax_sim.datasets.types import Dataset
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sim.datasets.cache import located
+from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.types import Dataset
 
 _PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")

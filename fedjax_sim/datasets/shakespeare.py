@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.checks import check_count
-from fedjax_sim.datasets.cache import located
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.types import Dataset
 
 FILES = (("roles.json",),)

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from fedjax_sim.base import Array
-from fedjax_sim.checks import check_count, check_number
+from fedjax_sim.core.checks import check_count, check_number
+from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.types import Array
 from fedjax_sim.datasets.types import Dataset
-from fedjax_sim.randomness import check_key
 
 _FEATURES, _CLASSES = 60, 10
 

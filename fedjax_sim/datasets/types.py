@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_sim.reprs import fields_of
+from fedjax_sim.core.reprs import fields_of
 
 
 class Dataset(NamedTuple):

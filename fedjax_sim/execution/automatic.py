@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import jax
 
-from fedjax_sim.base import Array, Executed, FederatedAlgorithm, PyTree, Tasks
+from fedjax_sim.core.types import Array, Executed, FederatedAlgorithm, PyTree, Tasks
 from fedjax_sim.data import FederatedData
+from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import DEVICE_BYTES, block_bytes, cache_bytes, carry_bytes
 from fedjax_sim.execution.packed import Packed, packed
 from fedjax_sim.execution.vmapped import Vmapped, vmapped
-from fedjax_sim.local import Engine
 
 # Of a core's cache of 512 KiB: `vmapped` was 1.08 times as fast as `packed` with models of 1.5 MiB
 # in all, 0.94 times with 1.9, and 0.86 times with models of 1.5 MiB and blocks of 9.

@@ -6,7 +6,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from fedjax_sim.base import PyTree
+from fedjax_sim.core.types import PyTree
 
 # A loop of unknown length has no transpose. JAX says so in its own words, which do not
 # name the strategy; cotangents meet this first, since it stands on the loop's outputs.

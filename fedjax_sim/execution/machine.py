@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, LocalTraining, PyTree
+from fedjax_sim.core.types import Array, LocalTraining, PyTree
 from fedjax_sim.data import FederatedData
-from fedjax_sim.local import Engine, block_size
+from fedjax_sim.execution.client import Engine, block_size
 
 _CACHE = 2**20  # bytes, where the machine does not say
 DEVICE_BYTES = 2**31  # of an accelerator, for the models of clients in training; not measured

@@ -7,7 +7,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import (
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.counts import MOST, carried, constant, exact, product
+from fedjax_sim.core.sums import Sum, add_to, zero_sum
+from fedjax_sim.core.trees import accumulators, all_finite, weighted
+from fedjax_sim.core.types import (
     Array,
     ClientOutput,
     Executed,
@@ -15,15 +19,18 @@ from fedjax_sim.base import (
     PyTree,
     Tasks,
 )
-from fedjax_sim.checks import check_count
-from fedjax_sim.counts import MOST, carried, constant, exact, product
 from fedjax_sim.data import FederatedData
+from fedjax_sim.execution.client import (
+    Client,
+    Engine,
+    block_sizes,
+    group_size,
+    max_num_blocks,
+    shuffles,
+)
 from fedjax_sim.execution.forward_only import forward_only
 from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled
-from fedjax_sim.local import Client, Engine, block_sizes, group_size, max_num_blocks, shuffles
-from fedjax_sim.masking import accumulators, all_finite, weighted
-from fedjax_sim.summing import Sum, add_to, zero_sum
 
 # On an accelerator: meant to fill it; not measured.
 _LANES = 128

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Array, Executed, PyTree, Tasks, accumulator
-from fedjax_sim.local import Engine
-from fedjax_sim.loss import totals
-from fedjax_sim.masking import all_finite
-from fedjax_sim.randomness import STEP, stream
-from fedjax_sim.summing import Sum, add_to, zero_sum
+from fedjax_sim.core.loss import totals
+from fedjax_sim.core.randomness import STEP, stream
+from fedjax_sim.core.sums import Sum, add_to, zero_sum
+from fedjax_sim.core.trees import all_finite
+from fedjax_sim.core.types import Array, Executed, PyTree, Tasks, accumulator
+from fedjax_sim.execution.client import Engine
 
 # Examples a block: bounds the memory of activations. On a CPU those of a 2NN stay in a core's
 # cache (4096, 1024, 512 and 256 were measured: `python -m benchmarks.fedsgd`); elsewhere none was.

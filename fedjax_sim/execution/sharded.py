@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim.base import STRATEGY, Array, Executed, FederatedAlgorithm, PyTree, Tasks
-from fedjax_sim.checks import check_count, check_takes
+from fedjax_sim.core.checks import check_count, check_takes
+from fedjax_sim.core.trees import where
+from fedjax_sim.core.types import STRATEGY, Array, Executed, FederatedAlgorithm, PyTree, Tasks
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.automatic import Automatic
 from fedjax_sim.execution.machine import num_cores
-from fedjax_sim.masking import where
 
 AXIS = "clients"
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import (
+from fedjax_sim.core.counts import constant
+from fedjax_sim.core.sums import Sum, add_to
+from fedjax_sim.core.trees import all_finite, sum_where, weighted_sum, where
+from fedjax_sim.core.types import (
     Array,
     Executed,
     FederatedAlgorithm,
@@ -13,12 +16,9 @@ from fedjax_sim.base import (
     PyTree,
     Tasks,
 )
-from fedjax_sim.counts import constant
 from fedjax_sim.data import FederatedData
+from fedjax_sim.execution.client import Engine, group_size, max_num_blocks, shuffles
 from fedjax_sim.execution.pooled import pooled
-from fedjax_sim.local import Engine, group_size, max_num_blocks, shuffles
-from fedjax_sim.masking import all_finite, sum_where, weighted_sum, where
-from fedjax_sim.summing import Sum, add_to
 
 
 def vmapped() -> "Vmapped":

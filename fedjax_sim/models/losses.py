@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from flax.errors import FlaxError, ScopeCollectionNotFound
 
-from fedjax_sim.base import Array, Params, PyTree
-from fedjax_sim.checks import is_concrete
+from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.types import Array, Params, PyTree
 from fedjax_sim.models.model import OfTokens
-from fedjax_sim.reprs import fields_of
 
 
 def cross_entropy(apply: Callable[[Params, Array], Array]) -> "CrossEntropy":

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fedjax_sim.base import Array, Params
-from fedjax_sim.checks import check_count
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.types import Array, Params
 from fedjax_sim.nn import conv_general_dilated, dot_general
-from fedjax_sim.reprs import fields_of
 
 
 class Model(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from fedjax_sim.base import Array, Params
-from fedjax_sim.checks import check_count
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.types import Array, Params
 from fedjax_sim.models.model import Model, check_sizes, dense, flatten, from_flax
 
 

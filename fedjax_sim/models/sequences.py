@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sim.base import Array
-from fedjax_sim.checks import check_count
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.types import Array
 from fedjax_sim.models.model import Model, check_sizes, dense, of_tokens
 from fedjax_sim.nn import LSTM
 

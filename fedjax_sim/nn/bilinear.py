@@ -24,7 +24,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from fedjax_sim.base import Array
+from fedjax_sim.core.types import Array
 from fedjax_sim.nn.varying import vary_alike
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim.base import Array
+from fedjax_sim.core.types import Array
 from fedjax_sim.nn.bilinear import Geometry, bind, convolve, dilate
 
 

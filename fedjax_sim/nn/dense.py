@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from fedjax_sim.base import Array
+from fedjax_sim.core.types import Array
 
 # XLA's CPU compiler computes x^T d element by element where the result has few columns, and
 # folds (d^T x)^T into it.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from fedjax_sim.base import Array
+from fedjax_sim.core.types import Array
 
 Sizes = tuple[int, ...]
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
-from fedjax_sim.base import Array
+from fedjax_sim.core.types import Array
 from fedjax_sim.nn.dense import dot_general, weigh
 from fedjax_sim.nn.varying import vary_alike
 

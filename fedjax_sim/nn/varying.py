@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from fedjax_sim.base import Array
+from fedjax_sim.core.types import Array
 
 
 def vary_alike(*arrays: Array) -> tuple[Array, ...]:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.base import Array
-from fedjax_sim.checks import check_count, check_number
-from fedjax_sim.randomness import check_key
+from fedjax_sim.core.checks import check_count, check_number
+from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.types import Array
 
 
 def generator(key: Array, *path: int) -> np.random.Generator:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.checks import check_count
+from fedjax_sim.core.checks import check_count
 from fedjax_sim.partition.dealing import check_ids, check_labels
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.base import Array
-from fedjax_sim.checks import check_number
+from fedjax_sim.core.checks import check_number
+from fedjax_sim.core.types import Array
 from fedjax_sim.partition.dealing import check_ids, generator
 
 _ROTATION, _NOISE = 1, 2  # purposes of a key

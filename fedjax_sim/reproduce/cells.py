@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from fedjax_sim.setting import FULL, Setting
+from fedjax_sim.settings.setting import FULL, Setting
 
 RATIO = 10 ** (1 / 3)  # of neighbours in McMahan et al.'s grid of learning rates
 COMPARED = ("mode", "server")  # the words that tell the cells of one C, E, B and clients apart

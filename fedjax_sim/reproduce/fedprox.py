@@ -11,15 +11,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedjax_sim import grid, reading, sampling
+from fedjax_sim import grid, sampling
 from fedjax_sim.algorithms import fedavg, fedprox
-from fedjax_sim.base import Array, Cohort, LocalTraining, Params
+from fedjax_sim.core.types import Array, Cohort, LocalTraining, Params
 from fedjax_sim.data import FederatedData
-from fedjax_sim.evaluation import evaluate
-from fedjax_sim.experiment import Experiment
+from fedjax_sim.report import reading
 from fedjax_sim.results import Results
 from fedjax_sim.sampling import Sampler
-from fedjax_sim.sweep import Swept, sweep
+from fedjax_sim.sweeps import Swept, sweep
+from fedjax_sim.training.evaluation import evaluate
+from fedjax_sim.training.experiment import Experiment
 
 NAME = "fedprox"
 HEADING = (

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim import canvas
-from fedjax_sim.canvas import FAINT, INK, LINE, MODE_STYLES, STYLES
+from fedjax_sim.core.files import save_png
+from fedjax_sim.plots import canvas
+from fedjax_sim.plots.canvas import FAINT, INK, LINE, MODE_STYLES, STYLES
 from fedjax_sim.reproduce import fedprox, shakespeare
 from fedjax_sim.reproduce.cells import COMPARED, Cell, Table
 from fedjax_sim.reproduce.store import best_runs
 from fedjax_sim.results import Results
-from fedjax_sim.saving import save_png
 
 _WORDS = {"C": "C={}", "E": "E={}", "B": "B={}"}
 _APART = (*COMPARED, "clients")  # what a row does not say

@@ -11,21 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim import problem
-from fedjax_sim.base import Array, PyTree
-from fedjax_sim.checkpoint import checksum
-from fedjax_sim.columns import columns
-from fedjax_sim.comparison import bytes_of, rounds_to_target
-from fedjax_sim.driver import Interrupt, drive
-from fedjax_sim.identity import open_checkpoints
-from fedjax_sim.program import Program, compile_program, trace_step
+from fedjax_sim.compare.comparison import bytes_of, rounds_to_target
+from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.host.checkpoints import checksum
+from fedjax_sim.host.driver import Interrupt, drive
+from fedjax_sim.host.identity import open_checkpoints
+from fedjax_sim.host.program import Program, compile_program, trace_step
+from fedjax_sim.host.simulate import progress_of
+from fedjax_sim.host.stopping import as_stop, reaches
 from fedjax_sim.reproduce.cells import RATIO, Cell, named
 from fedjax_sim.reproduce.store import Store, what
 from fedjax_sim.results import versions
-from fedjax_sim.setting import Setting
-from fedjax_sim.simulate import progress_of
-from fedjax_sim.simulation import History
-from fedjax_sim.stopping import as_stop, reaches
+from fedjax_sim.results.columns import columns
+from fedjax_sim.settings import build as problem
+from fedjax_sim.settings.setting import Setting
+from fedjax_sim.training.run import History
 
 _MOST_RATES = 7
 # A cell whose run takes longer is run with one seed.

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.columns import BYTES
-from fedjax_sim.driver import span_of
+from fedjax_sim.core.files import replace_file
+from fedjax_sim.host.driver import span_of
 from fedjax_sim.reproduce import fedprox, figures, shakespeare
 from fedjax_sim.reproduce.cells import COMPARED, TABLES, Cell, Table
 from fedjax_sim.reproduce.racing import best_run
 from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
-from fedjax_sim.saving import replace_file
+from fedjax_sim.results.columns import BYTES
 
 PAGE = "PAPERS.md"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fedjax_sim.identity import differences
+from fedjax_sim.core.files import replace_file
+from fedjax_sim.host.identity import differences
 from fedjax_sim.reproduce.cells import Cell
 from fedjax_sim.results import to_json
-from fedjax_sim.saving import replace_file
 
 ESTIMATES = "estimates.json"
 

@@ -1,0 +1,1 @@
+"""One model for all clients; one paper a file."""

@@ -1,0 +1,50 @@
+"""FedAvg: McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from
+Decentralized Data" (arXiv 1602.05629).
+"""
+
+import optax
+
+from fedjax_sim.algorithms.descent import Optimizer, averaged_descent
+from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
+from fedjax_sim.execution.client import check_local
+
+
+def fedavg(
+    loss_fn: LossFn,
+    client_optimizer: Optimizer,
+    local: LocalTraining,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+) -> FederatedAlgorithm:
+    """Federated averaging: E local epochs, then the mean of the models.
+
+    Client k starts from w_t and takes its `local` steps of `client_optimizer` on the mean
+    loss of a block, to w_k. The server steps along the mean of `d_k = w_k - w_t`:
+
+        w_{t+1} = w_t + server_optimizer(-sum_k a_k d_k / denominator)
+
+    with coefficients from the aggregation rule. With the default server optimizer,
+    `optax.sgd(1.0)`, that is the weighted mean of the models. An adaptive server
+    optimizer gives FedAdam and its kin (Reddi et al. 2021, arXiv 2003.00295).
+
+    Args:
+      loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
+      client_optimizer: an optax transformation, or a function of the round (Int[])
+        returning one, as `lambda round: optax.sgd(schedule(round))` with a learning-rate
+        schedule of optax; the message then carries the round.
+      local: E, B, shuffling and order.
+      server_optimizer: an optax transformation on the pseudo-gradient.
+
+    Raises:
+      ValueError: for a `local` out of range or what is not an optimizer; from `fs.init`,
+        if the loss or an optimizer does not fit params and data.
+
+    >>> import fedjax_sim as fs, jax.numpy as jnp
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5))
+
+    A learning rate that falls over 100 rounds:
+
+    >>> schedule = optax.cosine_decay_schedule(0.1, decay_steps=100)
+    >>> algorithm = fs.fedavg(loss_fn, lambda round: optax.sgd(schedule(round)), fs.LocalTraining())
+    """
+    return averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer)

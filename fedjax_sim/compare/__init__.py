@@ -1,0 +1,1 @@
+"""The aggregation modes side by side."""

@@ -1,0 +1,1 @@
+"""The types, and what all rooms share below them."""

@@ -1,0 +1,229 @@
+"""Is the loss of an example its own, whatever else is in its block?
+
+A loss is any function, so a few of its values are computed and compared: a batch norm, a mean over
+the block or negatives taken from it show in them, and in nothing that can be read off its shapes.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.types import Array, Params, PyTree
+
+# (params, batch, key) -> {name: values[B]}
+Values = Callable[[Params, PyTree, Any], dict[str, Array]]
+# block -> name -> values of its rows
+Found = dict[str, dict[str, np.ndarray]]
+
+_LOOKED_AT = 256  # of the first examples, three that differ are taken
+# In units in the last place of the largest value, of blocks computed alike and of others. Of one
+# computation the rest of a block changes at most the order in which a GPU adds.
+_ALIKE, _ROUNDING = 64, 1000
+# loss_fn -> the shapes of params and examples at which it has passed.
+_PASSED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+_INSTEAD = (
+    "Padding and other clients' block sizes would change what it learns. In place of a batch norm "
+    "take a norm within an example, as flax's GroupNorm or LayerNorm; a mean over the block is "
+    "taken by the engine"
+)
+
+
+def check_independent(loss_fn: Any, values_of: Values, params: Params, examples: PyTree) -> None:
+    """Refuses a loss in which the examples of a block change each other's values.
+
+    Three different examples a, b, c of the data are put into blocks of two, with one key for all,
+    so that the draws of a dropout are the same in each:
+
+        [a, b], [a, c] and, as in padding, [a, a]    must agree on a
+        [a, b] and [c, b]                            must agree on b
+
+    A loss that does not use its key must not depend on order and size either: on [b, a] and, if
+    any number in its computation is another for blocks of three, on [a, b, a]. The params are drawn
+    at random, for a first model of zeros would hide what it multiplies. It costs one compilation
+    of the loss on two examples, once for each loss and shapes.
+
+    A loss passes where there is nothing to compare: it or the examples are being traced, all
+    examples are alike, its values are not finite, or it has side effects, which would be seen.
+
+    Args:
+      values_of: its values by name, "loss" among them.
+      params: arrays, or their shapes.
+
+    Raises:
+      ValueError: naming the value, and what it changed with.
+    """
+    leaves, structure = jax.tree.flatten(examples)
+    shapes = str([(str(x.dtype), x.shape) for x in jax.tree.leaves(params)])
+    shapes += str([(str(x.dtype), x.shape[1:]) for x in leaves])
+    passed = _passed(loss_fn)
+    rows = None if shapes in passed else _three_different(leaves)
+    if rows is None:
+        return
+
+    def block(chosen: str) -> PyTree:
+        places = ["abc".index(row) for row in chosen]
+        return jax.tree.unflatten(structure, [x[places] for x in rows])
+
+    def computation(chosen: str) -> tuple[ClosedJaxpr, dict[str, Any]]:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        trace = jax.make_jaxpr(lambda *given: values_of(*given), return_shape=True)
+        return trace(shapes, block(chosen), jax.eval_shape(lambda: jax.random.key(0)))
+
+    (of_two, named), (of_three, _) = computation("ab"), computation("aba")
+    if of_two.effects or not all(map(is_concrete, of_two.consts)):
+        return
+    blocks = ["ab", "ac", "aa", "cb", "ba"]
+    if list(_numbers(of_two)) != list(_numbers(of_three)):
+        blocks.append("aba")
+
+    def values_at(params: Params) -> Found:
+        found: Found = {}
+        programs: dict[int, Callable[..., Any]] = {}
+        for chosen in blocks:
+            given = (*jax.tree.leaves(params), *jax.tree.leaves(block(chosen)), key)
+            size = len(chosen)
+            if size not in programs:
+                program = jaxpr_as_fun(of_two if size == 2 else of_three)
+                programs[size] = jax.jit(program).lower(*given).compile()
+            values = map(np.asarray, programs[size](*given))
+            found[chosen] = dict(zip(sorted(named), values, strict=True))
+        return found
+
+    # This may be called within a trace, and what it computes is no part of it.
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
+        key = jax.random.key(0)
+        found = values_at(_drawn(params))
+        if not _is_finite(found) and all(map(_has_value, jax.tree.leaves(params))):
+            found = values_at(params)  # some numbers, as a variance, cannot be any
+    if not _is_finite(found):
+        return
+    for name in sorted(named):
+        for row, other in ((0, "ac"), (0, "aa"), (1, "cb")):
+            _compare(found, name, row, other, row, "another example of its block is exchanged")
+    if not _is_used(of_two.jaxpr, of_two.jaxpr.invars[-1]):
+        for row in (0, 1):
+            _compare(found, "loss", row, "ba", 1 - row, "the examples of its block change places")
+            if "aba" in found:
+                _compare(
+                    found, "loss", row, "aba", row, "its block grows from two examples to three"
+                )
+    passed.add(shapes)
+
+
+def _passed(loss_fn: Any) -> set[str]:
+    """The shapes at which this loss has passed; of one that cannot be remembered, none."""
+    try:
+        return _PASSED.setdefault(loss_fn, set())
+    except TypeError:
+        return set()
+
+
+def _compare(found: Found, name: str, row: int, other: str, place: int, when: str) -> None:
+    """Refuses a value of the block [a, b] that is another in another block.
+
+    Raises:
+      ValueError: saying both.
+    """
+    first, second = found["ab"][name], found[other][name]
+    before, after = float(first[row]), float(second[place])
+    if not np.isfinite([before, after]).all():  # of a value beside the loss
+        return
+    dtype = first.dtype
+    largest = max(float(np.abs(x.astype(np.float64)).max()) for x in (first, second))
+    unit = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
+    allowed = min(_ROUNDING * unit, unit**0.5)
+    if row == place and len(second) == len(first):  # in 16 bits, of sums that have 32
+        allowed = min(_ALIKE * unit, _ALIKE * float(jnp.finfo(jnp.float32).eps) + 2 * unit)
+    if abs(before - after) > allowed * largest:
+        raise ValueError(
+            f"loss_fn must return of each example a {name} of its own, whatever else is in the "
+            f"block; one went from {before:.6g} to {after:.6g} when {when}. {_INSTEAD}"
+        )
+
+
+def _is_finite(found: Found) -> bool:
+    return all(np.isfinite(values["loss"].astype(np.float64)).all() for values in found.values())
+
+
+def _has_value(x: Any) -> bool:
+    return is_concrete(x) and not isinstance(x, jax.ShapeDtypeStruct)
+
+
+def _three_different(leaves: list[Any]) -> list[np.ndarray] | None:
+    """Three examples that differ in as many leaves as can be, [3, ...] each; None without any."""
+    if not all(map(_has_value, leaves)):
+        return None
+    if not all(x.is_fully_addressable for x in leaves if isinstance(x, jax.Array)):
+        return None
+    with jax.ensure_compile_time_eval():
+        heads = [np.asarray(x[:_LOOKED_AT]) for x in leaves]
+
+    def differ(row: int) -> np.ndarray:
+        """Int[n], in how many leaves each example differs from this one."""
+        flat = [(x != x[row]).reshape(len(x), -1).any(axis=1) for x in heads]
+        return np.sum(flat, axis=0)
+
+    from_a = differ(0)
+    b = int(from_a.argmax())
+    c = int(np.minimum(from_a, differ(b)).argmax())
+    if not from_a[b]:
+        return None
+    # Of two kinds only, a and b have two examples, and c is a: [a, c] is then what padding has.
+    return [x[[0, b, c]] for x in heads]
+
+
+def _drawn(params: Params) -> Params:
+    """Random numbers of these shapes, about 1 / sqrt(inputs) in size as those of a first model."""
+    rng = np.random.default_rng(0)
+
+    def draw(x: Any) -> np.ndarray:
+        shape = jnp.shape(x)
+        scale = (shape[-1] / max(math.prod(shape), 1)) ** 0.5 if len(shape) > 1 else 0.5
+        numbers = (rng.random(shape, np.float32) * 2 - 1) * np.float32(3**0.5 * scale)
+        return np.asarray(numbers).astype(x.dtype)
+
+    return jax.tree.map(draw, params)
+
+
+def _inner(equation: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """The computations within a step: of a loop, a branch or a compiled function."""
+    for value in equation.params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(part, (ClosedJaxpr, Jaxpr)):
+                yield part
+
+
+def _numbers(computation: ClosedJaxpr | Jaxpr) -> Iterator[str]:
+    """The numbers written into a computation, in order."""
+    consts = computation.consts if isinstance(computation, ClosedJaxpr) else []
+    yield from (f"{np.shape(x)} {np.asarray(x).tobytes()!r}" for x in consts if _is_number(x))
+    graph = computation.jaxpr if isinstance(computation, ClosedJaxpr) else computation
+    for equation in graph.eqns:
+        yield from (repr(x.val) for x in equation.invars if isinstance(x, Literal))
+        for inner in _inner(equation):
+            yield from _numbers(inner)
+
+
+def _is_number(x: Any) -> bool:
+    return is_concrete(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _is_used(graph: Jaxpr, variable: Any) -> bool:
+    """Whether an operation is given this variable, functions compiled within looked into."""
+    for equation in graph.eqns:
+        places = [i for i, x in enumerate(equation.invars) if x is variable]
+        called = list(_inner(equation)) if equation.primitive.name in ("jit", "pjit") else []
+        if places and not called:
+            return True
+        for inner in called:
+            body = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+            if any(_is_used(body, body.invars[i]) for i in places):
+                return True
+    return any(x is variable for x in graph.outvars)

@@ -1,0 +1,125 @@
+"""The loss of a block: checking what a user's `loss_fn` returns, and its masked mean."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.independence import check_independent
+from fedjax_sim.core.types import Array, LossFn, Metrics, Params, PyTree, accumulator
+
+
+def per_example(
+    loss_fn: LossFn, params: Params, batch: PyTree, key: Array | None, name: str = "loss_fn"
+) -> dict[str, Array]:
+    """Calls `loss_fn` and returns `{"loss": losses[B], **values}`.
+
+    Raises:
+      ValueError: if the losses or a named value do not have shape `[B]`.
+    """
+    result = loss_fn(params, batch, key)
+    losses, extra = result if isinstance(result, tuple) else (result, {})
+    if not isinstance(extra, dict):
+        raise ValueError(
+            f"{name} must return losses[B] or (losses[B], {{name: values[B]}}); "
+            f"got a tuple with a {type(extra).__name__}"
+        )
+    if "loss" in extra:
+        raise ValueError(f'{name} must not name a value "loss": that is the loss itself')
+    size = jax.tree.leaves(batch)[0].shape[0]
+    values = {"loss": losses, **extra}
+    for what, value in values.items():
+        if jnp.shape(value) != (size,):
+            raise ValueError(
+                f"{name} must return one {what} for each example, shape ({size},); got shape "
+                f"{jnp.shape(value)} (return them one by one, not their mean or sum)"
+            )
+    return {what: jnp.asarray(value) for what, value in values.items()}
+
+
+def uses_key(loss_fn: LossFn, params: Params, batch: PyTree, key: Array) -> bool:
+    """Whether the losses may depend on the key: whether any operation is given it."""
+    graph = jax.make_jaxpr(lambda key: per_example(loss_fn, params, batch, key))(key).jaxpr
+    (given,) = graph.invars
+    return any(x is given for equation in graph.eqns for x in equation.invars)
+
+
+def totals(values: dict[str, Array], mask: Array, times: Array | None = None) -> Metrics:
+    """`{name: (sum over the mask, size of the mask)}`, summed in float32 or better.
+
+    Args:
+      times: Int[B], how often each counts; None for once.
+    """
+    counts = mask if times is None else jnp.where(mask, times, 0)
+
+    def total(value: Array) -> tuple[Array, Array]:
+        dtype = accumulator(value.dtype)
+        kept = jnp.where(mask, value.astype(dtype), jnp.zeros((), dtype))
+        if times is not None:
+            kept = kept * times.astype(dtype)
+        return jnp.sum(kept), jnp.sum(counts, dtype=dtype)
+
+    return {name: total(value) for name, value in values.items()}
+
+
+def mean_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, Metrics]]:
+    """`(params, batch, mask[B], key) -> (gradient of the masked mean loss, metrics)`.
+
+    `g = grad_w (1/|mask|) sum_{i in mask} loss_i(w)`.
+    """
+
+    def objective(params: Params, batch: PyTree, mask: Array, key: Array) -> tuple[Array, Metrics]:
+        values = per_example(loss_fn, params, batch, key)
+        metrics = totals(values, mask)
+        total, size = metrics["loss"]
+        return total / jnp.maximum(size, 1), metrics
+
+    return jax.grad(objective, has_aux=True)
+
+
+def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
+    """Refuses a loss that does not fit params and data, or mixes examples.
+
+    Raises:
+      ValueError: from `per_example`, from `check_independent`, and from the loss's own
+        `check(params, examples)` where it has one.
+    """
+    try:
+        inspect.signature(loss_fn).bind(params, examples, None)
+    except TypeError as error:
+        raise ValueError(f"loss_fn must take (params, batch, key): {error}") from None
+    check_examples(loss_fn, params, examples)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def values(params: Params, batch: PyTree, key: Array) -> dict[str, Array]:
+        return per_example(loss_fn, params, batch, key)
+
+    jax.eval_shape(values, params, batch, key)
+    check_independent(loss_fn, values, params, examples)
+
+
+def check_examples(loss_fn: LossFn, params: Params, examples: PyTree, name: str = "") -> None:
+    """Refuses examples that a loss from `fs.models` cannot be of, as a label beyond its classes.
+
+    Nothing is computed on a device. A loss without a `check(params, examples)` of its own may take
+    any; of examples that are being traced there are only shapes to look at.
+
+    Args:
+      params: arrays or their shapes.
+      name: of the argument that holds the examples, where they are not those trained on.
+
+    Raises:
+      ValueError: from the loss's own check.
+    """
+    own: Any = getattr(loss_fn, "check", None)
+    if own is None:
+        return
+    try:
+        own(params, examples)
+    except ValueError as error:
+        if not name:
+            raise
+        raise ValueError(f"{name}: {error}") from error

@@ -1,0 +1,136 @@
+"""Random streams: who draws from which key, and permutations without a sort.
+
+Randomness is a contract. A stream is folded by purpose, round and client id, never by
+slot, lane or padded size, so a client draws the same numbers wherever it runs.
+"""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.types import Array
+
+# Purposes. The numbers are part of the contract: changing one changes every result.
+CLIENT = 1  # a client's local training
+COHORT = 2  # who takes part
+INIT = 3  # the phases of a client, below CLIENT
+STEP = 4
+FINISH = 5
+SHUFFLE = 6
+
+
+def as_key(key: Array | int) -> tuple[Array, int | None]:
+    """A typed key, and the seed it was made from; None if a key was given.
+
+    Raises:
+      ValueError: for a seed that is not in [0, 2^32); and what `check_key` refuses.
+
+    >>> as_key(3)[1]
+    3
+    """
+    if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+        # What is no integer is a key, or refused; mypy does not see it through numpy's integers.
+        typed: Array = key  # type: ignore[assignment]
+        check_key(typed)
+        return typed, None
+    if not 0 <= key < 2**32:
+        raise ValueError(f"key must be a typed key, or a seed in [0, 2^32); got {key}")
+    return jax.random.key(int(key)), int(key)
+
+
+def check_key(key: Array) -> None:
+    """Refuses what is not one typed key of a counter-based generator.
+
+    Raises:
+      ValueError: for old-style `uint32` keys, for a batch of keys, and for `rbg` keys,
+        which ignore all but the first key under `vmap`.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            "key must be a typed key, as jax.random.key(seed) makes; got "
+            f"{type(key).__name__ if dtype is None else f'an array of {dtype}'}"
+        )
+    if key.shape != ():
+        raise ValueError(
+            f"key must be one key; got an array of keys of shape {key.shape} "
+            "(vmap over them, or pass one)"
+        )
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(
+            f"key must be of a counter-based generator such as threefry2x32; got "
+            f"{jax.random.key_impl(key)}, which is wrong under vmap"
+        )
+
+
+def stream(key: Array, *path: Array | int) -> Array:
+    """The key at `path` below `key`: a purpose, then round, client or step numbers."""
+    for part in path:
+        key = jax.random.fold_in(key, part)
+    return key
+
+
+def _mix(h: Array) -> Array:
+    """A 32-bit finaliser (Wellons' lowbias32): every input bit reaches the top bit."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
+    h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
+    return h ^ (h >> 16)
+
+
+def permutation_seeds(key: Array) -> Array:
+    """uint32[2], what `permute` draws a family of permutations from.
+
+    The key's own bits, mixed: a hash of the key more would cost more than it hides.
+    """
+    words = jax.random.key_data(key).reshape(-1)[:2]
+    return _mix(words ^ jnp.uint32(SHUFFLE * 0x9E3779B9 % 2**32))
+
+
+def permute(
+    seeds: Array, positions: Array, size: Array | int, turn: Array | int = 0, rounds: int = 32
+) -> Array:
+    """Where a keyed random permutation of `[0, size)` sends `positions`.
+
+    A swap-or-not shuffle (Hoang, Morris, Rogaway, CRYPTO 2012): in each round the pair
+    {x, K - x mod size} changes places or not, by a keyed bit of the pair. It is a
+    bijection for every size, and costs the positions asked for, not the size: no sort,
+    nothing kept, and the same numbers whatever array the client is padded to.
+
+    Args:
+      seeds: from `permutation_seeds(key)`.
+      positions: Int[...]; those outside `[0, size)` give meaningless results.
+      size: Int[], may be traced; at least 1 to be meaningful.
+      turn: which permutation of the family: an epoch, say; Int[], or of the rank of `positions` and
+        broadcast to them.
+      rounds: a position keeps its place, and a pair its distance, with a probability of
+        2^-rounds more than by chance; to be small beside 1 / size.
+
+    Returns:
+      Int[...], the image of each position.
+
+    >>> import jax, jax.numpy as jnp
+    >>> sorted(permute(permutation_seeds(jax.random.key(0)), jnp.arange(5), 5).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    # XLA's CPU compiler fails on what it folds a constant size of 1 to; so it sees none.
+    size = jnp.maximum(jnp.asarray(size, jnp.int32), 1)
+    size = cast(Array, jax.lax.optimization_barrier(size))
+    # A turn costs a few integer operations where a key of its own would cost a hash.
+    turns = jnp.asarray(turn).astype(jnp.uint32) * jnp.uint32(0xC2B2AE35)
+    counter = jnp.arange(rounds, dtype=jnp.uint32).reshape(rounds, *[1] * turns.ndim)
+    pivots = _mix(_mix(seeds[0] + turns)[None] + counter * jnp.uint32(0x9E3779B9))
+    pivots = (pivots % size.astype(jnp.uint32)).astype(jnp.int32)
+    salts = _mix(_mix(seeds[1] + turns)[None] + counter * jnp.uint32(0x85EBCA77))
+    x = positions.astype(jnp.int32)
+    for r in range(rounds):
+        partner = pivots[r] - x
+        partner = jnp.where(partner < 0, partner + size, partner)
+        # The pair's bit: the top bit of a shorter mix, which depends on all the others.
+        bits = (jnp.maximum(x, partner).astype(jnp.uint32) ^ salts[r]) * jnp.uint32(0x7FEB352D)
+        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+        x = jnp.where(bits.astype(jnp.int32) < 0, partner, x)
+    # Fused into the gather it serves, the chain is expanded into a tree by XLA's CPU
+    # compiler (jax 0.12): a compile time that doubles with every round. So it ends here.
+    return cast(Array, jax.lax.optimization_barrier(x))

@@ -1,0 +1,118 @@
+"""Choosing and adding pytrees under a mask.
+
+Always with `where`, never by multiplying: NaN times zero is NaN.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.types import Array, PyTree, accumulator
+
+
+def where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+    """Leaf by leaf, the new value where a condition (scalar or [m]) holds."""
+
+    def choose(x: Array, y: Array) -> Array:
+        shape = condition.shape + (1,) * (jnp.ndim(x) - condition.ndim)
+        return jnp.where(condition.reshape(shape), x, y)
+
+    return jax.tree.map(choose, new, old)
+
+
+def power_of_two(weights: Array) -> Array:
+    """Float[], the power of two that brings the largest of the weights' sizes into [1/2, 1).
+
+    It is 1 where they are all 0, and no derivative goes through it.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(weights)))
+    most = jnp.finfo(weights.dtype).maxexp - 2  # so that the power itself is no subnormal number
+    exponent = jnp.clip(jnp.frexp(largest)[1], -most, most)
+    return jnp.ldexp(jnp.ones_like(largest), -exponent)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Bool[]: no floating leaf holds a NaN or an infinity."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves] or [jnp.array(True)]).all()
+
+
+def global_norm(tree: PyTree) -> Array:
+    """Float[], the Euclidean norm of all leaves together, in float32 or better."""
+    squares = [jnp.sum(jnp.square(x.astype(accumulator(x.dtype)))) for x in jax.tree.leaves(tree)]
+    wide = jnp.result_type(float)
+    total = sum((s.astype(wide) for s in squares), jnp.zeros((), wide))
+    # The root's slope at 0 is infinite, and times a cotangent of zero it is NaN.
+    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), total)
+
+
+def accumulators(tree: PyTree) -> PyTree:
+    """Zeros to add the leaves' weighted values to, in float32 or better.
+
+    Raises:
+      ValueError: for leaves that cannot be averaged.
+    """
+
+    def zeros(x: Any) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                "ClientOutput.update and .total must have floating leaves, since they are "
+                f"averaged; got {x.dtype}"
+            )
+        return jnp.zeros(x.shape, accumulator(x.dtype))
+
+    return jax.tree.map(zeros, tree)
+
+
+def weighted(weight: Array, counted: Array, tree: PyTree) -> PyTree:
+    """`weight x` where `counted`, in float32 or better: a term of a weighted sum.
+
+    What has weight 0 is left out, so that a NaN in it does no harm.
+    """
+    counted = counted & (weight != 0)
+
+    def term(x: Array) -> Array:
+        dtype = accumulator(x.dtype)
+        return jnp.where(counted, weight.astype(dtype) * x.astype(dtype), 0)
+
+    return jax.tree.map(term, tree)
+
+
+def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
+    """`sum_k weights_k x_k` over the leading axis where `counted`, in float32 or better.
+
+    What has weight 0 is left out, so that a NaN in it does no harm.
+    """
+    counted = counted & (weights != 0)
+
+    def total(zeros: Array, x: Array) -> Array:
+        kept = where(counted, x.astype(zeros.dtype), jnp.zeros_like(x, zeros.dtype))
+        a = jnp.where(counted, weights, 0).astype(zeros.dtype)
+        return jnp.tensordot(a, kept, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.tree.map(total, accumulators(tree), tree)
+
+
+def sum_where(counted: Array, tree: PyTree) -> PyTree:
+    """Sums over the leading axis where `counted`, in float32 or better."""
+
+    def total(x: Array) -> Array:
+        x = x.astype(accumulator(x.dtype))
+        return jnp.sum(where(counted, x, jnp.zeros_like(x)), axis=0)
+
+    return jax.tree.map(total, tree)
+
+
+def first_of_each(ids: Array, mask: Array) -> Array:
+    """Bool[m]: of the slots with `mask`, the first that holds each id."""
+    slots = ids.shape[0]
+    if slots <= 64:  # fewer comparisons than a sort costs
+        earlier = jnp.tri(slots, k=-1, dtype=bool)
+        same = (ids[:, None] == ids[None, :]) & mask[None, :] & earlier
+        return mask & ~jnp.any(same, axis=1)
+    keys = jnp.where(mask, ids, jnp.iinfo(jnp.int32).max)
+    order = jnp.argsort(keys, stable=True)
+    ordered = keys[order]
+    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    return jnp.zeros(ids.shape, bool).at[order].set(first) & mask

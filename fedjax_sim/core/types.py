@@ -1,0 +1,359 @@
+"""The core types. Everything else in the package is a function on these.
+
+Axes in the comments: `[K]` the federation, `[m]` the cohort, `[B]` a block of
+examples. A client-level function never sees `[K]` or `[m]`: it is written for one
+client, and the engine decides how clients are executed together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.reprs import fields_of
+
+PyTree = Any
+Params = PyTree
+Array = jax.Array
+Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
+
+# loss_fn(params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
+# losses[i] may depend on example i alone: the engine masks padding afterwards. A draw for a block
+# has the examples' axis first, [B, ...], so that no example's numbers depend on the padding.
+LossFn = Callable[[Params, PyTree, Array | None], Any]
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype to sum values of `dtype` in: itself, or float32 if it has 32 bits or fewer."""
+    return dtype if jnp.dtype(dtype).itemsize > 4 else jnp.dtype(jnp.float32)
+
+
+class Cohort(NamedTuple):
+    """The clients of one round.
+
+    A slot with `mask` False is padding: it costs time but changes nothing. A client
+    with `mask` True and `reports` False is a dropout: it was given the model and never
+    answered. A client also does not report if it completes no local step (it has no
+    examples, or its share of `work` is less than one step), or if its id is not in
+    `[0, K)`.
+
+    Attributes:
+      client_ids: Int[m], in [0, K).
+      mask: Bool[m], was given the model; None for all.
+      reports: Bool[m], sent an update back; None for all with mask.
+      inclusion: Float[m], the probability of being picked (with replacement: the expected
+        draws), which the `unbiased` rule divides by; None if not known.
+      work: Float[m] in [0, 1], the share of its local steps a straggler completes, rounded
+        down to whole steps; None for all of them.
+    """
+
+    client_ids: Array
+    mask: Array | None = None
+    reports: Array | None = None
+    inclusion: Array | None = None
+    work: Array | None = None
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+class LocalTraining(NamedTuple):
+    """How a client passes over its examples: E local epochs in blocks of B.
+
+    A client with n_k examples takes `E * ceil(n_k / B)` local steps. The last block of
+    a pass may hold fewer than B examples; its loss is the mean over those it has.
+
+    Attributes:
+      epochs: E >= 1.
+      batch_size: B >= 1, or None for the full batch (B = infinity, one step an epoch), which is
+        padded to the first of at most four sizes that holds it (`data.padded_sizes`), of clients
+        side by side to the largest one's; what a loss draws must have the examples' axis first,
+        [B, ...], lest it depend on that. (FedSGD's one gradient of all examples is not padded.)
+      shuffle: a new permutation of the client's examples each epoch.
+      order: "epochs" passes over all blocks E times (McMahan et al. 2017, Algorithm 1);
+        "blocks" takes E steps on each block in turn, over one permutation.
+    """
+
+    epochs: int = 1
+    batch_size: int | None = 10
+    shuffle: bool = True
+    order: str = "epochs"
+
+
+class ClientOutput(NamedTuple):
+    """What one client hands over. `update` and `total` are the uplink.
+
+    Attributes:
+      update: averaged with the aggregation rule's coefficients; floating leaves.
+      total: summed with the client's fixed share p_k: control variates and their kind.
+      client_state: kept by the client until it is picked again.
+      metrics: {name: (sum, count)}, pooled over reporters, never weighted by coefficients.
+    """
+
+    update: PyTree
+    total: PyTree = ()
+    client_state: PyTree = ()
+    metrics: Metrics | tuple[()] = ()
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+class ClientUpdate(NamedTuple):
+    """One client's local training in phases, so that the engine can interleave clients.
+
+    There is no batch axis over clients anywhere. `step` returns its metrics beside the
+    carry: the engine sums them over the steps, so that whatever values a loss reports
+    need no slot in the carry.
+
+    Attributes:
+      init: (message, client_state, probed, key) -> carry, before the first local step. `message`
+        is what `broadcast` sent; `carry` is any pytree of arrays.
+      step: (carry, message, client_state, batch, mask, key) -> (carry, metrics), one local step
+        on a block: leaves of `batch` are [B, ...], `mask` is Bool[B] and False for padding,
+        `metrics` are {name: (sum, count)} over the mask.
+      finish: (carry, message, client_state, num_examples, num_steps, key) -> ClientOutput, after
+        the last step; n_k and the steps that were done are Int[]. The new client state has the
+        structure, shapes and dtypes of the old.
+      probe: (message, client_state, batch, mask) -> pytree, summed over the client's blocks (one
+        pass, in storage order) before `init` is given it as `probed`; None: `init` is given ().
+    """
+
+    init: Callable[[PyTree, PyTree, PyTree, Array], PyTree]
+    step: Callable[[PyTree, PyTree, PyTree, PyTree, Array, Array], tuple[PyTree, Metrics]]
+    finish: Callable[[PyTree, PyTree, PyTree, Array, Array, Array], ClientOutput]
+    probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+class RoundContext(NamedTuple):
+    """What the server knows of a round beside the averages.
+
+    Attributes:
+      round: Int[], t.
+      num_clients: K.
+      num_reporting: Int[], updates that count in the average.
+      weight_sum: Float[], the sum of their aggregation weights a_k.
+      reporting_share: Float[], the sum of their fixed shares p_k.
+    """
+
+    round: Array
+    num_clients: int
+    num_reporting: Array
+    weight_sum: Array
+    reporting_share: Array
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated algorithm: the mathematics of one client and one server.
+
+    `fs.fedavg` and its siblings make one; `_replace` on theirs is the short way to your own.
+
+    Attributes:
+      init: params -> server_state, any pytree of arrays that holds the model.
+      params: server_state -> params; a module-level function, so that states compare equal.
+      init_client: params -> client_state, of one client before it is first picked; () if a client
+        keeps nothing. The engine holds it for all K clients, leaves [K, ...].
+      broadcast: (server_state, round) -> message, the downlink; `round` is Int[], t.
+      client: the local training.
+      server_update: (server_state, update, total, RoundContext) -> server_state. `update` is
+        sum_k a_k update_k / denominator and `total` is sum_k p_k total_k over the clients that
+        report, each with the structure that `finish` gave it.
+      local: E, B and the order of a client's blocks.
+      pooled_gradient: (message, batch, weights, keys) -> (update, {"loss": losses, ...}), all
+        [B] but `update`: a shortcut to the result of `client` for full-batch methods of one
+        step. `update` is the sum over examples of weight times contribution, summed by the engine
+        over blocks of the cohort's examples with weight a_k / n_k, so that no client has a model of
+        its own. The weights it is given are scaled to at most 1 / B, which the engine undoes in
+        float32. None: each client trains.
+      check: (params, examples) -> None, raises ValueError for what does not fit; leaves of
+        `examples` are [N, ...]. `fs.init` calls it before anything runs.
+    """
+
+    init: Callable[[Params], PyTree]
+    params: Callable[[PyTree], Params]
+    init_client: Callable[[Params], PyTree]
+    broadcast: Callable[[PyTree, Array], PyTree]
+    client: ClientUpdate
+    server_update: Callable[[PyTree, PyTree, PyTree, RoundContext], PyTree]
+    local: LocalTraining
+    pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
+    check: Callable[[Params, PyTree], None] | None = None
+
+    def __repr__(self) -> str:
+        return fields_of(self, "client", "server_update", "local")
+
+
+class Coefficients(NamedTuple):
+    """What an aggregation rule says of a round.
+
+    The new model is `w + sum_k a_k d_k / denominator` over the clients that report. A
+    rule may return the pair `(weights, denominator)` alone.
+
+    Attributes:
+      weights: Float[m], a_k.
+      denominator: Float[]; None for the sum of a_k over those that report.
+      shares: Float[m], the fixed p_k for `total`; None for weight over all weights.
+      num_receivers: Int[], who is sent the model; None for the cohort's distinct clients.
+    """
+
+    weights: Array
+    denominator: Array | None
+    shares: Array | None = None
+    num_receivers: Array | None = None
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+# (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients. The
+# cohort's `reports` are the slots that complete a step.
+AggregationRule = Callable[[Cohort, Array, Array], Coefficients | tuple[Array, Array | None]]
+
+
+class Tasks(NamedTuple):
+    """What each slot of a round has to do. A slot with `num_steps` 0 does nothing.
+
+    Attributes:
+      client_ids: Int[m], in [0, K).
+      num_steps: Int[m].
+      weights: Float[m], a_k, all of them times one power of two.
+      shares: Float[m], p_k.
+    """
+
+    client_ids: Array
+    num_steps: Array
+    weights: Array
+    shares: Array
+
+
+class Executed(NamedTuple):
+    """What an execution strategy returns.
+
+    Attributes:
+      update: sum of a_k update_k over the counted tasks, at least float32.
+      total: sum of p_k total_k over the counted tasks.
+      client_states: leaves [m, ...], read where counted.
+      metrics: {name: (sum, count)}, summed over the counted tasks.
+      counted: Bool[m], did at least one step and (if dropping) is finite.
+      finite: Bool[m], update, total and new state hold no NaN and no infinity.
+      lane_steps: Int[], local steps computed, those that nobody reads too; where they may exceed
+        32 bits, UInt32[4], its digits of base 2^16, the lowest first.
+    """
+
+    update: PyTree
+    total: PyTree
+    client_states: PyTree
+    metrics: Metrics
+    counted: Array
+    finite: Array
+    lane_steps: Array
+
+
+# The arguments that an execution strategy is called with, by position.
+STRATEGY = (
+    "algorithm",
+    "data",
+    "key",
+    "message",
+    "client_states",
+    "tasks",
+    "drop_nonfinite",
+)
+
+
+class RoundMetrics(NamedTuple):
+    """What is reported of a round. Never fed back into it.
+
+    Attributes:
+      train: name -> Float[], means over the examples of all local steps of those counted:
+        "loss" and what else the loss names. NaN if nobody reports.
+      receivers: Int[], distinct clients that were given the model.
+      senders: Int[], distinct clients that sent an update.
+      reporting: Int[], updates counted in the average, repeated draws included.
+      nonfinite: Int[], updates that hold a NaN or an infinity.
+      client_steps: Int[], local steps of those that sent; 2^31 - 1 if there were more, as in the
+        next two. `counts()` has them exactly, and so have results and their files.
+      lane_steps: Int[], local steps that the strategy computed for them; what is above
+        `client_steps` went into padding and idle lanes.
+      examples: Int[], examples seen in those client steps, each as often as it was seen.
+      update_norm: Float[], the Euclidean norm of the averaged update; NaN if nothing was.
+      reporting_share: Float[], n_V / n: the weight of those counted in that of all,
+        whatever the rule; repeated draws count each time.
+      empty: Bool[], nothing was aggregated and the server state stayed as it was.
+      digits: name -> UInt32[4], the exact counts of those three that 32 bits might not hold, in
+        digits of base 2^16, the lowest first; () where none can be as large.
+    """
+
+    train: dict[str, Array]
+    receivers: Array
+    senders: Array
+    reporting: Array
+    nonfinite: Array
+    client_steps: Array
+    lane_steps: Array
+    examples: Array
+    update_norm: Array
+    reporting_share: Array
+    empty: Array
+    digits: dict[str, Array] | tuple[()] = ()
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+    def counts(self) -> dict[str, np.ndarray]:
+        """`client_steps`, `lane_steps` and `examples` on the host, exact: Int64 where 32 bits might
+        not hold them.
+
+        >>> rounds = RoundMetrics({}, *10 * [jnp.int32(5)], {"examples": jnp.array([1, 0, 3, 0])})
+        >>> {name: int(count) for name, count in rounds.counts().items()}
+        {'client_steps': 5, 'lane_steps': 5, 'examples': 12884901889}
+        """
+        found = {
+            name: np.asarray(getattr(self, name))
+            for name in ("client_steps", "lane_steps", "examples")
+        }
+        base = 1 << 16 * np.arange(4, dtype=np.int64)
+        return found | {
+            name: np.asarray(digits, np.int64) @ base for name, digits in dict(self.digits).items()
+        }
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["server", "clients", "round"],
+    meta_fields=["get_params"],
+)
+@dataclass(frozen=True, repr=False)
+class FederatedState:
+    """What passes from round to round; a pytree. Made by `fs.init`.
+
+    Attributes:
+      params: the global model w_t.
+      server: the algorithm's server state.
+      clients: leaves [K, ...]; () for an algorithm that keeps no client state.
+      round: Int[], rounds done so far.
+      get_params: the algorithm's `params`, static.
+    """
+
+    server: PyTree
+    clients: PyTree
+    round: Array
+    get_params: Callable[[PyTree], Params]
+
+    @property
+    def params(self) -> Params:
+        """The global model w_t."""
+        return self.get_params(self.server)
+
+    def __repr__(self) -> str:
+        return fields_of(self, "server", "clients", "round")

@@ -1,0 +1,341 @@
+"""Building a federation, and refusing what is not one, on the host."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.checks import has_values, is_concrete
+from fedjax_sim.core.notebook import card
+from fedjax_sim.core.types import Array, PyTree
+
+_LEAST_PADDED = 16  # examples: below, a step costs what its model does
+_MOST_PADDED = 4
+_INT32_MAX = np.iinfo(np.int32).max
+_ORDINARY = 64  # weights with a sum from 2^-64 to 2^64 are kept as they are
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["examples", "offsets", "num_examples", "client_weights"],
+    meta_fields=["max_num_examples", "padded_sizes"],
+)
+@dataclass(frozen=True, repr=False)
+class FederatedData:
+    """A whole federation of K clients, flat and client-contiguous: nothing is padded.
+
+    Client k's examples are rows `offsets[k] : offsets[k] + num_examples[k]` of every
+    leaf. A client may have no examples: it then never reports.
+
+    Build one with `from_clients` or `from_arrays`, which check what they are given.
+    """
+
+    examples: PyTree  # leaves [N, ...], N = sum of n_k
+    offsets: Array  # Int[K]
+    num_examples: Array  # Int[K], n_k
+    client_weights: Array  # Float[K], p_k up to scale; n_k unless said otherwise
+    max_num_examples: int  # static
+    # Static, rising, the last is the largest client's: what a full batch is padded to, each to the
+    # first that holds it. () for the largest alone.
+    padded_sizes: tuple[int, ...] = ()
+
+    @property
+    def num_clients(self) -> int:
+        """K."""
+        return self.num_examples.shape[0]
+
+    @property
+    def total_num_examples(self) -> int:
+        """N, the sum of n_k."""
+        return jax.tree.leaves(self.examples)[0].shape[0]
+
+    def __repr__(self) -> str:
+        leaves = jax.tree_util.tree_flatten_with_path(self.examples)[0]
+        rows = ", ".join(f"{_name(p)}: {x.dtype}{list(x.shape)}" for p, x in leaves)
+        return (
+            f"FederatedData({self.num_clients} clients, {rows}, "
+            f"largest client {self.max_num_examples})"
+        )
+
+    def _repr_html_(self) -> str:
+        leaves = jax.tree_util.tree_flatten_with_path(self.examples)[0]
+        facts: dict[str, Any] = {"clients": self.num_clients, "examples": self.total_num_examples}
+        if has_values(self.num_examples):
+            sizes = np.asarray(self.num_examples)
+            low, median, high = np.quantile(sizes, (0, 0.5, 1))
+            facts["examples of a client"] = f"{low:,.0f} to {high:,.0f}, median {median:,.0f}"
+        facts |= {_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+        return card("FederatedData", facts)
+
+    @classmethod
+    def from_clients(cls, clients: Sequence[PyTree], client_weights: Any | None = None) -> Self:
+        """A federation from one pytree of arrays `[n_k, ...]` for each client.
+
+        Args:
+          clients: K pytrees of the same structure; within a client every leaf has the
+            same length n_k, which may be 0.
+          client_weights: Float[K], p_k up to scale; None for n_k.
+
+        Raises:
+          ValueError: if the clients differ in structure, dtype or trailing shape, a
+            client's leaves differ in length, no client has an example, a value is NaN
+            or infinite, or a weight is negative or not finite.
+
+        >>> data = FederatedData.from_clients([{"x": np.ones(2)}, {"x": np.ones(1)}])
+        >>> data
+        FederatedData(2 clients, ['x']: float32[3], largest client 2)
+        """
+        if not isinstance(clients, (list, tuple)):
+            raise ValueError(
+                "clients must be a list with one pytree of arrays for each client; got "
+                f"{type(clients).__name__}"
+            )
+        if len(clients) == 0:
+            raise ValueError("clients must hold at least one client; got none")
+        flat: list[list[np.ndarray]] = []
+        first_paths, _ = jax.tree_util.tree_flatten_with_path(clients[0])
+        treedef: Any = jax.tree.structure(clients[0])
+        names = [_name(path) for path, _ in first_paths]
+        for k, client in enumerate(clients):
+            leaves, other = jax.tree.flatten(client)
+            if other != treedef:
+                raise ValueError(
+                    "clients must all have the structure of client 0: "
+                    f"got {other} for client {k}, and {treedef} for client 0"
+                )
+            flat.append(
+                [_as_array(x, f"{n} of client {k}") for n, x in zip(names, leaves, strict=True)]
+            )
+            _check_same_length(flat[-1], names, f" of client {k}")
+        # A client without examples has nothing to compare; its arrays may be of any type.
+        some = next((k for k, leaves in enumerate(flat) if len(leaves[0])), 0)
+        for k, leaves in enumerate(flat):
+            for name, x, x0 in zip(names, leaves, flat[some], strict=True):
+                if len(x) and (x.shape[1:] != x0.shape[1:] or x.dtype != x0.dtype):
+                    raise ValueError(
+                        f"{name} must have one dtype and one shape behind its first axis: "
+                        f"got {x.dtype}{list(x.shape)} for client {k}, and "
+                        f"{x0.dtype}{list(x0.shape)} for client {some}"
+                    )
+        sizes = np.array([len(leaves[0]) for leaves in flat])
+        columns = [
+            np.concatenate([x for x in column if len(x)] or column[:1])
+            for column in zip(*flat, strict=True)
+        ]
+        return cls._build(columns, names, treedef, sizes, client_weights)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        examples: PyTree,
+        client_ids: Any,
+        num_clients: int | None = None,
+        client_weights: Any | None = None,
+    ) -> Self:
+        """A federation from arrays `[N, ...]` and the client each row belongs to.
+
+        Args:
+          examples: a pytree of arrays of one length N.
+          client_ids: Int[N], as `fs.partition.*` returns. Rows of one client keep
+            their order.
+          num_clients: K; None for the largest id plus one.
+          client_weights: Float[K], p_k up to scale; None for n_k.
+
+        Raises:
+          ValueError: if lengths differ, an id is not in `[0, num_clients)`, there is
+            no example, a value is NaN or infinite, or a weight is negative or not finite.
+
+        >>> FederatedData.from_arrays({"x": np.ones((3, 2))}, [1, 0, 1])
+        FederatedData(2 clients, ['x']: float32[3, 2], largest client 2)
+        """
+        paths, treedef = jax.tree_util.tree_flatten_with_path(examples)
+        names = [_name(path) for path, _ in paths]
+        leaves = [_as_array(x, n) for n, (_, x) in zip(names, paths, strict=True)]
+        _check_same_length(leaves, names, "")
+        try:
+            ids = np.asarray(client_ids)
+        except ValueError:
+            raise ValueError(
+                "client_ids must be integers, the client of each example; got a ragged list "
+                "(for lists of rows by client use from_clients)"
+            ) from None
+        if ids.shape != leaves[0].shape[:1]:
+            raise ValueError(
+                f"client_ids must have one entry for each of the {len(leaves[0])} examples; "
+                f"got shape {ids.shape}"
+            )
+        if ids.size == 0:
+            raise ValueError("examples must hold at least one example; got none")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"client_ids must be integers; got {ids.dtype}")
+        if num_clients is None:
+            num_clients = int(ids.max()) + 1
+        if num_clients > _INT32_MAX:
+            raise ValueError(f"num_clients must be at most {_INT32_MAX}; got {num_clients}")
+        wrong = np.flatnonzero((ids < 0) | (ids >= num_clients))
+        if wrong.size:
+            raise ValueError(
+                f"client_ids must lie in [0, {num_clients}); got {ids[wrong[0]]} at row {wrong[0]}"
+            )
+        sizes = np.bincount(ids, minlength=num_clients)
+        if (np.diff(ids) < 0).any():  # else they lie as they should: no copy
+            order = np.argsort(ids, kind="stable")
+            leaves = [x[order] for x in leaves]
+        return cls._build(leaves, names, treedef, sizes, client_weights)
+
+    @classmethod
+    def _build(
+        cls,
+        columns: list[np.ndarray],
+        names: list[str],
+        treedef: Any,
+        sizes: np.ndarray,
+        client_weights: Any | None,
+    ) -> Self:
+        if sizes.sum() == 0:
+            raise ValueError("a federation needs at least one example; all clients are empty")
+        if sizes.sum() > _INT32_MAX:
+            raise ValueError(f"a federation holds at most {_INT32_MAX} examples; got {sizes.sum()}")
+        offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        for name, x in zip(names, columns, strict=True):
+            _check_values(x, name, offsets)
+        if client_weights is None:
+            weights = sizes.astype(np.float64)
+        else:
+            weights = np.asarray(client_weights, np.float64)
+            if weights.shape != sizes.shape:
+                raise ValueError(
+                    f"client_weights must have shape ({len(sizes)},), one for each client; "
+                    f"got {weights.shape}"
+                )
+            if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+                raise ValueError(
+                    "client_weights must be finite and not negative, with a positive sum; "
+                    f"got values from {weights.min()} to {weights.max()}"
+                )
+            weights = _in_range(weights)
+            kept = np.finfo(jax.dtypes.canonicalize_dtype(np.float64))
+            small = weights[(weights > 0) & (weights < kept.tiny)]
+            if small.size:
+                raise ValueError(
+                    f"client_weights must fit {kept.dtype} beside each other: the smallest that is "
+                    f"not 0 is {small.min() / weights.sum():.3g} of their sum; at least "
+                    f"{kept.tiny:.3g} is kept"
+                )
+        return cls(
+            examples=jax.tree.unflatten(treedef, [jnp.asarray(x) for x in columns]),
+            offsets=jnp.asarray(offsets, jnp.int32),
+            num_examples=jnp.asarray(sizes, jnp.int32),
+            client_weights=jnp.asarray(weights, jnp.result_type(float)),
+            max_num_examples=int(sizes.max()),
+            padded_sizes=_padded_sizes(sizes),
+        )
+
+
+def _padded_sizes(num_examples: np.ndarray) -> tuple[int, ...]:
+    """What full batches are padded to: the fewest sizes that come near what four would cost.
+
+    Candidates are the largest client of each power of two below the largest of all. Each size is
+    compiled, so there are four at most, and the fewest that are within a quarter of the best four.
+    """
+    sizes = num_examples[num_examples > 0]
+    largest = int(sizes.max())
+    at_least = np.maximum(sizes, min(_LEAST_PADDED, largest))
+    _, classes, counts = np.unique(
+        np.floor(np.log2(largest / at_least)), return_inverse=True, return_counts=True
+    )
+    ends = np.zeros(len(counts), np.int64)
+    np.maximum.at(ends, classes, sizes)
+
+    ends = np.maximum(ends, min(_LEAST_PADDED, largest))
+
+    def cost(chosen: np.ndarray) -> float:
+        padded = chosen[np.searchsorted(chosen, ends)]
+        examples = counts @ padded / (counts @ ends)  # of cohorts with the largest clients
+        return float(examples + counts @ (padded / ends) / counts.sum())  # and without them
+
+    best = []
+    for number in range(min(_MOST_PADDED, len(ends))):
+        choices = [np.sort([*few, largest]) for few in combinations(ends[1:].tolist(), number)]
+        best.append(min(choices, key=cost))
+    enough = next(chosen for chosen in best if cost(chosen) <= 1.25 * cost(best[-1]))
+    return tuple(enough.tolist())
+
+
+def _in_range(weights: np.ndarray) -> np.ndarray:
+    """The weights, or where their sum is far from 1 that times a power of two, about their sum.
+
+    Only their ratios matter, and these a power of two leaves as they are, to the bit.
+    """
+    largest = int(np.frexp(weights.max())[1])
+    exponent = largest + int(np.frexp(np.ldexp(weights, -largest).sum())[1])
+    return weights if abs(exponent) <= _ORDINARY else np.ldexp(weights, -exponent)
+
+
+def check_data(data: Any) -> None:
+    """Refuses what is not a federation.
+
+    Raises:
+      ValueError: saying how to make one.
+    """
+    if not isinstance(data, FederatedData):
+        raise ValueError(
+            "data must be an fs.FederatedData; got "
+            f"{type(data).__name__} (a plain data set is a federation of one client: "
+            "fs.FederatedData.from_clients([examples]))"
+        )
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "examples"
+
+
+def _as_array(x: Any, name: str) -> np.ndarray:
+    if not is_concrete(x):
+        raise ValueError(f"{name} must be a concrete array: build the federation outside jit")
+    array = np.asarray(x)
+    if array.ndim == 0:
+        raise ValueError(
+            f"{name} must have a first axis over examples; got the scalar {x!r} "
+            "(lists are pytrees here: pass arrays)"
+        )
+    numeric = np.issubdtype(array.dtype, np.number) or array.dtype == bool
+    if not numeric and not jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16 is not np.number
+        raise ValueError(f"{name} must be numbers; got {array.dtype}")
+    return array
+
+
+def _check_same_length(leaves: list[np.ndarray], names: list[str], where: str) -> None:
+    if not leaves:
+        raise ValueError(f"examples{where} must hold at least one array; got none")
+    for name, x in zip(names, leaves, strict=True):
+        if len(x) != len(leaves[0]):
+            raise ValueError(
+                f"all leaves{where} must have the same length: got {len(x)} for {name}, "
+                f"and {len(leaves[0])} for {names[0]}"
+            )
+
+
+def _check_values(x: np.ndarray, name: str, offsets: np.ndarray) -> None:
+    kept = jax.dtypes.canonicalize_dtype(x.dtype)  # 32 bits unless JAX is told otherwise
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(x.astype(kept, copy=False)).reshape(len(x), -1).all(axis=1)
+        if not finite.all():
+            row = int(np.flatnonzero(~finite)[0])
+            client = int(np.searchsorted(offsets, row, side="right")) - 1
+            raise ValueError(
+                f"{name} must be finite in {kept}: {(~finite).sum()} examples hold NaN or "
+                f"infinity, first example {row - int(offsets[client])} of client {client}"
+            )
+    elif kept != x.dtype and x.size:  # a label must not wrap round
+        limits = np.iinfo(kept)
+        if x.max() > limits.max or x.min() < limits.min:
+            raise ValueError(
+                f"{name} must fit {kept}, which JAX keeps; got values from {x.min()} to {x.max()}"
+            )

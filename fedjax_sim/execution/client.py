@@ -1,0 +1,334 @@
+"""One client's local training: its blocks, the order of its steps, its phases.
+
+The functions here run for one client and one step; `execution/` repeats them, vmapped
+or packed. Which examples step t sees is computed from (client key, t), so nothing is
+carried and nothing depends on the padding.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.batching import largest_of_batch
+from fedjax_sim.core.checks import check_count, check_same_spec
+from fedjax_sim.core.counts import MOST, difference, product
+from fedjax_sim.core.randomness import FINISH, INIT, STEP, permutation_seeds, permute, stream
+from fedjax_sim.core.sums import Sum, add_to, zero_sum
+from fedjax_sim.core.types import (
+    Array,
+    ClientOutput,
+    FederatedAlgorithm,
+    LocalTraining,
+    Metrics,
+    PyTree,
+)
+from fedjax_sim.data import FederatedData
+
+# A position stays where it was with probability 2^-20 above chance: too little to affect training.
+_SHUFFLE_ROUNDS = 20
+# Steps whose shuffle a loop computes at once: in a step of its own it is fused into the gathers
+# that it serves and computed anew for each number that they read (7 us at B = 10; in a group 0.3).
+_GROUP, _GROUP_EXAMPLES = 16, 4096
+
+
+def check_local(local: LocalTraining) -> LocalTraining:
+    """`local` with Python's integers; refuses E < 1, B < 1 and unknown orders.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    if not isinstance(local, LocalTraining):
+        raise ValueError(f"local must be an fs.LocalTraining; got {local!r}")
+    epochs, size = check_count("epochs", local.epochs), local.batch_size
+    if size is not None:
+        size = check_count("batch_size", size, ", or None for the full batch")
+    if local.order not in ("epochs", "blocks"):
+        raise ValueError(f'order must be "epochs" or "blocks"; got {local.order!r}')
+    return local._replace(epochs=epochs, batch_size=size)
+
+
+def block_size(local: LocalTraining, data: FederatedData) -> int:
+    """B, or the largest client where that is smaller or the batch full."""
+    largest = data.max_num_examples
+    return largest if local.batch_size is None else min(local.batch_size, largest)
+
+
+def block_sizes(local: LocalTraining, data: FederatedData) -> tuple[int, ...]:
+    """What a block is padded to, static: B, or the sizes for full batches, rising.
+
+    With `jax_threefry_partitionable` off, a draw of another size begins with other numbers, and so
+    there is one size, whatever a client's neighbours have.
+    """
+    independent = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    if local.batch_size is None and data.padded_sizes and independent:
+        return data.padded_sizes
+    return (block_size(local, data),)
+
+
+def num_blocks(local: LocalTraining, num_examples: Array) -> Array:
+    """Blocks in one pass: `ceil(n_k / B)`."""
+    if local.batch_size is None:
+        return jnp.minimum(num_examples, 1)
+    return -(-num_examples // _in_32_bits(local.batch_size))
+
+
+def _in_32_bits(batch_size: int) -> int:
+    """B, as far as it makes a difference: no client has more examples."""
+    return min(int(batch_size), 2**31 - 1)
+
+
+def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = None) -> Array:
+    """Local steps a client completes: `floor(work * E * ceil(n_k / B))`."""
+    steps = local.epochs * num_blocks(local, num_examples)
+    if work is None:
+        return steps
+    work = jnp.clip(jnp.asarray(work, jnp.result_type(float)), 0, 1)
+    share = work * steps.astype(work.dtype)
+    # A share such as 0.53 may be rounded down on its way here; it is still 53 of 100 steps. Half
+    # a step is none, however many there are.
+    nearest = jnp.round(share)
+    rounding = jnp.minimum(4 * jnp.finfo(work.dtype).eps * share, 0.25)
+    done = jnp.where(nearest - share <= rounding, nearest, jnp.floor(share))
+    # The steps as a floating number may be 2^31, which no integer of 32 bits is.
+    done = jnp.minimum(done, jnp.asarray(2**31 - 2**7, work.dtype)).astype(jnp.int32)
+    return jnp.where(work == 1, steps, jnp.minimum(done, steps))
+
+
+def num_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Array:
+    """Examples in a client's first `steps` local steps, each as often as it was seen.
+
+    Only the last block of a pass may be short, so `B steps` less what the short ones lack.
+    """
+    size, short, lacking = _short_blocks(local, num_examples, steps)
+    return steps * size - short * lacking
+
+
+def digits_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Array:
+    """`num_seen` beyond 32 bits: UInt32[..., 4], as in `counts`."""
+    size, short, lacking = _short_blocks(local, num_examples, steps)
+    return difference(product(steps, size), product(short, lacking))
+
+
+def _short_blocks(
+    local: LocalTraining, num_examples: Array, steps: Array
+) -> tuple[Array, Array, Array]:
+    """B; how many of the client's first `steps` blocks are short; and what such a one lacks."""
+    blocks = jnp.maximum(num_blocks(local, num_examples), 1)
+    size = num_examples
+    if local.batch_size is not None:
+        size = jnp.minimum(size, _in_32_bits(local.batch_size))
+    # Not blocks * size - n_k: that product may exceed 32 bits.
+    lacking = size - (num_examples - (blocks - 1) * size)
+    if local.order == "epochs":
+        return size, steps // blocks, lacking
+    # E (blocks - 1) is less than the client's steps, which 32 bits hold.
+    return size, jnp.maximum(steps - (blocks - 1) * local.epochs, 0), lacking
+
+
+def check_steps(local: LocalTraining, data: FederatedData) -> None:
+    """Refuses more local steps of a client than an integer of 32 bits counts.
+
+    Raises:
+      ValueError: with the numbers.
+    """
+    blocks = max_num_blocks(local, data)
+    if local.epochs * blocks > MOST:
+        raise ValueError(
+            f"local must ask for at most {MOST} steps of a client; got epochs = "
+            f"{local.epochs} over the {blocks} blocks of the largest client, "
+            f"{local.epochs * blocks} steps"
+        )
+
+
+def max_num_blocks(local: LocalTraining, data: FederatedData) -> int:
+    """Blocks of the largest client, static."""
+    return -(-data.max_num_examples // block_size(local, data))
+
+
+def shuffles(local: LocalTraining) -> bool:
+    """Whether the order of the examples is drawn: within a full batch it does not matter."""
+    return local.shuffle and local.batch_size is not None
+
+
+def group_size(local: LocalTraining, data: FederatedData) -> int:
+    """G, the steps for which a loop computes the shuffle at once, static."""
+    most = local.epochs * max_num_blocks(local, data)
+    return max(1, min(_GROUP, _GROUP_EXAMPLES // block_size(local, data), most))
+
+
+class Client(NamedTuple):
+    """One client in one round, as the engine drives it. No axis over clients."""
+
+    key: Array
+    seeds: Array  # uint32[2], of its permutations
+    num_examples: Array  # Int[]
+    offset: Array  # Int[]
+
+
+class Engine(NamedTuple):
+    """An algorithm's client bound to a round: message, data and key.
+
+    `start`, `step` and `finish` are for one client; `start` includes the probe.
+    """
+
+    algorithm: FederatedAlgorithm
+    data: FederatedData
+    key: Array  # of the round
+    message: PyTree
+
+    def client(self, client_id: Array) -> Client:
+        key = stream(self.key, client_id)
+        return Client(
+            key,
+            permutation_seeds(key),
+            self.data.num_examples[client_id],
+            self.data.offsets[client_id],
+        )
+
+    def _with_block(
+        self,
+        function: Callable[[PyTree, Array], PyTree],
+        client: Client,
+        block: Array,
+        shuffled: Array | None = None,
+    ) -> PyTree:
+        """`function` of block `block` of a pass: batch [B, ...] and mask [B].
+
+        A full batch is padded to the first of a few sizes that holds it, or, of clients side by
+        side under `vmap`, the largest of them.
+
+        Args:
+          shuffled: Int[B], which of the client's examples; None for storage order.
+        """
+
+        def padded(size: int) -> PyTree:
+            positions, mask = self._positions(client, block, size)
+            rows = client.offset + (positions if shuffled is None else shuffled)
+            batch = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self.data.examples)
+            return function(batch, mask)
+
+        sizes = block_sizes(self.algorithm.local, self.data)
+        if len(sizes) == 1:
+            return padded(sizes[0])
+        smaller = jnp.array(sizes[:-1], jnp.int32) < client.num_examples
+        which = largest_of_batch(jnp.sum(smaller, dtype=jnp.int32))
+        return jax.lax.switch(which, [partial(padded, size) for size in sizes])
+
+    def _positions(self, client: Client, block: Array, size: int) -> tuple[Array, Array]:
+        """Int[B], the places of block `block` in a pass, and Bool[B], which the client has.
+
+        Padding repeats the block's first example, so that it brings in no number the
+        client has not got.
+        """
+        # A step behind the client's last, which nobody reads, sees its last block again.
+        block = jnp.clip(block, 0, jnp.maximum(self._num_blocks(client) - 1, 0))
+        positions = block * size + jnp.arange(size, dtype=jnp.int32)
+        mask = positions < client.num_examples
+        return jnp.where(mask, positions, positions[:1]), mask
+
+    def _num_blocks(self, client: Client) -> Array:
+        return num_blocks(self.algorithm.local, client.num_examples)
+
+    def _pass(self, client: Client, step: Array) -> tuple[Array, Array]:
+        """The epoch of local step `step`, and its block of the pass."""
+        local = self.algorithm.local
+        if local.order == "epochs":
+            blocks = jnp.maximum(self._num_blocks(client), 1)
+            return step // blocks, step % blocks
+        return jnp.zeros_like(step), step // local.epochs
+
+    def shuffled(self, client: Client, steps: Array) -> Array | None:
+        """Int[B, G], which of the client's examples these G local steps see.
+
+        Computed in a loop around the one that takes the steps. The steps are the last axis because
+        XLA's CPU compiler computes neighbours there side by side, and B is seldom a multiple of
+        their number. None where nothing is shuffled.
+        """
+        if not shuffles(self.algorithm.local):
+            return None
+        epochs, blocks = self._pass(client, steps)
+        size = block_size(self.algorithm.local, self.data)
+        places = jax.vmap(lambda block: self._positions(client, block, size)[0], out_axes=-1)
+        return permute(
+            client.seeds, places(blocks), client.num_examples, epochs[None], rounds=_SHUFFLE_ROUNDS
+        )
+
+    def start(self, client: Client, client_state: PyTree, dynamic: bool = False) -> PyTree:
+        """The carry before the first step, after the probe.
+
+        Args:
+          dynamic: the probe passes over this client's blocks, in a loop that cannot be
+            differentiated in reverse; or over as many as the largest client has, masked.
+        """
+        update = self.algorithm.client
+        probed: PyTree = ()
+        if update.probe is not None:
+            probed = self._probe(update.probe, client, client_state, dynamic)
+        return update.init(self.message, client_state, probed, stream(client.key, INIT))
+
+    def _probe(
+        self, probe: Callable[..., PyTree], client: Client, client_state: PyTree, dynamic: bool
+    ) -> PyTree:
+        blocks = self._num_blocks(client)
+
+        def value(block: Array) -> PyTree:
+            return self._with_block(partial(probe, self.message, client_state), client, block)
+
+        most = max_num_blocks(self.algorithm.local, self.data)
+        shapes = jax.eval_shape(value, jnp.int32(0))
+        sums = zero_sum(shapes, terms=most, whole=True)
+        if dynamic:
+            sums = jax.lax.fori_loop(0, blocks, lambda i, sums: add_to(sums, value(i)), sums)
+        else:
+
+            def add_masked(sums: Sum, block: Array) -> tuple[Sum, None]:
+                return add_to(sums, value(block), block < blocks), None
+
+            sums = jax.lax.scan(add_masked, sums, jnp.arange(most, dtype=jnp.int32))[0]
+        return jax.tree.map(lambda s, x: x.astype(s.dtype), shapes, sums.total)
+
+    def step(
+        self,
+        client: Client,
+        carry: PyTree,
+        client_state: PyTree,
+        step: Array,
+        shuffled: Array | None,
+        place: Array,
+    ) -> tuple[PyTree, Metrics]:
+        """Local step `step`, which is the one at `place` of those that `shuffled` was made for."""
+        if shuffled is not None:
+            shuffled = jax.lax.dynamic_index_in_dim(shuffled, place, axis=-1, keepdims=False)
+        key = stream(client.key, STEP, step)
+
+        def on_block(batch: PyTree, mask: Array) -> tuple[PyTree, Metrics]:
+            return self.algorithm.client.step(carry, self.message, client_state, batch, mask, key)
+
+        return self._with_block(on_block, client, self._pass(client, step)[1], shuffled)
+
+    def no_metrics(self, client: Client, carry: PyTree, client_state: PyTree) -> Sum:
+        """Zeros, to which what the steps report is added."""
+
+        def first() -> Metrics:
+            shuffled = self.shuffled(client, jnp.zeros(1, jnp.int32))
+            return self.step(client, carry, client_state, jnp.int32(0), shuffled, jnp.int32(0))[1]
+
+        return zero_sum(jax.eval_shape(first))
+
+    def finish(
+        self, client: Client, carry: PyTree, client_state: PyTree, steps: Array
+    ) -> ClientOutput:
+        # The output of a client without a step is never read, but its derivative is
+        # multiplied by zero: dividing by the steps must not make it infinite.
+        steps = jnp.maximum(steps, 1)
+        key = stream(client.key, FINISH)
+        output = self.algorithm.client.finish(
+            carry, self.message, client_state, client.num_examples, steps, key
+        )
+        check_same_spec(
+            "ClientOutput.client_state", "the state given", client_state, output.client_state
+        )
+        return output

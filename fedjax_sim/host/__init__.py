@@ -1,0 +1,1 @@
+"""One run, driven from the host."""

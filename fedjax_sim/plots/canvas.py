@@ -1,0 +1,378 @@
+"""The look of figures: colours, dashes, scales, limits and legends, on a matplotlib canvas."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.results.columns import is_share
+from fedjax_sim.results.columns import lowest_is_best as lowest_is_best
+
+# The ink and two greys; a page may exchange them, and the series' colours, for a dark ground's.
+INK, LINE, FAINT = "#1b1b1b", "#8b8b8b", "#dcdcdc"
+
+# Okabe and Ito's colours, two of them exchanged for darker ones; what is alike in grey differs
+# in dashes and markers.
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072b2", "linestyle": "-", "marker": "o"},
+    {"color": "#e69f00", "linestyle": (0, (6, 1.5)), "marker": "s"},
+    {"color": "#009e73", "linestyle": (0, (1, 1.2)), "marker": "^"},
+    {"color": "#d55e00", "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "D"},
+    {"color": "#cc79a7", "linestyle": "-", "marker": "v"},
+    {"color": "#3b3b3b", "linestyle": (0, (3, 1)), "marker": "P"},
+    {"color": "#56b4e9", "linestyle": (0, (8, 2, 1, 2, 1, 2)), "marker": "X"},
+    {"color": "#7a5195", "linestyle": (0, (1, 2.5)), "marker": "p"},
+)
+
+# Widest and palest first, so that curves that coincide all show, in greyscale too.
+MODE_STYLES: dict[str, dict[str, Any]] = {
+    "selected": {"color": "#9ecae1", "linestyle": "-", "linewidth": 6.0},
+    "unbiased": {"color": "#756bb1", "linestyle": "-", "linewidth": 2.6, "marker": "D"},
+    "uniform": {"color": "#00441b", "linestyle": (0, (1, 1.6)), "linewidth": 1.8, "marker": "^"},
+    "all_clients": {"color": "#b30000", "linestyle": (0, (6, 2)), "linewidth": 1.8, "marker": "s"},
+}
+
+WIDTH, HEIGHT, ROW = 380, 250, 16  # points: a figure without its legend, and a row of that
+WIDE = 580  # points: a figure that stands alone
+_KEY, _LETTER = 55, 5.7  # points of a legend's entry: its line, and a letter on average
+_SHADES = ("#ffffff", "#9ed0ef", "#2f93d1", "#0a5a96", "#05294a")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.8)), (0, (1, 1.4)), (0, (6, 1.5, 1, 1.5)))
+TEXT, SMALL = 11.0, 10.5
+
+
+def figure(width: float = WIDTH) -> tuple[Any, Any]:
+    """An empty figure, some points wide, and its axes.
+
+    Raises:
+      ImportError: if matplotlib is missing: which extra has it.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        from fedjax_sim.plots.inline_figure import InlineFigure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install fedjax-sim[cli]") from error
+    height = max(HEIGHT, 0.58 * width)
+    made = InlineFigure(figsize=(width / 72, height / 72), facecolor="none")
+    made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.04)
+    FigureCanvasAgg(made)
+    ax = made.add_subplot()
+    dress(ax)
+    return made, ax
+
+
+def dress(ax: Any) -> None:
+    """The look of axes: a faint grid, no box, grey lines and dark words."""
+    ax.set_facecolor("none")
+    ax.grid(color=FAINT, linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(LINE)
+    ax.tick_params(which="both", color=LINE, labelcolor=INK, labelsize=SMALL)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set(fontsize=TEXT, color=INK)
+
+
+def styles(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A style for each line: the modes have theirs, if each is one line.
+
+    Where two hyper-parameters vary, lines that share the value of the one have a colour and a
+    marker in common, and those that share the other's have dashes.
+    """
+    modes = [one.get("mode") for one in configurations]
+    if len(set(map(str, modes))) == len(modes) and all(mode in MODE_STYLES for mode in modes):
+        order = list(MODE_STYLES)
+        found = [{**MODE_STYLES[str(m)], "zorder": 2 + order.index(str(m))} for m in modes]
+    elif (places := _two_factors(configurations)) is not None:
+        found = [
+            {**STYLES[i], "linestyle": _DASHES[j], "linewidth": 1.8, "zorder": 3 + line}
+            for line, (i, j) in enumerate(places)
+        ]
+    else:
+        found = [{**style, "linewidth": 1.8, "zorder": 3 + i} for i, style in enumerate(STYLES)]
+    return [{"markersize": 4.5, **style} for style in found[: len(modes)]]
+
+
+def _two_factors(configurations: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]] | None:
+    """Each line's places (colour, dashes), if just two hyper-parameters vary and there is room.
+
+    >>> _two_factors([{"lr": 1, "b": 0}, {"lr": 1, "b": 9}, {"lr": 2, "b": 0}, {"lr": 3, "b": 0}])
+    [(0, 0), (0, 1), (1, 0), (2, 0)]
+    """
+    values: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for configuration in configurations for name in configuration):
+        distinct = [*dict.fromkeys(configuration.get(name) for configuration in configurations)]
+        if all(isinstance(value, (int, float)) for value in distinct):
+            distinct.sort()
+        if len(distinct) > 1:
+            values[name] = [*map(repr, distinct)]
+    if len(values) != 2:
+        return None
+    dashed, coloured = sorted(values, key=lambda name: len(values[name]))
+    if len(values[dashed]) > len(_DASHES) or len(values[coloured]) > len(STYLES):
+        return None
+    places = [
+        (
+            values[coloured].index(repr(configuration.get(coloured))),
+            values[dashed].index(repr(configuration.get(dashed))),
+        )
+        for configuration in configurations
+    ]
+    return places if len(set(places)) == len(places) else None
+
+
+def rounds(ax: Any, last: float) -> None:
+    """Names the axis x and sets its range: rounds, from 0, with whole ticks."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_xlabel("round")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlim(0, 1.02 * last)
+
+
+def moved(ax: Any, points: float) -> Any:
+    """Where data are, some points to the right."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return ax.transData + ScaledTranslation(points / 72, 0, ax.get_figure().dpi_scale_trans)
+
+
+def limit(ax: Any, lines: Sequence[np.ndarray], lowest: bool) -> None:
+    """Sets the range of y: that of `ends`, and a margin.
+
+    Positive values that are to come down, and do so fifty-fold, get a logarithmic scale.
+    """
+    shown = ends(lines, lowest)
+    if shown is None:
+        ax.set_yticks([])
+        ax.annotate("no finite value", (0.5, 0.5), xycoords="axes fraction", ha="center",
+                    fontsize=TEXT, color=INK)  # fmt: skip
+        return
+    low, high = shown
+    if lowest and low > 0 and high > 50 * low:
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis, low, high)
+        ax.set_ylim(low / 1.3, high * 1.3)
+    else:
+        ax.set_ylim(*with_margin(low, high))
+
+
+def ends(lines: Sequence[np.ndarray], lowest: bool) -> tuple[float, float] | None:
+    """From where to where lines are shown: without what diverged, and of long ones without the
+    worst of the first rounds; None if nothing is finite.
+
+    >>> ends([np.array([0.1, 0.5, np.nan]), np.array([0.2])], lowest=False)
+    (0.1, 0.5)
+    """
+    finite = [line[np.isfinite(line)] for line in lines]
+    values = np.concatenate([*finite, np.zeros(0)])
+    if not values.size:
+        return None
+    low, high = float(values.min()), float(values.max())
+    # Of 20 rounds or fewer all are shown, because 3 % of them is less than the first one.
+    if max(map(len, finite)) > 20:
+        if lowest:
+            first = max(float(line[0]) for line in finite if line.size)
+            high = min(high, 1.2 * first if first > 0 else float(np.quantile(values, 0.97)))
+            high = max(high, *(float(line.min()) for line in finite if line.size))
+        else:
+            low = float(np.quantile(values, 0.03))
+    return low, high
+
+
+def with_margin(low: float, high: float) -> tuple[float, float]:
+    """Limits with room for markers; about one value alone, a sixteenth of it on either side."""
+    span = high - low or abs(high) or 1.0
+    return low - 0.06 * span, high + 0.06 * span
+
+
+def interval(
+    names: Sequence[str], mean: np.ndarray, half: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """From where to where a band of metrics goes: of shares, as accuracies, within [0, 1].
+
+    Student's t for two seeds is 12.7 deviations wide, where no share can lie. Tables keep it.
+
+    >>> interval(["test_accuracy"], np.array([0.75]), np.array([0.5]))
+    (array([0.25]), array([1.]))
+    """
+    low, high = mean - half, mean + half
+    if not all(map(is_share, names)):
+        return low, high
+    return np.clip(low, np.minimum(mean, 0), None), np.clip(high, None, np.maximum(mean, 1))
+
+
+def band(
+    ax: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str, alpha: float
+) -> None:
+    """A band behind a line; where the line is one point, a bar."""
+    if len(x) == 1:
+        ax.vlines(x, low, high, color=color, alpha=0.5, linewidth=1.5, zorder=1)
+    else:
+        ax.fill_between(x, low, high, color=color, alpha=alpha, linewidth=0, zorder=1)
+
+
+def with_marker(style: Mapping[str, Any], x: np.ndarray) -> dict[str, Any]:
+    """The style of a line, which as one point would be nowhere without a marker."""
+    return {**style} if len(x) > 1 else {"marker": "o", "markersize": 7, **style}
+
+
+def scale(ax: Any, name: str, low: float, high: float) -> None:
+    """Names the axis x and sets its range: logarithmic for positive values that span 20x."""
+    ax.set_xlabel(plain(name))
+    if low > 0 and high >= 20 * low:
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis, low, high)
+        wide = (high / low) ** 0.04
+        ax.set_xlim(low / wide, high * wide)
+    elif high > low:
+        ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+
+
+def log_ticks(axis: Any, low: float, high: float) -> None:
+    """Logarithmic ticks as plain numbers, few enough to be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.2 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12 if len(subs) > 1 else 7))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def shades() -> Any:
+    """White to dark blue: no grey on navy, and in greyscale the same order."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("shades", _SHADES)
+
+
+def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
+    """A legend below the axes, with a note; the figure grows by its rows."""
+    handles, labels = ax.get_legend_handles_labels()
+    rows = 0
+    width, height = 72 * made.get_size_inches()
+    # Lines that no one needs to tell apart have no names.
+    if handles:
+        longest = min(50, max(map(len, labels)))
+        columns = max(1, min(4, int(width / (_KEY + _LETTER * longest)), len(labels)))
+        rows = -(-len(labels) // columns)
+        columns = -(-len(labels) // rows)
+        found = made.legend(handles, [_short(said, 50) for said in labels], ncols=columns,
+                            loc="outside lower center", frameon=False, fontsize=SMALL,
+                            labelcolor=INK, handlelength=3, columnspacing=1.2,
+                            labelspacing=0.35, borderpad=0.2)  # fmt: skip
+        if note:
+            said, more = _wrapped(note)
+            found.set_title(said, prop={"size": SMALL})
+            found.get_title().set(color=INK, multialignment="center")
+            rows += more
+    elif note:
+        said, rows = _wrapped(note)
+        ax.set_xlabel(f"{ax.get_xlabel()}\n{said}")
+    made.set_size_inches(width / 72, (height + ROW * rows) / 72)
+
+
+def name_ticks(ax: Any, names: Sequence[str]) -> None:
+    """Words below the ticks 1, 2, ..., turned where they need the room."""
+    ax.set_xticks(range(1, len(names) + 1))
+    turned = sum(map(len, names)) > 40
+    ax.set_xticklabels([plain(_short(name, 24)) for name in names], rotation=40 if turned else 0,
+                       ha="right" if turned else "center", rotation_mode="anchor")  # fmt: skip
+    ax.set_xlim(0.5, len(names) + 0.5)
+
+
+def label(configuration: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A configuration in words; strings stand for themselves.
+
+    >>> label({"mode": "selected", "lr": 0.1, "mu": 0.0}, ["mode", "lr"])
+    'selected, lr=0.1'
+    >>> label({"mode": "selected"}, ["lr", "mu"])  # what others have
+    'without lr, mu'
+    """
+    parts = []
+    for name in names:
+        if name in configuration:
+            value = configuration[name]
+            said = f"{value:.4g}" if isinstance(value, float) else str(value)
+            parts.append(said if isinstance(value, str) else f"{name}={said}")
+    return ", ".join(filter(None, parts)) or (f"without {', '.join(names)}" if names else "")
+
+
+def labels(configurations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """As `label`, with names and all digits where two that differ would read alike.
+
+    >>> labels([{"a": "x"}, {"b": "x"}, {"b": "y"}], ["a", "b"])
+    ["a='x'", "b='x'", 'y']
+    """
+    chosen = [{name: x[name] for name in names if name in x} for x in configurations]
+    texts = [label(values, names) for values in chosen]
+    meant: dict[str, set[str]] = {}
+    for text, values in zip(texts, chosen, strict=True):
+        meant.setdefault(text, set()).add(repr(values))
+    full = [", ".join(f"{name}={x!r}" for name, x in values.items()) for values in chosen]
+    return [
+        text if len(meant[text]) == 1 else spelled or text
+        for text, spelled in zip(texts, full, strict=True)
+    ]
+
+
+def stem(names: Sequence[str]) -> str:
+    """What names of columns share.
+
+    >>> stem(["train_loss", "test_loss"]), stem(["clients_accuracy_mean", "clients_accuracy_p10"])
+    ('loss', 'clients_accuracy')
+    """
+    first, *rest = [name.split("_") for name in names]
+    return "_".join(part for part in first if all(part in other for other in rest))
+
+
+def tails(names: Sequence[str]) -> list[str]:
+    """What of each name is its own, where there are several.
+
+    >>> tails(["train_loss", "test_loss"]), tails(["loss"])
+    (['train', 'test'], ['loss'])
+    """
+    shared = stem(names).split("_") if len(names) > 1 else []
+    own = ["_".join(part for part in name.split("_") if part not in shared) for name in names]
+    return own if all(own) else list(names)
+
+
+def plain(text: str) -> str:
+    """Text that is not taken for a formula, nor for a name to leave out.
+
+    >>> plain("_$x$")
+    ' _\\\\$x\\\\$'
+    """
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$").replace("\n", " ")
+
+
+def unescaped(text: str) -> str:
+    """What `plain` was given, but for spaces and line breaks.
+
+    >>> unescaped(plain("_$x$"))
+    '_$x$'
+    """
+    return text.replace(r"\$", "$").strip()
+
+
+def span(numbers: Collection[int]) -> str:
+    """A number, or from which to which.
+
+    >>> span({4}), span({2, 4})
+    ('4', '2 to 4')
+    """
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _wrapped(parts: Sequence[str]) -> tuple[str, int]:
+    """One line if it fits, else a line a part; and how many lines."""
+    one = "; ".join(parts)
+    lines = [one] if len(one) <= 56 else list(parts)
+    return "\n".join(plain(line) for line in lines), len(lines)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,218 @@
+"""The picture of a metric's final mean against the axis that varies."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.plots import canvas
+from fedjax_sim.results import Mean, Results, joined
+from fedjax_sim.results.configurations import numeric_axes, varying
+
+_APART = 3.0  # points between the intervals of two lines at one value
+
+
+def response(
+    results: Results | Sequence[Results] | Mapping[str, Results],
+    metric: str,
+    *,
+    confidence: float = 0.95,
+    most: int = 8,
+    width: float = canvas.WIDE,
+) -> Any:
+    """The final mean of a metric against the numeric axis that varies, with its interval.
+
+    Intervals of one value stand side by side; one that is longer than the axes ends in an arrow,
+    and of a share, as an accuracy is one, it ends at 0 and 1.
+
+    A line for each combination of the other axes (of more than `most` the best, as the legend
+    says); a logarithmic scale for values that span a factor of 20 or more. A grid of just two
+    numeric axes with three values or more is a heat map. Without a numeric axis configurations
+    stand side by side. A configuration that has no finite mean is a cross at the lower edge.
+
+    Returns:
+      A matplotlib Figure.
+
+    Raises:
+      ValueError: for an unknown metric.
+    """
+    results = joined(results)
+    means = results.mean(metric, confidence)
+    names, numeric = varying(results), numeric_axes(results)
+    if len(numeric) == 2 == len(names) and all(len(x) > 2 for x in numeric.values()):
+        first, second = numeric
+        if len(means) > max(len(numeric[first]), len(numeric[second])):
+            columns = {x: i for i, x in enumerate(numeric[first])}
+            rows = {y: i for i, y in enumerate(numeric[second])}
+            cells = np.full((len(rows), len(columns)), math.nan)
+            for mean in means:
+                place = rows[mean.configuration[second]], columns[mean.configuration[first]]
+                cells[place] = mean.mean
+            return _heat_map((first, list(columns)), (second, list(rows)), cells, metric, width)
+    axis = next(iter(numeric), None)
+    others = [name for name in names if name != axis]
+    lines: dict[str, list[tuple[float, Mean]]] = {}
+    texts = canvas.labels([mean.configuration for mean in means], others)
+    for i, (mean, text) in enumerate(zip(means, texts, strict=True)):
+        # Random draws of several numeric axes have no two points on a line.
+        alone = axis is None or (len(numeric) > 1 and len(numeric[axis]) == len(means))
+        said = "" if alone else text
+        x = i + 1 if axis is None else mean.configuration[axis]
+        lines.setdefault(said, []).append((float(x), mean))
+    note = []
+    if len(lines) > most:
+        note.append(f"the {most} best of {len(lines)} by their best mean")
+        sign = 1 if canvas.lowest_is_best(metric) else -1
+        rank = {
+            said: min((sign * m.mean for _, m in line if math.isfinite(m.mean)), default=math.inf)
+            for said, line in lines.items()
+        }
+        lines = {said: lines[said] for said in sorted(lines, key=rank.__getitem__)[:most]}
+    figure, ax = canvas.figure(width)
+    styles = canvas.styles([line[0][1].configuration for line in lines.values()])
+    connected = max(len(line) for line in lines.values()) > 1 and axis is not None
+    connected &= len(numeric) < 2 or len(numeric[axis or ""]) < len(means)
+    limits: list[np.ndarray] = []
+    ends: list[tuple[Any, ...]] = []
+    for i, ((said, line), style) in enumerate(zip(lines.items(), styles, strict=True)):
+        line.sort(key=lambda point: point[0])
+        x = np.array([point for point, _ in line])
+        middle = np.array([m.mean for _, m in line])
+        half = np.array([m.high - m.mean for _, m in line])
+        middle[~np.isfinite(middle)] = math.nan
+        half[~np.isfinite(half)] = 0
+        low, high = canvas.interval([metric], middle, half)
+        limits += [middle, *_within(middle, low, high)]
+        many = {"markersize": 3.2} if len(x) > 24 else {}
+        look = {**style, "marker": style.get("marker", "o"), **many}
+        look["linestyle"] = style["linestyle"] if connected else "none"
+        beside = canvas.moved(ax, _APART * (i - (len(lines) - 1) / 2))
+        ax.plot(x, middle, label=canvas.plain(said) or None, transform=beside, **look)
+        ax.errorbar(
+            x,
+            middle,
+            yerr=np.stack([middle - low, high - middle]),
+            color=style["color"],
+            linestyle="none",
+            elinewidth=1,
+            capsize=0 if len(x) > 24 else 2,
+            alpha=0.75,
+            zorder=2,
+            transform=beside,
+        )
+        ends.append((x, low, high, style["color"], beside))
+    canvas.limit(ax, limits, canvas.lowest_is_best(metric))
+    cut = [_arrows(ax, *end) for end in ends]
+    _crosses(ax, [point for line in lines.values() for point in line])
+    ax.set_ylabel(canvas.plain(metric))
+    if axis is None:
+        ticks = canvas.labels([mean.configuration for mean in means], names)
+        canvas.name_ticks(ax, [text or "all" for text in ticks])
+    else:
+        ax.set_xlabel(canvas.plain(axis))
+        canvas.scale(ax, axis, numeric[axis][0], numeric[axis][-1])
+    if not connected and axis is not None:
+        note.append(f"each point a configuration, differing in {', '.join(others)} too")
+    seeds = {mean.seeds for mean in means}
+    if max(seeds) > 1:
+        note.append(f"mean over {canvas.span(seeds)} seeds, {confidence:.0%} interval")
+    if any(cut):
+        note.append("arrows: an interval goes on")
+    canvas.legend(figure, ax, note)
+    return figure
+
+
+def _heat_map(
+    x: tuple[str, Sequence[float]],
+    y: tuple[str, Sequence[float]],
+    values: np.ndarray,
+    name: str,
+    width: float,
+) -> Any:
+    """Values [len y, len x] as cells with their numbers, if there is room; a hatch for NaN."""
+    made, ax = canvas.figure(width)
+    made.set_size_inches(width / 72, (max(canvas.HEIGHT, 0.58 * width) + 30) / 72)
+    ax.grid(visible=False)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    high = high if high > low else low + (abs(low) or 1.0) * 1e-6
+    ax.patch.set(facecolor="none", hatch="////", edgecolor=canvas.LINE)
+    shown = np.ma.masked_invalid(values)
+    mesh = ax.pcolormesh(
+        shown, cmap=canvas.shades(), vmin=low, vmax=high, edgecolors="face", lw=0.3
+    )
+    room = len(x[1]) <= 8 and len(y[1]) <= 12
+    for (row, column), value in np.ndenumerate(values):
+        if room and math.isfinite(value):
+            dark = (value - low) / (high - low) > 0.55
+            ax.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:.3g}",
+                ha="center",
+                va="center",
+                fontsize=canvas.SMALL if len(x[1]) <= 6 else 9.5,
+                color="#ffffff" if dark else "#000000",
+            )
+    for axis, (said, ticks) in ((ax.xaxis, x), (ax.yaxis, y)):
+        every = max(1, -(-len(ticks) // 7))
+        axis.set_ticks(np.arange(0, len(ticks), every) + 0.5)
+        axis.set_ticklabels([f"{tick:.3g}" for tick in ticks[::every]])
+        axis.set_label_text(canvas.plain(said))
+    bar = made.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
+    bar.set_label(canvas.plain(name), fontsize=canvas.TEXT, color=canvas.INK)
+    bar.ax.tick_params(color=canvas.LINE, labelcolor=canvas.INK, labelsize=canvas.SMALL)
+    bar.outline.set_visible(False)
+    bar.solids.set_edgecolor("face")
+    return made
+
+
+def _within(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The intervals' ends, no farther from the means than these lie apart."""
+    known = mean[np.isfinite(mean)]
+    apart = float(np.ptp(known)) if known.size else 0.0
+    if not apart:
+        return low, high
+    return np.maximum(low, mean - apart), np.minimum(high, mean + apart)
+
+
+def _arrows(
+    ax: Any, x: np.ndarray, lows: np.ndarray, highs: np.ndarray, color: str, transform: Any
+) -> bool:
+    """Marks the intervals that leave the axes where they leave them; whether any does."""
+    low, high = ax.get_ylim()
+    up, down = highs > high, lows < low
+    for leaves, edge, marker in ((up, high, "^"), (down, low, "v")):
+        if leaves.any():
+            ax.plot(
+                x[leaves],
+                np.full(leaves.sum(), edge),
+                color=color,
+                linestyle="none",
+                marker=marker,
+                markersize=5,
+                clip_on=False,
+                transform=transform,
+                zorder=4,
+            )
+    return bool((up | down).any())
+
+
+def _crosses(ax: Any, points: Sequence[tuple[float, Mean]]) -> None:
+    """Marks what diverged where it is, or at the lower edge if it is nowhere."""
+    there = [(x, m.mean) for x, m in points if m.diverged and math.isfinite(m.mean)]
+    lost = [(x, m) for x, m in points if not math.isfinite(m.mean)]
+    look = {"color": canvas.INK, "linestyle": "none", "marker": "x", "zorder": 20}
+    if there:
+        ax.plot(*zip(*there, strict=True), label="diverged" if not lost else None, **look)
+    if lost:
+        said = "diverged" if all(m.diverged for _, m in lost) else "no finite value"
+        ax.plot(
+            [x for x, _ in lost],
+            [0.02] * len(lost),
+            label=said,
+            clip_on=False,
+            transform=ax.get_xaxis_transform(),
+            **look,
+        )

@@ -1,0 +1,286 @@
+"""Which figures a page has, and each as SVG that stands inside a page."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from fedjax_sim import plots
+from fedjax_sim.plots import canvas
+from fedjax_sim.report.reading import Folder
+from fedjax_sim.results import Results, Run, configurations, joined
+from fedjax_sim.results.columns import BYTES, lowest_is_best, on_test, score_of
+
+MOST = 9  # cards for one score
+_PARTS = ("validation", "test", "train")  # of a data set
+_LINES = 6  # of several folders; one folder has as many as a figure takes
+
+# A colour on light ground -> on dark.
+_DARK = {
+    canvas.INK: "#e9e9e9", canvas.LINE: "#8f8f8f", canvas.FAINT: "#3a3d41",
+    "#0072b2": "#4fb0f0", "#e69f00": "#f0b030", "#009e73": "#2fc79a", "#d55e00": "#ff8a4a",
+    "#cc79a7": "#e59ac4", "#3b3b3b": "#d5d5d5", "#56b4e9": "#b9e4ff", "#7a5195": "#b38fd1",
+    "#9ecae1": "#3f6f8f", "#756bb1": "#aaa0ea", "#00441b": "#7fdc9f", "#b30000": "#ff8f85",
+}  # fmt: skip
+
+
+class Card(NamedTuple):
+    """A figure and what it shows."""
+
+    title: str
+    figure: Any
+
+
+class Legend(NamedTuple):
+    """What several figures' legends have in common.
+
+    Attributes:
+      place: of the first card that has it.
+      lines: (label, style of the line).
+      note: what else it says.
+    """
+
+    place: int
+    lines: list[tuple[str, dict[str, Any]]]
+    note: str
+
+
+def colours(dark: bool) -> str:
+    """The figures' colours as CSS variables."""
+    found = (f"--c{key[1:]}:{value if dark else key}" for key, value in _DARK.items())
+    return ";".join(found)
+
+
+def score(folder: Folder) -> str | None:
+    """The metric that a folder's configurations are compared by."""
+    metrics = folder.results.metrics
+    said = folder.summary.get("score")
+    if said in metrics:
+        return str(said)
+    return score_of(metrics)
+
+
+def together(folders: Sequence[tuple[str, Results]]) -> Results:
+    """The runs of all folders, with the folder's name as a hyper-parameter if there are several."""
+    return folders[0][1] if len(folders) == 1 else joined(dict(folders), "folder")
+
+
+def deal(folders: Sequence[tuple[str, Results]], by: str) -> tuple[list[tuple[str, Results]], str]:
+    """As many configurations of each folder as fit a figure, the best; and what was left out."""
+    if len(folders) == 1:
+        return list(folders), ""
+    each = max(1, _LINES // len(folders))
+    left = []
+    for name, results in folders:
+        many = len(configurations.groups(results))
+        if many > each:
+            left.append(f"the {each} best of {many} of {name}")
+    said = f"Curves show {' and '.join(left)}, by final {by}." if left else ""
+    return [(name, plots.best(results, by, each)) for name, results in folders], said
+
+
+def cards(folders: Sequence[tuple[str, Results]], by: str) -> list[Card]:
+    """The figures of folders that have the metric `by`.
+
+    Args:
+      folders: (name, runs).
+    """
+    chosen, _ = deal(folders, by)
+    shown = _with_column(together(chosen), by)
+    found = list(_responses(folders, by))
+    if shown is None:
+        return [*found, *_values(folders, by, bool(found))]
+    if len(configurations.groups(shown)) == 1:
+        found += _of_one(shown, by)
+    else:
+        facets = _facets(shown)
+        for said, results in facets or [("", shown)]:
+            found += _curves(results, by, said, 3 if facets else MOST - len(found))
+    return found[:MOST]
+
+
+def take_shared_legend(shown: Sequence[Card]) -> Legend | None:
+    """Takes the legend that most cards have from those that have it; None if no two have one."""
+    legends = [card.figure.legends[0] if card.figure.legends else None for card in shown]
+    texts = [None if x is None else _texts(x) for x in legends]
+    counted = Counter(x for x in texts if x is not None)
+    if not counted or counted.most_common(1)[0][1] < 2:
+        return None
+    most = counted.most_common(1)[0][0]
+    places = [place for place, x in enumerate(texts) if x == most]
+    first = legends[places[0]]
+    assert first is not None
+    labels = [canvas.unescaped(text.get_text()) for text in first.get_texts()]
+    lines = [*zip(labels, map(_style, first.legend_handles), strict=True)]
+    for place in places:
+        shown[place].figure.legends[0].remove()
+        shown[place].figure.set_size_inches(canvas.WIDTH / 72, canvas.HEIGHT / 72)
+    note = canvas.unescaped(first.get_title().get_text())
+    return Legend(places[0], lines, "; ".join(note.splitlines()))
+
+
+def key_figure(style: dict[str, Any]) -> Any:
+    """A line of a legend, alone."""
+    made, ax = canvas.figure()
+    made.set_layout_engine("none")
+    made.set_size_inches(44 / 72, 14 / 72)
+    ax.set_position((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.plot([0, 0.5, 1], [0, 0, 0], markevery=[1], **style)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-1, 1)
+    return made
+
+
+def _texts(legend: Any) -> tuple[Any, ...]:
+    """What tells legends apart: their words and their lines' looks."""
+    looks = [str(_style(handle)) for handle in legend.legend_handles]
+    return (legend.get_title().get_text(), *(x.get_text() for x in legend.get_texts()), *looks)
+
+
+def _style(handle: Any) -> dict[str, Any]:
+    names = ("color", "linestyle", "linewidth", "marker", "markersize")
+    style = {name: getattr(handle, f"get_{name}")() for name in names}
+    # `get_linestyle` knows no dashes of one's own, which the handle has scaled by its width.
+    offset, dashes = handle._unscaled_dash_pattern
+    return {**style, "linestyle": (offset, dashes) if dashes else style["linestyle"]}
+
+
+_curve = partial(plots.curves, width=canvas.WIDTH)
+_response = partial(plots.response, width=canvas.WIDTH)
+
+
+def _responses(folders: Sequence[tuple[str, Results]], by: str) -> Iterator[Card]:
+    with_axis = [
+        (name, results) for name, results in folders
+        if any(len(x) > 3 for x in configurations.numeric_axes(results).values())
+    ]  # fmt: skip
+    if not with_axis:
+        return
+    joint = together(with_axis)
+    axes = configurations.numeric_axes(joint)
+    shared = set(joint.metrics).intersection(*(results.metrics for _, results in with_axis))
+    beside = ("validation_loss" if on_test(by) else "test_loss", *_worst(joint.metrics))
+    wanted = [by, *(x for x in (on_test(by), *beside) if x in shared and x != by)]
+    for metric in wanted[:3]:
+        against = f" by {', '.join(list(axes)[:2])}" if axes else ""
+        yield Card(f"final {metric}{against}", _response(joint, metric))
+
+
+def _values(folders: Sequence[tuple[str, Results]], by: str, shown: bool) -> Iterator[Card]:
+    """Where nothing is known by round."""
+    joint = together(folders)
+    if not shown and 1 < len(configurations.groups(joint)) <= 16:
+        yield Card(f"final {by}", _response(joint, by))
+
+
+def _of_one(results: Results, by: str) -> Iterator[Card]:
+    """The cards of one configuration: several columns share one."""
+    columns = _columns(results)
+    measured = [name for name in columns if name in results.metrics]
+    pairs: dict[str, list[str]] = {}
+    for name in sorted(measured, key=lambda name: (name != by, columns.index(name))):
+        if name.startswith("clients_"):
+            pairs.setdefault(f"{name.split('_')[1]} of clients", []).append(name)
+        else:
+            of, _, rest = name.partition("_")
+            pairs.setdefault(rest if of in _PARTS and rest else name, []).append(name)
+    for said, names in pairs.items():
+        yield Card(f"{said} by round", _curve(results, _spread(names)[:8]))
+    sent = [name for name in BYTES if name in columns]
+    if len(sent) == 2:
+        yield Card(f"{by} by MB", _curve(results, by, against="megabytes"))
+        yield Card("MB sent so far", _curve(results, sent))
+    if "update_norm" in columns:
+        yield Card("norm of the update by round", _curve(results, "update_norm"))
+
+
+def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
+    """The cards of several configurations, a column each."""
+    columns = _columns(results)
+    where = f", {said}" if said else ""
+    made = [(by, "rounds")]
+    if {*BYTES} <= set(columns):
+        made.append((by, "megabytes"))
+    measured = [name for name in columns if name in results.metrics and name != by]
+    first = [name for part in _PARTS for name in measured if name.startswith(f"{part}_")]
+    first.sort(key=lambda name: (name.startswith("train_"), not lowest_is_best(name)))
+    rest = [name for name in measured if name not in first and not name.startswith("clients_")]
+    made += [(name, "rounds") for name in [*first, *_worst(measured), *rest]]
+    if "update_norm" in columns:
+        made.append(("update_norm", "rounds"))
+    for name, against in made[:most]:
+        title = f"{name} by {'round' if against == 'rounds' else 'MB'}"
+        yield Card(title + where, _curve(results, name, against=against, by=by))
+
+
+def _facets(results: Results) -> list[tuple[str, Results]]:
+    """FedAvg's modes side by side, one facet for each combination of the other axes."""
+    varying = configurations.varying(results)
+    others = [name for name in varying if name != "mode"]
+    if len(others) == len(varying) or len(configurations.groups(results)) <= 4:
+        return []
+    found: dict[str, list[Run]] = {}
+    texts = canvas.labels([run.configuration for run in results.runs], others)
+    for run, text in zip(results.runs, texts, strict=True):
+        found.setdefault(text, []).append(run)
+    if not 2 <= len(found) <= 4:
+        return []
+    return [(said, Results(tuple(runs))) for said, runs in found.items()]
+
+
+def _columns(results: Results) -> list[str]:
+    """The columns by round that all runs have."""
+    first, *rest = results.runs
+    return [k for k, x in first.rounds.items()
+            if x.ndim == 1 and all(k in run.rounds for run in rest)]  # fmt: skip
+
+
+def _with_column(results: Results, name: str) -> Results | None:
+    """The runs that have the column by round; None if none has."""
+    runs = tuple(r for r in results.runs if getattr(r.rounds.get(name), "ndim", 0) == 1)
+    return Results(runs) if runs else None
+
+
+def _worst(metrics: Iterable[str]) -> list[str]:
+    return [x for x in metrics if x.startswith("clients_") and x.endswith("_worst_tenth")]
+
+
+def _spread(names: Sequence[str]) -> list[str]:
+    """Quantiles from high to low, as their lines lie."""
+
+    def place(name: str) -> tuple[int, int]:
+        part = name.rsplit("_", 1)[-1]
+        if re.fullmatch(r"p[0-9]+", part):
+            return (1, -int(part[1:]))
+        return (2, 0) if name.endswith("_worst_tenth") else (0, 0)
+
+    return sorted(names, key=place)
+
+
+def inline(figure: Any, prefix: str) -> str:
+    """A figure as an `<svg>` element: text as text, colours by variables, ids of its own."""
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue().decode()
+    text = text[text.index("<svg") :]
+    for unwanted in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</style>\s*</defs>",
+                     r"<!--.*?-->", r' xmlns(:xlink)?="[^"]*"', r' version="1.1"'):  # fmt: skip
+        text = re.sub(unwanted, "", text, flags=re.DOTALL)
+    text = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text)
+    text = re.sub(r"<[^>]*>", lambda tag: _retagged(tag.group(), prefix), text)
+    return re.sub(r"\s*\n\s*", "\n", text)
+
+
+def _retagged(tag: str, prefix: str) -> str:
+    tag = re.sub(r" ?font-family: [^;\"]*;?", "", tag)
+    tag = re.sub(r'\bfont: ([0-9.]+px) [^;"]*', r"font-size: \1", tag)
+    tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
+    tag = re.sub(r'(xlink:)?href="#', f'href="#{prefix}-', tag)
+    tag = re.sub(r"url\(#", f"url(#{prefix}-", tag)
+    return re.sub("|".join(_DARK), lambda found: f"var(--c{found.group()[1:]})", tag)

@@ -1,0 +1,211 @@
+"""Results folders read back: runs as they were, with typed values."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.results import FORMAT, ROUNDS, SUMMARY, TABLE, Results, Run, Scalar
+from fedjax_sim.results.columns import has_value, is_evaluated
+
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,99})")
+_NUMBER = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|nan|-?inf")
+
+# What `Run.row` derives from the columns.
+_DERIVED = frozenset(("seed", "rounds", "complete", "diverged", "useful_share"))
+
+
+class Folder(NamedTuple):
+    """What a results folder holds.
+
+    Attributes:
+      path: where it is.
+      summary: of summary.json.
+      results: its runs; what is in no table, wider arrays, is not there.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    results: Results
+
+    @property
+    def kind(self) -> str:
+        """What made it: run, sweep or compare."""
+        return str(self.summary.get("kind") or "results")
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What its maker said of it."""
+        return _mapping(self.summary.get("configuration"))
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        """What made it: packages, Python, machine."""
+        return _mapping(self.summary.get("versions"))
+
+
+def load(folder: str | Path) -> Folder:
+    """Reads summary.json, table.csv and rounds.csv.
+
+    A cell is None, a boolean, a whole number, a number or else text, as it is written; what is
+    under an axis or value of text alone, which the summary names, stays text.
+
+    Raises:
+      ValueError: for a folder without results, of another format, or with files that are broken
+        or do not belong together.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file, and no results folder" if folder.exists() else "is not there"
+        raise ValueError(f"{folder} {what}")
+    missing = [name for name in (SUMMARY, TABLE, ROUNDS) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} holds no results: {', '.join(missing)} "
+                         f"{'are' if len(missing) > 1 else 'is'} missing")  # fmt: skip
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / SUMMARY} is broken: {error}") from error
+    if not isinstance(summary, dict):
+        raise ValueError(f"{folder / SUMMARY} is broken: it is no JSON object")
+    if summary.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / SUMMARY} must have format {FORMAT}; got {summary.get('format')!r}"
+        )
+    return Folder(folder, summary, Results(_runs(folder, summary)))
+
+
+def value(cell: str) -> Scalar:
+    """What a cell of a table says.
+
+    >>> [value(cell) for cell in ("", "True", "3", "1e-3", "nan", "adam", "007")]
+    [None, True, 3, 0.001, nan, 'adam', '007']
+    """
+    if cell == "":
+        return None
+    if cell in ("True", "False"):
+        return cell == "True"
+    if _WHOLE.fullmatch(cell):
+        return int(cell)
+    leading_zero = re.match(r"-?0[0-9]", cell)
+    return float(cell) if _NUMBER.fullmatch(cell) and not leading_zero else cell
+
+
+def _runs(folder: Path, summary: dict[str, Any]) -> tuple[Run, ...]:
+    names, table = _rows(folder / TABLE)
+    columns, lines = _rows(folder / ROUNDS)
+    said = summary.get("axes")
+    axes = [name for name in names if name in (said if isinstance(said, list) else ())]
+    lacking = [name for name in ("seed", "rounds", "complete") if name not in names]
+    if lacking or not table:
+        raise ValueError(f"{folder / TABLE} is broken: it has no {', '.join(lacking) or 'runs'}")
+    if lines and not {*axes, "seed", "round"} <= set(columns):
+        raise ValueError(f"{folder / ROUNDS} is broken: it has no axes, seed and round")
+    measured = [name for name in columns if name not in (*axes, "seed", "round")]
+    runs, place = [], 0
+    for row in table:
+        labels = [row[name] for name in (*axes, "seed")]
+        taken: list[dict[str, str]] = []
+        while place < len(lines):
+            line = lines[place]
+            if [line[name] for name in (*axes, "seed")] != labels:
+                break
+            if line["round"] != str(len(taken) + 1):
+                break
+            taken.append(line)
+            place += 1
+        if taken and str(len(taken)) != row["rounds"]:
+            place = -1
+            break
+        runs.append(_run(folder, row, axes, measured, taken, summary))
+    if place != len(lines):
+        raise ValueError(
+            f"{folder}: {TABLE} and {ROUNDS} do not belong together, as when a run is killed "
+            "while it saves; resume it, and it saves both again"
+        )
+    return tuple(runs)
+
+
+def _run(
+    folder: Path,
+    row: dict[str, str],
+    axes: Sequence[str],
+    measured: Sequence[str],
+    lines: Sequence[dict[str, str]],
+    summary: dict[str, Any],
+) -> Run:
+    rounds: dict[str, np.ndarray] = {}
+    written: dict[str, np.ndarray] = {}  # where a column has a cell
+    for name in measured if lines else ():
+        cells = [value(line[name]) for line in lines]
+        if any(isinstance(cell, str) for cell in cells):
+            raise ValueError(f"{folder / ROUNDS} is broken: {name} must be numbers")
+        rounds[name] = np.array([math.nan if cell is None else cell for cell in cells])
+        written[name] = np.array([cell is not None for cell in cells])
+    # A column without any cell is another run's, unless this one was not evaluated at all, or
+    # aggregated nothing at all.
+    evaluated = [name for name in rounds if is_evaluated(name)]
+    was_evaluated = any(written[name].any() for name in evaluated)
+    kept = {name: column for name, column in rounds.items() if written[name].any()}
+    for name in [name for name in rounds if name not in kept]:
+        alone = {**kept, name: rounds[name]}
+        if was_evaluated if name in evaluated else has_value(alone, name).any():
+            del rounds[name]
+    if evaluated:
+        rounds["evaluated"] = np.any([written[name] for name in evaluated], axis=0)
+    texts = summary.get("text")
+
+    def label(name: str) -> Scalar:
+        is_text = isinstance(texts, list) and name in texts
+        return (row[name] or None) if is_text else value(row[name])
+
+    values = {
+        name: label(name)
+        for name in row
+        if name not in _DERIVED and name not in axes and name not in measured
+    }
+    seed, done = value(row["seed"]), value(row["rounds"])
+    if type(seed) is not int or type(done) is not int:
+        raise ValueError(f"{folder / TABLE} is broken: seed and rounds must be whole numbers")
+    asked = done if row["complete"] == "True" else max(done + 1, _rounds_asked(summary))
+    configuration = {name: label(name) for name in axes}
+    run = Run(configuration, seed, rounds, values, asked)
+    # The first versions took the NaN of a round in which nobody trained for divergence, and wrote
+    # it; what they called diverged for that alone is not.
+    explained = any(written[name][~run.has(name)].any() for name in {*written} & {*rounds})
+    if row.get("diverged") == "True" and not run.diverged and not explained:
+        # By an array that is in no table: it is there again, as far as is known.
+        rounds["in_no_table"] = np.full((max(len(lines), 1), 1), math.nan)
+    return run
+
+
+def _rounds_asked(summary: dict[str, Any]) -> int:
+    said = _mapping(summary.get("configuration"))
+    found = [said.get(name) for name in ("rounds", "num_rounds")]
+    return max((x for x in found if type(x) is int), default=0)
+
+
+def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """A file's header and lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error
+    header = lines[0] if lines else []
+    for number, line in enumerate(lines[1:], 2):
+        if len(line) != len(header):
+            raise ValueError(
+                f"{path} is broken: line {number} has {len(line)} cells of {len(header)}"
+            )
+    return header, [dict(zip(header, line, strict=True)) for line in lines[1:]]
+
+
+def _mapping(said: Any) -> dict[str, Any]:
+    return said if isinstance(said, dict) else {}

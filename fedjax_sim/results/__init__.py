@@ -1,0 +1,14 @@
+"""What runs left behind, as tables and files."""
+
+from fedjax_sim.results.table import FORMAT as FORMAT
+from fedjax_sim.results.table import ROUNDS as ROUNDS
+from fedjax_sim.results.table import SUMMARY as SUMMARY
+from fedjax_sim.results.table import TABLE as TABLE
+from fedjax_sim.results.table import Mean as Mean
+from fedjax_sim.results.table import Results as Results
+from fedjax_sim.results.table import Run as Run
+from fedjax_sim.results.table import Scalar as Scalar
+from fedjax_sim.results.table import joined as joined
+from fedjax_sim.results.table import ranked as ranked
+from fedjax_sim.results.table import to_json as to_json
+from fedjax_sim.results.table import versions as versions

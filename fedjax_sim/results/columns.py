@@ -1,0 +1,192 @@
+"""The columns of tables: what they are called, which names are taken, where they have values."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.core.types import Params, PyTree
+from fedjax_sim.training.communication import Communication
+from fedjax_sim.training.run import Evaluate, History
+
+BYTES = ("bytes_down", "bytes_up")
+
+# What a round costs; everything else that is reported of it is measured.
+LEDGER = frozenset(
+    ("receivers", "senders", "reporting", "nonfinite", "client_steps", "lane_steps", "examples",
+     "reporting_share", "update_norm", "empty", "evaluated", *BYTES)
+)  # fmt: skip
+
+# What every table says of a run, whatever it was of.
+LABELS = frozenset(("seed", "round", "rounds", "complete", "diverged"))
+# The columns of an `fs.Experiment` beside what is measured.
+COLUMNS = LABELS | LEDGER | {"useful_share"}
+
+
+def is_measured(name: str) -> bool:
+    """Whether it is no cost of a round."""
+    return name not in LEDGER
+
+
+def is_evaluated(name: str) -> bool:
+    """Whether `evaluate` made it, in the rounds that are evaluated."""
+    return is_measured(name) and not name.startswith("train_")
+
+
+def has_value(rounds: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Whether a column has a value after each round, Bool[rounds].
+
+    What `evaluate` made has none after a round that was not evaluated; what the clients report,
+    and the norm of their update, has none after a round that aggregated nothing, where it is NaN.
+    A NaN anywhere else is a value: the run has diverged.
+
+    Args:
+      rounds: the columns [rounds, ...] by name.
+
+    >>> rounds = {"train_loss": np.array([2.0, np.nan, np.nan]),
+    ...           "empty": np.array([False, True, False])}
+    >>> has_value(rounds, "train_loss").tolist()
+    [True, False, True]
+    """
+    column = rounds[name]
+    if is_evaluated(name):
+        evaluated = rounds.get("evaluated")
+        return np.ones(len(column), bool) if evaluated is None else evaluated.astype(bool)
+    # Results of the first versions have no column `empty`.
+    empty = rounds.get("empty", np.asarray(rounds.get("reporting", 1)) == 0)
+    if name.startswith("train_") or name == "update_norm":
+        return ~(np.isnan(column).reshape(len(column), -1).all(axis=1) & empty.astype(bool))
+    return np.ones(len(column), bool)
+
+
+def lowest_is_best(metric: str) -> bool:
+    """Whether a metric is to come down: losses, errors, spreads over clients, rounds to a target.
+
+    >>> lowest_is_best("test_loss"), lowest_is_best("test_accuracy")
+    (True, False)
+    >>> lowest_is_best("clients_loss_mean"), lowest_is_best("clients_accuracy_std")
+    (True, True)
+    """
+    parts = metric.lower().split("_")
+    if parts[0] == "clients" and parts[-1] in ("std", "jain"):
+        return parts[-1] == "std"  # Jain's index of fairness is best at 1, of losses, too
+    return metric.startswith("rounds_to") or not {"loss", "error", "mse"}.isdisjoint(parts)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies in [0, 1] by its name: an accuracy, a share, Jain's index.
+
+    >>> is_share("clients_accuracy_worst_tenth"), is_share("test_loss"), is_share("test_r2")
+    (True, False, False)
+    """
+    parts = metric.lower().split("_")
+    return "accuracy" in parts or parts[-1] in ("share", "jain")
+
+
+def score_of(metrics: Iterable[str]) -> str | None:
+    """What configurations are compared by, of what is measured: a validation set before a test set.
+
+    >>> score_of(["train_loss", "test_accuracy", "validation_accuracy"])
+    'validation_accuracy'
+    """
+    metrics = list(metrics)
+    parts = ("validation", "test")
+    wanted = [f"{part}_{what}" for part in parts for what in ("accuracy", "r2", "loss")]
+    found = [name for name in wanted if name in metrics]
+    found += [name for part in parts for name in metrics if name.startswith(f"{part}_")]
+    found += [name for name in metrics if not name.startswith(("train_", "clients_", "rounds_to"))]
+    return next(iter([*found, *metrics]), None)
+
+
+def on_test(metric: str) -> str | None:
+    """What a metric of the validation set is called of the test set; None for any other.
+
+    >>> on_test("validation_accuracy"), on_test("test_accuracy")
+    ('test_accuracy', None)
+    """
+    part, _, name = metric.partition("_")
+    return f"test_{name}" if part == "validation" else None
+
+
+def check_evaluated(evaluate: Evaluate | None, params: Params) -> list[str]:
+    """The columns of what `evaluate` makes of such params, known before anything compiles.
+
+    Raises:
+      ValueError: for a name that every table has a column of already.
+    """
+    if evaluate is None:
+        return []
+    names = list(named(jax.eval_shape(evaluate, params), "evaluation"))
+    for name in names:
+        if name in COLUMNS:
+            raise ValueError(
+                f"evaluate must not return {name!r}, which is a column of its own; taken are "
+                f"{', '.join(sorted(COLUMNS))}"
+            )
+    return names
+
+
+def columns(history: History, exchange: Communication | None = None) -> dict[str, np.ndarray]:
+    """A run's history by column, `[R, ...]` each: names as in the tables.
+
+    `train_NAME` for what the clients report, the fields of `RoundMetrics`, what `evaluate`
+    returned by its own names, and `bytes_down` and `bytes_up` so far (Int64; beyond 2^63 Float64)
+    if the bytes of an exchange are given.
+
+    Raises:
+      ValueError: if `evaluate` gives a name that a column has already.
+    """
+    rounds = history.rounds
+    found = {f"train_{name}": np.asarray(x) for name, x in rounds.train.items()}
+    found |= {k: np.asarray(x) for k, x in rounds._asdict().items() if k not in ("train", "digits")}
+    found |= rounds.counts()
+    found["evaluated"] = np.asarray(history.evaluated)
+    if exchange is not None:
+        for name, many, each in (
+            ("bytes_down", rounds.receivers, exchange.down),
+            ("bytes_up", rounds.senders, exchange.up),
+        ):
+            exchanges = np.cumsum(np.asarray(many, np.int64))
+            most = int(exchanges.max(initial=0)) * each
+            # Beyond 9.2e18 bytes no integer of 64 bits holds them, and a rounded number has to do.
+            found[name] = exchanges * (each if most < 2**63 else float(each))
+    for name, x in named(history.evaluation, "evaluation").items():
+        if name in found:
+            raise ValueError(f"evaluate must not return {name!r}, which is a column of its own")
+        found[name] = x
+    return found
+
+
+def measures(train: Mapping[str, Any], evaluation: PyTree) -> dict[str, Any]:
+    """What is measured of a round, by column, of arrays that may be traced, or of their shapes.
+
+    Args:
+      train: name -> what the clients report.
+      evaluation: what `evaluate` returned.
+    """
+    return {f"train_{name}": x for name, x in dict(train).items()} | _by_name(
+        evaluation, "evaluation"
+    )
+
+
+def named(tree: PyTree, otherwise: str) -> dict[str, np.ndarray]:
+    """The leaves by their paths: `{"a": {"b": x}}` is `{"a_b": x}`, a bare leaf `otherwise`."""
+    return {name: np.asarray(x) for name, x in _by_name(tree, otherwise).items()}
+
+
+def _by_name(tree: PyTree, otherwise: str) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+
+    def name(path: Any) -> str:
+        parts = [str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path]
+        return "_".join(parts) or otherwise
+
+    return {name(path): x for path, x in leaves}
+
+
+def names_of(result: PyTree) -> set[str]:
+    """The columns of a result, from its shapes: a `History`, or a pytree of one's own."""
+    if isinstance(result, History):
+        return set(columns(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), result)))
+    return set(named(result, "value"))

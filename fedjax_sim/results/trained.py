@@ -1,0 +1,230 @@
+"""The models that runs and sweeps leave in their folders, and where they came from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from fedjax_sim.core.checks import check_known
+from fedjax_sim.core.types import FederatedState, Params, PyTree
+from fedjax_sim.results import model_file, to_json, versions
+
+MODEL = "model.npz"  # in a run's folder
+MODELS = "models"  # a sweep's folder of them, one file a run
+KEPT = ("final", "best")  # what a sweep can keep of a run
+
+_SHOWN = 8  # models that an error names, or values of a label
+
+
+class Trained(NamedTuple):
+    """What `fs.load` returns.
+
+    Attributes:
+      params: the model, NumPy leaves; of `fs.baselines.local_only` each client's, `[K, ...]`.
+      configuration: what the run was labelled with: the settings of the command line, a sweep's
+        hyper-parameters, `configuration` as `fs.simulate` was given it.
+      seed: that was given for the key; None if a key was.
+      round: rounds that the model was trained for; of a best model, the round behind which it was.
+      num_rounds: R, what was asked for.
+      status: of the run: "finished", "stopped" or "interrupted".
+      kept: "final", or "best" by `metric`.
+      metric: the column that `best` goes by; None for a final model.
+      value: the metric's, of this model; None for a final model, or if it was never measured.
+      versions: packages, Python and machine that made it.
+      path: the file.
+    """
+
+    params: Params
+    configuration: dict[str, Any]
+    seed: int | None
+    round: int
+    num_rounds: int
+    status: str
+    kept: str
+    metric: str | None
+    value: float | None
+    versions: dict[str, str]
+    path: Path
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        best = "" if self.metric is None else f", best {self.metric}={self.value}"
+        return (
+            f"Trained({sum(x.size for x in leaves):,} parameters in {len(leaves)} arrays, "
+            f"round {self.round} of {self.num_rounds}{best}, seed {self.seed}, {self.path})"
+        )
+
+
+def trained_params(state: FederatedState) -> Params:
+    """What a run trained: the global model, or the clients' own where nothing is averaged."""
+    models = getattr(state.clients, "local_models", None)
+    return state.params if models is None else models()
+
+
+def save_trained(
+    path: Path,
+    params: Params,
+    *,
+    configuration: Mapping[str, Any],
+    seed: int | None,
+    round: int,
+    num_rounds: int,
+    status: str,
+    kept: str = "final",
+    metric: str | None = None,
+    value: float | None = None,
+) -> None:
+    """Writes a run's model where `fs.load` finds it; the arguments are the fields of `Trained`.
+
+    Raises:
+      SaveError: if the file cannot be written.
+    """
+    about = {
+        "configuration": configuration, "seed": seed, "round": round, "num_rounds": num_rounds,
+        "status": status, "kept": kept, "metric": metric, "value": value, "versions": versions(),
+    }  # fmt: skip
+    model_file.write(path, params, json.loads(to_json(about)))
+
+
+def load(
+    folder: str | Path,
+    configuration: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    *,
+    like: PyTree | None = None,
+) -> Trained:
+    """The model that a run or a sweep left in its folder, and where it came from.
+
+    Args:
+      folder: `out` of `fs.simulate`, of `fs.sweep(..., keep_models=...)` or of `fedjax-sim`'s run
+        and sweep; or one model's file.
+      configuration: hyper-parameter -> value, as many as tell the model from a sweep's others.
+      seed: likewise.
+      like: params of the same structure, to get the model in it; None for nested dicts (see
+        `fs.load_params`).
+
+    Raises:
+      ValueError: if there is no model (what there is instead, and what to do), none or several of
+        that configuration and seed, or one that does not fit `like`.
+
+    >>> import fedjax_sim as fs, numpy as np, optax, tempfile
+    >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining())
+    >>> experiment = fs.Experiment(algorithm, 0.0, data, fs.sampling.uniform(2), num_rounds=3)
+    >>> out = tempfile.mkdtemp()
+    >>> simulation = fs.simulate(experiment, key=0, out=out)
+    >>> trained = fs.load(out)
+    >>> round(float(trained.params), 3), trained.seed, trained.round
+    (0.488, 0, 3)
+    """
+    folder = Path(folder)
+    wanted = json.loads(to_json({"configuration": configuration or {}, "seed": seed}))
+    there = {path: _read(path) for path in _paths(folder)}
+    chosen = [path for path, about in there.items() if _matches(about, wanted)]
+    if len(chosen) != 1:
+        asked = _labels(wanted)
+        which = "several models"
+        if asked:
+            said = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+            which = f"{len(chosen) or 'no'} models of {said}"
+        labels = {path: _labels(about) for path, about in there.items()}
+        cure = _cure([*labels.values()], [labels[path] for path in chosen], asked)
+        raise ValueError(f"{folder} holds {which}; {cure}")
+    (path,) = chosen
+    params, about = model_file.read(path, like)
+    return Trained(params=params, path=path, **about)
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The model files of a folder.
+
+    Raises:
+      ValueError: if there are none: what there is instead, and what to do.
+    """
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise ValueError(f"folder {folder} is not there")
+    if (folder / MODEL).exists():
+        return [folder / MODEL]
+    if paths := sorted((folder / MODELS).glob("*.npz")):
+        return paths
+    if (folder / "experiment.json").exists():
+        cure = (
+            f"it is of an older version, or was killed before its end; resume it, and it writes "
+            f"{MODEL} at its end (a finished run at once)"
+        )
+    elif (folder / "sweep.json").exists():
+        cure = (
+            'its sweep kept none, or no batch is through; fs.sweep(..., keep_models="final") or '
+            '"best", and fedjax-sim sweep --keep-models, keep them'
+        )
+    else:
+        cure = "it is no folder of fs.simulate, fs.sweep or fedjax-sim's run and sweep"
+    raise ValueError(f"{folder} holds no {MODEL} and no {MODELS}: {cure}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    about = model_file.describe(path)
+    if missing := {*Trained._fields} - {"params", "path", *about}:
+        raise ValueError(
+            f"{path} is a model of no run ({', '.join(sorted(missing))} missing); read it by "
+            "fs.load_params"
+        )
+    return about
+
+
+def _matches(about: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    labels = _labels(about)
+    return all(name in labels and labels[name] == x for name, x in _labels(wanted).items())
+
+
+def _labels(about: Mapping[str, Any]) -> dict[str, Any]:
+    seed = {} if about["seed"] is None else {"seed": about["seed"]}
+    return {**about["configuration"], **seed}
+
+
+def _cure(
+    labels: Sequence[Mapping[str, Any]],
+    chosen: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Any],
+) -> str:
+    """Which models there are to choose from, in words.
+
+    Args:
+      labels: of all models of the folder.
+      chosen: of those that were asked for; if there are none, any may be meant.
+      asked: label -> value.
+    """
+    # The seed, which says the least, comes last.
+    names = sorted(dict.fromkeys(name for one in labels for name in one), key="seed".__eq__)
+    for name in asked:
+        check_known(name, names, "hyper-parameter")
+    candidates = chosen or labels
+    telling = [name for name in names if len(_values(candidates, name)) > 1]
+    telling = telling or [name for name in names if name in asked] or names
+    if len(candidates) <= _SHOWN:
+        each = [
+            f"({', '.join(f'{name}={one[name]!r}' for name in telling if name in one)})"
+            for one in candidates
+        ]
+        return f"give configuration and seed of one of {', '.join(each)}"
+    each = [f"{name} {_few(_values(candidates, name))}" for name in telling]
+    return f"give configuration and seed of one of its {len(candidates)}: {'; '.join(each)}"
+
+
+def _values(labels: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The values of a label, each once."""
+    values: list[Any] = []
+    for one in labels:
+        if one.get(name) not in values:
+            values.append(one.get(name))
+    return values
+
+
+def _few(values: Sequence[Any]) -> str:
+    more = len(values) - _SHOWN
+    return ", ".join(map(repr, values[:_SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""A run in plain values, and the experiment that it describes."""

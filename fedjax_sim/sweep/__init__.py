@@ -1,8 +1,0 @@
-"""Configurations times seeds, many in one compiled call.
-
-A sweep is planned (`plan`: which configurations share a program, and how many run side by
-side), run (`batch`), kept on disk (`store`) and put together (`sweeping`).
-"""
-
-from fedjax_sim.sweep.sweeping import Swept as Swept
-from fedjax_sim.sweep.sweeping import sweep as sweep

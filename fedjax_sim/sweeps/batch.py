@@ -1,0 +1,213 @@
+"""A group's program, and its batches: some configurations for each device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.execution import automatic, packed
+from fedjax_sim.grid import Grid
+from fedjax_sim.host.checkpoints import Checkpoints
+from fedjax_sim.host.driver import Interrupt, drive
+from fedjax_sim.host.program import Program, compile_program, trace_step
+from fedjax_sim.results.columns import columns, named
+from fedjax_sim.sweeps.models import Model, better, first_best, on_host
+from fedjax_sim.sweeps.plan import Batch, Group, build
+from fedjax_sim.training.experiment import Experiment
+from fedjax_sim.training.run import History
+
+# kind ("rounds" or "values") -> column -> [runs, ...]
+Columns = dict[str, dict[str, np.ndarray]]
+# (share of the batch's rounds done, client-steps of the chunk, its seconds)
+Tell = Callable[[float, float, float], None]
+
+
+class Compiled:
+    """A group's program, and how its batches are run."""
+
+    def __init__(
+        self,
+        experiment: Callable[..., Any],
+        grid: Grid,
+        group: Group,
+        keys: Array,
+        mesh: Mesh,
+        opaque: bool,
+        limit: float,
+    ) -> None:
+        self.grid, self.group, self.opaque, self.limit = grid, group, opaque, limit
+        self.experiment, self.mesh = experiment, mesh
+        self.key_data, self.impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
+        self.program: Program | None = None
+        self.keeps_best = group.keep is not None and group.keep.metric is not None
+        dealt = PartitionSpec(*mesh.axis_names)
+        self.sharding = NamedSharding(mesh, dealt)
+        self.start = jax.jit(
+            jax.shard_map(
+                lambda inputs: jax.tree.map(
+                    lambda x: x[None], self._start(jax.tree.map(lambda x: x[0], inputs))
+                ),
+                mesh=mesh, in_specs=dealt, out_specs=dealt, check_vma=False,
+            )
+        )  # fmt: skip
+
+    def _made(self, hyper: dict[str, Array], data: Array) -> tuple[Any, Array]:
+        """What `experiment` makes of one configuration, inside the trace."""
+        key = jax.random.wrap_key_data(data, impl=self.impl)
+        return build(self.experiment, {**self.group.static, **hyper}, key, self.opaque), key
+
+    def _experiment(self, hyper: dict[str, Array], data: Array) -> tuple[Experiment, Array]:
+        made, key = self._made(hyper, data)
+        if made.execution is None:
+            # Side by side, configurations share the examples of a step and multiply them in one
+            # product; under `vmapped` each client would have a product of its own.
+            strategy = packed(1) if self.group.side_by_side > 1 else automatic()
+            made = made._replace(execution=strategy)
+        return made, key
+
+    def _start(self, inputs: PyTree) -> PyTree:
+        if self.opaque:
+            return ()
+
+        def one(hyper: dict[str, Array], data: Array) -> PyTree:
+            made, key = self._experiment(hyper, data)
+            carry = made.begin(key)
+            if not self.keeps_best:
+                return carry
+            return carry, first_best(made.state_of(jnp.int32(0), carry))
+
+        return self._side_by_side(one, (0, None), *inputs)
+
+    def _step(self, inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, PyTree]:
+        if self.opaque:
+            hyper, data = inputs
+            return (), self._side_by_side(lambda h, d: self._made(h, d)[0], (0, None), hyper, data)
+
+        # The round is no part of what is batched, so neither are cohorts and control flow.
+        def one(hyper: dict[str, Array], data: Array, round: Array, carry: PyTree) -> PyTree:
+            made, key = self._experiment(hyper, data)
+            if not self.keeps_best:
+                return made.advance(key, round, carry)
+            assert self.group.keep is not None
+            carry, best = carry
+            carry, row = made.advance(key, round, carry)
+            best = better(self.group.keep, best, made.state_of(round + 1, carry), row)
+            return (carry, best), row
+
+        return self._side_by_side(one, (0, None, None, 0), *inputs, round, carry)
+
+    def _side_by_side(
+        self, function: Callable[..., PyTree], axes: tuple[int | None, ...], *trees: PyTree
+    ) -> PyTree:
+        if self.group.side_by_side > 1:
+            width = self.group.side_by_side
+            return jax.vmap(function, in_axes=axes, axis_size=width)(*trees)
+        alone = (  # with no axis, which would keep XLA from some rewrites
+            tree if axis is None else jax.tree.map(lambda x: x[0], tree)
+            for tree, axis in zip(trees, axes, strict=True)
+        )
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*alone))
+
+    def _inputs(self, batch: Batch) -> PyTree:
+        configurations = [[self.grid.configurations[i] for i in indices] for _, indices in batch]
+        wide = jnp.result_type(float)
+        hyper = {
+            name: np.array([[one[name] for one in row] for row in configurations], wide)
+            for name in self.group.traced
+        }
+        seeds = np.array([seed for seed, _ in batch])
+        data = self.key_data[seeds]
+        if self.group.fold:  # numbers of its own for every configuration
+            folded = [
+                jax.random.fold_in(jax.random.wrap_key_data(one, impl=self.impl), indices[0])
+                for one, (_, indices) in zip(data, batch, strict=True)
+            ]
+            data = np.stack([np.asarray(jax.random.key_data(key)) for key in folded])
+        return jax.device_put((hyper, data), self.sharding)
+
+    def run(
+        self,
+        batch: Batch,
+        interrupt: Interrupt,
+        tell: Tell,
+        checkpoints: Checkpoints | None,
+        checkpoint_every: int | None,
+    ) -> tuple[Columns, list[Model]] | None:
+        """The batch's columns, and the models that are kept of it.
+
+        After an interrupt of fewer rounds; None if there are none.
+        """
+        inputs = self._inputs(batch)
+        carry = () if self.opaque else self.start(inputs)
+        rounds = self.group.num_rounds or 1
+        if self.program is None:
+            traced = trace_step(self._step, inputs, carry, self.mesh)
+            self.program = compile_program(traced, inputs, carry, rounds, self.mesh)
+            if self.program.memory > self.limit:
+                raise ValueError(
+                    f"memory_limit must hold a call; got {self.limit / 1e6:,.0f} MB, and "
+                    f"{self.group.side_by_side} configurations side by side hold "
+                    f"{self.program.memory / 1e6:,.0f} MB: raise it, or give a smaller side_by_side"
+                )
+        width = self.group.side_by_side
+        runs = len(batch) * width
+
+        def on_chunk(first: int, rows: PyTree, seconds: float) -> None:
+            done = 1 if self.opaque else (first + rows.evaluated.shape[1]) / rounds
+            steps = 0.0 if self.opaque else float(np.sum(rows.rounds.counts()["client_steps"]))
+            tell(done, steps, seconds)
+
+        driven = drive(
+            self.program, inputs, carry, interrupt, on_chunk, checkpoints, checkpoint_every
+        )
+        if not driven.round:
+            return None
+        found: Columns = {"rounds": {}, "values": {}}
+        if self.opaque:
+            # [devices, 1, width, ...]
+            rows = jax.tree.map(lambda x: x[:, 0].reshape(runs, *x.shape[3:]), driven.history)
+            by_kind = [_split(jax.tree.map(lambda x, i=i: x[i], rows)) for i in range(runs)]
+        else:
+            # [devices, rounds, width, ...]
+            rows = jax.tree.map(
+                lambda x: np.moveaxis(x, 2, 1).reshape(runs, x.shape[1], *x.shape[3:]),
+                driven.history,
+            )
+            by_kind = [
+                {"rounds": columns(jax.tree.map(lambda x, i=i: x[i], rows), self.group.exchange),
+                 "values": {}}
+                for i in range(runs)
+            ]  # fmt: skip
+        for kind, into in found.items():
+            for name in by_kind[0][kind]:
+                stacked = np.stack([one[kind][name] for one in by_kind])
+                # A file of numpy's has no bfloat16 and its kin.
+                into[name] = stacked.astype(np.float32) if stacked.dtype.kind == "V" else stacked
+        return found, self._models(driven.carry)
+
+    def _models(self, carry: PyTree) -> list[Model]:
+        if self.group.keep is None:
+            return []
+        configuration = self.grid.configurations[self.group.indices[0]]
+        key = jax.random.wrap_key_data(self.key_data[0], impl=self.impl)
+        made = build(self.experiment, configuration, key, self.opaque)
+        return on_host(self.group.keep, made, carry)
+
+
+def _split(result: PyTree) -> Columns:
+    """One run's result of a function of one's own: arrays by round, and single values."""
+    if isinstance(result, History):
+        return {"rounds": columns(result), "values": {}}
+    found = named(result, "value")
+    rounds = {name: x for name, x in found.items() if x.ndim}
+    lengths = {name: len(x) for name, x in rounds.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            "experiment must return single values and arrays with one length, the rounds; got "
+            f"lengths {lengths}"
+        )
+    return {"rounds": rounds, "values": {name: x for name, x in found.items() if not x.ndim}}

@@ -1,0 +1,370 @@
+"""`fs.sweep` itself."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_sim import grid as grids
+from fedjax_sim.core.checks import check_count, check_takes
+from fedjax_sim.core.files import SaveError
+from fedjax_sim.core.notebook import card, progress_bar, words
+from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.types import Array
+from fedjax_sim.execution.machine import free_memory
+from fedjax_sim.grid import Grid
+from fedjax_sim.host.driver import WARM_SECONDS, Interrupt
+from fedjax_sim.host.identity import program
+from fedjax_sim.results import Results, Run, versions
+from fedjax_sim.results.trained import save_trained
+from fedjax_sim.sweeps.batch import Columns, Compiled
+from fedjax_sim.sweeps.models import Model, check_keep
+from fedjax_sim.sweeps.plan import Group, build, check_labels, check_names, plan, said, takes_key
+from fedjax_sim.sweeps.store import Store
+
+
+class Swept(NamedTuple):
+    """What is told after each chunk of a sweep.
+
+    Attributes:
+      runs: configurations times seeds that are through.
+      num_runs: how many there are.
+      client_steps_per_second: of this chunk; 0 if the outputs do not say.
+      seconds_left: at this pace, compilation of groups to come not counted; NaN while no pace is
+        known, after a first chunk that was short.
+      says: the batch at work, in words.
+    """
+
+    runs: int
+    num_runs: int
+    client_steps_per_second: float
+    seconds_left: float
+    says: str
+
+    def __repr__(self) -> str:
+        return f"Swept({words(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return card("Sweep", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "runs": f"{self.runs:,} of {self.num_runs:,}",
+            "client steps a second": self.client_steps_per_second,
+            "seconds left": self.seconds_left,
+            **({"at work": self.says} if self.says else {}),
+        }
+
+
+def sweep(
+    experiment: Callable[..., Any],
+    grid: Grid | Mapping[str, Sequence[Any]],
+    keys: Array | Sequence[int],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    static: Sequence[str] = (),
+    side_by_side: int | None = None,
+    memory_limit: float | None = None,
+    common_random_numbers: bool = True,
+    mesh: Mesh | None = None,
+    checkpoint_every: int | None = None,
+    keep_models: str | None = None,
+    metric: str | None = None,
+    on_progress: Callable[[Swept], None] | None = None,
+    progress: bool = False,
+    configuration: Mapping[str, Any] | None = None,
+) -> Results:
+    """Runs every configuration of a grid with every key, in as few programs as can be.
+
+    Hyper-parameters that are floating numbers are arguments of a program (traced); integers,
+    booleans, strings, None and functions are part of it (static), and each combination of those
+    is compiled once. Configurations of one program run side by side under `vmap`, as many as the
+    cache holds, dealt over the devices with their seeds.
+
+    All configurations of one key have the same first model, cohorts and shuffles. Their
+    differences are then due to the hyper-parameters (a difference of two means of paired runs
+    varies less than that of unpaired ones), and they gather each example once for all.
+
+    A configuration that diverges is marked (`Run.diverged`) and costs no other its result.
+
+    Args:
+      experiment: `experiment(**hyper) -> fs.Experiment`, or `experiment(key, **hyper) -> pytree`
+        of arrays, traceable by the hyper-parameters that are traced. The first is saved by the
+        round, the second when a batch is through.
+      grid: of `fs.grid`, or a dict name -> values for their product.
+      keys: typed keys [S], or integers, each a seed for `jax.random.key`.
+      out: a folder for results as they come; None for none.
+      resume: go on with what is in `out`.
+      static: names of floating hyper-parameters to compile in all the same.
+      side_by_side: configurations under one `vmap`; None chooses.
+      memory_limit: bytes that a call may hold; None for half of what the machine has free.
+      common_random_numbers: False folds the configuration's index into the key. Cohorts then
+        differ, control flow is batched, and one configuration runs at a time.
+      mesh: of one axis, over whose devices runs are dealt; None for all local devices.
+      checkpoint_every: rounds between checkpoints within a batch; None as in `fs.simulate`.
+      keep_models: "final" or "best", to keep that model of each run in `out`, where `fs.load(out,
+        configuration, seed)` reads it; None for none. They are written batch by batch. "best" is
+        by `metric`, the first of equal ones, and carries one more model a run from round to round.
+      metric: a column of one number a round, as "validation_accuracy" or "train_loss"; None for the
+        score: of a validation set where there is one, else of the test set. Losses and errors are
+        best where they are lowest.
+      on_progress: called after each chunk.
+      progress: whether a bar of tqdm's is shown, in a terminal or a notebook (extra `notebook`).
+      configuration: anything JSON-able that `resume` shall find the same.
+
+    Returns:
+      The runs, by configuration and seed. After a SIGINT or SIGTERM those computed until then,
+      the last ones perhaps with fewer rounds than asked for.
+
+    Raises:
+      ValueError: for a name that `experiment` does not take (and the nearest it does), or that
+        the results have a column of; a traced axis that it cannot take (which axis, and what
+        making it static would mean); a configuration that a factory refuses; a sharded
+        strategy; results in `out` that are not to be resumed, or of another sweep (what differs).
+      SaveError: (an OSError) if `out` cannot be written: what was saved is as it was. On it, and
+        on any error while batches run, `results` holds the runs of the batches before; if only
+        the tables are not written at the end, all of them.
+
+    >>> import fedjax_sim as fs, jax, numpy as np, optax
+    >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> def experiment(lr):
+    ...     algorithm = fs.fedavg(loss_fn, optax.sgd(lr), fs.LocalTraining())
+    ...     return fs.Experiment(algorithm, 0.0, data, fs.sampling.uniform(2), num_rounds=3,
+    ...                          evaluate=lambda w: {"error": abs(w - 1)})
+    >>> results = fs.sweep(experiment, {"lr": [0.1, 0.4]}, keys=[0, 1])
+    >>> results.best("error", lowest=True).configuration
+    {'lr': 0.4}
+    """
+    grid = grid if isinstance(grid, Grid) else grids.product(**grid)
+    given_keys = keys
+    labels, keys = _keys(keys)
+    if progress:
+        with progress_bar(len(grid) * len(labels), "runs") as tell:
+
+            def both(now: Swept) -> None:
+                tell(now.runs, now.says)
+                if on_progress is not None:
+                    on_progress(now)
+
+            shown = sweep(
+                experiment, grid, given_keys, out=out, resume=resume,
+                static=static, side_by_side=side_by_side, memory_limit=memory_limit,
+                common_random_numbers=common_random_numbers, mesh=mesh, on_progress=both,
+                checkpoint_every=checkpoint_every, keep_models=keep_models, metric=metric,
+                configuration=configuration,
+            )  # fmt: skip
+            tell(len(shown.runs), "")
+            return shown
+    opaque = takes_key(experiment)
+    check_names(experiment, grid, static, opaque)
+    check_labels(grid, opaque)
+    if side_by_side is not None:
+        side_by_side = check_count("side_by_side", side_by_side, ", or None")
+        if side_by_side > 1 and not common_random_numbers:
+            raise ValueError(
+                f"side_by_side must be 1 without common random numbers; got {side_by_side}"
+            )
+    if checkpoint_every is not None:
+        checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
+    if on_progress is not None:
+        check_takes("on_progress", on_progress, "swept")
+    if memory_limit is not None and not memory_limit > 0:
+        raise ValueError(f"memory_limit must be positive; got {memory_limit}")
+    check_keep(keep_models, metric, opaque, out is not None)
+    if resume and out is None:
+        raise ValueError("resume needs out, the folder to go on from; got None")
+    mesh = Mesh(np.array(jax.local_devices()), ("runs",)) if mesh is None else mesh
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"mesh must have one axis; got {mesh.axis_names}")
+
+    store = None if out is None else Store(Path(out))
+    widths = None if store is None or not resume else store.widths()
+    limit = memory_limit if memory_limit is not None else free_memory([*mesh.devices.flat]) / 2
+    groups = plan(
+        experiment, grid, keys, mesh.size, static, opaque, common_random_numbers,
+        side_by_side if widths is None else widths, limit, keep_models, metric,
+    )  # fmt: skip
+    if store is not None:
+        identity = {
+            "names": list(grid.names),
+            "grid": [[said(value) for value in one.values()] for one in grid],
+            "seeds": labels,
+            "keys": np.asarray(jax.random.key_data(keys)).tolist(),
+            "common_random_numbers": common_random_numbers,
+            "devices": mesh.size,
+            "groups": [_facts(experiment, grid, group, keys[0], opaque) for group in groups],
+            "configuration": dict(configuration or {}),
+            "keep_models": keep_models,
+            "metric": metric,
+            "versions": versions(),
+        }
+        store.open(identity, [group.side_by_side for group in groups], resume)
+
+    runs: dict[tuple[int, int], Run] = {}
+    teller = _Teller(on_progress, len(grid) * len(labels))
+
+    def results() -> Results:
+        found = Results(tuple(runs[place] for place in sorted(runs)))
+        if store is not None and runs:
+            asked = len(grid) * len(labels)
+            through = sum(run.done == run.num_rounds for run in found.runs)
+            summary = {
+                "kind": "sweep",
+                "configuration": dict(configuration or {}),
+                "num_runs": asked,
+                "complete": through == asked,
+            }
+            try:
+                found.save(store.folder, summary)
+            except SaveError as error:
+                error.results = found  # type: ignore[attr-defined]
+                raise
+        return found
+
+    number = 0
+    with Interrupt() as interrupt:
+        for group in groups:
+            compiled = Compiled(experiment, grid, group, keys, mesh, opaque, limit)
+            for batch in group.batches:
+                places = [(i, seed) for seed, indices in batch for i in indices]
+                # Padding repeats a run.
+                new = len({*places} - {*runs})
+                models = [] if store is None or group.keep is None else [
+                    store.model(i, labels[seed]) for i, seed in dict.fromkeys(places)
+                ]  # fmt: skip
+                found = None if store is None else store.load(number, models)
+                if found is None and interrupt.received is None:
+                    try:
+                        ran = compiled.run(
+                            batch, interrupt, partial(teller.chunk, group, new, len(places)),
+                            None if store is None else store.checkpoints(number), checkpoint_every,
+                        )  # fmt: skip
+                        found = None if ran is None else ran[0]
+                        if store is not None and ran is not None and interrupt.received is None:
+                            # Models come first: the batch's own file says that all of it is there.
+                            for (i, seed), model in zip(places, ran[1], strict=False):
+                                _save_model(store, grid.configurations[i], i, labels[seed], model,
+                                            group, configuration or {})  # fmt: skip
+                            store.save(number, ran[0])
+                    except Exception as error:  # whatever it is, what was computed is on it
+                        error.results = Results(  # type: ignore[attr-defined]
+                            tuple(runs[place] for place in sorted(runs))
+                        )
+                        raise
+                if found is None:
+                    return results()
+                for row, (index, seed) in enumerate(places):
+                    if (index, seed) not in runs:
+                        runs[index, seed] = _run(
+                            grid.configurations[index], labels[seed], found, row, group
+                        )
+                teller.through(len(runs))
+                number += 1
+    return results()
+
+
+def _facts(
+    experiment: Callable[..., Any], grid: Grid, group: Group, key: Array, opaque: bool
+) -> dict[str, Any]:
+    """What a resume shall find the same of a group."""
+    first = grid.configurations[group.indices[0]]
+
+    def make(key: Array, **hyper: Array) -> Any:
+        return build(experiment, {**group.static, **hyper}, key, opaque)
+
+    hyper = {name: jnp.asarray(first[name], float) for name in group.traced}
+    return {**group.facts, "program": program(make, key, hyper)}
+
+
+def _run(configuration: dict[str, Any], seed: int, found: Columns, row: int, group: Group) -> Run:
+    """One run's part of a batch's columns."""
+    rounds = {name: x[row] for name, x in found["rounds"].items()}
+    values = {name: x[row].item() for name, x in found["values"].items()}
+    asked = group.num_rounds
+    if asked is None:  # a function's own: all or nothing
+        asked = len(next(iter(rounds.values()))) if rounds else 1
+    return Run({k: said(v) for k, v in configuration.items()}, seed, rounds, values, asked)
+
+
+def _save_model(
+    store: Store,
+    hyper: Mapping[str, Any],
+    index: int,
+    seed: int,
+    model: Model,
+    group: Group,
+    configuration: Mapping[str, Any],
+) -> None:
+    assert group.keep is not None
+    assert group.num_rounds is not None
+    path = store.model(index, seed)
+    path.parent.mkdir(exist_ok=True)
+    final = model.round is None
+    save_trained(
+        path, model.params,
+        configuration={**configuration, **{name: said(value) for name, value in hyper.items()}},
+        seed=seed, round=group.num_rounds if final else int(model.round),
+        num_rounds=group.num_rounds, status="finished", kept=group.keep.kept,
+        metric=group.keep.metric, value=None if final else float(model.value),
+    )  # fmt: skip
+
+
+class _Teller:
+    """Keeps the pace, and tells it."""
+
+    def __init__(self, on_progress: Callable[[Swept], None] | None, num_runs: int) -> None:
+        self.on_progress, self.num_runs = on_progress, num_runs
+        self.before, self.worked, self.seconds, self.partly = 0, 0.0, 0.0, 0.0
+        self.is_warm = False  # whether a chunk's time is that of its rounds alone
+
+    def chunk(
+        self, group: Group, new: int, runs: int, share: float, steps: float, seconds: float
+    ) -> None:
+        """Of a batch of some runs, `new` of which are no repetition."""
+        fresh = new * share - self.partly
+        self.partly = new * share
+        if not seconds:
+            return
+        if self.is_warm or seconds >= WARM_SECONDS:
+            self.worked, self.seconds = self.worked + fresh, self.seconds + seconds
+        self.is_warm = True
+        if self.on_progress is not None:
+            left = max(self.num_runs - self.before - self.partly, 0.0)
+            pace = self.seconds / self.worked if self.worked else math.nan
+            says = ", ".join(f"{name}={said(value)}" for name, value in group.static.items())
+            self.on_progress(Swept(
+                runs=min(self.before + int(self.partly), self.num_runs),
+                num_runs=self.num_runs,
+                client_steps_per_second=steps * new / runs / seconds,
+                seconds_left=left * pace if left else 0.0,
+                says=says,
+            ))  # fmt: skip
+
+    def through(self, runs: int) -> None:
+        self.before, self.partly = runs, 0.0
+
+
+def _keys(keys: Array | Sequence[int]) -> tuple[list[int], Array]:
+    if isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        if keys.ndim != 1 or not len(keys):
+            raise ValueError(f"keys must be an array [S] of keys; got shape {keys.shape}")
+        check_key(keys[0])
+        return list(range(len(keys))), keys
+    whole = hasattr(keys, "__iter__") and all(
+        isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in keys
+    )
+    seeds = [int(k) for k in keys] if whole else []
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(
+            "keys must be typed keys [S], or different whole numbers, at least one; got "
+            f"{keys!r} (as keys=range(4))"
+        )
+    return seeds, jnp.stack([jax.random.key(seed) for seed in seeds])

@@ -1,0 +1,1 @@
+"""A round, a run, and what is measured of them."""

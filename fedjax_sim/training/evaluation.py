@@ -1,0 +1,260 @@
+"""Metrics of one model over a federation: overall, for each client, and how they spread."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.checks import check_count, check_takes
+from fedjax_sim.core.loss import check_examples, per_example
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.sums import of_stretches
+from fedjax_sim.core.types import Array, LossFn, Params, PyTree, accumulator
+from fedjax_sim.data import FederatedData, check_data
+
+
+class Evaluation(NamedTuple):
+    """Means of what the metric function returns, by name ("loss" and its named values).
+
+    Attributes:
+      mean: name -> Float[], over all N examples.
+      clients: name -> Float[K], over each client's examples; NaN without any.
+    """
+
+    mean: dict[str, Array]
+    clients: dict[str, Array]
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+def evaluate(
+    metric_fn: LossFn,
+    params: Params,
+    data: FederatedData,
+    *,
+    key: Array | None = None,
+    batch_size: int = 1024,
+) -> Evaluation:
+    """The model's loss and metrics on every example, in one pass over the flat data.
+
+    `mean = (1/N) sum_i value_i`, and for client k `(1/n_k) sum_{i of k} value_i`. Outside of
+    `jax.jit` each call traces anew, in a tenth of a second or more.
+
+    Args:
+      metric_fn: as `loss_fn`: (params, batch, key) -> losses[B], or
+        (losses[B], {name: values[B]}).
+      params: the model.
+      data: a federation; a plain test set is one client,
+        `fs.FederatedData.from_clients([test])`.
+      key: folded by block and handed to metric_fn; None hands it None.
+      batch_size: examples at a time, which bounds the memory.
+
+    Raises:
+      ValueError: if batch_size < 1, metric_fn does not return values of shape [B], or, of a loss
+        from `fs.models`, the examples do not fit the model: a label that is none of its classes.
+
+    >>> import numpy as np
+    >>> data = FederatedData.from_clients([np.array([1.0, 3.0]), np.array([5.0])])
+    >>> result = evaluate(lambda params, batch, key: batch - params, 1.0, data)
+    >>> float(result.mean["loss"]), result.clients["loss"].tolist()
+    (2.0, [1.0, 4.0])
+    """
+    check_data(data)
+    batch_size = check_count("batch_size", batch_size)
+    check_takes("metric_fn", metric_fn, "params", "batch", "key")
+    check_examples(metric_fn, params, data.examples, "data")
+    total = data.total_num_examples
+    size = min(batch_size, total)
+    blocks = -(-total // size)
+
+    def block(number: Array) -> dict[str, Array]:
+        rows = jnp.minimum(number * size + jnp.arange(size, dtype=jnp.int32), total - 1)
+        batch: PyTree = jax.tree.map(lambda x: x[rows], data.examples)
+        block_key = None if key is None else jax.random.fold_in(key, number)
+        values = per_example(metric_fn, params, batch, block_key, "metric_fn")
+        return {name: v.astype(accumulator(v.dtype)) for name, v in values.items()}
+
+    values = jax.lax.map(block, jnp.arange(blocks, dtype=jnp.int32))
+    values = {name: v.reshape(-1)[:total] for name, v in values.items()}
+
+    def by_client(value: Array) -> Array:
+        sums = of_stretches(value, data.offsets, data.num_examples, data.max_num_examples)
+        some = data.num_examples > 0
+        sizes = jnp.where(some, data.num_examples, 1).astype(value.dtype)
+        return jnp.where(some, _quotient(sums, sizes), jnp.nan)
+
+    return Evaluation(
+        mean={name: _quotient(jnp.sum(v), jnp.array(total, v.dtype)) for name, v in values.items()},
+        clients={name: by_client(v) for name, v in values.items()},
+    )
+
+
+def _quotient(sums: Array, sizes: Array) -> Array:
+    """Rounded once. XLA would multiply by the reciprocal of sizes that it knows, or of one size of
+    many sums under `vmap`: 9700 of 10,000 right would be an accuracy below 0.97, and not reach that
+    target."""
+    return sums / jax.lax.optimization_barrier(jnp.where(sums == sums, sizes, sizes))
+
+
+class ClientStatistics(NamedTuple):
+    """How a metric spreads over the clients that have it; Float[] each.
+
+    All are NaN if none has it or a value is not finite.
+
+    Attributes:
+      mean: over clients, each counting once.
+      weighted_mean: over clients by weight; NaN if theirs are all zero.
+      std: standard deviation over clients, `sqrt(mean((v - mean)^2))`.
+      worst_tenth: the mean of the worst ceil(n / 10) clients.
+      p10: the 10th percentile, interpolated linearly.
+      p50: the median.
+      p90: the 90th percentile.
+      jain: Jain's index of fairness, `(sum v)^2 / (n sum v^2)`: 1 where all are equal, 1/n where
+        one has all (Jain, Chiu and Hawe 1984).
+    """
+
+    mean: Array
+    weighted_mean: Array
+    std: Array
+    worst_tenth: Array
+    p10: Array
+    p50: Array
+    p90: Array
+    jain: Array
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+def client_statistics(
+    values: Array, weights: Array, has: Array, *, higher_is_better: bool = True
+) -> ClientStatistics:
+    """`ClientStatistics` of Float[K] values, of the clients with `has`.
+
+    Args:
+      values: Float[K], one for each client.
+      weights: Float[K], not negative, p_k up to scale.
+      has: Bool[K], the clients that count, as `data.num_examples > 0`.
+      higher_is_better: whether the worst are the lowest (accuracy) or the highest (loss).
+
+    Raises:
+      ValueError: if the shapes differ.
+
+    >>> v = jnp.array([1.0, 3.0, jnp.nan])
+    >>> found = client_statistics(v, jnp.array([3.0, 1.0, 0.0]), jnp.array([True, True, False]))
+    >>> float(found.mean), float(found.weighted_mean), float(found.std), float(found.worst_tenth)
+    (2.0, 1.5, 1.0, 1.0)
+    """
+    values, weights, has = jnp.asarray(values), jnp.asarray(weights), jnp.asarray(has)
+    if not values.ndim == 1 or not values.shape == weights.shape == has.shape:
+        raise ValueError(
+            "values, weights and has must have shape [K]; got "
+            f"{values.shape}, {weights.shape} and {has.shape}"
+        )
+    dtype = accumulator(values.dtype)
+    values, weights = values.astype(dtype), weights.astype(dtype)
+    count = jnp.sum(has, dtype=jnp.int32)
+    some = jnp.maximum(count, 1).astype(dtype)
+
+    def total(x: Array) -> Array:
+        return jnp.sum(jnp.where(has, x, 0))
+
+    mean = total(values) / some
+    weight = total(weights)
+    squares = total(values**2)
+    ordered = jnp.sort(jnp.where(has, values, jnp.inf))  # those without come last
+
+    def percentile(q: float) -> Array:
+        place = q * (some - 1)
+        low = jnp.floor(place).astype(jnp.int32)
+        high = jnp.minimum(low + 1, jnp.maximum(count - 1, 0))
+        return ordered[low] + (place - low.astype(dtype)) * (ordered[high] - ordered[low])
+
+    tenth = -(-count // 10)
+    place = jnp.arange(len(values), dtype=jnp.int32)
+    worst = place < tenth if higher_is_better else (place >= count - tenth) & (place < count)
+    statistics = ClientStatistics(
+        mean=mean,
+        weighted_mean=jnp.where(
+            weight > 0, total(weights * values) / jnp.where(weight > 0, weight, 1), jnp.nan
+        ),
+        std=jnp.sqrt(total((values - mean) ** 2) / some),
+        worst_tenth=jnp.sum(jnp.where(worst, ordered, 0)) / jnp.maximum(tenth, 1).astype(dtype),
+        p10=percentile(0.1),
+        p50=percentile(0.5),
+        p90=percentile(0.9),
+        jain=jnp.where(  # clients that all have 0 are equal
+            squares > 0, total(values) ** 2 / jnp.where(squares > 0, some * squares, 1), 1
+        ),
+    )
+    known = (count > 0) & jnp.all(jnp.where(has, jnp.isfinite(values), True))
+    return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), statistics)
+
+
+def evaluator(
+    metric_fn: LossFn,
+    test: FederatedData | None = None,
+    clients: FederatedData | None = None,
+    *,
+    validation: FederatedData | None = None,
+    lower_is_better: tuple[str, ...] = ("loss",),
+    batch_size: int = 1024,
+) -> Callable[[Params], dict[str, Array]]:
+    """A function of the model, for `fs.run`, `fs.simulate` and `fs.sweep`: scalars by name.
+
+    `test_NAME` is the mean of each metric over the test set, `validation_NAME` over the validation
+    set, which `fs.Results.best` then chooses by. `clients_NAME_STATISTIC` is each of
+    `ClientStatistics` of the model's metric on the clients' own examples, in one pass over
+    them. NAME is "loss" or a name that metric_fn gives.
+
+    Args:
+      metric_fn: as `loss_fn`.
+      test: a test set, `fs.FederatedData.from_clients([test])`.
+      clients: a federation.
+      validation: as `test`; `fs.partition.holdout` makes one of a split's examples.
+      lower_is_better: metrics of which the highest are the worst.
+      batch_size: examples at a time.
+
+    Raises:
+      ValueError: if there is neither `test` nor `clients` nor `validation`; from the function, as
+        soon as it is traced, what `evaluate` refuses, by the name that the examples have here.
+
+    >>> import numpy as np
+    >>> test = FederatedData.from_clients([np.array([1.0, 3.0])])
+    >>> found = evaluator(lambda params, batch, key: batch - params, test)(0.0)
+    >>> {name: float(x) for name, x in found.items()}
+    {'test_loss': 2.0}
+    """
+    parts = {"validation": validation, "test": test}
+    if test is None and clients is None and validation is None:
+        raise ValueError("evaluator must be given test, clients, validation or several; got none")
+    for given in (*parts.values(), clients):
+        if given is not None:
+            check_data(given)
+    batch_size = check_count("batch_size", batch_size)
+    check_takes("metric_fn", metric_fn, "params", "batch", "key")
+
+    def scores(params: Params) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for name, given in (*parts.items(), ("clients", clients)):
+            if given is not None:
+                check_examples(metric_fn, params, given.examples, name)
+        for part, examples in parts.items():
+            if examples is not None:
+                mean = evaluate(metric_fn, params, examples, batch_size=batch_size).mean
+                found |= {f"{part}_{name}": value for name, value in mean.items()}
+        if clients is not None:
+            result = evaluate(metric_fn, params, clients, batch_size=batch_size)
+            for name, values in result.clients.items():
+                statistics = client_statistics(
+                    values,
+                    clients.client_weights,
+                    clients.num_examples > 0,
+                    higher_is_better=name not in lower_is_better,
+                )
+                found |= {f"clients_{name}_{k}": v for k, v in statistics._asdict().items()}
+        return found
+
+    return scores

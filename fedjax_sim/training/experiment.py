@@ -1,0 +1,131 @@
+"""One experiment, described: all that a run needs beside its key."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from fedjax_sim import aggregation as rules
+from fedjax_sim.core.checks import check_takes
+from fedjax_sim.core.randomness import INIT, check_key, stream
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.types import (
+    AggregationRule,
+    Array,
+    Executed,
+    FederatedAlgorithm,
+    FederatedState,
+    Params,
+    PyTree,
+)
+from fedjax_sim.data import FederatedData
+from fedjax_sim.sampling import Sampler
+from fedjax_sim.training.round import RoundFn, init, make_round
+from fedjax_sim.training.run import Evaluate, History, check_evaluate, check_run, next_round, run
+
+
+class Experiment(NamedTuple):
+    """What `fs.simulate` runs, and what a function given to `fs.sweep` may return.
+
+    The fields are the arguments of `fs.make_round` and `fs.run`.
+
+    Attributes:
+      algorithm: from `fs.fedavg` and its siblings; its hyper-parameters may be traced.
+      params: the first model, or a function key -> params that draws it.
+      data: the federation.
+      sampler: from `fs.sampling`.
+      num_rounds: R.
+      aggregation: a rule of `fs.aggregation`.
+      execution: a strategy of `fs.execution`; None leaves it to who runs the experiment.
+      nonfinite: "keep" or "drop".
+      evaluate: params -> pytree, as `fs.evaluator` makes one; None for none.
+      evaluate_every: r; also after the last round.
+
+    >>> import fedjax_sim as fs, jax, numpy as np, optax
+    >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining())
+    >>> experiment = fs.Experiment(algorithm, 0.0, data, fs.sampling.uniform(2), num_rounds=3)
+    >>> state, history = experiment.run(jax.random.key(0))
+    >>> round(float(state.params), 3)
+    0.488
+    """
+
+    algorithm: FederatedAlgorithm
+    params: Params | Callable[[Array], Params]
+    data: FederatedData
+    sampler: Sampler
+    num_rounds: int
+    aggregation: AggregationRule = rules.selected
+    execution: Callable[..., Executed] | None = None
+    nonfinite: str = "keep"
+    evaluate: Evaluate | None = None
+    evaluate_every: int = 1
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+    def with_plain_counts(self) -> "Experiment":
+        """With its counts as Python's integers, which NumPy's would widen under x64."""
+        return self._replace(
+            num_rounds=int(self.num_rounds), evaluate_every=int(self.evaluate_every)
+        )
+
+    @property
+    def round_fn(self) -> RoundFn:
+        """The round of `fs.make_round`."""
+        return make_round(self.algorithm, self.aggregation, self.execution, self.nonfinite)
+
+    def start(self, key: Array) -> FederatedState:
+        """The state before round 0; `params`, if it draws, is given a stream of the key's own."""
+        check_key(key)
+        params: Any = self.params
+        if callable(params):
+            check_takes("params", params, "key")
+        return init(self.algorithm, params(stream(key, INIT)) if callable(params) else params,
+                    self.data)  # fmt: skip
+
+    def next_round(self, key: Array, state: FederatedState) -> tuple[FederatedState, History]:
+        """One round, evaluated if that is due; pure."""
+        return next_round(
+            self.round_fn, key, state, self.data, self.sampler, self.evaluate,
+            self.evaluate_every, last=self.num_rounds,
+        )  # fmt: skip
+
+    def begin(self, key: Array) -> PyTree:
+        """What a loop over rounds carries before round 0: the server's and the clients' states."""
+        state = self.start(key)
+        return state.server, state.clients
+
+    def state_of(self, round: Array, carry: PyTree) -> FederatedState:
+        """The state with which `round` begins, of what is carried to it."""
+        server, clients = carry
+        return FederatedState(server, clients, round, self.algorithm.params)
+
+    def advance(self, key: Array, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+        """As `next_round`, of what `begin` returns, and what this returned for the round before."""
+        state, row = self.next_round(key, self.state_of(round, carry))
+        return (state.server, state.clients), row
+
+    def run(self, key: Array) -> tuple[FederatedState, History]:
+        """All R rounds in one scan, as `fs.run`; pure, and compiled anew at each unjitted call."""
+        return run(
+            self.round_fn, key, self.start(key), self.data, self.sampler, self.num_rounds,
+            self.evaluate, self.evaluate_every, last=self.num_rounds,
+        )  # fmt: skip
+
+    def check(self, key: Array) -> FederatedState:
+        """Refuses what cannot run, before anything compiles; returns the state's shapes.
+
+        Raises:
+          ValueError: naming the argument, what was given and what is allowed.
+        """
+        state = jax.eval_shape(self.start, key)
+        check_run(
+            self.round_fn, key, state, self.data, self.sampler, self.num_rounds,
+            self.evaluate_every,
+        )  # fmt: skip
+        check_evaluate(self.evaluate)
+        if self.evaluate is not None:  # which refuses test examples that are not of the model
+            jax.eval_shape(self.evaluate, state.params)
+        return state

@@ -1,0 +1,208 @@
+"""R rounds in one compiled call."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.checks import check_count, check_not_a_name, check_takes, has_values
+from fedjax_sim.core.notebook import card, number, words
+from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.types import Array, FederatedState, Params, PyTree, RoundMetrics
+from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.sampling import Sampler
+from fedjax_sim.training.round import RoundFn
+
+_SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone", "custom")
+
+Evaluate = Callable[[Params], PyTree]
+
+
+class History(NamedTuple):
+    """What is reported of R rounds, each leaf `[R, ...]`.
+
+    Attributes:
+      rounds: the `RoundMetrics` of each round: the ledger of what was sent, seen and computed.
+      evaluation: what `evaluate` returned after each round; NaN (or 0, where it is no floating
+        number) after a round that was not evaluated; () without one.
+      evaluated: Bool, whether the model was evaluated after this round.
+    """
+
+    rounds: RoundMetrics
+    evaluation: PyTree
+    evaluated: Array
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"History({number(facts.pop('rounds'))} rounds{', ' * bool(facts)}{words(facts)})"
+
+    def _repr_html_(self) -> str:
+        return card("History", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """The rounds, and the last value of what was measured, where there are values to show."""
+        if not has_values(self.evaluated) or self.evaluated.ndim != 1:
+            return {"rounds": str(list(np.shape(self.evaluated)))}
+        evaluated = np.asarray(self.evaluated)
+        facts: dict[str, Any] = {"rounds": len(evaluated)}
+        for name, x in self.rounds.train.items():
+            values = np.asarray(x)
+            facts |= _last(f"train_{name}", values, ~np.isnan(values))
+        for path, x in jax.tree_util.tree_flatten_with_path(self.evaluation)[0]:
+            name = jax.tree_util.keystr(path, simple=True, separator="_") or "evaluation"
+            facts |= _last(name, np.asarray(x), evaluated.astype(bool))
+        return facts
+
+
+def _last(name: str, values: np.ndarray, where: np.ndarray) -> dict[str, Any]:
+    """The last value of a column of numbers; nothing of a wider one, or if there is none."""
+    known = values[where] if values.ndim == 1 else values[:0]
+    return {name: known[-1].item()} if len(known) else {}
+
+
+def run(
+    round_fn: RoundFn,
+    key: Array,
+    state: FederatedState,
+    data: FederatedData,
+    sampler: Sampler,
+    num_rounds: int,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 1,
+    last: int | None = None,
+) -> tuple[FederatedState, History]:
+    """R rounds in one `lax.scan`: pure, so jit, vmap and (with `vmapped`) grad go through.
+
+    It keeps nothing between calls: as it stands each call traces and compiles its R rounds anew,
+    which takes seconds. To call it more than once, compile it once, as
+
+        run = jax.jit(lambda key, state: fs.run(round_fn, key, state, data, sampler, 100))
+
+    `fs.simulate` compiles an experiment once, whatever the number of rounds.
+
+    Rounds are numbered by `state.round`, and every stream of random numbers is folded by
+    it: a run of R rounds is a run of r and then one of R - r with the same key.
+
+    Args:
+      round_fn: from `fs.make_round`.
+      key: the base key of the whole experiment.
+      state: from `fs.init`, or what an earlier run returned.
+      sampler: from `fs.sampling`.
+      num_rounds: R >= 1, static.
+      evaluate: params -> pytree, called in the graph; `fs.evaluator` makes one.
+      evaluate_every: r >= 1, static: `evaluate` after rounds r, 2 r, ..., counted from the
+        experiment's first round.
+      last: static: also after this round, whatever `evaluate_every`.
+
+    Raises:
+      ValueError: if num_rounds or evaluate_every < 1, m > K, the sampler draws with replacement
+        and the algorithm keeps client state; and what round_fn raises.
+
+    >>> import fedjax_sim as fs, jax, optax, numpy as np
+    >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining())
+    >>> state, history = fs.run(
+    ...     fs.make_round(algorithm), jax.random.key(0), fs.init(algorithm, 0.0, data),
+    ...     data, fs.sampling.uniform(2), num_rounds=3, evaluate=lambda w: w)
+    >>> [round(float(w), 3) for w in history.evaluation]
+    [0.2, 0.36, 0.488]
+    """
+    check_run(round_fn, key, state, data, sampler, num_rounds, evaluate_every)
+    check_evaluate(evaluate)
+    num_rounds, evaluate_every = int(num_rounds), int(evaluate_every)
+
+    def body(state: FederatedState, _: None) -> tuple[FederatedState, History]:
+        return next_round(round_fn, key, state, data, sampler, evaluate, evaluate_every, last)
+
+    return jax.lax.scan(body, state, None, length=num_rounds)
+
+
+def next_round(
+    round_fn: RoundFn,
+    key: Array,
+    state: FederatedState,
+    data: FederatedData,
+    sampler: Sampler,
+    evaluate: Evaluate | None,
+    evaluate_every: int,
+    last: int | None = None,
+) -> tuple[FederatedState, History]:
+    """One round of a run, with the cohort it draws and the evaluation that is due.
+
+    The arguments are those of `run`.
+    """
+    cohort = sampler.sample(key, state.round, data)
+    state, metrics = round_fn(key, state, data, cohort)
+    if evaluate is None:
+        return state, History(metrics, (), jnp.array(False))
+    if evaluate_every == 1:
+        return state, History(metrics, evaluate(state.params), jnp.array(True))
+    due = state.round % evaluate_every == 0
+    if last is not None:
+        due |= state.round == last
+
+    def skipped(params: Params) -> PyTree:
+        def missing(x: jax.ShapeDtypeStruct) -> Array:
+            inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+            return jnp.full(x.shape, jnp.nan if inexact else 0, x.dtype)
+
+        return jax.tree.map(missing, jax.eval_shape(evaluate, params))
+
+    return state, History(metrics, jax.lax.cond(due, evaluate, skipped, state.params), due)
+
+
+def check_evaluate(evaluate: Any) -> None:
+    """Refuses what cannot be called.
+
+    Raises:
+      ValueError: saying what was given and what is allowed.
+    """
+    if evaluate is not None and not callable(evaluate):
+        raise ValueError(
+            "evaluate must be a function of params, as fs.evaluator makes one, or None; got "
+            f"{evaluate!r}"
+        )
+    if evaluate is not None:
+        check_takes("evaluate", evaluate, "params")
+
+
+def check_run(
+    round_fn: RoundFn,
+    key: Array,
+    state: FederatedState,
+    data: FederatedData,
+    sampler: Any,
+    num_rounds: int,
+    evaluate_every: int,
+) -> None:
+    """Refuses what cannot run, before anything compiles.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    check_key(key)
+    check_data(data)
+    if not callable(round_fn):
+        raise ValueError(f"round_fn must come from fs.make_round; got {type(round_fn).__name__}")
+    check_takes("round_fn", round_fn, "key", "state", "data", "cohort")
+    if not isinstance(state, FederatedState):
+        raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
+    check_count("num_rounds", num_rounds)
+    check_count("evaluate_every", evaluate_every)
+    check_not_a_name("sampler", sampler, {name: f"fs.sampling.{name}(...)" for name in _SAMPLERS})
+    if not isinstance(sampler, Sampler):
+        given = f"{sampler!r}"
+        if callable(sampler):
+            given = f"the function {sampler.__name__} itself: call it, or fs.sampling.custom of it"
+        raise ValueError(
+            f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {given}"
+        )
+    check_takes("sampler.sample", sampler.sample, "key", "round", "data")
+    if sampler.with_replacement and jax.tree.leaves(state.clients):
+        raise ValueError(
+            "sampler must not draw with replacement where the algorithm keeps client state: "
+            "a client drawn twice would have two; use uniform or weighted"
+        )
