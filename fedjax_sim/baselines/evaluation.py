@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.baselines.local_only import local_models
 from fedjax_sim.core.checks import check_count, check_takes
-from fedjax_sim.core.loss import check_examples, per_example, totals
+from fedjax_sim.core.loss import check_metric, per_example, totals
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import add_to, zero_sum
 from fedjax_sim.core.types import Array, FederatedState, LossFn, Metrics, Params
@@ -88,7 +88,7 @@ def evaluate_local(
     one_model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), models)
     for name, data in (("test", test), ("clients", clients)):
         if data is not None:
-            check_examples(metric_fn, one_model, data.examples, name)
+            check_metric(metric_fn, one_model, data.examples, None, name)
 
     @jax.jit
     def scores(models: Params, test: Any, clients: Any) -> LocalEvaluation:

@@ -5,6 +5,7 @@ the block or negatives taken from it show in them, and in nothing that can be re
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.files import fingerprint
 from fedjax_sim.core.types import Array, Params, PyTree
 
 # (params, batch, key) -> {name: values[B]}
@@ -26,7 +28,8 @@ _LOOKED_AT = 256  # of the first examples, three that differ are taken
 # In units in the last place of the largest value, of blocks computed alike and of others. Of one
 # computation the rest of a block changes at most the order in which a GPU adds.
 _ALIKE, _ROUNDING = 64, 1000
-# loss_fn -> the shapes of params and examples at which it has passed.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+# loss_fn -> how it was called, and what it then computed, where it has passed.
 _PASSED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _INSTEAD = (
     "Padding and other clients' block sizes would change what it learns. In place of a batch norm "
@@ -35,7 +38,14 @@ _INSTEAD = (
 )
 
 
-def check_independent(loss_fn: Any, values_of: Values, params: Params, examples: PyTree) -> None:
+def check_independent(
+    loss_fn: Any,
+    values_of: Values,
+    params: Params,
+    examples: PyTree,
+    name: str = "loss_fn",
+    with_key: bool = True,
+) -> None:
     """Refuses a loss in which the examples of a block change each other's values.
 
     Three different examples a, b, c of the data are put into blocks of two, with one key for all,
@@ -47,7 +57,8 @@ def check_independent(loss_fn: Any, values_of: Values, params: Params, examples:
     A loss that does not use its key must not depend on order and size either: on [b, a] and, if
     any number in its computation is another for blocks of three, on [a, b, a]. The params are drawn
     at random, for a first model of zeros would hide what it multiplies. It costs one compilation
-    of the loss on two examples, once for each loss and shapes.
+    of the loss on two examples, once for each loss and shapes; a computation that has passed with
+    a key is not done again without one.
 
     A loss passes where there is nothing to compare: it or the examples are being traced, all
     examples are alike, its values are not finite, or it has side effects, which would be seen.
@@ -55,6 +66,8 @@ def check_independent(loss_fn: Any, values_of: Values, params: Params, examples:
     Args:
       values_of: its values by name, "loss" among them.
       params: arrays, or their shapes.
+      name: of the loss, where it is another argument.
+      with_key: whether the loss is given the key, or None in its place.
 
     Raises:
       ValueError: naming the value, and what it changed with.
@@ -62,8 +75,9 @@ def check_independent(loss_fn: Any, values_of: Values, params: Params, examples:
     leaves, structure = jax.tree.flatten(examples)
     shapes = str([(str(x.dtype), x.shape) for x in jax.tree.leaves(params)])
     shapes += str([(str(x.dtype), x.shape[1:]) for x in leaves])
+    call = f"{shapes} {with_key}"
     passed = _passed(loss_fn)
-    rows = None if shapes in passed else _three_different(leaves)
+    rows = None if call in passed else _three_different(leaves)
     if rows is None:
         return
 
@@ -79,8 +93,13 @@ def check_independent(loss_fn: Any, values_of: Values, params: Params, examples:
     (of_two, named), (of_three, _) = computation("ab"), computation("aba")
     if of_two.effects or not all(map(is_concrete, of_two.consts)):
         return
+    numbers = list(_numbers(of_two))
+    computed = fingerprint([shapes, _ADDRESS.sub("", str(of_two.jaxpr)), numbers])
+    if computed in passed:
+        passed.add(call)
+        return
     blocks = ["ab", "ac", "aa", "cb", "ba"]
-    if list(_numbers(of_two)) != list(_numbers(of_three)):
+    if numbers != list(_numbers(of_three)):
         blocks.append("aba")
 
     def values_at(params: Params) -> Found:
@@ -104,17 +123,19 @@ def check_independent(loss_fn: Any, values_of: Values, params: Params, examples:
             found = values_at(params)  # some numbers, as a variance, cannot be any
     if not _is_finite(found):
         return
-    for name in sorted(named):
+    alone = not _is_used(of_two.jaxpr, of_two.jaxpr.invars[-1])
+    for value in sorted(named):
+
+        def compare(row: int, other: str, place: int, when: str, value: str = value) -> None:
+            _compare(name, found, value, row, other, place, when)
+
         for row, other in ((0, "ac"), (0, "aa"), (1, "cb")):
-            _compare(found, name, row, other, row, "another example of its block is exchanged")
-    if not _is_used(of_two.jaxpr, of_two.jaxpr.invars[-1]):
-        for row in (0, 1):
-            _compare(found, "loss", row, "ba", 1 - row, "the examples of its block change places")
+            compare(row, other, row, "another example of its block is exchanged")
+        for row in (0, 1) if alone and value == "loss" else ():
+            compare(row, "ba", 1 - row, "the examples of its block change places")
             if "aba" in found:
-                _compare(
-                    found, "loss", row, "aba", row, "its block grows from two examples to three"
-                )
-    passed.add(shapes)
+                compare(row, "aba", row, "its block grows from two examples to three")
+    passed |= {call, computed}
 
 
 def _passed(loss_fn: Any) -> set[str]:
@@ -125,7 +146,9 @@ def _passed(loss_fn: Any) -> set[str]:
         return set()
 
 
-def _compare(found: Found, name: str, row: int, other: str, place: int, when: str) -> None:
+def _compare(
+    argument: str, found: Found, name: str, row: int, other: str, place: int, when: str
+) -> None:
     """Refuses a value of the block [a, b] that is another in another block.
 
     Raises:
@@ -143,7 +166,7 @@ def _compare(found: Found, name: str, row: int, other: str, place: int, when: st
         allowed = min(_ALIKE * unit, _ALIKE * float(jnp.finfo(jnp.float32).eps) + 2 * unit)
     if abs(before - after) > allowed * largest:
         raise ValueError(
-            f"loss_fn must return of each example a {name} of its own, whatever else is in the "
+            f"{argument} must return of each example a {name} of its own, whatever else is in the "
             f"block; one went from {before:.6g} to {after:.6g} when {when}. {_INSTEAD}"
         )
 

@@ -101,6 +101,34 @@ def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
     check_independent(loss_fn, values, params, examples)
 
 
+def check_metric(
+    metric_fn: LossFn, params: Params, examples: PyTree, key: Array | None, name: str
+) -> None:
+    """Refuses examples that do not fit, and a metric that mixes them; a second time costs nothing.
+
+    What a loss mixes, a block's size and its padding change here as they do in training.
+
+    Args:
+      params: arrays or their shapes.
+      key: that the metric is given.
+      name: of the argument that holds the examples.
+
+    Raises:
+      ValueError: from `check_examples` and `check_independent`.
+    """
+    check_examples(metric_fn, params, examples, name)
+    leaves = jax.tree.leaves(params)
+    if not all(hasattr(x, "dtype") or isinstance(x, (int, float, complex)) for x in leaves):
+        return  # a model with functions among its leaves, which no training takes
+
+    def values(params: Params, batch: PyTree, drawn: Array) -> dict[str, Array]:
+        return per_example(metric_fn, params, batch, None if key is None else drawn, "metric_fn")
+
+    arrays = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), params)
+    with_key = key is not None
+    check_independent(metric_fn, values, arrays, examples, "metric_fn", with_key)
+
+
 def check_examples(loss_fn: LossFn, params: Params, examples: PyTree, name: str = "") -> None:
     """Refuses examples that a loss from `fs.models` cannot be of, as a label beyond its classes.
 

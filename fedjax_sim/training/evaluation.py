@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_count, check_takes
-from fedjax_sim.core.loss import check_examples, per_example
+from fedjax_sim.core.loss import check_examples, check_metric, per_example
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import of_stretches
 from fedjax_sim.core.types import Array, LossFn, Params, PyTree, accumulator
@@ -52,8 +52,9 @@ def evaluate(
       batch_size: examples at a time, which bounds the memory.
 
     Raises:
-      ValueError: if batch_size < 1, metric_fn does not return values of shape [B], or, of a loss
-        from `fs.models`, the examples do not fit the model: a label that is none of its classes.
+      ValueError: if batch_size < 1, metric_fn does not return values of shape [B] or mixes the
+        examples of a block, as a batch norm does and `fs.init` refuses, too, or, of a loss from
+        `fs.models`, the examples do not fit the model: a label that is none of its classes.
 
     >>> import numpy as np
     >>> data = FederatedData.from_clients([np.array([1.0, 3.0]), np.array([5.0])])
@@ -64,7 +65,7 @@ def evaluate(
     check_data(data)
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
-    check_examples(metric_fn, params, data.examples, "data")
+    check_metric(metric_fn, params, data.examples, key, "data")
     total = data.total_num_examples
     size = min(batch_size, total)
     blocks = -(-total // size)

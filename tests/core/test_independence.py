@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
+from fedjax_sim.core import independence
 from tests.conftest import linear_loss
 
 LOCAL = fs.LocalTraining(1, 4)
@@ -196,6 +197,45 @@ def test_a_loss_is_looked_at_once():
     init(loss_fn)
     assert len(calls) - first == 1  # its shapes alone
     assert set(calls) == {2, 3}
+
+
+@pytest.mark.parametrize("name", ["batch norm of inputs", "a value beside it", "the block's size"])
+def test_an_evaluation_refuses_what_training_does(name):
+    metric_fn = MIXING[name]
+    says = r"metric_fn must return of each example a .* of its own"
+    stacked = jax.tree.map(lambda x: np.stack([x, x]), PARAMS)
+    for evaluate in (
+        lambda: fs.evaluate(metric_fn, PARAMS, DATA),
+        lambda: fs.evaluate(metric_fn, PARAMS, DATA, key=jax.random.key(0)),
+        lambda: fs.evaluator(metric_fn, test=DATA)(PARAMS),
+        lambda: jax.eval_shape(fs.evaluator(metric_fn, clients=DATA), PARAMS),
+        lambda: jax.jit(lambda p: fs.evaluate(metric_fn, p, DATA).mean)(PARAMS),
+        lambda: fs.baselines.evaluate_local(metric_fn, stacked, clients=DATA),
+    ):
+        with pytest.raises(ValueError, match=says):
+            evaluate()
+
+
+def test_a_loss_that_training_has_looked_at_is_not_looked_at_again(monkeypatch):
+    def loss_fn(p, b, k):
+        return entropy(jax.nn.relu(outputs(p, b["x"])), b["y"])
+
+    def dropping(p, b, k):
+        x = b["x"] if k is None else b["x"] * jax.random.normal(k, (1, 4))
+        return entropy(outputs(p, x), b["y"])
+
+    looked = []
+    drawn = independence._drawn
+    monkeypatch.setattr(independence, "_drawn", lambda params: looked.append(1) or drawn(params))
+    for function, times in ((loss_fn, 1), (dropping, 2)):  # without a key another computation
+        looked.clear()
+        init(function)
+        for key in (None, jax.random.key(0), None):
+            jax.eval_shape(lambda p, key=key: fs.evaluate(function, p, DATA, key=key), PARAMS)  # noqa: B023
+        assert len(looked) == times
+    # A model with a function in it, and a number for a model, are evaluated as before.
+    metric = lambda p, b, k: jnp.ones(b["y"].shape) * p["scale"]  # noqa: E731
+    assert fs.evaluate(metric, {"scale": 2.0, "apply": len}, DATA).mean["loss"] == 2
 
 
 def test_batch_norm_of_flax_is_refused_in_words():
