@@ -23,8 +23,9 @@ class Trained(NamedTuple):
 
     Attributes:
       params: the model, NumPy leaves; of `fs.baselines.local_only` each client's, `[K, ...]`.
-      configuration: what the run was labelled with: the settings of the command line, a sweep's
-        hyper-parameters, `configuration` as `fs.simulate` was given it.
+      configuration: what the run was labelled with: the settings of the command line, as its
+        configuration.toml has them; a sweep's hyper-parameters; `configuration` as `fs.simulate`
+        was given it.
       seed: that was given for the key; None if a key was.
       round: rounds that the model was trained for; of a best model, the round behind which it was.
       num_rounds: R, what was asked for.
@@ -86,6 +87,21 @@ def save_trained(
         "status": status, "kept": kept, "metric": metric, "value": value, "versions": versions(),
     }  # fmt: skip
     model_file.write(path, params, json.loads(to_json(about)))
+
+
+def relabel(path: Path, configuration: Mapping[str, Any]) -> None:
+    """Gives a run's model another configuration than the one that a resume compares.
+
+    A run's criteria to stop by are no part of what a resume must find the same, and are known of
+    the model all the same.
+
+    Raises:
+      SaveError: if the file cannot be written; it is then as it was.
+    """
+    params, about = model_file.read(path)
+    known = json.loads(to_json({"configuration": configuration}))
+    if about["configuration"] != known["configuration"]:
+        model_file.write(path, params, about | known)
 
 
 def load(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fedjax_sim import load
 from fedjax_sim.cli import folder, main
 from fedjax_sim.cli.commands import run as command
 from fedjax_sim.cli.files import toml
@@ -425,8 +426,9 @@ def test_a_schedule_over_all_rounds_has_no_more_rounds(tmp_path, capsys):
 
 
 def test_patience(tmp_path, capsys):
-    options = (*SMALL, "--client-lr", 1e-9, "--patience", 2)
+    options = (*SMALL, "--client-lr", 1e-9, "--patience", 2, "--target", 0.99)
     assert run(*options, out=tmp_path) == 0
+    assert load(tmp_path).configuration["patience"] == 2
     said = capsys.readouterr().out
     assert "After 3 rounds" in said
     assert "Stopped: test_accuracy was no better in 2 evaluations than the 0." in said
@@ -434,6 +436,10 @@ def test_patience(tmp_path, capsys):
     assert b"patience = 2" in read(tmp_path, "configuration.toml")
     assert run("--resume", "--patience", 3, out=tmp_path) == 0
     assert "After 4 rounds" in capsys.readouterr().out
+    # The model knows every setting of its run, those of when it stops, too.
+    settings = tomllib.loads(read(tmp_path, "configuration.toml").decode())
+    assert load(tmp_path).configuration == settings
+    assert (settings["patience"], settings["target"]) == (3, 0.99)
     assert "error: --patience must be a whole number" in refused(
         capsys, *SMALL, "--patience", 0, out=tmp_path / "none"
     )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.results.trained import save_trained
+from fedjax_sim.results.trained import relabel, save_trained
 from tests.conftest import zeros
 from tests.helpers import killed
 
@@ -208,6 +208,22 @@ def test_which_models_there_are_is_said(tmp_path, asked, says):
         assert fs.load(tmp_path, asked | {"epochs": 3}).configuration["epochs"] == 3
     with pytest.raises(ValueError, match=says):
         fs.load(tmp_path, asked)
+
+
+@pytest.mark.parametrize("params", [np.ones(3), {"a": {"b": np.ones((2, 2))}, "c": np.zeros(())}])
+def test_a_model_is_given_another_configuration_and_stays_as_it_was(tmp_path, params):
+    path = tmp_path / "model.npz"
+    about = {"seed": 1, "round": 3, "num_rounds": 4, "status": "stopped"}
+    save_trained(path, params, configuration={"lr": 0.1}, **about)
+    before = fs.load(path)
+    relabel(path, {"lr": 0.1, "patience": 2, "names": ("a", "b")})
+    after = fs.load(path, like=params)
+    same(after.params, params)
+    assert after.configuration == {"lr": 0.1, "patience": 2, "names": ["a", "b"]}
+    assert after[2:] == before[2:]
+    written = path.read_bytes()
+    save_trained(tmp_path / "at once.npz", params, configuration=after.configuration, **about)
+    assert (tmp_path / "at once.npz").read_bytes() == written
 
 
 def test_a_seed_is_its_key(run):

@@ -16,7 +16,7 @@ from fedjax_sim.host.driver import Interrupt
 from fedjax_sim.host.identity import check_rounds_done
 from fedjax_sim.host.simulate import Simulation, Writer, simulate
 from fedjax_sim.host.stopping import Criterion, patience, reaches
-from fedjax_sim.results.trained import MODEL
+from fedjax_sim.results.trained import MODEL, relabel
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.writers import tensorboard, wandb
@@ -113,6 +113,7 @@ def call(options: argparse.Namespace) -> int:
                 )  # fmt: skip
             if not len(simulation.history.evaluated):
                 raise KeyboardInterrupt
+            relabel(options.out / MODEL, configuration)
             results = simulation.results(seed=chosen.seed)
             summary = baselines.summary(configuration, chosen, simulation)
             written = results.save(options.out, summary | simulation.exchange.facts())
