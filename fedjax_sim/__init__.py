@@ -2,17 +2,29 @@
 
     import fedjax_sim as fs
 
-One round: `fs.fedavg`, `fs.fedprox`, `fs.fedsgd` and `fs.scaffold` make an algorithm, `fs.init` its
-state and `fs.make_round` its round, a pure function. `fs.sampling` draws cohorts,
-`fs.aggregation` says what is averaged and `fs.execution` how clients share the machine.
+One round: `fs.fedavg`, `fs.fedprox`, `fs.fedsgd` and `fs.scaffold` make an algorithm (of
+`fs.LocalTraining` and, at the server, of optax or `fs.server_optimizers`), `fs.init` its state and
+`fs.make_round` its round, a pure function. `fs.sampling` draws cohorts, `fs.aggregation` says what
+is averaged and `fs.execution` how clients share the machine.
 
-Many: `fs.run` is R rounds in one scan, `fs.simulate` a run with checkpoints and a criterion to
-stop by, `fs.sweep` a grid (`fs.grid`) of them with seeds; `fs.baselines` trains without
-federating. `fs.evaluate` and `fs.evaluator` measure, `fs.communication` counts bytes. `fs.load`
-reads the model that a run or a sweep left in its folder.
+Many: `fs.run` is R rounds in one scan, `fs.simulate` runs an `fs.Experiment` with checkpoints and a
+criterion to stop by (`fs.reaches`, `fs.patience`, `fs.any_of`), `fs.sweep` a grid (`fs.grid`) of
+them with seeds; `fs.baselines` trains without federating. `fs.evaluate`, `fs.evaluator` and
+`fs.client_statistics` measure, `fs.communication` counts bytes.
+
+What is left: `fs.Results` of runs, and the model, which `fs.load` reads from the folder of a run or
+a sweep; `fs.save_params` and `fs.load_params` write and read one model alone.
 
 Data and models: `fs.FederatedData`, `fs.partition`, and, loaded where they are used,
 `fs.datasets`, `fs.models`, `fs.nn`, `fs.plots` and `fs.writers`.
+
+Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs.ClientStatistics`,
+`fs.ClientUpdate`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
+`fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.History`, `fs.RoundContext`, `fs.RoundMetrics`,
+`fs.SaveError`, `fs.Simulation`, `fs.Stop`, `fs.Trained`.
+
+These are the public names, as `dir(fs)` lists them. What `help(fs)` lists next, as PACKAGE
+CONTENTS, are the package's folders and files; those not named here are internal.
 """
 
 import importlib

@@ -55,6 +55,9 @@ def test_help_lists_them():
     for name in fs.__all__:
         assert re.search(rf"\b{name}\b", text), name
     assert "sum_k a_k update_k / denominator" in text  # of server_update
+    # What is public comes first, before pydoc's list of all modules.
+    first = text[: text.index("PACKAGE CONTENTS\n")]
+    assert {*re.findall(r"fs\.([A-Za-z_]+)", first)} == set(fs.__all__)
 
 
 @pytest.mark.parametrize(
