@@ -13,7 +13,7 @@ from fedjax_sim.settings.setting import NAMES, Setting
 
 # Names of a command's file beside those of a setting.
 OWN = {
-    "run": ("baselines", "patience"),
+    "run": ("baselines", "patience", "keep_model"),
     "sweep": ("seeds", "metric", "keep_models", "grid", "zip", "random"),
     "compare": ("fractions", "modes", "seeds"),
 }

@@ -18,6 +18,14 @@ from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import WARM_SECONDS, Interrupt, Progress, drive, history_of
 from fedjax_sim.host.identity import identity, open_checkpoints
+from fedjax_sim.host.keeping import (
+    Best,
+    advance,
+    check_keep_model,
+    first_best,
+    keep_of,
+    with_the_last,
+)
 from fedjax_sim.host.program import compile_program, trace_step
 from fedjax_sim.host.stopping import Criterion, as_stop, check_stop, replay
 from fedjax_sim.results import Results, Run
@@ -51,6 +59,8 @@ class Simulation(NamedTuple):
       status: "finished"; "stopped", by `stop`; or "interrupted", by a signal.
       exchange: the bytes of one exchange.
       num_rounds: R, what was asked for.
+      best: with `keep_model="best"`: its params, the metric's value, and the rounds that it was
+        trained for (0, and the first model, if the metric was never measured).
     """
 
     state: FederatedState
@@ -58,6 +68,7 @@ class Simulation(NamedTuple):
     status: str
     exchange: Communication
     num_rounds: int
+    best: Best | None = None
 
     def __repr__(self) -> str:
         return f"Simulation({words(self._facts())})"
@@ -96,6 +107,8 @@ def simulate(
     progress: bool = False,
     writers: Sequence[Writer] = (),
     configuration: Mapping[str, Any] | None = None,
+    keep_model: str = "final",
+    metric: str | None = None,
 ) -> Simulation:
     """Runs an experiment in compiled chunks of rounds, and survives being killed.
 
@@ -124,6 +137,11 @@ def simulate(
       configuration: anything JSON-able that `resume` shall find the same, beside the key, the
         federation, the first model, R, `evaluate_every`, the versions, and a checksum of the
         traced program: sampler, rule, algorithm with all its constants, evaluation.
+      keep_model: the model in model.npz, "final" or "best": by `metric`, the first of equal ones,
+        carried from round to round. A resume must find the same.
+      metric: a column of one number a round, as "validation_accuracy" or "train_loss"; None for the
+        score: of a validation set where there is one, else of the test set. Losses and errors are
+        best where they are lowest.
 
     Raises:
       ValueError: what the experiment raises; if `out` holds checkpoints and `resume` is False,
@@ -151,6 +169,7 @@ def simulate(
         check_takes("on_progress", on_progress, "progress")
     if resume and out is None:
         raise ValueError("resume needs out, the folder to go on from; got None")
+    check_keep_model(keep_model, metric)
     criterion = None if stop is None else as_stop(stop)
     if not all(hasattr(writer, "write") for writer in writers):
         raise ValueError(
@@ -168,6 +187,7 @@ def simulate(
             shown = simulate(
                 experiment, key, out=out, resume=resume, stop=stop, on_progress=both,
                 checkpoint_every=checkpoint_every, writers=writers, configuration=configuration,
+                keep_model=keep_model, metric=metric,
             )  # fmt: skip
             tell(len(shown.history.evaluated), shown.status)
             return shown
@@ -178,11 +198,17 @@ def simulate(
     check_evaluated(experiment.evaluate, state.params)
     exchange = communication(experiment.algorithm, state.params, experiment.data)
 
-    def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
-        return experiment.advance(key, round, carry)
+    keep = None if keep_model == "final" else keep_of(keep_model, metric, experiment, key, state)
 
+    def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+        if keep is None:
+            return experiment.advance(key, round, carry)
+        return advance(keep, experiment, key, round, carry)
+
+    begun: PyTree = (state.server, state.clients)
+    begun = begun if keep is None else (begun, first_best(state))
     # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
-    carry = jax.tree.map(lambda x: jnp.array(x, copy=True), (state.server, state.clients))
+    carry = jax.tree.map(lambda x: jnp.array(x, copy=True), begun)
     mesh = getattr(experiment.execution, "mesh", None)
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
@@ -198,6 +224,8 @@ def simulate(
             "criterion": None if criterion is None else check_stop(criterion, traced.row),
             "configuration": dict(configuration or {}),
         }
+        if keep is not None:
+            here |= {"keep_model": keep.kept, "metric": keep.metric}
 
         def rounds_met(saved: Checkpoints) -> list[int]:
             rows = as_it_were(history_of(saved, traced.row))
@@ -222,8 +250,15 @@ def simulate(
         is_warm = is_warm or seconds > 0
 
     def simulation(driven: Any) -> Simulation:
-        final = experiment.state_of(jnp.int32(driven.round), driven.carry)
-        return Simulation(final, driven.history, driven.status, exchange, experiment.num_rounds)
+        carry, best = driven.carry, None
+        if keep is not None:
+            carry, best = carry
+        final = experiment.state_of(jnp.int32(driven.round), carry)
+        if keep is not None and best is not None:
+            best = with_the_last(keep, best, final, driven.history)
+        return Simulation(
+            final, driven.history, driven.status, exchange, experiment.num_rounds, best
+        )
 
     try:
         with Interrupt() as interrupt:
@@ -241,9 +276,14 @@ def simulate(
     try:
         _close(writers, None)
         if out is not None:
+            best = found.best
             save_trained(
-                Path(out) / MODEL, trained_params(found.state), configuration=configuration or {},
-                seed=seed, round=driven.round, num_rounds=found.num_rounds, status=found.status,
+                Path(out) / MODEL, trained_params(found.state) if best is None else best.params,
+                configuration=configuration or {}, seed=seed,
+                round=driven.round if best is None else int(best.round),
+                num_rounds=found.num_rounds, status=found.status, kept=keep_model,
+                metric=None if keep is None else keep.metric,
+                value=None if best is None else float(best.value),
             )  # fmt: skip
     except Exception as error:
         error.simulation = found  # type: ignore[attr-defined]

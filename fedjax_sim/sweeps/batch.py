@@ -13,9 +13,10 @@ from fedjax_sim.execution import automatic, packed
 from fedjax_sim.grid import Grid
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import Interrupt, drive
+from fedjax_sim.host.keeping import better, first_best
 from fedjax_sim.host.program import Program, compile_program, trace_step
 from fedjax_sim.results.columns import columns, named
-from fedjax_sim.sweeps.models import Model, better, first_best, on_host
+from fedjax_sim.sweeps.models import Model, on_host
 from fedjax_sim.sweeps.plan import Batch, Group, build
 from fedjax_sim.training.experiment import Experiment
 from fedjax_sim.training.run import History

@@ -1,4 +1,4 @@
-"""What a sweep keeps of its runs' models: the final ones, or the best so far in the loop."""
+"""What a sweep keeps of its runs' models, on the host."""
 
 from typing import Any, NamedTuple
 
@@ -6,37 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.types import Array, FederatedState, Params, PyTree
-from fedjax_sim.results.columns import is_evaluated, lowest_is_best, measures, score_of
+from fedjax_sim.core.types import Params, PyTree
+from fedjax_sim.host.keeping import Keep
 from fedjax_sim.results.trained import KEPT, trained_params
 from fedjax_sim.training.experiment import Experiment
-from fedjax_sim.training.run import History
-
-
-class Keep(NamedTuple):
-    """What is kept of each run of a group.
-
-    Attributes:
-      kept: "final" or "best".
-      metric: the column that the best is best in; None for "final".
-    """
-
-    kept: str
-    metric: str | None
-
-
-class Best(NamedTuple):
-    """The best model so far, carried from round to round.
-
-    Attributes:
-      params: the first model, until one was measured.
-      value: Float[], of the metric.
-      round: Int[], rounds that it was trained for; 0 until one was measured.
-    """
-
-    params: Params
-    value: Array
-    round: Array
 
 
 class Model(NamedTuple):
@@ -73,64 +46,6 @@ def check_keep(keep_models: str | None, metric: str | None, opaque: bool, has_ou
         )
     if not has_out:
         raise ValueError("keep_models needs out, the folder where models are kept; got None")
-
-
-def keep_of(
-    keep_models: str | None,
-    metric: str | None,
-    experiment: Experiment,
-    key: Array,
-    state: FederatedState,
-) -> Keep | None:
-    """What is kept of an experiment's run, its metric chosen: its score if none is named.
-
-    Args:
-      state: its shapes.
-
-    Raises:
-      ValueError: for a metric that it has not, or that is no number a round.
-    """
-    if keep_models is None:
-        return None
-    if keep_models == "final":
-        return Keep(keep_models, None)
-    evaluate = experiment.evaluate
-    known = {} if evaluate is None else measures({}, jax.eval_shape(evaluate, state.params))
-    chosen = metric or score_of(known)
-    if chosen is None or (chosen not in known and chosen.startswith("train_")):
-        # What the clients report takes a trace of a round.
-        row = jax.eval_shape(experiment.next_round, key, state)[1]
-        known |= measures(row.rounds.train, ())
-    scalars = [name for name, x in known.items() if x.shape == ()]
-    if chosen not in scalars:
-        given = repr(metric) if metric is not None else "None, and the experiment evaluates nothing"
-        raise ValueError(
-            f'metric, by which keep_models="best" chooses, must be one of {", ".join(scalars)}; '
-            f"got {given}"
-        )
-    return Keep(keep_models, chosen)
-
-
-def first_best(state: FederatedState) -> Best:
-    """Before round 0."""
-    return Best(trained_params(state), jnp.full((), jnp.nan), jnp.int32(0))
-
-
-def better(keep: Keep, best: Best, state: FederatedState, row: History) -> Best:
-    """The best so far behind a round; of equal ones the first.
-
-    Args:
-      state: behind the round.
-      row: what is reported of it.
-    """
-    assert keep.metric is not None
-    value = measures(row.rounds.train, row.evaluation)[keep.metric].astype(best.value.dtype)
-    gain = best.value - value if lowest_is_best(keep.metric) else value - best.value
-    is_better = jnp.isfinite(value) & ((best.round == 0) | (gain > 0))
-    if is_evaluated(keep.metric):
-        is_better &= row.evaluated
-    here = Best(trained_params(state), value, state.round)
-    return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), here, best)
 
 
 def on_host(keep: Keep, experiment: Experiment, carry: PyTree) -> list[Model]:

@@ -15,8 +15,8 @@ from fedjax_sim.execution.machine import cache_bytes, carry_bytes
 from fedjax_sim.execution.sharded import Sharded
 from fedjax_sim.grid import Grid
 from fedjax_sim.host.checkpoints import checksum
+from fedjax_sim.host.keeping import Keep, keep_of
 from fedjax_sim.results.columns import COLUMNS, LABELS, check_evaluated, names_of
-from fedjax_sim.sweeps.models import Keep, keep_of
 from fedjax_sim.training.communication import Communication, communication
 from fedjax_sim.training.experiment import Experiment
 

@@ -54,6 +54,7 @@ def test_a_run_writes_what_it_promises(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out.startswith("fedavg on digits (dirichlet): K=10 clients of")
     assert "examples, m=1 in each round, 4 rounds" in said.out
+    assert "model.npz is the final model, of round 4" in said.out
     assert "After 4 rounds: test_accuracy 0." in said.out
     assert "4 of 4 rounds" in said.err
     assert names(tmp_path) == FILES | RESUMED_BY
@@ -114,6 +115,7 @@ def test_options_override_the_file(tmp_path):
         ("client_rl = 0.1", "unknown name 'client_rl'; did you mean 'client_lr'?"),
         ("lr = 0.1", "unknown name 'lr'; did you mean 'client_lr' or 'server_lr'?"),
         ("client_lr = -1", "error: client_lr must be finite and positive"),
+        ("keep_model = true", "error: keep_model must be final or best; got True"),
         ("zzz = 1", "unknown name 'zzz'; known are dataset, "),
         ("rounds = 2.5", "rounds must be a whole number; got 2.5"),
         ("rounds = true", "rounds must be a whole number; got True"),
@@ -427,19 +429,29 @@ def test_a_schedule_over_all_rounds_has_no_more_rounds(tmp_path, capsys):
 
 def test_patience(tmp_path, capsys):
     options = (*SMALL, "--client-lr", 1e-9, "--patience", 2, "--target", 0.99)
+    options += ("--keep-model", "best")
     assert run(*options, out=tmp_path) == 0
     assert load(tmp_path).configuration["patience"] == 2
     said = capsys.readouterr().out
     assert "After 3 rounds" in said
     assert "Stopped: test_accuracy was no better in 2 evaluations than the 0." in said
     assert "of round 1." in said
-    assert b"patience = 2" in read(tmp_path, "configuration.toml")
+    assert re.search(
+        r"model.npz is the best model by test_accuracy, 0\.\d+, of round 1 of 3\.", said
+    )
+    assert load(tmp_path).round == 1
+    text = read(tmp_path, "configuration.toml")
+    assert b"patience = 2" in text
+    assert b'keep_model = "best"' in text
+    said = refused(capsys, "--resume", "--keep-model", "final", out=tmp_path)
+    assert '--keep-model is "best" there and null here' in said
     assert run("--resume", "--patience", 3, out=tmp_path) == 0
     assert "After 4 rounds" in capsys.readouterr().out
     # The model knows every setting of its run, those of when it stops, too.
     settings = tomllib.loads(read(tmp_path, "configuration.toml").decode())
     assert load(tmp_path).configuration == settings
     assert (settings["patience"], settings["target"]) == (3, 0.99)
+    assert load(tmp_path).round == 1
     assert "error: --patience must be a whole number" in refused(
         capsys, *SMALL, "--patience", 0, out=tmp_path / "none"
     )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.sweeps.models import Keep, better, first_best
+from fedjax_sim.host.keeping import Keep, better, first_best
 from tests.conftest import linear_loss, zeros
 
 RATES = [0.01, 0.02, 0.05]

@@ -14,9 +14,10 @@ from fedjax_sim.cli.values import setting
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.host.driver import Interrupt
 from fedjax_sim.host.identity import check_rounds_done
+from fedjax_sim.host.keeping import check_keep_model
 from fedjax_sim.host.simulate import Simulation, Writer, simulate
 from fedjax_sim.host.stopping import Criterion, patience, reaches
-from fedjax_sim.results.trained import MODEL, relabel
+from fedjax_sim.results.trained import KEPT, MODEL, relabel
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.writers import tensorboard, wandb
@@ -36,6 +37,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patience", type=whole, default=argparse.SUPPRESS, metavar="N",
         help="end the run once N evaluations in a row brought no better score",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-model", choices=KEPT, default=argparse.SUPPRESS,
+        help="which model model.npz is: the final one (default), also where --patience ends the "
+        "run, or the best by the score, which is of what --validation holds out, else of the test "
+        "set",
     )  # fmt: skip
     add_out(parser, None, "go on with the run in --out, for more --rounds if they are given")
     parser.add_argument(
@@ -60,21 +67,29 @@ def call(options: argparse.Namespace) -> int:
     from fedjax_sim.cli import baselines, show
 
     folder.check(options.out, options.resume, options.overwrite, folder.RUN)
-    values = read("run", options, more=("patience",))
+    values = read("run", options, more=("patience", "keep_model"))
     there = baselines.there(options.out) if options.resume else []
     names = baselines.named(there, values.pop("baselines", []), getattr(options, "baselines", []))
     waits = values.pop("patience", None)
     if waits is not None:
         check_count("patience", waits)
+    keeps = values.pop("keep_model", "final")
+    check_keep_model(keeps, None)
     if options.resume:
         _check_schedule(setting(values), options)
     chosen = setting(values).resolved()
-    own = {"patience": waits, "baselines": names or None}
+    own = {
+        "patience": waits,
+        "keep_model": keeps if keeps == "best" else None,
+        "baselines": names or None,
+    }
     configuration = chosen.values() | {k: v for k, v in own.items() if v is not None}
     if options.resume:
         # Whether these may differ, `simulate` knows.
         beside = ("rounds", "target", "patience", "baselines")
-        files.check_same(options.out, chosen.values(), beside)
+        files.check_same(
+            options.out, {k: v for k, v in configuration.items() if k not in beside}, beside
+        )
         check_rounds_done(options.out, chosen.rounds, chosen.evaluate_every)
     baselines.check(names, chosen, options.out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
@@ -110,6 +125,7 @@ def call(options: argparse.Namespace) -> int:
                     stop=(stops[0] if len(stops) == 1 else stops) if stops else None,
                     on_progress=tell, writers=writers,
                     configuration=chosen.without_target().values(),
+                    keep_model=keeps, metric=chosen.score if keeps == "best" else None,
                 )  # fmt: skip
             if not len(simulation.history.evaluated):
                 raise KeyboardInterrupt
@@ -117,7 +133,7 @@ def call(options: argparse.Namespace) -> int:
             results = simulation.results(seed=chosen.seed)
             summary = baselines.summary(configuration, chosen, simulation)
             written = results.save(options.out, summary | simulation.exchange.facts())
-        for line in _said(options.out, chosen, simulation, waits):
+        for line in (*_said(options.out, chosen, simulation, waits), _kept(chosen, simulation)):
             console.print(line, soft_wrap=True)
         console.print(
             f"Wrote {', '.join((*written, MODEL, files.NAME))} to {options.out}", soft_wrap=True
@@ -212,6 +228,17 @@ def _said(out: Path, chosen: Setting, simulation: Simulation, waits: int | None)
             f"Interrupted after {done} of {chosen.rounds} rounds, which are saved: {_go_on(out)}"
         )
     return lines
+
+
+def _kept(chosen: Setting, simulation: Simulation) -> str:
+    """Which model model.npz is, in words."""
+    best, last = simulation.best, len(simulation.history.evaluated)
+    if best is None:
+        return f"{MODEL} is the final model, of round {last} (--keep-model best keeps the best)."
+    if not best.round:
+        return f"{MODEL} is the first model, for {chosen.score} was never measured."
+    of = f"of round {int(best.round)} of {last}"
+    return f"{MODEL} is the best model by {chosen.score}, {float(best.value):.4f}, {of}."
 
 
 def _go_on(out: Path) -> str:
