@@ -70,7 +70,7 @@ def write(page: Path, store: Store) -> list[Path]:
 
 
 def check(page: Path, option: str = "--record") -> None:
-    """Refuses a page that is there and not of this kind, or that cannot be written.
+    """Refuses a page of another ending, one that is there and not of this kind, or unwritable.
 
     Args:
       option: what says where it is.
@@ -82,6 +82,8 @@ def check(page: Path, option: str = "--record") -> None:
         raise ValueError(
             f"{option}: {page} is a file that this command did not write; name another"
         )
+    if page.suffix.lower() != ".md":
+        raise ValueError(f"{option} must end in .md, for the page is Markdown; got {page}")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=page.parent):

@@ -434,6 +434,9 @@ def test_the_command_lists_refuses_and_runs(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main([*command, "--record", str(broken)])
     assert f"--record: {broken} is a file that this command" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--record", str(tmp_path / "page.pdf")])
+    assert "--record must end in .md, for the page is Markdown" in capsys.readouterr().err
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "tiny-iid: " in said
