@@ -311,7 +311,7 @@ def check_labels(grid: Grid, opaque: bool) -> None:
             if seen.setdefault(said(value), value) is not value and seen[said(value)] != value:
                 raise ValueError(
                     f"{name} has two values that are both called {said(value)!r} in a table; give "
-                    "functions names of their own"
+                    "functions names of their own, or sweep over names that experiment looks up"
                 )
     rows = [repr([(k, type(v), said(v)) for k, v in one.items()]) for one in grid]
     if len(set(rows)) < len(rows):
