@@ -42,6 +42,8 @@ from fedjax_sim.algorithms import fedsgd as fedsgd
 from fedjax_sim.algorithms import scaffold as scaffold
 from fedjax_sim.algorithms import server_optimizers as server_optimizers
 from fedjax_sim.core.files import SaveError as SaveError
+from fedjax_sim.core.history import Communication as Communication
+from fedjax_sim.core.history import History as History
 from fedjax_sim.core.types import ClientOutput as ClientOutput
 from fedjax_sim.core.types import ClientUpdate as ClientUpdate
 from fedjax_sim.core.types import Coefficients as Coefficients
@@ -64,7 +66,6 @@ from fedjax_sim.results.model_file import save_params as save_params
 from fedjax_sim.results.trained import Trained as Trained
 from fedjax_sim.results.trained import load as load
 from fedjax_sim.sweeps import sweep as sweep
-from fedjax_sim.training.communication import Communication as Communication
 from fedjax_sim.training.communication import communication as communication
 from fedjax_sim.training.evaluation import ClientStatistics as ClientStatistics
 from fedjax_sim.training.evaluation import Evaluation as Evaluation
@@ -74,7 +75,6 @@ from fedjax_sim.training.evaluation import evaluator as evaluator
 from fedjax_sim.training.experiment import Experiment as Experiment
 from fedjax_sim.training.round import init as init
 from fedjax_sim.training.round import make_round as make_round
-from fedjax_sim.training.run import History as History
 from fedjax_sim.training.run import run as run
 
 if TYPE_CHECKING:

@@ -8,13 +8,14 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.compare.comparison import Setting, cohort_size, rounds_to_target
+from fedjax_sim.compare.comparison import Setting, cohort_size
 from fedjax_sim.core.files import replace_file
+from fedjax_sim.core.history import Communication
 from fedjax_sim.plots import canvas
 from fedjax_sim.plots.canvas import MODE_STYLES
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.columns import BYTES
-from fedjax_sim.training.communication import Communication
+from fedjax_sim.results.targets import rounds_to_target
 
 HISTORY, PICTURE = "history.csv", "compare.png"
 

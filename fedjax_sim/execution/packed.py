@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.counts import MOST, carried, constant, exact, product
+from fedjax_sim.core.local_training import shuffles
 from fedjax_sim.core.sums import Sum, add_to, zero_sum
 from fedjax_sim.core.trees import accumulators, all_finite, weighted
 from fedjax_sim.core.types import (
@@ -20,14 +21,7 @@ from fedjax_sim.core.types import (
     Tasks,
 )
 from fedjax_sim.data import FederatedData
-from fedjax_sim.execution.client import (
-    Client,
-    Engine,
-    block_sizes,
-    group_size,
-    max_num_blocks,
-    shuffles,
-)
+from fedjax_sim.execution.client import Client, Engine, block_sizes, group_size, max_num_blocks
 from fedjax_sim.execution.forward_only import forward_only
 from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
 from fedjax_sim.execution.pooled import pooled

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.counts import constant
+from fedjax_sim.core.local_training import shuffles
 from fedjax_sim.core.sums import Sum, add_to
 from fedjax_sim.core.trees import all_finite, sum_where, weighted_sum, where
 from fedjax_sim.core.types import (
@@ -17,7 +18,7 @@ from fedjax_sim.core.types import (
     Tasks,
 )
 from fedjax_sim.data import FederatedData
-from fedjax_sim.execution.client import Engine, group_size, max_num_blocks, shuffles
+from fedjax_sim.execution.client import Engine, group_size, max_num_blocks
 from fedjax_sim.execution.pooled import pooled
 
 

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, FederatedState, Params, PyTree
 from fedjax_sim.results.columns import is_evaluated, lowest_is_best, measures, score_of
 from fedjax_sim.results.trained import KEPT, trained_params
 from fedjax_sim.training.experiment import Experiment
-from fedjax_sim.training.run import History
 
 
 class Keep(NamedTuple):

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.files import SaveError
+from fedjax_sim.core.history import Communication, History
 from fedjax_sim.core.notebook import card, number, progress_bar, words
 from fedjax_sim.core.randomness import as_key
 from fedjax_sim.core.types import Array, FederatedState, PyTree
@@ -31,9 +32,8 @@ from fedjax_sim.host.stopping import Criterion, as_stop, check_stop, replay
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.columns import check_evaluated, columns, has_value
 from fedjax_sim.results.trained import MODEL, save_trained, trained_params
-from fedjax_sim.training.communication import Communication, communication
+from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
-from fedjax_sim.training.run import History
 
 
 class Writer(Protocol):

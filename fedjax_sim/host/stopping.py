@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_count, check_number, check_same_spec, check_takes
+from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.host.fingerprint import traced
 from fedjax_sim.results.columns import lowest_is_best
-from fedjax_sim.training.run import History
 
 
 class Stop(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim.compare.comparison import bytes_of, rounds_to_target
+from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.driver import Interrupt, drive
@@ -23,9 +23,9 @@ from fedjax_sim.reproduce.cells import RATIO, Cell, named
 from fedjax_sim.reproduce.store import Store, what
 from fedjax_sim.results import versions
 from fedjax_sim.results.columns import columns
+from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting
-from fedjax_sim.training.run import History
 
 _MOST_RATES = 7
 # A cell whose run takes longer is run with one seed.
@@ -92,7 +92,7 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     traced = trace_step(step, inputs, carry)
     program = compile_program(traced, inputs, carry, cell.most, stop=stop, place=mesh)
     first = made(cell.rates[0])
-    exchange = bytes_of(first)
+    exchange = first.communication()
     everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots
     return Runner(
         program, start, (everyone or 0) * exchange.down, resolved.slots * exchange.up,

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core.history import Communication, Evaluate, History
 from fedjax_sim.core.types import Params, PyTree
-from fedjax_sim.training.communication import Communication
-from fedjax_sim.training.run import Evaluate, History
 
 BYTES = ("bytes_down", "bytes_up")
 

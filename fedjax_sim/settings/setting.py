@@ -7,10 +7,10 @@ from typing import Any
 from fedjax_sim import aggregation, execution, partition
 from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
 from fedjax_sim.core.checks import check_count, check_known, check_number, is_concrete
+from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.types import LocalTraining
-from fedjax_sim.execution.client import check_local
-from fedjax_sim.schedules import first_without_training, share
 from fedjax_sim.settings.defaults import FETCHED, OF_DATASET, REGRESSIONS
+from fedjax_sim.settings.schedules import first_without_training, share
 
 FULL = "full"  # a batch_size
 DATASETS = tuple(OF_DATASET)

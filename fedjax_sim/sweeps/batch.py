@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution import automatic, packed
 from fedjax_sim.grid import Grid
@@ -19,7 +20,6 @@ from fedjax_sim.results.columns import columns, named
 from fedjax_sim.sweeps.models import Model, on_host
 from fedjax_sim.sweeps.plan import Batch, Group, build
 from fedjax_sim.training.experiment import Experiment
-from fedjax_sim.training.run import History
 
 # kind ("rounds" or "values") -> column -> [runs, ...]
 Columns = dict[str, dict[str, np.ndarray]]

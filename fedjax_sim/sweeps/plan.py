@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.history import Communication
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import cache_bytes, carry_bytes
@@ -17,7 +18,7 @@ from fedjax_sim.grid import Grid
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.keeping import Keep, keep_of
 from fedjax_sim.results.columns import COLUMNS, LABELS, check_evaluated, names_of
-from fedjax_sim.training.communication import Communication, communication
+from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
 
 _MOST = 32  # configurations side by side on a CPU device; more gained nothing

@@ -1,46 +1,14 @@
 """Bytes down and up, exactly."""
 
 import math
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree, RoundMetrics
+from fedjax_sim.core.history import Communication
+from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine
-
-
-class Communication(NamedTuple):
-    """Bytes of one exchange, exact.
-
-    Attributes:
-      down: bytes of the message, for each receiver.
-      up: bytes of update and total, for each sender.
-    """
-
-    down: int
-    up: int
-
-    def facts(self) -> dict[str, Any]:
-        """What summary.json says of it: the bytes, and of what they are."""
-        of = "one message to a client (down), and one from it (up)"
-        return {"bytes": self._asdict(), "bytes_of": of}
-
-    def total(self, rounds: RoundMetrics) -> tuple[int, int]:
-        """Bytes down and up of a round, or of all rounds of a history, as Python integers.
-
-        `receivers * down` and `senders * up`, summed on the host: in the graph, 32 bits
-        would overflow.
-
-        >>> import fedjax_sim as fs, jax.numpy as jnp
-        >>> rounds = fs.RoundMetrics({}, jnp.array([50, 50]), jnp.array([5, 4]), *8 * [None])
-        >>> Communication(down=10**8, up=10**8).total(rounds)
-        (10000000000, 900000000)
-        """
-        receivers, senders = (np.asarray(x, np.int64) for x in (rounds.receivers, rounds.senders))
-        return int(receivers.sum()) * self.down, int(senders.sum()) * self.up
 
 
 def communication(
@@ -51,7 +19,7 @@ def communication(
     `down = bytes(message)`, `up = bytes(update) + bytes(total)`; `.total(metrics)` or
     `.total(history.rounds)` then gives the bytes of a round or a run.
 
-    >>> import fedjax_sim as fs, optax
+    >>> import fedjax_sim as fs, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones((3, 2))}])
     >>> loss_fn = lambda w, batch, key: batch["x"] @ w
     >>> fs.communication(fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining()), jnp.ones(2), data)

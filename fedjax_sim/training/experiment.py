@@ -7,6 +7,7 @@ import jax
 
 from fedjax_sim import aggregation as rules
 from fedjax_sim.core.checks import check_takes
+from fedjax_sim.core.history import Communication, Evaluate, History
 from fedjax_sim.core.randomness import INIT, check_key, stream
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
@@ -20,8 +21,9 @@ from fedjax_sim.core.types import (
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.sampling import Sampler
+from fedjax_sim.training.communication import communication
 from fedjax_sim.training.round import RoundFn, init, make_round
-from fedjax_sim.training.run import Evaluate, History, check_evaluate, check_run, next_round, run
+from fedjax_sim.training.run import check_evaluate, check_run, next_round, run
 
 
 class Experiment(NamedTuple):
@@ -91,6 +93,11 @@ class Experiment(NamedTuple):
             self.round_fn, key, state, self.data, self.sampler, self.evaluate,
             self.evaluate_every, last=self.num_rounds,
         )  # fmt: skip
+
+    def communication(self) -> Communication:
+        """The bytes of one exchange, as `fs.communication` counts them; computes nothing."""
+        state = jax.eval_shape(self.start, jax.random.key(0))
+        return communication(self.algorithm, state.params, self.data)
 
     def begin(self, key: Array) -> PyTree:
         """What a loop over rounds carries before round 0: the server's and the clients' states."""

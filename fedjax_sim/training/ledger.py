@@ -5,9 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from fedjax_sim.core.counts import MOST, capped, carried, exact, total
+from fedjax_sim.core.local_training import digits_seen, num_seen
 from fedjax_sim.core.types import Array, LocalTraining
 from fedjax_sim.data import FederatedData
-from fedjax_sim.execution.client import digits_seen, max_num_blocks, num_seen
+from fedjax_sim.execution.client import max_num_blocks
 
 
 def local_work(

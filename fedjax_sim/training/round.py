@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_sim import aggregation as rules
 from fedjax_sim.core.checks import check_not_a_name, check_same_spec, check_takes
+from fedjax_sim.core.local_training import check_local, num_steps
 from fedjax_sim.core.randomness import CLIENT, check_key, stream
 from fedjax_sim.core.trees import first_of_each, global_norm, power_of_two, where
 from fedjax_sim.core.types import (
@@ -28,7 +29,7 @@ from fedjax_sim.core.types import (
 )
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.execution import automatic, packed, sharded, vmapped
-from fedjax_sim.execution.client import check_local, check_steps, num_steps
+from fedjax_sim.execution.client import check_steps
 from fedjax_sim.sampling import as_arrays
 from fedjax_sim.training.ledger import local_work
 

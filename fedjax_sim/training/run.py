@@ -1,65 +1,19 @@
 """R rounds in one compiled call."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fedjax_sim.core.checks import check_count, check_not_a_name, check_takes, has_values
-from fedjax_sim.core.notebook import card, number, words
+from fedjax_sim.core.checks import check_count, check_not_a_name, check_takes
+from fedjax_sim.core.history import Evaluate, History
 from fedjax_sim.core.randomness import check_key
-from fedjax_sim.core.types import Array, FederatedState, Params, PyTree, RoundMetrics
+from fedjax_sim.core.types import Array, FederatedState, Params, PyTree
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.round import RoundFn
 
 _SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone", "custom")
-
-Evaluate = Callable[[Params], PyTree]
-
-
-class History(NamedTuple):
-    """What is reported of R rounds, each leaf `[R, ...]`.
-
-    Attributes:
-      rounds: the `RoundMetrics` of each round: the ledger of what was sent, seen and computed.
-      evaluation: what `evaluate` returned after each round; NaN (or 0, where it is no floating
-        number) after a round that was not evaluated; () without one.
-      evaluated: Bool, whether the model was evaluated after this round.
-    """
-
-    rounds: RoundMetrics
-    evaluation: PyTree
-    evaluated: Array
-
-    def __repr__(self) -> str:
-        facts = self._facts()
-        return f"History({number(facts.pop('rounds'))} rounds{', ' * bool(facts)}{words(facts)})"
-
-    def _repr_html_(self) -> str:
-        return card("History", self._facts())
-
-    def _facts(self) -> dict[str, Any]:
-        """The rounds, and the last value of what was measured, where there are values to show."""
-        if not has_values(self.evaluated) or self.evaluated.ndim != 1:
-            return {"rounds": str(list(np.shape(self.evaluated)))}
-        evaluated = np.asarray(self.evaluated)
-        facts: dict[str, Any] = {"rounds": len(evaluated)}
-        for name, x in self.rounds.train.items():
-            values = np.asarray(x)
-            facts |= _last(f"train_{name}", values, ~np.isnan(values))
-        for path, x in jax.tree_util.tree_flatten_with_path(self.evaluation)[0]:
-            name = jax.tree_util.keystr(path, simple=True, separator="_") or "evaluation"
-            facts |= _last(name, np.asarray(x), evaluated.astype(bool))
-        return facts
-
-
-def _last(name: str, values: np.ndarray, where: np.ndarray) -> dict[str, Any]:
-    """The last value of a column of numbers; nothing of a wider one, or if there is none."""
-    known = values[where] if values.ndim == 1 else values[:0]
-    return {name: known[-1].item()} if len(known) else {}
 
 
 def run(

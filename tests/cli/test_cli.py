@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from fedjax_sim.cli import main
-from fedjax_sim.compare.comparison import Setting, cohort_size, rounds_to_target
+from fedjax_sim.compare.comparison import Setting, cohort_size
+from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings.setting import Setting as One
 
 FILES = {

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.core import counts
+from fedjax_sim.core.history import History
+from fedjax_sim.core.local_training import num_steps
 from fedjax_sim.core.types import Executed, RoundMetrics
-from fedjax_sim.execution.client import check_steps, num_steps
+from fedjax_sim.execution.client import check_steps
 from fedjax_sim.results.columns import columns
 from fedjax_sim.training.ledger import local_work
-from fedjax_sim.training.run import History
 
 MOST = 2**31 - 1
 WHOLE = st.integers(0, MOST) | st.integers(MOST - 2, MOST) | st.integers(0, 3)

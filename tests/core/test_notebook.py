@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.core.history import History
 from fedjax_sim.results import Results
 from fedjax_sim.results.runs import Run
 from fedjax_sim.sweeps import Swept
-from fedjax_sim.training.run import History
 from tests.helpers import killed
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
+from fedjax_sim.core.local_training import num_blocks, num_seen, num_steps
 from fedjax_sim.core.randomness import COHORT, stream
 from fedjax_sim.execution import pooled
-from fedjax_sim.execution.client import num_blocks, num_seen, num_steps
 from tests.conftest import MESH
 from tests.helpers.reference import blocks
 

@@ -14,7 +14,6 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim import cli, reproduce
 from fedjax_sim.cli import show
-from fedjax_sim.compare.comparison import rounds_to_target
 from fedjax_sim.host.driver import Interrupt, Progress
 from fedjax_sim.reproduce import cells as tables
 from fedjax_sim.reproduce import fedprox, race, racing, record, select
@@ -22,6 +21,7 @@ from fedjax_sim.reproduce.cells import RATIO, TABLES, Cell, Table, rates
 from fedjax_sim.reproduce.racing import best_run, is_through
 from fedjax_sim.reproduce.store import Store
 from fedjax_sim.results import Results, Run
+from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.compare.comparison import rounds_to_target
+from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.training.evaluation import client_statistics, evaluator
 
 CLIENTS = st.lists(

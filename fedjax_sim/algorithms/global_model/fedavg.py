@@ -5,8 +5,8 @@ Decentralized Data" (arXiv 1602.05629).
 import optax
 
 from fedjax_sim.algorithms.descent import Optimizer, averaged_descent
+from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
-from fedjax_sim.execution.client import check_local
 
 
 def fedavg(

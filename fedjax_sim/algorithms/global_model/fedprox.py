@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Optimizer, averaged_descent
 from fedjax_sim.core.checks import check_number
+from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn, Params, PyTree
-from fedjax_sim.execution.client import check_local
 
 
 def fedprox(

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Descent, check_fit, descend, server_params
 from fedjax_sim.core.checks import check_number
+from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_loss
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
@@ -25,7 +26,6 @@ from fedjax_sim.core.types import (
     PyTree,
     RoundContext,
 )
-from fedjax_sim.execution.client import check_local
 
 
 class ScaffoldServer(NamedTuple):

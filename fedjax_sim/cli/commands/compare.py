@@ -68,7 +68,7 @@ def call(options: argparse.Namespace) -> int:
         files.check_same(options.out, _values(chosen))
     mesh = machine.use_cores(one.cores)
     experiment = problem.experiment(one)
-    exchange = comparison.bytes_of(experiment)
+    exchange = experiment.communication()
     folder.prepare(options.out, options.overwrite)
     files.write(options.out, _values(chosen))
 

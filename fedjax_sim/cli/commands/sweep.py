@@ -11,11 +11,11 @@ from fedjax_sim.cli import files, folder, grids, machine
 from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read, whole
 from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import check_known, setting
-from fedjax_sim.compare.comparison import rounds_to_target
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.grid import Grid
 from fedjax_sim.results import Results, ranked
 from fedjax_sim.results.columns import lowest_is_best, on_test
+from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.results.trained import KEPT, MODELS
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import NAMES, TRACED, Setting
