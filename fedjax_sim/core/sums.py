@@ -15,6 +15,9 @@ from fedjax_sim.core.types import Array, PyTree, accumulator
 # Terms that may be added in turn before compensation is worth its cost: 1000 roundings of 2^-24
 # each, at worst 6e-5 of the sum.
 FEW = 1000
+# And of metrics, whose digits are read: at worst 4e-6. Compensation of those of small rounds would
+# be a tenth of what they take to compile.
+FEW_REPORTED = 64
 
 _GROUP = 32  # of neighbours that are one on the next level of a tree
 # Nodes that may be added up side by side, and where there are more, for how many stretches at once.
@@ -33,11 +36,12 @@ class Sum(NamedTuple):
     lost: PyTree
 
 
-def zero_sum(tree: PyTree, terms: int | None = None, whole: bool = False) -> Sum:
+def zero_sum(tree: PyTree, terms: int | None = None, few: int = FEW, *, whole: bool = False) -> Sum:
     """Zeros to add pytrees to that look like `tree` (shapes suffice).
 
     Args:
-      terms: how many are added at most, static; a few are added plainly. None for many.
+      terms: how many are added at most, static; None for many.
+      few: so many are added plainly.
       whole: whole numbers are summed as such, and may wrap; else as floating ones.
     """
 
@@ -45,8 +49,8 @@ def zero_sum(tree: PyTree, terms: int | None = None, whole: bool = False) -> Sum
         kept = whole and not jnp.issubdtype(x.dtype, jnp.inexact)
         return jnp.zeros(x.shape, x.dtype if kept else accumulator(x.dtype))
 
-    few = terms is not None and terms <= FEW
-    return Sum(jax.tree.map(zero, tree), () if few else jax.tree.map(zero, tree))
+    plainly = terms is not None and terms <= few
+    return Sum(jax.tree.map(zero, tree), () if plainly else jax.tree.map(zero, tree))
 
 
 def add_to(sums: Sum, tree: PyTree, condition: Array | None = None) -> Sum:

@@ -17,7 +17,7 @@ from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.counts import MOST
 from fedjax_sim.core.local_training import num_blocks, shuffles
 from fedjax_sim.core.randomness import FINISH, INIT, STEP, permutation_seeds, permute, stream
-from fedjax_sim.core.sums import Sum, add_to, zero_sum
+from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -231,12 +231,16 @@ class Engine(NamedTuple):
 
     def no_metrics(self, client: Client, carry: PyTree, client_state: PyTree) -> Sum:
         """Zeros, to which what the steps report is added."""
+        shuffled = None
+        if shuffles(self.algorithm.local):
+            size = block_size(self.algorithm.local, self.data)
+            shuffled = jax.ShapeDtypeStruct((size, 1), jnp.int32)
 
-        def first() -> Metrics:
-            shuffled = self.shuffled(client, jnp.zeros(1, jnp.int32))
+        def first(shuffled: Array | None) -> Metrics:
             return self.step(client, carry, client_state, jnp.int32(0), shuffled, jnp.int32(0))[1]
 
-        return zero_sum(jax.eval_shape(first))
+        most = self.algorithm.local.epochs * max_num_blocks(self.algorithm.local, self.data)
+        return zero_sum(jax.eval_shape(first, shuffled), most, FEW_REPORTED)
 
     def finish(
         self, client: Client, carry: PyTree, client_state: PyTree, steps: Array

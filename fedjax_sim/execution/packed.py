@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.counts import MOST, carried, constant, exact, product
 from fedjax_sim.core.local_training import shuffles
-from fedjax_sim.core.sums import Sum, add_to, zero_sum
+from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
 from fedjax_sim.core.trees import accumulators, all_finite, weighted
 from fedjax_sim.core.types import (
     Array,
@@ -135,8 +135,12 @@ def _pack(
     clients = jax.vmap(engine.client)(tasks.client_ids)
     group = group_size(engine.algorithm.local, engine.data)
 
-    def begin(place: Array) -> _Lanes:
-        """One lane, with the client at this place of the queue, or idle behind its end."""
+    def begin(place: Array, no_metrics: Sum | None = None) -> _Lanes:
+        """One lane, with the client at this place of the queue, or idle behind its end.
+
+        Args:
+          no_metrics: those of a client that began before; without them, a step is traced.
+        """
         slot = order[jnp.minimum(place, slots - 1)]
         client, client_state = _at(clients, slot), _at(client_states, slot)
         idle = place >= queued
@@ -144,8 +148,9 @@ def _pack(
         carry = engine.start(client, client_state, dynamic=True)
         step = jnp.zeros_like(slot)
         end = jnp.where(idle, 0, tasks.num_steps[slot])
-        metrics = engine.no_metrics(client, carry, client_state)
-        return _Lanes(slot, end, step, client, client_state, carry, metrics)
+        if no_metrics is None:
+            no_metrics = engine.no_metrics(client, carry, client_state)
+        return _Lanes(slot, end, step, client, client_state, carry, no_metrics)
 
     def advance(lane: _Lanes, shuffled: PyTree, i: Array) -> _Lanes:
         client, state = lane.client, lane.client_state
@@ -215,7 +220,8 @@ def _pack(
             state = repeat(together, state, jax.vmap)
         one = repeat(steps - together, _at(state, lane), lambda function, axes=0: function)
         sums = take_in(one, sums, taken(sums.lane_steps, together, steps - together))
-        return _put(state, lane, begin(lanes + sums.ended - 1)), sums
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), state.metrics)
+        return _put(state, lane, begin(lanes + sums.ended - 1, none)), sums
 
     def unfinished(loop: tuple[_Lanes, _Sums]) -> Array:
         return loop[1].ended < queued
@@ -231,7 +237,7 @@ def _pack(
         lane_steps=constant(0) if beyond else jnp.int32(0),
         update=zero_sum(accumulators(output.update), terms=slots),
         total=zero_sum(accumulators(output.total), terms=slots),
-        metrics=zero_sum(output.metrics),
+        metrics=zero_sum(output.metrics, slots, FEW_REPORTED),
         client_states=client_states,
         counted=none,
         finite=none,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.loss import totals
 from fedjax_sim.core.randomness import STEP, stream
-from fedjax_sim.core.sums import Sum, add_to, zero_sum
+from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
 from fedjax_sim.core.trees import all_finite
 from fedjax_sim.core.types import Array, Executed, PyTree, Tasks, accumulator
 from fedjax_sim.execution.client import Engine
@@ -116,7 +116,11 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
         return jax.lax.cond(block < filled, add, lambda block, sums: sums, block, sums), None
 
     update, metrics, bad = jax.eval_shape(value, jnp.int32(0))
-    sums = _Sums(zero_sum(update, terms=blocks), zero_sum(metrics), jnp.zeros_like(bad))
+    sums = _Sums(
+        zero_sum(update, terms=blocks),
+        zero_sum(metrics, blocks + 1, FEW_REPORTED),
+        jnp.zeros_like(bad),
+    )
     if dynamic:
         sums = jax.lax.fori_loop(0, filled, add, sums)
     else:  # one block more than they fill, where two begin one

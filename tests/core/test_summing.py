@@ -62,6 +62,9 @@ def test_an_infinity_stays_one_and_a_few_are_added_plainly():
     assert not jax.tree.leaves(plain.lost)
     assert jax.tree.leaves(summing.zero_sum(jnp.float32(0), terms=summing.FEW + 1).lost)
     assert float(summing.add_to(plain, jnp.float32(2)).total) == 2
+    few = summing.FEW_REPORTED
+    reported = [summing.zero_sum(jnp.float32(0), terms, few) for terms in (few, few + 1)]
+    assert [len(jax.tree.leaves(sums.lost)) for sums in reported] == [0, 1]
     whole = summing.zero_sum({"n": jnp.int32(0), "any": jnp.array(False)}, whole=True)
     whole = summing.add_to(
         summing.add_to(whole, {"n": jnp.int32(2**24), "any": jnp.array(True)}),
