@@ -30,6 +30,7 @@ from typing import Any
 
 # Whose objects hold caches and addresses beside what they are: their printed form says that.
 _PRINTED = frozenset(("jax", "jaxlib", *sys.stdlib_module_names))
+_OURS = __name__.partition(".")[0]
 _LIBRARIES = frozenset(("site-packages", "dist-packages"))
 
 
@@ -114,7 +115,7 @@ def _members(x: type) -> dict[str, Any]:
 def _is_users(module: str | None) -> bool:
     """Whether it is of neither Python nor an installed library, whose versions a run compares."""
     name = module or ""
-    if name.partition(".")[0] in (__package__, *_PRINTED):
+    if name.partition(".")[0] in (_OURS, *_PRINTED):
         return False
     file = getattr(sys.modules.get(name), "__file__", None)
     return file is None or _LIBRARIES.isdisjoint(Path(file).parts)

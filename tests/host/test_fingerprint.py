@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+import fedjax_sim as fs
+from fedjax_sim.host import host_code
 from fedjax_sim.host.fingerprint import traced
 
 VALUES = (2.0, 3.0)
@@ -156,6 +159,13 @@ def test_what_a_function_of_the_host_reads(kind):
 def test_what_a_function_of_the_host_does_not_read():
     source = "A = {value}\ndef host(x):\n return x.A if x is None else x"
     assert len({checksum(written(source)(value)) for value in VALUES}) == 1
+
+
+def test_of_this_package_and_of_libraries_the_globals_are_not_followed():
+    """Another version of them is told by its number."""
+    for function in (fs.simulate, optax.sgd, functools.total_ordering):
+        assert host_code.parts(function)[-1] == {}
+    assert host_code.parts(scaled)[-1] == {"np": np}
 
 
 def test_a_variable_without_a_value():
