@@ -6,9 +6,11 @@ import optax
 
 from fedjax_sim.algorithms.descent import Optimizer, averaged_descent
 from fedjax_sim.core.local_training import check_local
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 
 
+@declare("local epochs, then the mean of the models (McMahan et al. 2017)")
 def fedavg(
     loss_fn: LossFn,
     client_optimizer: Optimizer,

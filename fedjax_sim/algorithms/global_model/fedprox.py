@@ -12,9 +12,14 @@ from jax.typing import ArrayLike
 from fedjax_sim.algorithms.descent import Optimizer, averaged_descent
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
+from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn, Params, PyTree
 
 
+@declare(
+    "FedAvg whose clients are held near the global model (Li et al. 2020)",
+    Option("mu", "weight of the proximal term", default=0.01, range=AT_LEAST_0, traced=True),
+)
 def fedprox(
     loss_fn: LossFn,
     client_optimizer: Optimizer,

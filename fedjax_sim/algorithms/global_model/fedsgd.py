@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.descent import (
     stateless,
 )
 from fedjax_sim.core.loss import check_loss, mean_gradient, per_example, uses_key
+from fedjax_sim.core.registry import SameAs, declare
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -29,6 +30,10 @@ from fedjax_sim.core.types import (
 )
 
 
+@declare(
+    "one gradient of each client, and a step at the server (McMahan et al. 2017)",
+    defaults={"server_lr": SameAs("client_lr")},
+)
 def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> FederatedAlgorithm:
     """Each client sends one full-batch gradient; the server takes the step.
 

@@ -14,6 +14,7 @@ from fedjax_sim.algorithms.descent import Descent, check_fit, descend, server_pa
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_loss
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
     Array,
@@ -49,6 +50,7 @@ class ScaffoldMessage(NamedTuple):
         return fields_of(self)
 
 
+@declare("FedAvg with control variates against drift (Karimireddy et al. 2020)")
 def scaffold(
     loss_fn: LossFn,
     client_lr: ArrayLike | Callable[[Array], ArrayLike],
