@@ -89,6 +89,11 @@ def permutation_seeds(key: Array) -> Array:
     return _mix(words ^ jnp.uint32(SHUFFLE * 0x9E3779B9 % 2**32))
 
 
+@jax.jit
+def _where(condition: Array, x: Array, y: Array) -> Array:
+    return lax.select(condition, x, y)
+
+
 def permute(
     seeds: Array, positions: Array, size: Array | int, turn: Array | int = 0, rounds: int = 32
 ) -> Array:
@@ -124,24 +129,26 @@ def permute(
     pivots = _mix(_mix(seeds[0] + turns)[None] + counter * jnp.uint32(0x9E3779B9))
     pivots = (pivots % size.astype(jnp.uint32)).astype(jnp.int32)
     salts = _mix(_mix(seeds[1] + turns)[None] + counter * jnp.uint32(0x85EBCA77))
-    # In `lax`, whose functions are traced in a third of the time that those of `jnp` take.
+    # In `lax`, whose functions are traced in less time than those of `jnp`. They make the equations
+    # that `jnp` made, because a sampler's are part of the checksum that runs resume by.
     x = positions.astype(jnp.int32)
-    axes = tuple(range(turns.ndim))
+    axes, starts = tuple(range(turns.ndim)), (0,) * turns.ndim
+    zero, half = np.int32(0), np.uint32(15)
+    multipliers = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 
     def of_round(numbers: Array, r: int) -> Array:
-        return lax.broadcast_in_dim(lax.index_in_dim(numbers, r, keepdims=False), x.shape, axes)
+        number = lax.squeeze(lax.slice(numbers, (r, *starts), (r + 1, *turns.shape)), (0,))
+        return lax.broadcast_in_dim(number, x.shape, axes) if axes else number
 
-    sizes, zeros = jnp.broadcast_to(size, x.shape), jnp.zeros_like(x)
-    multipliers = [lax.full_like(x, m, jnp.uint32) for m in (0x7FEB352D, 0x846CA68B, 15)]
     for r in range(rounds):
         partner = lax.sub(of_round(pivots, r), x)
-        partner = lax.select(lax.lt(partner, zeros), lax.add(partner, sizes), partner)
+        partner = _where(lax.lt(partner, zero), lax.add(partner, size), partner)
         # The pair's bit: the top bit of a shorter mix, which depends on all the others.
         larger = lax.convert_element_type(lax.max(x, partner), jnp.uint32)
         bits = lax.mul(lax.bitwise_xor(larger, of_round(salts, r)), multipliers[0])
-        bits = lax.bitwise_xor(bits, lax.shift_right_logical(bits, multipliers[2]))
+        bits = lax.bitwise_xor(bits, lax.shift_right_logical(bits, half))
         bits = lax.convert_element_type(lax.mul(bits, multipliers[1]), jnp.int32)
-        x = lax.select(lax.lt(bits, zeros), partner, x)
+        x = _where(lax.lt(bits, zero), partner, x)
     # Fused into the gather it serves, the chain is expanded into a tree by XLA's CPU
     # compiler (jax 0.12): a compile time that doubles with every round. So it ends here.
     return cast(Array, lax.optimization_barrier(x))

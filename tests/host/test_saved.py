@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from fedjax_sim.cli import main
 from fedjax_sim.results import versions
@@ -28,30 +27,13 @@ def rows(folder):
         return list(csv.reader(file))
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """One run of 4 rounds, of today."""
-    folder = tmp_path_factory.mktemp("saved") / "whole"
-    assert main(["run", *RUN, "--rounds", "4", "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def same(whole):
-    """Compares rows of rounds: bit for bit where this machine makes the bits of the saved one."""
-    is_same_machine = rows(whole)[:3] == rows(SAVED / "run")
-
-    def compare(these, those):
-        if is_same_machine:
-            assert these == those
-            return
-        assert these[0] == those[0]
-        numbers = [[[float(x == "True" or (x != "False" and x)) for x in row] for row in table[1:]]
-                   for table in (these, those)]  # fmt: skip
-        # An accuracy of 360 images moves by 1/360 where one image changes sides.
-        np.testing.assert_allclose(*numbers, rtol=1e-4, atol=3e-3)
-
-    return compare
+def close(these, those):
+    """Rows of rounds that differ by a machine's or a version's rounding at most."""
+    assert these[0] == those[0]
+    numbers = [[[float({"True": 1, "False": 0}.get(cell, cell)) for cell in row]
+                for row in table[1:]] for table in (these, those)]  # fmt: skip
+    # An accuracy on 360 images moves by 1/360 where one image changes sides.
+    np.testing.assert_allclose(*numbers, rtol=1e-4, atol=3e-3)
 
 
 def copied(name, folder, programs_here):
@@ -76,16 +58,20 @@ def copied(name, folder, programs_here):
     return folder
 
 
-def test_a_saved_run_goes_on_with_more_rounds(tmp_path, whole, same):
+def test_a_saved_run_goes_on_with_more_rounds(tmp_path):
+    whole = tmp_path / "whole"
+    assert main(["run", *RUN, "--rounds", "4", "--out", str(whole)]) == 0
     of_today = json.loads((whole / MANIFESTS["run"]).read_text())
     folder = copied("run", tmp_path / "run", lambda: [of_today["program"]])
     assert main(["run", "--resume", "--rounds", "4", "--out", str(folder)]) == 0
-    same(rows(folder), rows(whole))
     assert rows(folder)[:3] == rows(SAVED / "run")  # the rounds that were done are as they were
+    close(rows(folder), rows(whole))
+    if rows(whole)[:3] == rows(SAVED / "run"):  # where this machine has the bits of that one
+        assert rows(folder) == rows(whole)
     assert json.loads((folder / MANIFESTS["run"]).read_text()) == of_today
 
 
-def test_a_saved_sweep_computes_what_is_missing(tmp_path, same):
+def test_a_saved_sweep_computes_what_is_missing(tmp_path):
     def programs_here():
         assert main(["sweep", *SWEEP, "--out", str(tmp_path / "today")]) == 0
         of_today = json.loads((tmp_path / "today" / MANIFESTS["sweep"]).read_text())
@@ -94,6 +80,6 @@ def test_a_saved_sweep_computes_what_is_missing(tmp_path, same):
     folder = copied("sweep", tmp_path / "sweep", programs_here)
     before = (folder / MANIFESTS["sweep"]).read_bytes()
     assert main(["sweep", "--resume", "--out", str(folder)]) == 0
-    same(rows(folder), rows(SAVED / "sweep"))
+    close(rows(folder), rows(SAVED / "sweep"))
     assert rows(folder)[:5] == rows(SAVED / "sweep")[:5]  # those of the batch that is there
     assert (folder / MANIFESTS["sweep"]).read_bytes() == before
