@@ -259,16 +259,18 @@ class Executed(NamedTuple):
     lane_steps: Array
 
 
+class Options(NamedTuple):
+    """What a round asks of a strategy beside the sums.
+
+    Attributes:
+      drop_nonfinite: a task whose update, total or new state is not finite does not count.
+    """
+
+    drop_nonfinite: bool = False
+
+
 # The arguments that an execution strategy is called with, by position.
-STRATEGY = (
-    "algorithm",
-    "data",
-    "key",
-    "message",
-    "client_states",
-    "tasks",
-    "drop_nonfinite",
-)
+STRATEGY = ("engine", "client_states", "tasks", "options")
 
 
 class RoundMetrics(NamedTuple):

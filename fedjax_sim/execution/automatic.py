@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass
 
-import jax
-
-from fedjax_sim.core.types import Array, Executed, FederatedAlgorithm, PyTree, Tasks
-from fedjax_sim.data import FederatedData
+from fedjax_sim.core.types import Executed, Options, PyTree, Tasks
 from fedjax_sim.execution.client import Engine
-from fedjax_sim.execution.machine import DEVICE_BYTES, block_bytes, cache_bytes, carry_bytes
-from fedjax_sim.execution.packed import Packed, packed
-from fedjax_sim.execution.vmapped import Vmapped, vmapped
+from fedjax_sim.execution.machine import (
+    DEVICE_BYTES,
+    block_bytes,
+    cache_bytes,
+    carry_bytes,
+    platform_of,
+)
+from fedjax_sim.execution.packed import packed
+from fedjax_sim.execution.strategy import Strategy
+from fedjax_sim.execution.vmapped import vmapped
 
 # Of a core's cache of 512 KiB: `vmapped` was 1.08 times as fast as `packed` with models of 1.5 MiB
 # in all, 0.94 times with 1.9, and 0.86 times with models of 1.5 MiB and blocks of 9.
@@ -29,39 +33,23 @@ def automatic() -> "Automatic":
 
 
 @dataclass(frozen=True)
-class Automatic:
+class Automatic(Strategy):
     """See `automatic`."""
 
-    def choose(
-        self,
-        algorithm: FederatedAlgorithm,
-        data: FederatedData,
-        key: Array,
-        message: PyTree,
-        client_states: PyTree,
-        slots: int,
-    ) -> Vmapped | Packed:
-        """The strategy it stands for where a device is given so many slots."""
+    def chosen(self, engine: Engine, client_states: PyTree, slots: int) -> Strategy:
+        """`vmapped` or `packed`, for a device that is given so many slots."""
+        data = engine.data
         equal = data.total_num_examples == data.num_clients * data.max_num_examples
         if not equal:
             return packed()
-        carry = carry_bytes(Engine(algorithm, data, key, message), client_states)
-        if jax.default_backend() == "cpu":
-            largest, room = max(carry, block_bytes(algorithm.local, data)), _CACHES * cache_bytes()
-        else:
-            largest, room = carry, DEVICE_BYTES
+        largest, room = carry_bytes(engine, client_states), DEVICE_BYTES
+        if platform_of(engine) == "cpu":
+            largest = max(largest, block_bytes(engine.algorithm.local, data))
+            room = _CACHES * cache_bytes()
         return vmapped() if slots * largest <= room else packed()
 
     def __call__(
-        self,
-        algorithm: FederatedAlgorithm,
-        data: FederatedData,
-        key: Array,
-        message: PyTree,
-        client_states: PyTree,
-        tasks: Tasks,
-        drop_nonfinite: bool,
+        self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:
-        slots = tasks.client_ids.shape[0]
-        strategy = self.choose(algorithm, data, key, message, client_states, slots)
-        return strategy(algorithm, data, key, message, client_states, tasks, drop_nonfinite)
+        strategy = self.chosen(engine, client_states, tasks.client_ids.shape[0])
+        return strategy(engine, client_states, tasks, options)

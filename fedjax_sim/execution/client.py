@@ -92,12 +92,20 @@ class Engine(NamedTuple):
     """An algorithm's client bound to a round: message, data and key.
 
     `start`, `step` and `finish` are for one client; `start` includes the probe.
+
+    Attributes:
+      algorithm: whose client it is.
+      data: the federation.
+      key: of the clients' training in this round.
+      message: what the server sent down.
+      platform: of the devices that run it, where a mesh says so; None where the data's own do.
     """
 
     algorithm: FederatedAlgorithm
     data: FederatedData
-    key: Array  # of the round
+    key: Array
     message: PyTree
+    platform: str | None = None
 
     def client(self, client_id: Array) -> Client:
         key = stream(self.key, client_id)

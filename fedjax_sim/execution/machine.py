@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.types import Array, LocalTraining, PyTree
 from fedjax_sim.data import FederatedData
+from fedjax_sim.execution.cgroup import allowed_cores, free_bytes
 from fedjax_sim.execution.client import Engine, block_size
 
 _CACHE = 2**20  # bytes, where the machine does not say
@@ -17,9 +19,26 @@ DEVICE_BYTES = 2**31  # of an accelerator, for the models of clients in training
 
 
 def num_cores() -> int:
-    """Cores this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    """Cores this process may run on, and has the time of: a container's quota in whole cores."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(here, allowed_cores())))
+
+
+def platform_of(engine: Engine) -> str:
+    """Of the devices that will run the engine's clients: "cpu", "gpu" or "tpu".
+
+    A mesh says so, or the federation's arrays, where they have values yet; else it is the device
+    that JAX puts new arrays on.
+    """
+    if engine.platform is not None:
+        return engine.platform
+    for x in jax.tree.leaves(engine.data):
+        if isinstance(x, jax.Array) and is_concrete(x):
+            return next(iter(x.devices())).platform
+    default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is None:
+        return jax.default_backend()
+    return default if isinstance(default, str) else default.platform
 
 
 def cache_bytes() -> int:
@@ -36,7 +55,7 @@ def free_memory(devices: Sequence[Any]) -> float:
     """Bytes that can be had on these devices, as they or Linux tell; 4 GiB elsewhere.
 
     Accelerators are dealt the same each, so they hold together as many times what the fullest
-    of them has left. The devices of a CPU share its memory.
+    of them has left. The devices of a CPU share its memory, of which a container may be given less.
     """
     memories = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in memory for memory in memories):
@@ -45,9 +64,10 @@ def free_memory(devices: Sequence[Any]) -> float:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         (line,) = [x for x in lines if x.startswith("MemAvailable:")]
-        return float(line.split()[1]) * 1024
+        free = float(line.split()[1]) * 1024
     except (OSError, ValueError):
-        return 4 * 2**30
+        free = 4.0 * 2**30
+    return min(free, free_bytes())
 
 
 def block_bytes(local: LocalTraining, data: FederatedData) -> int:

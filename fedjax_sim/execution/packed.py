@@ -12,19 +12,12 @@ from fedjax_sim.core.counts import MOST, carried, constant, exact, product
 from fedjax_sim.core.local_training import shuffles
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
 from fedjax_sim.core.trees import accumulators, all_finite, weighted
-from fedjax_sim.core.types import (
-    Array,
-    ClientOutput,
-    Executed,
-    FederatedAlgorithm,
-    PyTree,
-    Tasks,
-)
-from fedjax_sim.data import FederatedData
+from fedjax_sim.core.types import Array, ClientOutput, Executed, Options, PyTree, Tasks
 from fedjax_sim.execution.client import Client, Engine, block_sizes, group_size, max_num_blocks
 from fedjax_sim.execution.forward_only import forward_only
-from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores
-from fedjax_sim.execution.pooled import pooled
+from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores, platform_of
+from fedjax_sim.execution.pooled import pooled, takes_pooled
+from fedjax_sim.execution.strategy import Strategy
 
 # On an accelerator: meant to fill it; not measured.
 _LANES = 128
@@ -79,28 +72,20 @@ class _Sums(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packed(Strategy):
     """See `packed`."""
 
     lanes: int | None
-    queues: ClassVar[bool] = True  # a slot without steps costs nothing
+    queues: ClassVar[bool] = True
 
     def __call__(
-        self,
-        algorithm: FederatedAlgorithm,
-        data: FederatedData,
-        key: Array,
-        message: PyTree,
-        client_states: PyTree,
-        tasks: Tasks,
-        drop_nonfinite: bool,
+        self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:
-        engine = Engine(algorithm, data, key, message)
-        if algorithm.pooled_gradient is not None and not drop_nonfinite:
+        if takes_pooled(engine.algorithm, options):
             executed = pooled(engine, client_states, tasks, dynamic=True)
         else:
             lanes = self._choose(engine, client_states, tasks)
-            executed = _pack(engine, client_states, tasks, drop_nonfinite, lanes)
+            executed = _pack(engine, client_states, tasks, options, lanes)
         return executed._replace(
             **{
                 name: forward_only(getattr(executed, name), "execution.packed")
@@ -116,7 +101,7 @@ class Packed:
                     f"lanes must be at most m = {slots}, the slots of the cohort; got {self.lanes}"
                 )
             return self.lanes
-        if jax.default_backend() != "cpu":
+        if platform_of(engine) != "cpu":
             return min(slots, _LANES, max(1, DEVICE_BYTES // carry_bytes(engine, client_states)))
         # A core gains nothing from a second lane, which competes for its cache.
         here = num_cores() // jax.local_device_count("cpu")
@@ -124,7 +109,7 @@ class Packed:
 
 
 def _pack(
-    engine: Engine, client_states: PyTree, tasks: Tasks, drop_nonfinite: bool, lanes: int
+    engine: Engine, client_states: PyTree, tasks: Tasks, options: Options, lanes: int
 ) -> Executed:
     slots = tasks.client_ids.shape[0]
     # The queue, longest first; of full batches those of like size, which lanes pad alike, together.
@@ -195,7 +180,7 @@ def _pack(
     def take_in(lane: _Lanes, sums: _Sums, lane_steps: Array) -> _Sums:
         slot, output = lane.slot, finish(lane)
         finite = all_finite((output.update, output.total, output.client_state))
-        counted = finite if drop_nonfinite else jnp.array(True)
+        counted = finite if options.drop_nonfinite else jnp.array(True)
         return _Sums(
             sums.ended + 1,
             lane_steps,
@@ -228,7 +213,7 @@ def _pack(
 
     # On a CPU an idle lane costs as much as one that trains: the last clients, too few to
     # fill half of the lanes, are trained one after the other.
-    alone = lanes // 2 if jax.default_backend() == "cpu" else 0
+    alone = lanes // 2 if platform_of(engine) == "cpu" else 0
     state = jax.lax.map(begin, jnp.arange(lanes, dtype=jnp.int32))
     none = jnp.zeros(slots, bool)
     output = jax.eval_shape(lambda state: finish(_at(state, jnp.int32(0))), state)

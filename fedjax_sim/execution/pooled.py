@@ -9,8 +9,17 @@ from fedjax_sim.core.loss import totals
 from fedjax_sim.core.randomness import STEP, stream
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
 from fedjax_sim.core.trees import all_finite
-from fedjax_sim.core.types import Array, Executed, PyTree, Tasks, accumulator
+from fedjax_sim.core.types import (
+    Array,
+    Executed,
+    FederatedAlgorithm,
+    Options,
+    PyTree,
+    Tasks,
+    accumulator,
+)
 from fedjax_sim.execution.client import Engine
+from fedjax_sim.execution.machine import platform_of
 
 # Examples a block: bounds the memory of activations. On a CPU those of a 2NN stay in a core's
 # cache (4096, 1024, 512 and 256 were measured: `python -m benchmarks.fedsgd`); elsewhere none was.
@@ -21,6 +30,11 @@ class _Sums(NamedTuple):
     update: Sum
     metrics: Sum
     bad: Array  # Int[m], 1 where a loss is not finite
+
+
+def takes_pooled(algorithm: FederatedAlgorithm, options: Options) -> bool:
+    """Whether one gradient serves the round: it says nothing of any single client."""
+    return algorithm.pooled_gradient is not None and not options.drop_nonfinite
 
 
 def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -> Executed:
@@ -58,7 +72,7 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     peak = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.where(stands, scale, 0))))
     peak = jnp.where(peak > 0, peak, 1)
 
-    limit = _CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK
+    limit = _CPU_BLOCK if platform_of(engine) == "cpu" else _BLOCK
     most = min(slots * data.max_num_examples, data.total_num_examples, 2**31 - 1 - 2 * limit)
     blocks = -(-most // limit)
     size = -(-most // blocks)  # the largest cohort fills all of its blocks

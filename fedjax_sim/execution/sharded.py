@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim.core.checks import check_count, check_takes
+from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.trees import where
-from fedjax_sim.core.types import STRATEGY, Array, Executed, FederatedAlgorithm, PyTree, Tasks
+from fedjax_sim.core.types import Array, Executed, Options, PyTree, Tasks
 from fedjax_sim.data import FederatedData
-from fedjax_sim.execution.automatic import Automatic
+from fedjax_sim.execution.automatic import automatic
+from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import num_cores
+from fedjax_sim.execution.pooled import takes_pooled
+from fedjax_sim.execution.strategy import Strategy, as_strategy
 
 AXIS = "clients"
 
@@ -94,50 +97,40 @@ def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharde
         )
     if len(mesh.axis_names) != 1 and AXIS not in mesh.axis_names:
         raise ValueError(f'mesh must have one axis, or one named "{AXIS}"; got {mesh.axis_names}')
-    inner = Automatic() if inner is None else inner
+    inner = automatic() if inner is None else inner
     if not callable(inner) or isinstance(inner, (type, Sharded)):
         raise ValueError(
             f"inner must be execution.vmapped(), .packed(lanes), or a function; got {inner!r}"
         )
-    check_takes("inner", inner, *STRATEGY)
-    return Sharded(mesh, inner)
+    return Sharded(mesh, as_strategy(inner, "inner"))
 
 
 @dataclass(frozen=True)
-class Sharded:
+class Sharded(Strategy):
     """See `sharded`."""
 
-    mesh: Mesh
-    inner: Callable[..., Executed]
+    mesh: Mesh = field()  # without the default of what has none
+    inner: Strategy
 
     def __call__(
-        self,
-        algorithm: FederatedAlgorithm,
-        data: FederatedData,
-        key: Array,
-        message: PyTree,
-        client_states: PyTree,
-        tasks: Tasks,
-        drop_nonfinite: bool,
+        self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:
         axis = AXIS if AXIS in self.mesh.axis_names else self.mesh.axis_names[0]
         devices = self.mesh.shape[axis]
-        inner = self.inner
-        if isinstance(inner, Automatic):
-            # What a device would run side by side; the slots of the others are not its own.
-            slots = -(-tasks.client_ids.shape[0] // devices)
-            inner = inner.choose(algorithm, data, key, message, client_states, slots)
-        # A queue passes over slots without steps; others are charged for every slot.
-        queues = getattr(inner, "queues", False)
-        one_gradient = algorithm.pooled_gradient is not None and not drop_nonfinite
+        platform = self.mesh.devices.flat[0].platform
+        algorithm, engine = engine.algorithm, engine._replace(platform=platform)
+        # What a device would run side by side; the slots of the others are not its own.
+        inner = self.inner.chosen(engine, client_states, -(-tasks.client_ids.shape[0] // devices))
+        by_examples = takes_pooled(algorithm, options) or algorithm.local.batch_size is None
 
         def share(
             data: FederatedData, key: Array, message: PyTree, client_states: PyTree, tasks: Tasks
         ) -> Executed:
             me = jax.lax.axis_index(axis)
             slots = tasks.client_ids.shape[0]
-            work = _work(data, tasks, one_gradient or algorithm.local.batch_size is None)
-            if queues:
+            work = _work(data, tasks, by_examples)
+            # A queue passes over slots without steps; others are charged for every slot.
+            if inner.queues:
                 mine = _deal(work, devices) == me
                 own, own_states, back = tasks, client_states, jnp.arange(slots)
             else:
@@ -150,7 +143,8 @@ class Sharded:
                 own = own._replace(client_ids=tasks.client_ids[held])
                 own_states = jax.tree.map(lambda x: x[held], client_states)
             own = own._replace(num_steps=jnp.where(mine, own.num_steps, 0))
-            executed = inner(algorithm, data, key, message, own_states, own, drop_nonfinite)
+            here = Engine(algorithm, data, key, message, platform)
+            executed = inner(here, own_states, own, options)
             executed = executed._replace(client_states=_as_numbers(executed.client_states))
 
             def spread(x: Array) -> Array:
@@ -171,7 +165,7 @@ class Sharded:
             # Carries begin as zeros on all devices alike and then differ; the one sum ends that.
             check_vma=False,
         )
-        executed = dealt(data, key, message, client_states, tasks)
+        executed = dealt(engine.data, engine.key, engine.message, client_states, tasks)
         return executed._replace(client_states=_with_keys_of(client_states, executed.client_states))
 
 

@@ -9,17 +9,11 @@ from fedjax_sim.core.counts import constant
 from fedjax_sim.core.local_training import shuffles
 from fedjax_sim.core.sums import Sum, add_to
 from fedjax_sim.core.trees import all_finite, sum_where, weighted_sum, where
-from fedjax_sim.core.types import (
-    Array,
-    Executed,
-    FederatedAlgorithm,
-    LocalTraining,
-    PyTree,
-    Tasks,
-)
+from fedjax_sim.core.types import Array, Executed, LocalTraining, Options, PyTree, Tasks
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine, group_size, max_num_blocks
-from fedjax_sim.execution.pooled import pooled
+from fedjax_sim.execution.pooled import pooled, takes_pooled
+from fedjax_sim.execution.strategy import Strategy
 
 
 def vmapped() -> "Vmapped":
@@ -33,25 +27,16 @@ def vmapped() -> "Vmapped":
 
 
 @dataclass(frozen=True)
-class Vmapped:
+class Vmapped(Strategy):
     """See `vmapped`."""
 
     def __call__(
-        self,
-        algorithm: FederatedAlgorithm,
-        data: FederatedData,
-        key: Array,
-        message: PyTree,
-        client_states: PyTree,
-        tasks: Tasks,
-        drop_nonfinite: bool,
+        self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:
-        engine = Engine(algorithm, data, key, message)
-        if algorithm.pooled_gradient is not None and not drop_nonfinite:
+        if takes_pooled(engine.algorithm, options):
             return pooled(engine, client_states, tasks, dynamic=False)
 
-        local = algorithm.local
-        groups, group = _groups(local, data)
+        groups, group = _groups(engine.algorithm.local, engine.data)
         steps = jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
 
         # What an idle slot computes is never read, but its derivative is multiplied by zero,
@@ -84,7 +69,7 @@ class Vmapped:
 
         output = jax.vmap(train)(*done)
         finite = jax.vmap(all_finite)((output.update, output.total, output.client_state))
-        counted = busy & finite if drop_nonfinite else busy
+        counted = busy & finite if options.drop_nonfinite else busy
         return Executed(
             update=weighted_sum(tasks.weights, counted, output.update),
             total=weighted_sum(tasks.shares, counted, output.total),

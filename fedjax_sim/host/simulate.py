@@ -16,6 +16,7 @@ from fedjax_sim.core.history import Communication, History
 from fedjax_sim.core.notebook import card, number, progress_bar, words
 from fedjax_sim.core.randomness import as_key
 from fedjax_sim.core.types import Array, FederatedState, PyTree
+from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import WARM_SECONDS, Interrupt, Progress, drive, history_of
 from fedjax_sim.host.identity import identity, open_checkpoints
@@ -209,7 +210,8 @@ def simulate(
     begun = begun if keep is None else (begun, first_best(state))
     # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
     carry = jax.tree.map(lambda x: jnp.array(x, copy=True), begun)
-    mesh = getattr(experiment.execution, "mesh", None)
+    execution = experiment.execution
+    mesh = None if execution is None else as_strategy(execution).mesh
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
     traced = trace_step(step, (), carry)

@@ -346,7 +346,7 @@ class Setting:
                 )
             check_local(self.local)
         self._check_schedule()
-        lanes = getattr(strategy(self.execution), "lanes", None)
+        lanes = strategy(self.execution).lanes
         if lanes is not None and lanes > self.slots:
             raise ValueError(
                 f"execution {self.execution} needs a lane's client in every cohort; the smallest "
@@ -435,15 +435,17 @@ def cohort_size(fraction: float, num_clients: int) -> int:
     return max(1, int(fraction * num_clients + 0.5))
 
 
-def strategy(text: str) -> Any:
+def strategy(text: str) -> execution.Strategy:
     """The strategy that `execution` names.
 
     Raises:
       ValueError: for a name that is none.
     """
     name, _, lanes = text.partition(":")
-    if name in ("automatic", "vmapped") and not lanes:
-        return getattr(execution, name)()
+    if name == "automatic" and not lanes:
+        return execution.automatic()
+    if name == "vmapped" and not lanes:
+        return execution.vmapped()
     if name == "packed" and (not lanes or (lanes.isdecimal() and int(lanes) > 0)):
         return execution.packed(int(lanes) if lanes else None)
     raise ValueError(f"execution must be automatic, vmapped, packed or packed:LANES; got {text!r}")

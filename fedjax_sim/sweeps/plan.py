@@ -12,8 +12,8 @@ from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.history import Communication
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.execution.client import Engine
-from fedjax_sim.execution.machine import cache_bytes, carry_bytes
-from fedjax_sim.execution.sharded import Sharded
+from fedjax_sim.execution.machine import cache_bytes, carry_bytes, platform_of
+from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.grid import Grid
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.keeping import Keep, keep_of
@@ -95,7 +95,7 @@ def plan(
             state = made.check(keys[0])
             made = made.with_plain_counts()
             check_columns(grid, _of_an_experiment(made, grid, keys[0], state))
-            if isinstance(made.execution, Sharded):
+            if made.execution is not None and as_strategy(made.execution).mesh is not None:
                 raise ValueError(
                     "execution must not be sharded in a sweep, which deals whole configurations "
                     "over the devices; leave it None, or give the inner strategy"
@@ -143,17 +143,17 @@ def _width(
     keep: Keep | None,
 ) -> int:  # fmt: skip
     """How many configurations fit a core's cache together, and the memory."""
-    found: list[int] = []
+    measured: list[tuple[str, int]] = []
 
     def measure(state: FederatedState) -> None:
         message = made.algorithm.broadcast(state.server, state.round)
         engine = Engine(made.algorithm, made.data, key, message)
-        found.append(carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients)))
+        carry = carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients))
+        measured.append((platform_of(engine), carry))
 
-    most = _MOST_ELSEWHERE
-    if jax.default_backend() == "cpu":
-        jax.eval_shape(measure, state)
-        most = min(_MOST, 2 * cache_bytes() // found[0])
+    jax.eval_shape(measure, state)
+    ((platform, carry),) = measured
+    most = min(_MOST, 2 * cache_bytes() // carry) if platform == "cpu" else _MOST_ELSEWHERE
     best = state.params if keep is not None and keep.metric is not None else ()
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, best)))
     return max(1, min(most, int(limit / (4 * devices * held))))

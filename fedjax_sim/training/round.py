@@ -13,7 +13,6 @@ from fedjax_sim.core.local_training import check_local, num_steps
 from fedjax_sim.core.randomness import CLIENT, check_key, stream
 from fedjax_sim.core.trees import first_of_each, global_norm, power_of_two, where
 from fedjax_sim.core.types import (
-    STRATEGY,
     AggregationRule,
     Array,
     Coefficients,
@@ -21,6 +20,7 @@ from fedjax_sim.core.types import (
     Executed,
     FederatedAlgorithm,
     FederatedState,
+    Options,
     Params,
     PyTree,
     RoundContext,
@@ -29,7 +29,8 @@ from fedjax_sim.core.types import (
 )
 from fedjax_sim.data import FederatedData, check_data
 from fedjax_sim.execution import automatic, packed, sharded, vmapped
-from fedjax_sim.execution.client import check_steps
+from fedjax_sim.execution.client import Engine, check_steps
+from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.sampling import as_arrays
 from fedjax_sim.training.ledger import local_work
 
@@ -152,9 +153,11 @@ def make_round(
         if cast(Any, execution) is factory:
             name = f"fs.execution.{factory.__name__}"
             raise ValueError(f"execution must be a strategy; got {name} itself: call it, {name}()")
-    check_takes("execution", execution, *STRATEGY)
+    strategy = as_strategy(execution)
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f'nonfinite must be "keep" or "drop"; got {nonfinite!r}')
+
+    options = Options(drop_nonfinite=nonfinite == "drop")
 
     def round_fn(
         key: Array, state: FederatedState, data: FederatedData, cohort: Cohort
@@ -184,14 +187,13 @@ def make_round(
         if shares is None:
             shares = client_weights / total_weight
         client_states = jax.tree.map(lambda x: x[ids], state.clients)
-        executed = execution(
-            algorithm,
-            data,
-            stream(key, CLIENT, state.round),
-            algorithm.broadcast(state.server, state.round),
+        client_key = stream(key, CLIENT, state.round)
+        message = algorithm.broadcast(state.server, state.round)
+        executed = strategy(
+            Engine(algorithm, data, client_key, message),
             client_states,
             Tasks(ids, steps, weights, shares),
-            nonfinite == "drop",
+            options,
         )
 
         counted = executed.counted

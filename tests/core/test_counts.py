@@ -62,9 +62,9 @@ def federation(sizes):
 def idle(lane_steps):
     """A strategy that trains nobody and says it took so many steps."""
 
-    def strategy(algorithm, data, key, message, client_states, tasks, drop_nonfinite):
+    def strategy(engine, client_states, tasks, options):
         busy = tasks.num_steps > 0
-        return Executed(message.params, (), (), {}, busy, busy, lane_steps)
+        return Executed(engine.message.params, (), (), {}, busy, busy, lane_steps)
 
     return strategy
 

@@ -87,14 +87,17 @@ def test_fedsgd_is_dealt_by_examples(queues, sizes):
     data = fs.FederatedData.from_clients([np.ones(n, np.float32) for n in sizes])
     given = []
 
-    class Seeing:
-        def __init__(self):
-            self.queues, self.inner = queues, fs.execution.packed(1)
+    def seeing(engine, client_states, tasks, options):
+        sizes = engine.data.num_examples[tasks.client_ids]
+        examples = jnp.sum(jnp.where(tasks.num_steps > 0, sizes, 0))
+        jax.debug.callback(lambda n: given.append(int(n)), examples)
+        return fs.execution.packed(1)(engine, client_states, tasks, options)
 
-        def __call__(self, algorithm, data, key, message, client_states, tasks, drop_nonfinite):
-            examples = jnp.where(tasks.num_steps > 0, data.num_examples[tasks.client_ids], 0)
-            jax.debug.callback(lambda n: given.append(int(n)), jnp.sum(examples))
-            return self.inner(algorithm, data, key, message, client_states, tasks, drop_nonfinite)
+    class Queue(fs.execution.Strategy):
+        queues = True
+
+        def __call__(self, *arguments):
+            return seeing(*arguments)
 
     def loss_fn(w, batch, key):
         return (w - batch) ** 2
@@ -102,7 +105,7 @@ def test_fedsgd_is_dealt_by_examples(queues, sizes):
     algorithm = fs.fedsgd(loss_fn, optax.sgd(0.1))
     state = fs.init(algorithm, 0.0, data)
     cohort = fs.Cohort(jnp.array([0, 1, 2, 3]))
-    execution = fs.execution.sharded(MESH, Seeing())
+    execution = fs.execution.sharded(MESH, Queue() if queues else seeing)
     for nonfinite, shares in (("keep", [13, 13]), ("drop", [13, 13])):
         round_fn = jax.jit(fs.make_round(algorithm, execution=execution, nonfinite=nonfinite))
         jax.block_until_ready(round_fn(jax.random.key(0), state, data, cohort))
@@ -226,8 +229,8 @@ def test_automatic_follows_its_rule(monkeypatch):
         seen = []
 
         class Seeing(Automatic):
-            def choose(self, *args):
-                seen.append(super().choose(*args))
+            def chosen(self, *args):
+                seen.append(super().chosen(*args))
                 return seen[-1]
 
         execution = Seeing() if mesh is None else fs.execution.sharded(mesh, Seeing())
@@ -249,7 +252,7 @@ def test_automatic_follows_its_rule(monkeypatch):
     assert choice([3] * 10, 10, 4, local=alone) == packed
     # A device runs ceil(4 / 2) of them.
     assert choice([3, 3, 3, 3], 4, 4, MESH) == vmapped
-    monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(module, "platform_of", lambda engine: "gpu")
     assert choice([3, 3, 3, 3], 4, 4) == vmapped
     monkeypatch.setattr(module, "DEVICE_BYTES", 3 * 4 * 5)
     assert choice([3, 3, 3, 3], 4, 4) == packed
