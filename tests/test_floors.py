@@ -1,0 +1,43 @@
+"""The house as it is drawn: ARCHITECTURE's table, the import contract and the tree are one."""
+
+import configparser
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fedjax_sim"
+
+
+def floors_of_architecture():
+    """Floor by floor, the highest first: the names of the rooms in the table."""
+    rows = re.findall(r"^\| (\d) \| (.+?) \| .+? \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.M)
+    assert [int(number) for number, _ in rows] == [*range(len(rows), 0, -1)]
+    return [re.findall(r"`(\w+)(?:/|\.py)`", rooms) for _, rooms in rows]
+
+
+def floors_of_contract():
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    layers = contract["importlinter:contract:floors"]["layers"].split("\n")
+    return [re.split(r"\s*\|\s*", layer.strip()) for layer in layers if layer.strip()]
+
+
+def test_the_table_is_the_contract():
+    of_table = [sorted(rooms) for rooms in floors_of_architecture()]
+    assert of_table == [sorted(rooms) for rooms in floors_of_contract()]
+
+
+def test_every_room_has_its_floor():
+    names = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    rooms = [room for floor in floors_of_architecture() for room in floor]
+    assert sorted(rooms) == sorted(names - {"__init__"})
+
+
+def test_tests_mirror_the_rooms():
+    rooms = {room for floor in floors_of_architecture() for room in floor}
+    folders = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").exists()}
+    assert folders - rooms == {"helpers"}
