@@ -2,10 +2,11 @@
 
     import fedjax_sim as fs
 
-One round: `fs.fedavg`, `fs.fedprox`, `fs.fedsgd` and `fs.scaffold` make an algorithm (of
-`fs.LocalTraining` and, at the server, of optax or `fs.server_optimizers`), `fs.init` its state and
-`fs.make_round` its round, a pure function. `fs.sampling` draws cohorts, `fs.aggregation` says what
-is averaged and `fs.execution` how clients share the machine.
+One round: `fs.fedavg`, `fs.fednova`, `fs.fedprox`, `fs.fedsgd`, `fs.ifca`, `fs.qfedavg` and
+`fs.scaffold` make an algorithm (of `fs.LocalTraining` and, at the server, of optax or
+`fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
+`fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
+share the machine.
 
 Many: `fs.run` is R rounds in one scan, `fs.simulate` runs an `fs.Experiment` with checkpoints and a
 criterion to stop by (`fs.reaches`, `fs.patience`, `fs.any_of`), `fs.sweep` a grid (`fs.grid`) of
@@ -37,10 +38,13 @@ from fedjax_sim import grid as grid
 from fedjax_sim import partition as partition
 from fedjax_sim import sampling as sampling
 from fedjax_sim.algorithms import fedavg as fedavg
+from fedjax_sim.algorithms import fednova as fednova
 from fedjax_sim.algorithms import fedprox as fedprox
 from fedjax_sim.algorithms import fedsgd as fedsgd
+from fedjax_sim.algorithms import qfedavg as qfedavg
 from fedjax_sim.algorithms import scaffold as scaffold
 from fedjax_sim.algorithms import server_optimizers as server_optimizers
+from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
 from fedjax_sim.core.files import SaveError as SaveError
 from fedjax_sim.core.history import Communication as Communication
 from fedjax_sim.core.history import History as History
@@ -118,9 +122,11 @@ __all__ = [
     "evaluator",
     "execution",
     "fedavg",
+    "fednova",
     "fedprox",
     "fedsgd",
     "grid",
+    "ifca",
     "init",
     "load",
     "load_params",
@@ -130,6 +136,7 @@ __all__ = [
     "partition",
     "patience",
     "plots",
+    "qfedavg",
     "reaches",
     "run",
     "sampling",

@@ -80,6 +80,13 @@ def zeros():
     return {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
 
 
+def several_models(number=2):
+    """Models that differ, leaves [number, ...], to begin IFCA with."""
+    values = np.random.default_rng(1).normal(size=(number, 5)).astype(np.float32) / 4
+    return {"w": values[:, :-1], "b": values[:, -1]}
+
+
 def flat(params):
-    """The reference's vector [w, b]."""
-    return np.concatenate([np.asarray(params["w"]), [np.asarray(params["b"])]]).astype(np.float64)
+    """The reference's vector [w, b]; of several models [C, 5]."""
+    w, b = np.asarray(params["w"]), np.asarray(params["b"])
+    return np.concatenate([w, b[..., None]], axis=-1).astype(np.float64)

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import fedjax_sim as fs
 from tests.conftest import SIZES, flat, linear_loss, zeros
 from tests.helpers.reference import blocks, gradient
+from tests.helpers.rules import any_rule
 
 LR = 0.05
 
@@ -32,29 +32,7 @@ def cohort_of(*ids):
 # Three that report, of 12, 7 and 23 examples, and one that drops out.
 IDS, REPORTS, INCLUSION = (1, 4, 5, 7), (True, True, True, False), (0.5, 0.25, 0.8, 0.5)
 RULES = tuple(fs.aggregation.RULES)
-LOCAL, Q, BETA, CLUSTERS = fs.LocalTraining(2, 4, shuffle=False), 0.5, 0.5, 2
-
-
-def any_rule(number):
-    """The rule of this number, which may be traced: one compilation serves all four."""
-
-    def rule(cohort, weights, all_weights):
-        answers = [rule(cohort, weights, all_weights) for rule in fs.aggregation.RULES.values()]
-        denominators = [
-            jnp.sum(jnp.where(cohort.reports, answer.weights, 0))
-            if answer.denominator is None
-            else answer.denominator
-            for answer in answers
-        ]
-        chosen = jnp.stack([answer.weights for answer in answers])[number]
-        return chosen, jnp.stack(denominators)[number]
-
-    return rule
-
-
-def first_models():
-    """The models to begin with, [C, 5]; IFCA has both, the others the first."""
-    return np.random.default_rng(1).normal(size=(CLUSTERS, 5)).astype(np.float32) / 4
+LOCAL, BETA = fs.LocalTraining(2, 4, shuffle=False), 0.5
 
 
 class Reference:
@@ -82,34 +60,6 @@ class Reference:
             v = v - LR * (g if direction is None else direction(g, x[rows], y[rows]))
         return v, len(steps)
 
-    def loss(self, k, w):
-        x, y = self.clients[k]
-        return np.mean((x @ w[:-1] + w[-1] - y) ** 2)
-
-    def fednova(self, w):
-        trained = [self.train(k, w) for k in IDS[:3]]
-        tau = np.array([steps for _, steps in trained])
-        directions = np.array([(v - w) / steps for v, steps in trained])
-        return w + self.share * (self.p @ tau) * (self.p @ directions)
-
-    def qfedavg(self, w):
-        losses = np.array([self.loss(k, w) for k in IDS[:3]])
-        slopes = np.array([(w - self.train(k, w)[0]) / LR for k in IDS[:3]])
-        h = Q * losses ** (Q - 1) * (slopes**2).sum(axis=1) + losses**Q / LR
-        return w - self.share * (self.p * losses**Q) @ slopes / (self.p @ h)
-
-    def ifca(self, models):
-        nearest = [int(np.argmin([self.loss(k, w) for w in models])) for k in IDS[:3]]
-        assert len(set(nearest)) == CLUSTERS  # else nothing is told apart
-        moved = models.copy()
-        for cluster, w in enumerate(models):
-            inside = [i for i in range(3) if nearest[i] == cluster]
-            if inside:
-                changes = np.array([self.train(IDS[i], w)[0] - w for i in inside])
-                weights = self.p[inside] / self.p[inside].sum()
-                moved[cluster] = w + self.share * weights @ changes
-        return moved
-
     def mime(self, w):
         control = self.p @ np.array([gradient(w, *self.clients[k]) for k in IDS[:3]])
 
@@ -122,13 +72,10 @@ class Reference:
         return w + self.share * self.p @ changes
 
 
-@pytest.mark.parametrize("name", ["fednova", "qfedavg", "ifca", "mime"])
-def test_against_numpy_under_all_rules(written, clients, data, name):
+def test_mime_against_numpy_under_all_rules(written, clients, data):
     """Two rounds. `all_clients` is then w + (n_V / n)(selected - w), as of every algorithm."""
-    models = first_models()
-    if name != "ifca":
-        models = models[0]
-    params = {"w": models[..., :-1], "b": models[..., -1]}
+    start = np.random.default_rng(1).normal(size=5).astype(np.float32) / 4
+    params = {"w": start[:-1], "b": start[-1]}
     cohort = fs.Cohort(
         jnp.array(IDS), reports=jnp.array(REPORTS), inclusion=jnp.array(INCLUSION, jnp.float32)
     )
@@ -136,12 +83,7 @@ def test_against_numpy_under_all_rules(written, clients, data, name):
     @jax.jit
     def ends(number):
         rule = any_rule(number)
-        if name == "mime":
-            algorithm, round_fn = written["mime_round"](linear_loss, LR, BETA, LOCAL, rule)
-        else:
-            made = {"qfedavg": (LR, LOCAL, Q)}.get(name, (LR, LOCAL))
-            algorithm = written[name](linear_loss, *made)
-            round_fn = fs.make_round(algorithm, rule, fs.execution.packed(2))
+        algorithm, round_fn = written["mime_round"](linear_loss, LR, BETA, LOCAL, rule)
         state, after = fs.init(algorithm, params, data), []
         for _ in range(2):
             state, _ = round_fn(jax.random.key(0), state, data, cohort)
@@ -151,51 +93,15 @@ def test_against_numpy_under_all_rules(written, clients, data, name):
     first = {}
     for number, rule in enumerate(RULES):
         reference = Reference(clients, rule)
-        expected = models.astype(np.float64)
+        expected = start.astype(np.float64)
         for got in ends(number):
-            expected = getattr(reference, name)(expected)
+            expected = reference.mime(expected)
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5, err_msg=rule)
             first.setdefault(rule, got)
     share = sum(SIZES[k] for k in IDS[:3]) / sum(SIZES)
     np.testing.assert_allclose(
-        first["all_clients"], models + share * (first["selected"] - models), atol=1e-5
+        first["all_clients"], start + share * (first["selected"] - start), atol=1e-5
     )
-
-
-def test_qfedavg_with_q_0_is_fedavg(written, data):
-    local, key, cohort = fs.LocalTraining(2, 4), jax.random.key(0), cohort_of(1, 4, 5, 7)
-    made = {
-        "fedavg": fs.fedavg(linear_loss, optax.sgd(LR), local),
-        "qfedavg": written["qfedavg"](linear_loss, LR, local, 0.0),
-    }
-    moved = {}
-    for name, algorithm in made.items():
-        round_fn = jax.jit(fs.make_round(algorithm, fs.aggregation.uniform))
-        state, _ = round_fn(key, fs.init(algorithm, zeros(), data), data, cohort)
-        moved[name] = flat(state.params)
-    np.testing.assert_allclose(moved["qfedavg"], moved["fedavg"], atol=1e-6)
-
-
-def test_ifca_finds_the_clusters(written):
-    rng = np.random.default_rng(0)
-    truth = np.array([[2.0, -1.0], [-2.0, 1.0]])
-    clients = []
-    for k in range(6):
-        x = rng.normal(size=(20, 2)).astype(np.float32)
-        clients.append({"x": x, "y": (x @ truth[k % 2]).astype(np.float32)})
-    data = fs.FederatedData.from_clients(clients)
-
-    def loss_fn(w, batch, key):
-        return (batch["x"] @ w - batch["y"]) ** 2
-
-    algorithm = written["ifca"](loss_fn, LR, fs.LocalTraining(2, 5))
-    state = fs.init(algorithm, np.array([[0.1, 0.0], [-0.1, 0.0]], np.float32), data)
-    state, _ = jax.jit(
-        lambda state: fs.run(
-            fs.make_round(algorithm), jax.random.key(0), state, data, fs.sampling.uniform(4), 30
-        )
-    )(state)
-    np.testing.assert_allclose(state.params, truth, atol=1e-2)
 
 
 def test_mime_takes_the_cohorts_gradient(written, clients, data):

@@ -1,6 +1,6 @@
 """The one table: algorithm x rule x strategy x local training x treatment of odd updates.
 
-Twenty-four cells hold every pair of levels of every two factors. A
+Six cells of each algorithm hold every pair of levels of every two factors. A
 cell compiles one round and drives it through every kind of cohort, beside the NumPy
 reference.
 """
@@ -12,15 +12,19 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from tests.conftest import MESH, SIZES, federation, flat, linear_loss, zeros
+from tests.conftest import MESH, SIZES, federation, flat, linear_loss, several_models, zeros
 from tests.helpers.reference import Server
 
 LR, MU, SERVER_LR, K = 0.02, 0.3, 0.7, len(SIZES)
+MOMENTUM, Q = 0.5, 1.5
 ALGORITHMS = {
     "fedavg": lambda local: fs.fedavg(linear_loss, optax.sgd(LR), local),
     "fedsgd": lambda local: fs.fedsgd(linear_loss, optax.sgd(LR)),
     "fedprox": lambda local: fs.fedprox(linear_loss, optax.sgd(LR), local, mu=MU),
     "scaffold": lambda local: fs.scaffold(linear_loss, LR, local, SERVER_LR),
+    "fednova": lambda local: fs.fednova(linear_loss, LR, local, MOMENTUM, MU, SERVER_LR),
+    "qfedavg": lambda local: fs.qfedavg(linear_loss, LR, local, Q),
+    "ifca": lambda local: fs.ifca(linear_loss, optax.sgd(LR), local, num_models=2),
 }
 RULES = ("selected", "all_clients", "uniform", "unbiased")
 STRATEGIES = {
@@ -58,20 +62,23 @@ COHORTS = {
 def cells():
     """An orthogonal array of strength 2: 16 rows, 5 factors of 4 levels, over GF(4).
 
-    The rows of two strategies are there again for two more.
+    The rows of two strategies are there again for two more, and those of four algorithms for the
+    others. Of these half are slow, because the factors beside the algorithm have met by then.
     """
     times = {1: (0, 1, 2, 3), 2: (0, 2, 3, 1), 3: (0, 3, 1, 2)}
-    for a in range(4):
+    for number, algorithm in enumerate(ALGORITHMS):
+        a = number % 4
         for b in range(4):
             for strategy in (a ^ b, 4 + (a ^ b)):
                 if strategy < len(STRATEGIES):
+                    is_slow = strategy >= 4 or (number >= 4 and b >= 2)
                     yield pytest.param(
-                        tuple(ALGORITHMS)[a],
+                        algorithm,
                         RULES[b],
                         tuple(STRATEGIES)[strategy],
                         tuple(LOCALS)[a ^ times[2][b]],
                         TREATMENTS[a ^ times[3][b]],
-                        marks=pytest.mark.slow if strategy >= 4 else (),
+                        marks=pytest.mark.slow if is_slow else (),
                     )
 
 
@@ -115,7 +122,8 @@ def test_contract(clients, algorithm, rule, strategy, local, treatment):
 
     round_fn = build(STRATEGIES[strategy])
     key = jax.random.key(3)
-    state = fs.init(made, zeros(), data)
+    params = several_models() if algorithm == "ifca" else zeros()
+    state = fs.init(made, params, data)
     if "sharded" in strategy:  # else a second trace follows once the state is on the mesh
         data, state = fs.execution.replicate((data, state), MESH)
     # A permutation of the examples is not the reference's business: another strategy is
@@ -124,8 +132,19 @@ def test_contract(clients, algorithm, rule, strategy, local, treatment):
     other = fs.execution.packed(2) if "vmapped" in strategy else fs.execution.vmapped()
     oracle = build(other) if shuffled else None
     oracle_state = state
-    server_lr = SERVER_LR if algorithm == "scaffold" else 1.0
-    reference = Server(algorithm, clients, weights, 5, LR, server_lr, MU)
+    server_lr = SERVER_LR if algorithm in ("scaffold", "fednova") else 1.0
+    reference = Server(
+        algorithm,
+        clients,
+        weights,
+        5,
+        LR,
+        server_lr,
+        MU,
+        momentum=MOMENTUM,
+        q=Q,
+        start=flat(params),
+    )
 
     for seed, name in enumerate(COHORTS):
         cohort = make_cohort(name, seed)
@@ -176,7 +195,7 @@ def test_contract(clients, algorithm, rule, strategy, local, treatment):
     again, _ = round_fn(key, before, data, cohort)
     same, _ = round_fn(key, before, data, cohort)
     np.testing.assert_array_equal(flat(again.params), flat(same.params))
-    start = fs.init(made, zeros(), data)
+    start = fs.init(made, params, data)
     for name in ("plain", "stragglers"):
         cohort = make_cohort(name, 0)
         one, _ = round_fn(key, start, data, cohort)

@@ -64,6 +64,11 @@ def totals(values: dict[str, Array], mask: Array, times: Array | None = None) ->
     return {name: total(value) for name, value in values.items()}
 
 
+def loss_total(loss_fn: LossFn, params: Params, batch: PyTree, mask: Array) -> tuple[Array, Array]:
+    """The sum of the losses over the mask and its size, with key None: what a client probes."""
+    return totals(per_example(loss_fn, params, batch, None), mask)["loss"]
+
+
 def mean_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, Metrics]]:
     """`(params, batch, mask[B], key) -> (gradient of the masked mean loss, metrics)`.
 
@@ -99,6 +104,27 @@ def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
 
     jax.eval_shape(values, params, batch, key)
     check_independent(loss_fn, values, params, examples)
+
+
+def check_measures(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
+    """Refuses a loss that cannot be computed with key None, as a client's probe computes it.
+
+    Args:
+      params: arrays or their shapes.
+
+    Raises:
+      ValueError: with the loss's own error.
+    """
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
+    try:
+        jax.eval_shape(
+            lambda params, batch: per_example(loss_fn, params, batch, None), params, batch
+        )
+    except Exception as error:
+        raise ValueError(
+            "loss_fn must take None as its key, as in evaluation, since clients measure their loss "
+            f"before they train; given None it says: {error}"
+        ) from error
 
 
 def check_metric(

@@ -38,11 +38,16 @@ def all_finite(tree: PyTree) -> Array:
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves] or [jnp.array(True)]).all()
 
 
-def global_norm(tree: PyTree) -> Array:
-    """Float[], the Euclidean norm of all leaves together, in float32 or better."""
+def squared_norm(tree: PyTree) -> Array:
+    """Float[], the sum of the squares of all leaves, in float32 or better."""
     squares = [jnp.sum(jnp.square(x.astype(accumulator(x.dtype)))) for x in jax.tree.leaves(tree)]
     wide = jnp.result_type(float)
-    total = sum((s.astype(wide) for s in squares), jnp.zeros((), wide))
+    return sum((s.astype(wide) for s in squares), jnp.zeros((), wide))
+
+
+def global_norm(tree: PyTree) -> Array:
+    """Float[], the Euclidean norm of all leaves together, in float32 or better."""
+    total = squared_norm(tree)
     # The root's slope at 0 is infinite, and times a cotangent of zero it is NaN.
     return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), total)
 

@@ -1,0 +1,183 @@
+"""q-FedAvg: Li et al. 2020, "Fair Resource Allocation in Federated Learning"
+(arXiv 1905.10497).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from fedjax_sim.algorithms.descent import (
+    Descent,
+    Message,
+    Server,
+    averaged_descent,
+    per_share,
+)
+from fedjax_sim.core.checks import check_number
+from fedjax_sim.core.local_training import check_local
+from fedjax_sim.core.loss import check_measures, loss_total
+from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.trees import squared_norm
+from fedjax_sim.core.types import (
+    Array,
+    ClientOutput,
+    ClientUpdate,
+    FederatedAlgorithm,
+    LocalTraining,
+    LossFn,
+    Metrics,
+    Params,
+    PyTree,
+    RoundContext,
+)
+
+
+class FairDescent(NamedTuple):
+    """A client's carry: FedAvg's, and its loss F_k(w_t) before the first step, Float[]."""
+
+    descent: Descent
+    loss: Array
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+class FairUpdate(NamedTuple):
+    """What a client sends.
+
+    Attributes:
+      gradient: F_k^q (w_t - w_k) / client_lr, with the structure of params.
+      slope: Float[], h_k.
+      share: Float[], 1: its average is the scale that the rule has given to the other two.
+    """
+
+    gradient: PyTree
+    slope: Array
+    share: Array
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+@declare(
+    "FedAvg in which clients with a larger loss weigh more (Li et al. 2020)",
+    Option("q", "how much more", default=1.0, range=AT_LEAST_0, traced=True),
+)
+def qfedavg(
+    loss_fn: LossFn, client_lr: ArrayLike, local: LocalTraining, q: ArrayLike
+) -> FederatedAlgorithm:
+    """FedAvg in which clients weigh more the larger their loss is, for fairness.
+
+    The objective is `sum_k p_k F_k(w)^(q + 1) / (q + 1)`, with F_k the mean loss of client k. A
+    client computes F_k = F_k(w_t), takes its local steps of SGD to w_k, and sends, with
+    `g_k = (w_t - w_k) / client_lr`,
+
+        F_k^q g_k   and   h_k = q F_k^(q - 1) |g_k|^2 + F_k^q / client_lr
+
+    of which the server, with the means over those that report, makes
+
+        w_{t+1} = w_t - (sum_k p_k F_k^q g_k) / (sum_k p_k h_k)
+
+    where p_k are the aggregation rule's coefficients over their sum, and the step is times that
+    sum (n_V / n under `all_clients`). The paper's experiments have `fs.aggregation.uniform`, over
+    clients drawn by weight. With q = 0 it is FedAvg. h_k bounds how fast the gradient of the
+    objective changes, given that it does so at most at 1 / client_lr for F_k: so the rate that is
+    good for q = 0 serves every q. It costs one more pass over a client's examples, to compute F_k,
+    and sends two numbers more than FedAvg.
+
+    Args:
+      loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}), losses not
+        negative, since a power of a negative one may be NaN. F_k is of `key` None, as in
+        evaluation.
+      client_lr: Float[] > 0, the paper's 1 / L, may be traced.
+      local: E, B, shuffling and order.
+      q: Float[] >= 0, may be traced: the larger, the more equal are the clients' losses.
+
+    Raises:
+      ValueError: for a `local` or a number out of range; from `fs.init`, if the loss does not fit
+        params and data, or cannot be computed without a key.
+
+    >>> import fedjax_sim as fs, numpy as np
+    >>> loss_fn = lambda w, batch, key: (w - batch) ** 2
+    >>> data = fs.FederatedData.from_clients([np.zeros(1), np.zeros(1), np.ones(1)])
+    >>> for q in (0.0, 5.0):
+    ...     algorithm = fs.qfedavg(loss_fn, 0.1, fs.LocalTraining(), q)
+    ...     round_fn = jax.jit(fs.make_round(algorithm, fs.aggregation.uniform))
+    ...     state = fs.init(algorithm, 0.0, data)
+    ...     for _ in range(100):
+    ...         state, _ = round_fn(jax.random.key(0), state, data, fs.Cohort([0, 1, 2]))
+    ...     print(round(float(state.params), 3))  # the mean; and near the middle
+    0.333
+    0.484
+    """
+    check_number("client_lr", client_lr, lambda x: x > 0, "positive")
+    check_number("q", q, lambda x: x >= 0, "at least 0")
+    base = averaged_descent(loss_fn, optax.sgd(client_lr), check_local(local), optax.sgd(1.0))
+
+    def probe(
+        message: Message, client_state: PyTree, batch: PyTree, mask: Array
+    ) -> tuple[Array, Array]:
+        return loss_total(loss_fn, message.params, batch, mask)
+
+    def init(
+        message: Message, client_state: PyTree, probed: tuple[Array, Array], key: Array
+    ) -> FairDescent:
+        total, count = probed
+        descent = base.client.init(message, client_state, (), key)
+        return FairDescent(descent, loss=total / jnp.maximum(count, 1))
+
+    def step(
+        carry: FairDescent,
+        message: Message,
+        client_state: PyTree,
+        batch: PyTree,
+        mask: Array,
+        key: Array,
+    ) -> tuple[FairDescent, Metrics]:
+        descent, metrics = base.client.step(carry.descent, message, client_state, batch, mask, key)
+        return carry._replace(descent=descent), metrics
+
+    def finish(
+        carry: FairDescent,
+        message: Message,
+        client_state: PyTree,
+        num_examples: Array,
+        num_steps: Array,
+        key: Array,
+    ) -> ClientOutput:
+        loss, dtype = carry.loss, carry.loss.dtype
+        exponent, rate = jnp.asarray(q, dtype), jnp.asarray(client_lr, dtype)
+        # A loss of 0 has no power below 0; its client is at its best, and its gradient is 0.
+        some = loss != 0
+        base_of_power = jnp.where(some, loss, 1)
+        weight = jnp.where(some, base_of_power**exponent, jnp.where(exponent == 0, 1.0, 0.0))
+        bend = jnp.where(some, exponent * base_of_power ** (exponent - 1), 0)
+
+        def slope_of(w: Array, w_t: Array) -> Array:
+            return (w_t - w) / jnp.asarray(client_lr, w.dtype)
+
+        gradient = jax.tree.map(slope_of, carry.descent.params, message.params)
+        slope = bend * squared_norm(gradient).astype(dtype) + weight / rate
+        weighted = jax.tree.map(lambda g: weight.astype(g.dtype) * g, gradient)
+        return ClientOutput(update=FairUpdate(weighted, slope, jnp.ones_like(slope)))
+
+    def server_update(
+        server: Server, update: FairUpdate, total: PyTree, context: RoundContext
+    ) -> Server:
+        # Of two averages that are divided the rule's scale is gone, and the step has to have it.
+        ratio = per_share(update.gradient, update.slope)
+        step = jax.tree.map(lambda g: -update.share.astype(g.dtype) * g, ratio)
+        return base.server_update(server, step, total, context)
+
+    def check(params: Params, examples: PyTree) -> None:
+        if base.check is not None:
+            base.check(params, examples)
+        check_measures(loss_fn, params, examples)
+
+    return base._replace(
+        client=ClientUpdate(init, step, finish, probe), server_update=server_update, check=check
+    )
