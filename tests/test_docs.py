@@ -12,6 +12,7 @@ from tests import snippets
 
 pytestmark = pytest.mark.slow
 PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+WITH_CODE = [page for page in PAGES if snippets.blocks(page.read_text(encoding="utf-8"))]
 
 
 def session(page, folder, monkeypatch):
@@ -24,7 +25,7 @@ def session(page, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.stem != "export"], ids=lambda page: page.stem
+    "page", [page for page in WITH_CODE if page.stem != "export"], ids=lambda page: page.stem
 )
 def test_snippets_run(page, tmp_path, monkeypatch):
     assert session(page, tmp_path, monkeypatch)
