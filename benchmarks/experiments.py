@@ -1,6 +1,6 @@
 """Runs driven from the host and sweeps: `python -m benchmarks.experiments [PART...]`.
 
-Writes benchmarks/EXPERIMENTS.md; parts that are not run keep their figures. `sweep`: the grid of
+Writes records/EXPERIMENTS.md; parts that are not run keep their figures. `sweep`: the grid of
 64 learning rates and 4 seeds of `lr-mnist`, 100 rounds, as one `fs.sweep` in a fresh process,
 beside loops over the same configurations in fedjax and PyTorch (`python -m benchmarks.peers`
 makes them), timed on a part. `width`: configurations side by side. `overhead`: `fs.simulate` with
@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import floor
+from benchmarks import RECORDS, floor
 from benchmarks.jobs import JOBS
 from benchmarks.run import Process, ceilings, machine
 from benchmarks.worker import SWEPT
 
-HERE = Path(__file__).parent
 RATES, SEEDS, ROUNDS, M = 64, 4, 100, 10
 REPEATS = 3
 
@@ -198,7 +197,7 @@ def main() -> None:
         return
     if unknown := set(options.parts) - set(SECTIONS):
         parser.error(f"PART must be one of {', '.join(SECTIONS)}; got {', '.join(unknown)}")
-    path = HERE / "EXPERIMENTS.md"
+    path = RECORDS / "EXPERIMENTS.md"
     kept = path.read_text().split("\n\n<!-- ")[1:] if path.exists() else []
     texts = dict(part.split(" -->\n", 1) for part in kept)
     said = ", ".join(f"{k} {v}" for k, v in machine().items())

@@ -1,4 +1,4 @@
-"""FedSGD against the matmul peak: `python -m benchmarks.fedsgd` writes benchmarks/FEDSGD.md.
+"""FedSGD against the matmul peak: `python -m benchmarks.fedsgd` writes records/FEDSGD.md.
 
 A round is one gradient over the cohort's examples, 2NN, 60 examples a client. Rounds are timed in
 one scan, as a run has them.
@@ -7,7 +7,6 @@ one scan, as a run has them.
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 
 import fedjax_sim as fs
+from benchmarks import RECORDS
 from benchmarks.jobs import JOBS
 from benchmarks.run import ceilings, machine
 
@@ -82,7 +82,7 @@ def main() -> None:
             row = f"| {name} | {m} | {seconds * 1e3:.2f} | {rate / 1e9:.0f} | {rate / peak:.0%} |\n"
             print(row, end="", flush=True)
             text += row
-    (Path(__file__).parent / "FEDSGD.md").write_text(text)
+    (RECORDS / "FEDSGD.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Layers in loops: `python -m benchmarks.layers` writes benchmarks/LAYERS.md.
+"""Layers in loops: `python -m benchmarks.layers` writes benchmarks/records/LAYERS.md.
 
 A step is one step of SGD on a batch of 10. Each figure is of a fresh process, the smallest of
 several repeats; the processes are interleaved twice and the smaller kept.
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from benchmarks import RECORDS
 from benchmarks.run import machine
 
 BATCH, STEPS, PROCESSES = 10, 20, 2
@@ -331,7 +331,7 @@ def main() -> None:
             f"| {name} | {ms:.2f} | {gflops:.0f} |" if gflops else f"| {name} | {ms:.2f} | |"
         )
     text = "\n".join(lines) + "\n"
-    (Path(__file__).parent / "LAYERS.md").write_text(text)
+    (RECORDS / "LAYERS.md").write_text(text)
     print(text)
 
 

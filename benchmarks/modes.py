@@ -1,4 +1,4 @@
-"""The aggregation modes: `python -m benchmarks.modes` writes benchmarks/MODES.md.
+"""The aggregation modes: `python -m benchmarks.modes` writes benchmarks/records/MODES.md.
 
 Time, bytes and memory of a round of `selected` and `all_clients`, with the m selected gathered
 and with a mask over all K, against K and m. Warm, interleaved, the median of several.
@@ -7,7 +7,6 @@ and with a mask over all K, against K and m. Warm, interleaved, the median of se
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 
 import fedjax_sim as fs
+from benchmarks import RECORDS
 from benchmarks.run import machine
 
 SIZES = ((100, 10), (1000, 10), (1000, 100), (10_000, 10))  # K, m
@@ -118,7 +118,7 @@ def main() -> None:
                 + f" | {cell['memory'] / 1e3:,.0f} |"
             )
     text = "\n".join(lines) + "\n"
-    (Path(__file__).parent / "MODES.md").write_text(text)
+    (RECORDS / "MODES.md").write_text(text)
     print(text)
 
 

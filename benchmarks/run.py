@@ -1,7 +1,7 @@
 """Ours and the peers on the jobs: `python -m benchmarks.run [JOB...]`.
 
 One process for each implementation and setting, all warm, repetitions interleaved. Writes
-benchmarks/results.json, RESULTS.md and results.png; jobs that were not run keep their figures.
+records/results.json, RESULTS.md and results.png; jobs that were not run keep their figures.
 `python -m benchmarks.peers` makes the peers' environments first.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import floor, report
+from benchmarks import RECORDS, floor, report
 from benchmarks.jobs import JOBS, Job
 from benchmarks.peers import environments
 from benchmarks.worker import SWEPT
@@ -199,7 +199,7 @@ def main() -> None:
     if unknown:
         parser.error(f"JOB must be one of {', '.join(JOBS)}; got {', '.join(unknown)}")
 
-    path = HERE / "results.json"
+    path = RECORDS / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     here = machine()  # before this run's own files make the tree dirty
     for name in options.jobs or JOBS:
@@ -226,8 +226,8 @@ def main() -> None:
         if not options.quick:
             results = {name: results[name] for name in JOBS if name in results}
             path.write_text(json.dumps(results, indent=1) + "\n")
-            (HERE / "RESULTS.md").write_text(report.markdown(results))
-            report.plot(results, HERE / "results.png")
+            (RECORDS / "RESULTS.md").write_text(report.markdown(results))
+            report.plot(results, RECORDS / "results.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What starting costs: `python -m benchmarks.startup` writes benchmarks/STARTUP.md.
+"""What starting costs: `python -m benchmarks.startup` writes benchmarks/records/STARTUP.md.
 
 Every figure is of whole fresh processes, interleaved, the median of several.
 """
@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
-from pathlib import Path
 
+from benchmarks import RECORDS
 from benchmarks.run import machine
 
 IMPORTS = {
@@ -76,7 +76,7 @@ def main() -> None:
         f"({low:.0f} to {high:.0f}).",
     ]
     text = "\n".join(lines) + "\n"
-    (Path(__file__).parent / "STARTUP.md").write_text(text)
+    (RECORDS / "STARTUP.md").write_text(text)
     print(text)
 
 

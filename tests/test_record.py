@@ -10,7 +10,7 @@ from fedjax_sim.core.files import fingerprint, stamp_of
 from fedjax_sim.reproduce import record
 from fedjax_sim.reproduce.store import Store
 
-HERE = Path(__file__).parent.parent / "benchmarks"
+HERE = Path(__file__).parent.parent / "benchmarks" / "records"
 
 
 @pytest.fixture(scope="module")

@@ -371,7 +371,7 @@ def another(tiny, fake):
     fake.mode("hang")
     process = subprocess.Popen(
         [sys.executable, "-c", FETCH_TINY, RECIPES["tiny"].sha256], start_new_session=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (fake.folder / "started").exists():

@@ -141,10 +141,10 @@ def several():
 
 
 def test_checksums_are_the_same_in_another_process():
-    code = "import json; from tests import test_identity as t; print(json.dumps(t.several()))"
+    code = "import json; from tests.host import test_identity as t; print(json.dumps(t.several()))"
     there = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[1], env={**os.environ, "PYTHONHASHSEED": "4242"},
+        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "4242"},
     ).stdout  # fmt: skip
     here = several()
     assert json.loads(there) == here
