@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.files import replace_file
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, words
 from fedjax_sim.plots.response_figure import response as response
 from fedjax_sim.plots.split_figure import split as split
 from fedjax_sim.results import Results, Run, joined, ranked
@@ -98,9 +98,9 @@ def curves(
     axes = varying(Results(tuple(run for runs in found for run in runs)))
     figure, ax = canvas.figure(width)
     lines, seeds = [], set()
-    labels = canvas.labels([runs[0].configuration for runs in found], axes)
+    labels = words.labels([runs[0].configuration for runs in found], axes)
     for runs, text in zip(found, labels, strict=True):
-        for name, tail in zip(names, canvas.tails(names), strict=True):
+        for name, tail in zip(names, words.tails(names), strict=True):
             said = tail if len(names) > 1 else text
             line = _over_seeds(runs, name, against, band, confidence)
             if any(run.diverged for run in runs):
@@ -116,17 +116,17 @@ def curves(
             canvas.band(ax, x, low, high, style["color"], faint)
         every = max(1, len(x) // 6)
         marks = (i * every // len(lines), every)
-        ax.plot(x, mean, label=canvas.plain(said), markevery=marks, **canvas.with_marker(style, x))
+        ax.plot(x, mean, label=words.plain(said), markevery=marks, **canvas.with_marker(style, x))
     down = all(canvas.lowest_is_best(name) for name in names)
     canvas.limit(ax, [mean for _, mean, *_ in lines], down)
-    ax.set_ylabel(canvas.plain((canvas.stem(names) or "value").replace("bytes", "megabytes")))
+    ax.set_ylabel(words.plain((words.stem(names) or "value").replace("bytes", "megabytes")))
     _scale_rounds(ax, [x for x, *_ in lines if len(x)], against)
     if max(seeds) > 1:
         band_said = {
             "interval": f"; bands: {confidence:.0%} interval",
             "std": "; bands: std. deviation",
         }
-        note.append(f"mean over {canvas.span(seeds)} seeds{band_said.get(band, '')}")
+        note.append(f"mean over {words.span(seeds)} seeds{band_said.get(band, '')}")
     canvas.legend(figure, ax, note)
     return figure
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, words
 from fedjax_sim.results import Mean, Results, joined
 from fedjax_sim.results.configurations import numeric_axes, varying
 
@@ -53,7 +53,7 @@ def response(
     axis = next(iter(numeric), None)
     others = [name for name in names if name != axis]
     lines: dict[str, list[tuple[float, Mean]]] = {}
-    texts = canvas.labels([mean.configuration for mean in means], others)
+    texts = words.labels([mean.configuration for mean in means], others)
     for i, (mean, text) in enumerate(zip(means, texts, strict=True)):
         # Random draws of several numeric axes have no two points on a line.
         alone = axis is None or (len(numeric) > 1 and len(numeric[axis]) == len(means))
@@ -88,7 +88,7 @@ def response(
         look = {**style, "marker": style.get("marker", "o"), **many}
         look["linestyle"] = style["linestyle"] if connected else "none"
         beside = canvas.moved(ax, _APART * (i - (len(lines) - 1) / 2))
-        ax.plot(x, middle, label=canvas.plain(said) or None, transform=beside, **look)
+        ax.plot(x, middle, label=words.plain(said) or None, transform=beside, **look)
         ax.errorbar(
             x,
             middle,
@@ -105,18 +105,18 @@ def response(
     canvas.limit(ax, limits, canvas.lowest_is_best(metric))
     cut = [_arrows(ax, *end) for end in ends]
     _crosses(ax, [point for line in lines.values() for point in line])
-    ax.set_ylabel(canvas.plain(metric))
+    ax.set_ylabel(words.plain(metric))
     if axis is None:
-        ticks = canvas.labels([mean.configuration for mean in means], names)
+        ticks = words.labels([mean.configuration for mean in means], names)
         canvas.name_ticks(ax, [text or "all" for text in ticks])
     else:
-        ax.set_xlabel(canvas.plain(axis))
+        ax.set_xlabel(words.plain(axis))
         canvas.scale(ax, axis, numeric[axis][0], numeric[axis][-1])
     if not connected and axis is not None:
         note.append(f"each point a configuration, differing in {', '.join(others)} too")
     seeds = {mean.seeds for mean in means}
     if max(seeds) > 1:
-        note.append(f"mean over {canvas.span(seeds)} seeds, {confidence:.0%} interval")
+        note.append(f"mean over {words.span(seeds)} seeds, {confidence:.0%} interval")
     if any(cut):
         note.append("arrows: an interval goes on")
     canvas.legend(figure, ax, note)
@@ -159,9 +159,9 @@ def _heat_map(
         every = max(1, -(-len(ticks) // 7))
         axis.set_ticks(np.arange(0, len(ticks), every) + 0.5)
         axis.set_ticklabels([f"{tick:.3g}" for tick in ticks[::every]])
-        axis.set_label_text(canvas.plain(said))
+        axis.set_label_text(words.plain(said))
     bar = made.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
-    bar.set_label(canvas.plain(name), fontsize=canvas.TEXT, color=canvas.INK)
+    bar.set_label(words.plain(name), fontsize=canvas.TEXT, color=canvas.INK)
     bar.ax.tick_params(color=canvas.LINE, labelcolor=canvas.INK, labelsize=canvas.SMALL)
     bar.outline.set_visible(False)
     bar.solids.set_edgecolor("face")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.partition import Description
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, words
 
 _IN_ORDER = 60  # clients, to be shown by number; more are sorted by their largest class
 _COLUMNS = 200  # of clients; more are averaged with their neighbours
@@ -88,7 +88,7 @@ def _columns(description: Description) -> tuple[np.ndarray, str]:
     if len(shares) > _COLUMNS:
         parts = np.array_split(shares, _COLUMNS)
         shares = np.stack([part.mean(axis=0) for part in parts])
-        said += f",\nin {_COLUMNS} columns of {canvas.span({len(part) for part in parts})}"
+        said += f",\nin {_COLUMNS} columns of {words.span({len(part) for part in parts})}"
     return shares, said
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fedjax_sim import plots
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, words
 from fedjax_sim.report.reading import Folder
 from fedjax_sim.results import Results, Run, configurations, joined
 from fedjax_sim.results.columns import BYTES, lowest_is_best, on_test, score_of
@@ -112,12 +112,12 @@ def take_shared_legend(shown: Sequence[Card]) -> Legend | None:
     places = [place for place, x in enumerate(texts) if x == most]
     first = legends[places[0]]
     assert first is not None
-    labels = [canvas.unescaped(text.get_text()) for text in first.get_texts()]
+    labels = [words.unescaped(text.get_text()) for text in first.get_texts()]
     lines = [*zip(labels, map(_style, first.legend_handles), strict=True)]
     for place in places:
         shown[place].figure.legends[0].remove()
         shown[place].figure.set_size_inches(canvas.WIDTH / 72, canvas.HEIGHT / 72)
-    note = canvas.unescaped(first.get_title().get_text())
+    note = words.unescaped(first.get_title().get_text())
     return Legend(places[0], lines, "; ".join(note.splitlines()))
 
 
@@ -223,7 +223,7 @@ def _facets(results: Results) -> list[tuple[str, Results]]:
     if len(others) == len(varying) or len(configurations.groups(results)) <= 4:
         return []
     found: dict[str, list[Run]] = {}
-    texts = canvas.labels([run.configuration for run in results.runs], others)
+    texts = words.labels([run.configuration for run in results.runs], others)
     for run, text in zip(results.runs, texts, strict=True):
         found.setdefault(text, []).append(run)
     if not 2 <= len(found) <= 4:

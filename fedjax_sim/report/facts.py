@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import words
 from fedjax_sim.report import tables
 from fedjax_sim.report.reading import Folder
 from fedjax_sim.results import configurations
@@ -31,7 +31,7 @@ def entries(folder: Folder) -> dict[str, str]:
     for name, values in axes.items():
         settings[name] = written(values) if len(values) <= _SHOWN else _ends(values)
     asked = folder.configuration.get("rounds")
-    done = canvas.span({run.done for run in runs})
+    done = words.span({run.done for run in runs})
     if isinstance(asked, int) and done != str(asked):
         settings["rounds"] = f"{done} of {asked}"
     seeds = [*dict.fromkeys(run.seed for run in runs)]
@@ -106,8 +106,8 @@ def title(name: str, folder: Folder) -> str:
 def counts(folder: Folder) -> str:
     """How many configurations, seeds and rounds."""
     runs, groups = folder.results.runs, configurations.groups(folder.results)
-    seeds = canvas.span({len(group) for group in groups})
-    rounds = canvas.span({run.done for run in runs})
+    seeds = words.span({len(group) for group in groups})
+    rounds = words.span({run.done for run in runs})
     many = len(groups)
     return (
         f"{many} configuration{'s' * (many != 1)}, {seeds} seed{'s' * (seeds != '1')}, "

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.files import reason, replace_file
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, words
 from fedjax_sim.report import cards, facts, tables
 from fedjax_sim.report.reading import Folder
 from fedjax_sim.report.reading import load as load
@@ -110,7 +110,7 @@ def _head(name: str, folder: Folder) -> str:
         top = means[ranked(means, canvas.lowest_is_best(by))[0]]
         if top.competes:
             names = [x for x in configurations.varying(folder.results) if x in top.configuration]
-            where = f" with {canvas.label(top.configuration, names)}" if names else ""
+            where = f" with {words.label(top.configuration, names)}" if names else ""
             best = (
                 f"<p>{'Best final' if names else 'Final'} {tables.text(by)} "
                 f"<strong>{tables.text(tables.interval(top))}</strong>{tables.text(where)}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, words
 from fedjax_sim.report import cards
 from fedjax_sim.report.reading import Folder
 from fedjax_sim.results import Mean, Run, configurations, ranked
@@ -77,7 +77,7 @@ def table(folders: Mapping[str, Folder]) -> str:
         cells += [_td(_reached(line, name), True) for name in targets]
         if sent:
             cells.append(_td(_megabytes(line), True))
-        counts = [str(len(line.runs)), canvas.span({run.done for run in line.runs})]
+        counts = [str(len(line.runs)), words.span({run.done for run in line.runs})]
         cells += [_td(count, True) for count in counts]
         cells += [_mean(line, metric, best[metric]) for metric in rest]
         start = '<tr class="best">' if line in winners else "<tr>"

@@ -24,8 +24,9 @@ from fedjax_sim.host.identity import program
 from fedjax_sim.results import Results, Run, versions
 from fedjax_sim.results.trained import save_trained
 from fedjax_sim.sweeps.batch import Columns, Compiled
+from fedjax_sim.sweeps.checks import check_labels, check_names, said, takes_key
 from fedjax_sim.sweeps.models import Model, check_keep
-from fedjax_sim.sweeps.plan import Group, build, check_labels, check_names, plan, said, takes_key
+from fedjax_sim.sweeps.plan import Group, build, plan
 from fedjax_sim.sweeps.store import Store
 
 

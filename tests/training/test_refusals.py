@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.core.checks import check_count, check_takes
-from fedjax_sim.sweeps.plan import check_labels
+from fedjax_sim.sweeps.checks import check_labels
 from tests.conftest import MESH, linear_loss, zeros
 
 KEY = jax.random.key(0)
