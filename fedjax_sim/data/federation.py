@@ -1,6 +1,6 @@
 """Building a federation, and refusing what is not one, on the host."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -10,20 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.checks import has_values, is_concrete
+from fedjax_sim.core.checks import has_values
 from fedjax_sim.core.notebook import card
 from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.data.checks import (
+    as_array,
+    check_same_length,
+    check_values,
+    checked_names,
+    checked_weights,
+    path_name,
+)
 
 _LEAST_PADDED = 16  # examples: below, a step costs what its model does
 _MOST_PADDED = 4
 _INT32_MAX = np.iinfo(np.int32).max
-_ORDINARY = 64  # weights with a sum from 2^-64 to 2^64 are kept as they are
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["examples", "offsets", "num_examples", "client_weights"],
-    meta_fields=["max_num_examples", "padded_sizes"],
+    meta_fields=["max_num_examples", "padded_sizes", "client_names"],
 )
 @dataclass(frozen=True, repr=False)
 class FederatedData:
@@ -43,6 +50,9 @@ class FederatedData:
     # Static, rising, the last is the largest client's: what a full batch is padded to, each to the
     # first that holds it. () for the largest alone.
     padded_sizes: tuple[int, ...] = ()
+    # Static: client k's name, so that a test set's clients can be told from a training set's. No
+    # round looks at them. None for none.
+    client_names: tuple[str, ...] | None = None
 
     @property
     def num_clients(self) -> int:
@@ -56,7 +66,7 @@ class FederatedData:
 
     def __repr__(self) -> str:
         leaves = jax.tree_util.tree_flatten_with_path(self.examples)[0]
-        rows = ", ".join(f"{_name(p)}: {x.dtype}{list(x.shape)}" for p, x in leaves)
+        rows = ", ".join(f"{path_name(p)}: {x.dtype}{list(x.shape)}" for p, x in leaves)
         return (
             f"FederatedData({self.num_clients} clients, {rows}, "
             f"largest client {self.max_num_examples})"
@@ -69,22 +79,29 @@ class FederatedData:
             sizes = np.asarray(self.num_examples)
             low, median, high = np.quantile(sizes, (0, 0.5, 1))
             facts["examples of a client"] = f"{low:,.0f} to {high:,.0f}, median {median:,.0f}"
-        facts |= {_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+        facts |= {path_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
         return card("FederatedData", facts)
 
     @classmethod
-    def from_clients(cls, clients: Sequence[PyTree], client_weights: Any | None = None) -> Self:
+    def from_clients(
+        cls,
+        clients: Sequence[PyTree],
+        client_weights: Any | None = None,
+        *,
+        client_names: Iterable[str] | None = None,
+    ) -> Self:
         """A federation from one pytree of arrays `[n_k, ...]` for each client.
 
         Args:
           clients: K pytrees of the same structure; within a client every leaf has the
             same length n_k, which may be 0.
           client_weights: Float[K], p_k up to scale; None for n_k.
+          client_names: K different texts; None for none.
 
         Raises:
           ValueError: if the clients differ in structure, dtype or trailing shape, a
             client's leaves differ in length, no client has an example, a value is NaN
-            or infinite, or a weight is negative or not finite.
+            or infinite, a weight is negative or not finite, or names are not one a client.
 
         >>> data = FederatedData.from_clients([{"x": np.ones(2)}, {"x": np.ones(1)}])
         >>> data
@@ -100,7 +117,7 @@ class FederatedData:
         flat: list[list[np.ndarray]] = []
         first_paths, _ = jax.tree_util.tree_flatten_with_path(clients[0])
         treedef: Any = jax.tree.structure(clients[0])
-        names = [_name(path) for path, _ in first_paths]
+        names = [path_name(path) for path, _ in first_paths]
         for k, client in enumerate(clients):
             leaves, other = jax.tree.flatten(client)
             if other != treedef:
@@ -109,9 +126,9 @@ class FederatedData:
                     f"got {other} for client {k}, and {treedef} for client 0"
                 )
             flat.append(
-                [_as_array(x, f"{n} of client {k}") for n, x in zip(names, leaves, strict=True)]
+                [as_array(x, f"{n} of client {k}") for n, x in zip(names, leaves, strict=True)]
             )
-            _check_same_length(flat[-1], names, f" of client {k}")
+            check_same_length(flat[-1], names, f" of client {k}")
         # A client without examples has nothing to compare; its arrays may be of any type.
         some = next((k for k, leaves in enumerate(flat) if len(leaves[0])), 0)
         for k, leaves in enumerate(flat):
@@ -127,7 +144,10 @@ class FederatedData:
             np.concatenate([x for x in column if len(x)] or column[:1])
             for column in zip(*flat, strict=True)
         ]
-        return cls._build(columns, names, treedef, sizes, client_weights)
+        kept_names = checked_names(client_names, len(sizes))
+        return cls._build(
+            columns, names, treedef, sizes, client_weights=client_weights, client_names=kept_names
+        )
 
     @classmethod
     def from_arrays(
@@ -136,6 +156,8 @@ class FederatedData:
         client_ids: Any,
         num_clients: int | None = None,
         client_weights: Any | None = None,
+        *,
+        client_names: Iterable[str] | None = None,
     ) -> Self:
         """A federation from arrays `[N, ...]` and the client each row belongs to.
 
@@ -143,20 +165,22 @@ class FederatedData:
           examples: a pytree of arrays of one length N.
           client_ids: Int[N], as `fs.partition.*` returns. Rows of one client keep
             their order.
-          num_clients: K; None for the largest id plus one.
+          num_clients: K; None for the number of client_names, or else the largest id plus one.
           client_weights: Float[K], p_k up to scale; None for n_k.
+          client_names: K different texts, as `Dataset.client_names`; None for none.
 
         Raises:
           ValueError: if lengths differ, an id is not in `[0, num_clients)`, there is
-            no example, a value is NaN or infinite, or a weight is negative or not finite.
+            no example, a value is NaN or infinite, a weight is negative or not finite, or names
+            are not one a client.
 
         >>> FederatedData.from_arrays({"x": np.ones((3, 2))}, [1, 0, 1])
         FederatedData(2 clients, ['x']: float32[3, 2], largest client 2)
         """
         paths, treedef = jax.tree_util.tree_flatten_with_path(examples)
-        names = [_name(path) for path, _ in paths]
-        leaves = [_as_array(x, n) for n, (_, x) in zip(names, paths, strict=True)]
-        _check_same_length(leaves, names, "")
+        names = [path_name(path) for path, _ in paths]
+        leaves = [as_array(x, n) for n, (_, x) in zip(names, paths, strict=True)]
+        check_same_length(leaves, names, "")
         try:
             ids = np.asarray(client_ids)
         except ValueError:
@@ -173,8 +197,9 @@ class FederatedData:
             raise ValueError("examples must hold at least one example; got none")
         if not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"client_ids must be integers; got {ids.dtype}")
+        kept_names = checked_names(client_names, num_clients)
         if num_clients is None:
-            num_clients = int(ids.max()) + 1
+            num_clients = int(ids.max()) + 1 if kept_names is None else len(kept_names)
         if num_clients > _INT32_MAX:
             raise ValueError(f"num_clients must be at most {_INT32_MAX}; got {num_clients}")
         wrong = np.flatnonzero((ids < 0) | (ids >= num_clients))
@@ -186,7 +211,9 @@ class FederatedData:
         if (np.diff(ids) < 0).any():  # else they lie as they should: no copy
             order = np.argsort(ids, kind="stable")
             leaves = [x[order] for x in leaves]
-        return cls._build(leaves, names, treedef, sizes, client_weights)
+        return cls._build(
+            leaves, names, treedef, sizes, client_weights=client_weights, client_names=kept_names
+        )
 
     @classmethod
     def _build(
@@ -195,7 +222,9 @@ class FederatedData:
         names: list[str],
         treedef: Any,
         sizes: np.ndarray,
+        *,
         client_weights: Any | None,
+        client_names: tuple[str, ...] | None,
     ) -> Self:
         if sizes.sum() == 0:
             raise ValueError("a federation needs at least one example; all clients are empty")
@@ -203,30 +232,8 @@ class FederatedData:
             raise ValueError(f"a federation holds at most {_INT32_MAX} examples; got {sizes.sum()}")
         offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         for name, x in zip(names, columns, strict=True):
-            _check_values(x, name, offsets)
-        if client_weights is None:
-            weights = sizes.astype(np.float64)
-        else:
-            weights = np.asarray(client_weights, np.float64)
-            if weights.shape != sizes.shape:
-                raise ValueError(
-                    f"client_weights must have shape ({len(sizes)},), one for each client; "
-                    f"got {weights.shape}"
-                )
-            if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-                raise ValueError(
-                    "client_weights must be finite and not negative, with a positive sum; "
-                    f"got values from {weights.min()} to {weights.max()}"
-                )
-            weights = _in_range(weights)
-            kept = np.finfo(jax.dtypes.canonicalize_dtype(np.float64))
-            small = weights[(weights > 0) & (weights < kept.tiny)]
-            if small.size:
-                raise ValueError(
-                    f"client_weights must fit {kept.dtype} beside each other: the smallest that is "
-                    f"not 0 is {small.min() / weights.sum():.3g} of their sum; at least "
-                    f"{kept.tiny:.3g} is kept"
-                )
+            check_values(x, name, offsets)
+        weights = checked_weights(client_weights, sizes)
         return cls(
             examples=jax.tree.unflatten(treedef, [jnp.asarray(x) for x in columns]),
             offsets=jnp.asarray(offsets, jnp.int32),
@@ -234,6 +241,7 @@ class FederatedData:
             client_weights=jnp.asarray(weights, jnp.result_type(float)),
             max_num_examples=int(sizes.max()),
             padded_sizes=_padded_sizes(sizes),
+            client_names=client_names,
         )
 
 
@@ -267,16 +275,6 @@ def _padded_sizes(num_examples: np.ndarray) -> tuple[int, ...]:
     return tuple(enough.tolist())
 
 
-def _in_range(weights: np.ndarray) -> np.ndarray:
-    """The weights, or where their sum is far from 1 that times a power of two, about their sum.
-
-    Only their ratios matter, and these a power of two leaves as they are, to the bit.
-    """
-    largest = int(np.frexp(weights.max())[1])
-    exponent = largest + int(np.frexp(np.ldexp(weights, -largest).sum())[1])
-    return weights if abs(exponent) <= _ORDINARY else np.ldexp(weights, -exponent)
-
-
 def check_data(data: Any) -> None:
     """Refuses what is not a federation.
 
@@ -289,53 +287,3 @@ def check_data(data: Any) -> None:
             f"{type(data).__name__} (a plain data set is a federation of one client: "
             "fs.FederatedData.from_clients([examples]))"
         )
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path) or "examples"
-
-
-def _as_array(x: Any, name: str) -> np.ndarray:
-    if not is_concrete(x):
-        raise ValueError(f"{name} must be a concrete array: build the federation outside jit")
-    array = np.asarray(x)
-    if array.ndim == 0:
-        raise ValueError(
-            f"{name} must have a first axis over examples; got the scalar {x!r} "
-            "(lists are pytrees here: pass arrays)"
-        )
-    numeric = np.issubdtype(array.dtype, np.number) or array.dtype == bool
-    if not numeric and not jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16 is not np.number
-        raise ValueError(f"{name} must be numbers; got {array.dtype}")
-    return array
-
-
-def _check_same_length(leaves: list[np.ndarray], names: list[str], where: str) -> None:
-    if not leaves:
-        raise ValueError(f"examples{where} must hold at least one array; got none")
-    for name, x in zip(names, leaves, strict=True):
-        if len(x) != len(leaves[0]):
-            raise ValueError(
-                f"all leaves{where} must have the same length: got {len(x)} for {name}, "
-                f"and {len(leaves[0])} for {names[0]}"
-            )
-
-
-def _check_values(x: np.ndarray, name: str, offsets: np.ndarray) -> None:
-    kept = jax.dtypes.canonicalize_dtype(x.dtype)  # 32 bits unless JAX is told otherwise
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(x.astype(kept, copy=False)).reshape(len(x), -1).all(axis=1)
-        if not finite.all():
-            row = int(np.flatnonzero(~finite)[0])
-            client = int(np.searchsorted(offsets, row, side="right")) - 1
-            raise ValueError(
-                f"{name} must be finite in {kept}: {(~finite).sum()} examples hold NaN or "
-                f"infinity, first example {row - int(offsets[client])} of client {client}"
-            )
-    elif kept != x.dtype and x.size:  # a label must not wrap round
-        limits = np.iinfo(kept)
-        if x.max() > limits.max or x.min() < limits.min:
-            raise ValueError(
-                f"{name} must fit {kept}, which JAX keeps; got values from {x.min()} to {x.max()}"
-            )

@@ -49,7 +49,7 @@ def activity(path: str | os.PathLike[str] | None = None, length: int = 100) -> D
         for part, mine in ((train, windows[:cut]), (test, windows[cut:])):
             part.append((mine, np.full(len(mine), label), np.full(len(mine), person)))
     x, y, ids = (np.concatenate(column) for column in zip(*train, strict=True))
-    x_test, y_test, _ = (np.concatenate(column) for column in zip(*test, strict=True))
+    x_test, y_test, test_ids = (np.concatenate(column) for column in zip(*test, strict=True))
     if not len(x):
         raise ValueError(f"length must leave a recording two windows; got {length}")
     mean, std = x.mean(axis=(0, 1), dtype=np.float64), x.std(axis=(0, 1), dtype=np.float64)
@@ -62,6 +62,7 @@ def activity(path: str | os.PathLike[str] | None = None, length: int = 100) -> D
         {"x": normal(x_test), "y": y_test.astype(np.int32)},
         num_classes=len(EXERCISES),
         client_ids=ids.astype(np.int32),
+        test_client_ids=test_ids.astype(np.int32),
     )
 
 

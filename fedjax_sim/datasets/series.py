@@ -65,8 +65,18 @@ def forecasting(
             said = "train" if part is train else "test"
             raise ValueError(f"length must leave examples to {said} on; got {length}")
         parts.append({"x": x, "y": y})
-    ids = np.repeat(np.arange(len(series), dtype=np.int32), [len(y) for _, y in train])
-    return Dataset(parts[0], parts[1], num_classes=None, client_ids=ids, client_names=names)
+    whose = [
+        np.repeat(np.arange(len(series), dtype=np.int32), [len(y) for _, y in part])
+        for part in (train, test)
+    ]
+    return Dataset(
+        parts[0],
+        parts[1],
+        num_classes=None,
+        client_ids=whose[0],
+        client_names=names,
+        test_client_ids=whose[1],
+    )
 
 
 def on_a_circle(turns: np.ndarray) -> np.ndarray:

@@ -57,17 +57,15 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
             raise ValueError("a line is no text")
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} must be JSON, {{role: [line, ...]}}: {error}") from None
-    train, test, sizes, names = [], [], [], []
+    train, test, names = [], [], []
     for role, lines in roles.items():
         if len(lines) < 2:
             continue
         tested = -(-len(lines) // 5)
-        windows = _covering(encode("\n".join(lines[:-tested]) + "\n"), length)
-        train.append(windows)
+        train.append(_covering(encode("\n".join(lines[:-tested]) + "\n"), length))
         test.append(_whole(encode("\n".join(lines[-tested:]) + "\n"), length))
-        sizes.append(len(windows))
         names.append(role)
-    if not sizes:
+    if not names:
         raise ValueError(f"{file} must hold a role of at least two lines")
     known, new = np.concatenate(train), np.concatenate(test)
     if not len(new):
@@ -76,9 +74,15 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
         train={"x": known[:, :-1], "y": known[:, 1:]},
         test={"x": new[:, :-1], "y": new[:, 1:]},
         num_classes=len(VOCABULARY),
-        client_ids=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+        client_ids=_whose(train),
         client_names=tuple(names),
+        test_client_ids=_whose(test),
     )
+
+
+def _whose(windows: list[np.ndarray]) -> np.ndarray:
+    """Int32[N], the role of each window."""
+    return np.repeat(np.arange(len(windows), dtype=np.int32), [len(mine) for mine in windows])
 
 
 def encode(text: str) -> np.ndarray:

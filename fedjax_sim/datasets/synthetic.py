@@ -74,4 +74,5 @@ def synthetic(
         test={"x": x[~train], "y": y[~train]},
         num_classes=_CLASSES,
         client_ids=client_ids[train].astype(np.int32),
+        test_client_ids=client_ids[~train].astype(np.int32),
     )

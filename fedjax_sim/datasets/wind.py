@@ -60,4 +60,5 @@ def wind(key: Array, num_regions: int = 10, mean_examples: int = 200) -> Dataset
         test={"x": x[test], "y": y[test]},
         num_classes=None,
         client_ids=region_ids[~test].astype(np.int32),
+        test_client_ids=region_ids[test].astype(np.int32),
     )

@@ -5,6 +5,7 @@ A split is `client_ids`, Int[N]: the client each example goes to, as
 typed key; `describe` says in figures what one is like.
 """
 
+from fedjax_sim.partition.applied import apply_to as apply_to
 from fedjax_sim.partition.by_label import dirichlet as dirichlet
 from fedjax_sim.partition.by_label import labels as labels
 from fedjax_sim.partition.by_label import shards as shards

@@ -1,6 +1,6 @@
 """One data set from the examples of its clients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -23,8 +23,11 @@ def joined(
     *,
     task: str | None = None,
     num_classes: int | None = None,
+    pooled: Collection[str] = (),
 ) -> Dataset:
     """One data set of all clients, in the order of `train`, by whose keys they are named.
+
+    A client that other parts alone have comes behind those of `train`.
 
     x is Int32 if it is of whole numbers in all parts, else Float32. Images x,
     UInt8[n, height, width] or with channels, become Float32[n, height, width, channels] in
@@ -35,6 +38,7 @@ def joined(
       task: "classification" or "regression"; None: labels if every y is a whole number, be it
         written as a float (4.0), else a regression.
       num_classes: as declared with the labels; None for the largest label plus one.
+      pooled: parts that do not say whose their examples are; their keys are no clients.
 
     Raises:
       ValueError: if there are no examples, a client's x and y differ in number, or clients in
@@ -53,14 +57,24 @@ def joined(
         part: {"x": _inputs(clients, part, whole), "y": _column(clients, part, "y", labels)}
         for part, clients in parts.items()
     }
-    ids = np.repeat(np.arange(len(train), dtype=np.int32), [len(y) for _, y in train.values()])
+    of_clients = {part: clients for part, clients in parts.items() if part not in pooled}
+    names = tuple(dict.fromkeys(name for clients in of_clients.values() for name in clients))
+    place = {name: k for k, name in enumerate(names)}
+
+    def client_ids(clients: Clients) -> np.ndarray:
+        places = np.array([place[name] for name in clients], np.int32)
+        return np.repeat(places, [len(y) for _, y in clients.values()])
+
+    ids = {part: client_ids(clients) for part, clients in of_clients.items()}
     return Dataset(
         train=columns["train"],
         test=columns["test"],
         num_classes=_num_classes(parts, columns, task, num_classes) if labels else None,
-        client_ids=ids,
-        client_names=tuple(train),
+        client_ids=ids["train"],
+        client_names=names,
         validation=columns.get("validation"),
+        test_client_ids=ids.get("test"),
+        validation_client_ids=ids.get("validation"),
     )
 
 

@@ -33,7 +33,7 @@ def hugging_face(
         `datasets.Dataset` with which `test` is given.
       client_column: the column that says whose an example is.
       x, y: the columns of inputs and of labels or targets.
-      test: a `datasets.Dataset`; it needs no client_column.
+      test: a `datasets.Dataset`; where it has the client_column, its examples are their clients'.
       validation: likewise; None for none beside what a DatasetDict has.
       task: "classification" or "regression"; None: labels if every y is a whole number, be it
         written as a float, else a regression.
@@ -53,23 +53,31 @@ def hugging_face(
         if validation is None and "validation" in dataset:
             validation = dataset["validation"]
         dataset, test = dataset["train"], dataset["test"]
-    columns = _columns("dataset", dataset, {"client_column": client_column, "x": x, "y": y})
-    inputs, targets = _numbers(columns[x], "x"), _targets(columns[y], y)
-    clients = np.asarray(columns[client_column])
-    _check_none_missing("client_column", client_column, clients)
-    names, ids = _named(clients)
-    rows = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
-    train: dict[str, Examples] = {
-        name: (inputs[mine], targets[mine]) for name, mine in zip(names, rows, strict=True)
-    }
     parts = {"train": dataset, "test": test, "validation": validation}
     parts = {name: part for name, part in parts.items() if part is not None}
+    clients, pooled = {}, []
+    for name, part in parts.items():
+        wanted = {"client_column": client_column, "x": x, "y": y}
+        if name != "train" and client_column not in getattr(part, "column_names", ()):
+            pooled.append(name)
+            del wanted["client_column"]
+        columns = _columns("dataset" if name == "train" else name, part, wanted)
+        examples = _numbers(columns[x], "x"), _targets(columns[y], y)
+        if name in pooled:
+            clients[name] = {"all": examples}
+        else:
+            clients[name] = _by_client(client_column, np.asarray(columns[client_column]), examples)
     num_classes = _declared_classes(parts, y)
-    beside: dict[str, dict[str, Examples]] = {}
-    for name in [*parts][1:]:
-        columns = _columns(name, parts[name], {"x": x, "y": y})
-        beside[name] = {"all": (_numbers(columns[x], "x"), _targets(columns[y], y))}
-    return joined(train, **beside, task=task, num_classes=num_classes)
+    return joined(**clients, task=task, num_classes=num_classes, pooled=pooled)
+
+
+def _by_client(name: str, values: np.ndarray, examples: Examples) -> dict[str, Examples]:
+    """The examples of each value of the client column, in the order of the values."""
+    _check_none_missing("client_column", name, values)
+    names, ids = _named(values)
+    rows = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
+    inputs, targets = examples
+    return {name: (inputs[mine], targets[mine]) for name, mine in zip(names, rows, strict=True)}
 
 
 def _named(clients: np.ndarray) -> tuple[list[str], np.ndarray]:
