@@ -15,11 +15,12 @@ from fedjax_sim.core.types import FederatedState
 from fedjax_sim.host.simulate import Simulation, simulate
 from fedjax_sim.results import Results, Scalar
 from fedjax_sim.results.columns import BYTES
+from fedjax_sim.results.folder import BASELINES, CONFIGURATION, RUN, RunFolder
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.training.experiment import Experiment
 
-BASELINES = {name: getattr(baselines, name) for name in folder.BASELINES}
+_EXPERIMENTS = {name: getattr(baselines, name) for name in BASELINES}
 
 
 def train(
@@ -33,7 +34,7 @@ def train(
     Returns:
       What came of it, in a line, and whether it is through.
     """
-    made, below = BASELINES[name](experiment), out / name
+    made, below = _EXPERIMENTS[name](experiment), out / name
     configuration = {**chosen.values(), "baseline": name}
     with folder.saying_what_is_saved(below):
         with run_progress(made.num_rounds, chosen.score) as tell:
@@ -108,7 +109,7 @@ def summary(
 
 def there(out: Path) -> Any:
     """The baselines of the run in `out`."""
-    path = out / files.NAME
+    path = out / CONFIGURATION
     return files.read(path).get("baselines", []) if path.exists() else []
 
 
@@ -122,24 +123,24 @@ def named(*several: Any) -> list[str]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"baselines must be a list of names; got {names!r}")
         for name in names:
-            check_known(name, folder.BASELINES, "baseline")
+            check_known(name, BASELINES, "baseline")
         if len(set(names)) != len(names):
             raise ValueError(f"baselines must be named once each; got {' '.join(names)}")
     return list(dict.fromkeys(name for names in several for name in names))
 
 
-def check(names: list[str], chosen: Setting, out: Path, resume: bool, overwrite: bool) -> None:
+def check(names: list[str], chosen: Setting, out: RunFolder, resume: bool, overwrite: bool) -> None:
     """Refuses what the baselines cannot be of, and folders with results.
 
     Raises:
       ValueError: saying which.
     """
-    for name in names:
-        if overwrite and folder.held(out / name) and not folder.is_baseline(out / name):
+    for below in map(out.baseline, names):
+        if overwrite and below.held() and not below.is_baseline():
             raise ValueError(
-                f"--out {out / name} holds a run of its own and no baseline, and is not replaced; "
+                f"out {below.path} holds a run of its own and no baseline, and is not replaced; "
                 "name another --out"
             )
-        folder.check(out / name, resume, overwrite, folder.RUN)
+        below.check(RUN, resume, overwrite)
     if "local_only" in names and chosen.sampler == "with_replacement":
         raise ValueError("local_only needs a sampler without replacement; got with_replacement")

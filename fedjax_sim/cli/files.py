@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.files import replace_file
-from fedjax_sim.host.identity import MORE_ROUNDS, differences
-
-NAME = "configuration.toml"
+from fedjax_sim.host.manifest import MORE_ROUNDS, differences
+from fedjax_sim.results.folder import CONFIGURATION
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -30,8 +29,8 @@ def read(path: Path) -> dict[str, Any]:
 def write(folder: Path, values: Mapping[str, Any]) -> None:
     """Writes configuration.toml, whole or not at all, unless it is there already."""
     text = toml(values).encode()
-    if not (folder / NAME).exists() or (folder / NAME).read_bytes() != text:
-        replace_file(folder / NAME, lambda file: file.write(text))
+    if not (folder / CONFIGURATION).exists() or (folder / CONFIGURATION).read_bytes() != text:
+        replace_file(folder / CONFIGURATION, lambda file: file.write(text))
 
 
 def check_same(
@@ -47,8 +46,8 @@ def check_same(
     Raises:
       ValueError: saying what differs.
     """
-    if (folder / NAME).exists():
-        there, here = read(folder / NAME), tomllib.loads(toml(values))
+    if (folder / CONFIGURATION).exists():
+        there, here = read(folder / CONFIGURATION), tomllib.loads(toml(values))
         for name in beside:
             there.pop(name, None)
             here.pop(name, None)
@@ -65,7 +64,7 @@ def written(folder: Path, values: Mapping[str, Any]) -> Iterator[None]:
     Raises:
       ValueError: what is raised in here.
     """
-    path = folder / NAME
+    path = folder / CONFIGURATION
     before = path.read_bytes() if path.exists() else None
     write(folder, values)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedjax_sim.cli import files
 from fedjax_sim.cli.values import check_known, kinds, parsed
+from fedjax_sim.results.folder import CONFIGURATION
 from fedjax_sim.settings.setting import NAMES, Setting
 
 # Names of a command's file beside those of a setting.
@@ -113,14 +114,14 @@ def read(
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
     """The values of CONFIG, or of what is to be resumed."""
-    there = options.out / files.NAME
+    there = options.out / CONFIGURATION
     if options.resume and not there.exists():
         if options.config is None and not _say_what_runs(options):
             raise ValueError(
-                f"--out {options.out} holds nothing to resume: there is no {files.NAME}; give "
+                f"--out {options.out} holds nothing to resume: there is no {CONFIGURATION}; give "
                 "CONFIG or options to start it anew"
             )
-        print(f"--out {options.out} holds no {files.NAME}: it starts anew", file=sys.stderr)
+        print(f"--out {options.out} holds no {CONFIGURATION}: it starts anew", file=sys.stderr)
     config: Path | None = options.config
     if config is None:
         return files.read(there) if options.resume and there.exists() else {}
@@ -129,8 +130,8 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         if said := how_to_assign(str(config), flags):
             raise ValueError(f"{config} was taken for CONFIG, a TOML file, and is not there{said}")
     if config.is_dir():
-        whole = config / files.NAME
-        cure = f"did you mean {whole}?" if whole.exists() else f"it holds no {files.NAME}"
+        whole = config / CONFIGURATION
+        cure = f"did you mean {whole}?" if whole.exists() else f"it holds no {CONFIGURATION}"
         raise ValueError(f"CONFIG must be a TOML file, and {config} is a folder; {cure}")
     return files.read(config)
 

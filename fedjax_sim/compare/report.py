@@ -15,9 +15,8 @@ from fedjax_sim.plots import canvas
 from fedjax_sim.plots.canvas import MODE_STYLES
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.columns import BYTES
+from fedjax_sim.results.folder import HISTORY, PICTURE
 from fedjax_sim.results.targets import rounds_to_target
-
-HISTORY, PICTURE = "history.csv", "compare.png"
 
 
 class Curve(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_sim.core.files import SaveError, reason
 from fedjax_sim.core.types import PyTree
+from fedjax_sim.results.folder import RUN
 
 _KEPT = 2  # the last, and the one before it in case the last is damaged
 
@@ -43,7 +44,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp  # here: it takes longer to import than JAX does
 
-        path = self.folder / f"{number:09d}"
+        path = self.folder / RUN.part(number)
         held = {name: x for name, x in arrays.items() if x.size}  # Orbax keeps no empty array
         empty = {name: [str(x.dtype), x.shape] for name, x in arrays.items() if not x.size}
         said = {"facts": facts, "empty": empty, "checksum": _checksums(held)}
@@ -67,7 +68,7 @@ class Checkpoints:
         numbers = self.numbers()
         behind = [n for n in numbers if n > number]  # damaged, since the run began before them
         for old in [n for n in numbers if n <= number][:-_KEPT] + behind:
-            shutil.rmtree(self.folder / f"{old:09d}", ignore_errors=True)
+            shutil.rmtree(self.folder / RUN.part(old), ignore_errors=True)
 
     def numbers(self) -> list[int]:
         """Of the checkpoints that are there, in order."""
@@ -93,7 +94,7 @@ class Checkpoints:
     def _read(self, number: int) -> Saved:
         import orbax.checkpoint as ocp
 
-        path = self.folder / f"{number:09d}"
+        path = self.folder / RUN.part(number)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             said = json.loads(checkpointer.metadata(path).custom_metadata["json"])
             as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)

@@ -1,42 +1,20 @@
 """What identifies a run, so that a resume does not take another for it."""
 
-import json
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.files import replace_file
 from fedjax_sim.core.types import Array, Cohort, FederatedState, PyTree, RoundContext
 from fedjax_sim.execution.client import block_size
-from fedjax_sim.host.checkpoints import Checkpoints, checksum
+from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.fingerprint import traced
-from fedjax_sim.results import to_json, versions
+from fedjax_sim.results import versions
 from fedjax_sim.sampling import as_arrays
 from fedjax_sim.training.experiment import Experiment
-
-_IDENTITY = "experiment.json"  # beside the checkpoints: what they are of
-MORE_ROUNDS = (
-    "more rounds are for a single run: a sweep's batch that is through keeps its tables, and no "
-    "state to go on from"
-)
-# What a run may be given another of while it goes on, on conditions.
-_MAY_CHANGE = ("num_rounds", "stop", "criterion")
-
-# What each part of a program is called where another was run before.
-_PARTS = {
-    "sampler": "the sampler",
-    "aggregation": "the aggregation rule",
-    "algorithm": "the algorithm (its loss, optimizers, rates or another constant of it)",
-    "evaluation": "what is evaluated (the measures or the test set)",
-    "params": "how the first model is made",
-    "function": "what the function computes",
-}
 
 
 def identity(experiment: Experiment, key: Array, state: FederatedState) -> dict[str, Any]:
@@ -174,176 +152,4 @@ def _stand_in(shapes: PyTree, first: int = 1) -> PyTree:
 
     return jax.tree.unflatten(
         structure, [filled(x, first + place) for place, x in enumerate(leaves)]
-    )
-
-
-def differences(there: Any, here: Any, name: str = "") -> str:
-    """What differs between two JSON values, in words; "" if nothing does."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        names = dict.fromkeys([*there, *here])
-        parts = [
-            differences(there.get(k), here.get(k), f"{name}.{k}" if name else k) for k in names
-        ]
-        return "; ".join(part for part in parts if part)
-    return (
-        "" if there == here else f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"
-    )
-
-
-def program_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs between two programs, by the names of parts where they have any."""
-    said = []
-    for part in dict.fromkeys([*there["parts"], *here["parts"]]):
-        if there["parts"].get(part) != here["parts"].get(part):
-            names = [names.get(part) for names in (there["names"], here["names"])]
-            called = None not in names and names[0] != names[1]
-            said.append(
-                f"{part} is {names[0]} there and {names[1]} here" if called
-                else f"{_PARTS.get(part, part)} differs"
-            )  # fmt: skip
-    return f"the traced program differs: {', '.join(said)}" if said else ""
-
-
-def open_checkpoints(
-    folder: Path,
-    identity: Mapping[str, Any],
-    resume: bool,
-    rounds_met: Callable[[Checkpoints], Sequence[int]] = lambda _: (),
-) -> Checkpoints:
-    """The folder's checkpoints, after comparing what they are of with what is to run.
-
-    Args:
-      rounds_met: those of the rounds done that meet the stop criterion of what is to run.
-
-    Raises:
-      ValueError: if there are some and `resume` is False, or they are of something else.
-      OSError: if the folder cannot be written.
-    """
-    checkpoints = Checkpoints(folder / "checkpoints")
-    path = folder / _IDENTITY
-    text = to_json(identity)
-    if path.exists():
-        if not resume:
-            raise ValueError(
-                f"out {folder} holds an experiment already; resume it, or name another folder"
-            )
-        there, here = json.loads(path.read_text()), json.loads(text)
-        if differs := another(there, here):
-            raise ValueError(
-                f"out {folder} holds another experiment and cannot be resumed: {differs}"
-            )
-        if "num_rounds" in here:
-            check_rounds_done(folder, here["num_rounds"], here["evaluate_every"])
-        if differs := _met_before(there, here, checkpoints, rounds_met):
-            raise ValueError(f"out {folder} cannot be resumed: {differs}")
-        if "program" in here and there.get("program") is None:
-            warn_of_no_program(folder)
-            here["program"] = None  # what is there may be of another
-        if any(there.get(name) != here.get(name) for name in _MAY_CHANGE):
-            replace_file(path, lambda file: file.write(to_json(here)))
-    else:
-        if checkpoints.numbers():
-            raise ValueError(
-                f"out {folder} holds checkpoints and no {_IDENTITY} that says of what; name "
-                "another folder, or remove them"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: file.write(text))
-    return checkpoints
-
-
-def another(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What makes what is there another experiment, in words; "" if nothing does.
-
-    What is known to differ makes another program, too, which is told only where nothing else is.
-    """
-    fixed = [_fixed(there), _fixed(here)]
-    programs = there.get("program"), here.get("program")
-    differs = differences(fixed[0], fixed[1])
-    if not differs and programs[0] is not None and programs[1] is not None:
-        differs = program_differences(programs[0], programs[1])
-    rounds = there.get("num_rounds"), here.get("num_rounds")
-    if rounds[0] == rounds[1]:
-        return differs
-    of_rounds = differences({"num_rounds": rounds[0]}, {"num_rounds": rounds[1]})
-    if differs:
-        return (
-            f"{of_rounds}; {differs}. More rounds need all else to be as it was: what depends on "
-            "the number of rounds, as a schedule may, must be given the earlier one"
-        )
-    if None in programs:
-        return (
-            f"{of_rounds}; it was saved by a version that kept no checksum of the program, so it "
-            "is not known whether anything in it depends on the number of rounds"
-        )
-    return ""
-
-
-def _fixed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same to the letter."""
-    fixed = {k: v for k, v in identity.items() if k not in (*_MAY_CHANGE, "program")}
-    configuration = dict(fixed.get("configuration", {}))
-    asked, rounds = configuration.get("rounds"), identity.get("num_rounds")
-    # The command line's label says R again; of a baseline, those that its run was to have.
-    if isinstance(asked, int) and isinstance(rounds, int) and asked >= rounds:
-        del configuration["rounds"]
-    return {**fixed, "configuration": configuration}
-
-
-def check_rounds_done(folder: Path, num_rounds: int, evaluate_every: int) -> None:
-    """Refuses to end a run before the rounds that are done, or in the middle of what is evaluated.
-
-    Args:
-      folder: of a run, which may have none yet.
-
-    Raises:
-      ValueError: saying how many are done.
-    """
-    path = folder / _IDENTITY
-    before = json.loads(path.read_text()).get("num_rounds") if path.exists() else None
-    if before in (None, num_rounds):
-        return
-    done = max(Checkpoints(folder / "checkpoints").numbers(), default=0)
-    if done > num_rounds:
-        raise ValueError(
-            f"num_rounds must be at least the {done} that are done in out {folder}; got "
-            f"{num_rounds}"
-        )
-    if done == num_rounds < before and num_rounds % evaluate_every:
-        raise ValueError(
-            f"num_rounds must be more than the {done} that are done in out {folder}, the last of "
-            f"them without the evaluation that a last round has; got {num_rounds}"
-        )
-
-
-def _met_before(
-    there: Mapping[str, Any],
-    here: Mapping[str, Any],
-    checkpoints: Checkpoints,
-    rounds_met: Callable[[Checkpoints], Sequence[int]],
-) -> str:
-    """Why it cannot end by another criterion than before, in words.
-
-    A run that had none may be given one: no round is taken back.
-    """
-    names = there.get("stop"), here.get("stop")
-    same = there.get("criterion", here.get("criterion")) == here.get("criterion")
-    if None in names or (names[0] == names[1] and same):
-        return ""
-    done = max(checkpoints.numbers(), default=0)
-    earlier = [round for round in rounds_met(checkpoints) if round < done]
-    if not earlier:
-        return ""
-    return (
-        f"{differences({'stop': names[0]}, {'stop': names[1]}) or 'stop differs'}, which round "
-        f"{earlier[0]} of the {done} done had met"
-    )
-
-
-def warn_of_no_program(folder: Path) -> None:
-    """Of what was saved before programs were compared."""
-    warnings.warn(
-        f"out {folder} was saved by a version that kept no checksum of the program; whether the "
-        "rule, the sampler, the algorithm and its constants are the same could not be compared",
-        stacklevel=3,
     )

@@ -19,7 +19,7 @@ from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import WARM_SECONDS, Interrupt, Progress, drive, history_of
-from fedjax_sim.host.identity import identity, open_checkpoints
+from fedjax_sim.host.identity import identity
 from fedjax_sim.host.keeping import (
     Best,
     advance,
@@ -28,11 +28,13 @@ from fedjax_sim.host.keeping import (
     keep_of,
     with_the_last,
 )
+from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.program import compile_program, trace_step
 from fedjax_sim.host.stopping import Criterion, as_stop, check_stop, replay
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.columns import check_evaluated, columns, has_value
-from fedjax_sim.results.trained import MODEL, save_trained, trained_params
+from fedjax_sim.results.folder import MODEL, RUN, RunFolder
+from fedjax_sim.results.trained import save_trained, trained_params
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
 
@@ -229,12 +231,15 @@ def simulate(
         if keep is not None:
             here |= {"keep_model": keep.kept, "metric": keep.metric}
 
-        def rounds_met(saved: Checkpoints) -> list[int]:
-            rows = as_it_were(history_of(saved, traced.row))
+        folder = RunFolder(Path(out))
+        checkpoints = Checkpoints(folder.parts(RUN))
+
+        def rounds_met() -> list[int]:
+            rows = as_it_were(history_of(checkpoints, traced.row))
             met = np.array(False) if criterion is None else replay(criterion, rows)[1]
             return [int(i) + 1 for i in np.flatnonzero(met)]
 
-        checkpoints = open_checkpoints(Path(out), here, resume, rounds_met)
+        Manifest.of(RUN, here).open(folder, resume, rounds_met)
     program = compile_program(traced, (), carry, experiment.num_rounds, stop=criterion, place=mesh)
     is_warm = False  # whether a chunk's time is that of its rounds alone
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_sim.results import FORMAT, ROUNDS, SUMMARY, TABLE, Results, Run, Scalar
 from fedjax_sim.results.columns import has_value, is_evaluated
+from fedjax_sim.results.folder import RunFolder
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,99})")
 _NUMBER = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|nan|-?inf")
@@ -64,8 +65,7 @@ def load(folder: str | Path) -> Folder:
     if not folder.is_dir():
         what = "is a file, and no results folder" if folder.exists() else "is not there"
         raise ValueError(f"{folder} {what}")
-    missing = [name for name in (SUMMARY, TABLE, ROUNDS) if not (folder / name).is_file()]
-    if missing:
+    if missing := RunFolder(folder).missing():
         raise ValueError(f"{folder} holds no results: {', '.join(missing)} "
                          f"{'are' if len(missing) > 1 else 'is'} missing")  # fmt: skip
     try:

@@ -17,6 +17,7 @@ from fedjax_sim.core.types import Array, Cohort, LocalTraining, Params
 from fedjax_sim.data import FederatedData
 from fedjax_sim.report import reading
 from fedjax_sim.results import Results
+from fedjax_sim.results.folder import SWEEP, RunFolder
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.sweeps import Swept, sweep
 from fedjax_sim.training.evaluation import evaluate
@@ -127,7 +128,7 @@ def run(out: Path, seeds: int, mesh: Mesh | None, on_progress: Callable[[Swept],
         grid.product(federation=[*FEDERATIONS], stragglers_share=STRAGGLERS, method=[*METHODS]),
         range(seeds),
         out=out,
-        resume=(out / "sweep.json").exists(),
+        resume=RunFolder(out).holds(SWEEP),
         static=("stragglers_share",),
         mesh=mesh,
         on_progress=on_progress,
@@ -137,7 +138,7 @@ def run(out: Path, seeds: int, mesh: Mesh | None, on_progress: Callable[[Swept],
 
 def load(out: Path) -> Results | None:
     """All curves, if they are through."""
-    if not (out / "summary.json").exists():
+    if not RunFolder(out).has_results():
         return None
     found = reading.load(out)
     return found.results if found.summary.get("complete") else None

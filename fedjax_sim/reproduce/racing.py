@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, PyTree
-from fedjax_sim.host.checkpoints import checksum
+from fedjax_sim.host.checkpoints import Checkpoints, checksum
 from fedjax_sim.host.driver import Interrupt, drive
-from fedjax_sim.host.identity import open_checkpoints
+from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.program import Program, compile_program, trace_step
 from fedjax_sim.host.simulate import progress_of
 from fedjax_sim.host.stopping import as_stop, reaches
@@ -23,6 +23,7 @@ from fedjax_sim.reproduce.cells import RATIO, Cell, named
 from fedjax_sim.reproduce.store import Store, what
 from fedjax_sim.results import versions
 from fedjax_sim.results.columns import columns
+from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting
@@ -221,7 +222,9 @@ def _one(
     rate, seed = of["rate"], of["seed"]
     made_by = {**versions(), "devices": runner.devices}
     identity = {"what": what(cell), "federation": runner.federation, **of, "made_by": made_by}
-    checkpoints = open_checkpoints(store.running(cell, rate, seed), identity, resume=True)
+    folder = RunFolder(store.running(cell, rate, seed))
+    Manifest.of(RUN, identity).open(folder, resume=True)
+    checkpoints = Checkpoints(folder.parts(RUN))
     inputs, carry = runner.start(rate, seed)
     spent, timed = 0.0, 0
 

@@ -17,6 +17,7 @@ from fedjax_sim.host.simulate import simulate
 from fedjax_sim.host.stopping import reaches
 from fedjax_sim.report import reading
 from fedjax_sim.results import Results, to_json
+from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting
 
@@ -50,7 +51,7 @@ def run(out: Path, mesh: Mesh | None, on_progress: Callable[[Progress], None]) -
             problem.experiment(setting, mesh),
             jax.random.key(0),
             out=folder,
-            resume=(folder / "experiment.json").exists(),
+            resume=RunFolder(folder).holds(RUN),
             stop=reaches(setting.score, TARGET),
             on_progress=on_progress,
             configuration=setting.values(),
@@ -70,7 +71,7 @@ def load(out: Path) -> dict[str, Results]:
     return {
         spread: reading.load(folder).results
         for spread, folder in folders.items()
-        if (folder / "summary.json").exists()
+        if RunFolder(folder).has_results()
     }
 
 

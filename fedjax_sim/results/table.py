@@ -20,12 +20,12 @@ from fedjax_sim.core import notebook
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.files import SaveError, reason, replace_file
 from fedjax_sim.results.columns import LABELS, is_measured, lowest_is_best, score_of
+from fedjax_sim.results.folder import ROUNDS, SUMMARY, TABLE
 from fedjax_sim.results.runs import Mean as Mean
 from fedjax_sim.results.runs import Run as Run
 from fedjax_sim.results.runs import Scalar as Scalar
 from fedjax_sim.results.runs import ranked as ranked
 
-SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"
 FORMAT = 1  # of these files; read by `report`
 
 

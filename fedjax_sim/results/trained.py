@@ -10,9 +10,8 @@ import jax
 from fedjax_sim.core.checks import check_known
 from fedjax_sim.core.types import FederatedState, Params, PyTree
 from fedjax_sim.results import model_file, to_json, versions
+from fedjax_sim.results.folder import MODEL, MODELS, RUN, SWEEP, RunFolder
 
-MODEL = "model.npz"  # in a run's folder
-MODELS = "models"  # a sweep's folder of them, one file a run
 KEPT = ("final", "best")  # what a sweep can keep of a run
 
 _SHOWN = 8  # models that an error names, or values of a label
@@ -164,16 +163,15 @@ def _paths(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise ValueError(f"folder {folder} is not there")
-    if (folder / MODEL).exists():
-        return [folder / MODEL]
-    if paths := sorted((folder / MODELS).glob("*.npz")):
+    held = RunFolder(folder)
+    if paths := held.models():
         return paths
-    if (folder / "experiment.json").exists():
+    if held.holds(RUN):
         cure = (
             f"it is of an older version, or was killed before its end; resume it, and it writes "
             f"{MODEL} at its end (a finished run at once)"
         )
-    elif (folder / "sweep.json").exists():
+    elif held.holds(SWEEP):
         cure = (
             'its sweep kept none, or no batch is through; fs.sweep(..., keep_models="final") or '
             '"best", and fedjax-sim sweep --keep-models, keep them'

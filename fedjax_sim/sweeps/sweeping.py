@@ -224,7 +224,7 @@ def sweep(
                 "complete": through == asked,
             }
             try:
-                found.save(store.folder, summary)
+                found.save(store.folder.path, summary)
             except SaveError as error:
                 error.results = found  # type: ignore[attr-defined]
                 raise
@@ -239,7 +239,7 @@ def sweep(
                 # Padding repeats a run.
                 new = len({*places} - {*runs})
                 models = [] if store is None or group.keep is None else [
-                    store.model(i, labels[seed]) for i, seed in dict.fromkeys(places)
+                    store.folder.model(i, labels[seed]) for i, seed in dict.fromkeys(places)
                 ]  # fmt: skip
                 found = None if store is None else store.load(number, models)
                 if found is None and interrupt.received is None:
@@ -306,7 +306,7 @@ def _save_model(
 ) -> None:
     assert group.keep is not None
     assert group.num_rounds is not None
-    path = store.model(index, seed)
+    path = store.folder.model(index, seed)
     path.parent.mkdir(exist_ok=True)
     final = model.round is None
     save_trained(

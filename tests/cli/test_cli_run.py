@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from fedjax_sim import load
-from fedjax_sim.cli import folder, main
+from fedjax_sim.cli import main
 from fedjax_sim.cli.commands import run as command
 from fedjax_sim.cli.files import toml
 from fedjax_sim.core.files import SaveError
 from fedjax_sim.host.checkpoints import Checkpoints
+from fedjax_sim.results import folder
+from fedjax_sim.results.folder import RUN, SWEEP, RunFolder
 
 SMALL = ("-K", "10", "--rounds", "4", "-E", "1")
 FILES = {"summary.json", "table.csv", "rounds.csv", "configuration.toml", "model.npz"}
@@ -500,8 +502,8 @@ def test_wandb(tmp_path, capsys, monkeypatch):
     assert end == "finish"
 
 
-@pytest.mark.parametrize("manifest", ["experiment.json", "sweep.json"])
-def test_clearing_that_is_cut_off_leaves_what_can_be_cleared(tmp_path, monkeypatch, manifest):
+@pytest.mark.parametrize("kind", [RUN, SWEEP])
+def test_clearing_that_is_cut_off_leaves_what_can_be_cleared(tmp_path, monkeypatch, kind):
     """Killed before each of its steps."""
     left, unlink, rmtree = [0], Path.unlink, shutil.rmtree
 
@@ -521,20 +523,20 @@ def test_clearing_that_is_cut_off_leaves_what_can_be_cleared(tmp_path, monkeypat
         out = tmp_path / str(steps)
         for name in ("checkpoints/000000003/x", "checkpoints/000000004/x", "batches/000000.npz",
                      "batches/000001/000000002/x", "summary.json", "table.csv", "rounds.csv",
-                     "configuration.toml", manifest):  # fmt: skip
+                     "configuration.toml", kind.manifest):  # fmt: skip
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_text("x")
         left[0] = steps
         try:
-            folder.clear(out)
+            RunFolder(out).clear()
         except KeyboardInterrupt:
             there = names(out)
             assert steps == 0 or "summary.json" not in there  # it does not look whole
             if there & {*kept}:
-                assert {manifest, "configuration.toml"} <= there
+                assert {kind.manifest, "configuration.toml"} <= there
             if there:
-                with pytest.raises(ValueError, match="give --resume or --overwrite"):
-                    folder.check(out, False, False, manifest)
+                with pytest.raises(ValueError, match=r"give resume \(--resume\) or"):
+                    RunFolder(out).check(kind, resume=False, overwrite=False)
         else:
             break
     assert 10 < steps < 100

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.host.fingerprint import traced
-from fedjax_sim.host.identity import another, identity, program
+from fedjax_sim.host.identity import identity, program
+from fedjax_sim.host.manifest import another
 from fedjax_sim.host.stopping import check_stop
 from tests.conftest import zeros
 from tests.host import test_fingerprint

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import fedjax_sim as fs
 from fedjax_sim.execution import machine
 from fedjax_sim.results import Mean, Results, Run
+from fedjax_sim.results.folder import SWEEP
 from fedjax_sim.sweeps import sweeping
 from fedjax_sim.sweeps.store import Store
 from tests.conftest import MESH, linear_loss, zeros
@@ -399,10 +400,10 @@ def test_files_are_the_table(data, tmp_path):
 def test_no_damaged_byte_of_a_batch_stops_a_sweep(tmp_path):
     """What reading raises depends on the byte: each is a batch to compute again."""
     store = Store(tmp_path)
-    store.batches.mkdir()
+    store.folder.parts(SWEEP).mkdir()
     columns = {"rounds": {"loss": np.arange(3.0)}, "values": {"x": np.arange(2)}}
     store.save(0, columns)
-    path = store.batches / "000000.npz"
+    path = store.folder.parts(SWEEP) / "000000.npz"
     whole = path.read_bytes()
     assert store.load(0) is not None
     damaged = 0

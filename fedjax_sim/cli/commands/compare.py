@@ -12,6 +12,7 @@ from fedjax_sim.cli.values import setting
 from fedjax_sim.compare import comparison, report
 from fedjax_sim.compare.comparison import Setting
 from fedjax_sim.compare.report import Row
+from fedjax_sim.results.folder import CONFIGURATION, SWEEP, RunFolder
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import OF_DATA
 
@@ -61,7 +62,8 @@ def call(options: argparse.Namespace) -> int:
     """Trains, writes, prints."""
     from fedjax_sim.cli import show
 
-    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
+    out = RunFolder(options.out)
+    out.check(SWEEP, options.resume, options.overwrite)
     chosen = _setting(read("compare", options, _FIELDS, _COMPARED))
     one = chosen.one
     if options.resume:
@@ -69,7 +71,7 @@ def call(options: argparse.Namespace) -> int:
     mesh = machine.use_cores(one.cores)
     experiment = problem.experiment(one)
     exchange = experiment.communication()
-    folder.prepare(options.out, options.overwrite)
+    out.prepare(options.overwrite)
     files.write(options.out, _values(chosen))
 
     console = show.console()
@@ -104,7 +106,7 @@ def call(options: argparse.Namespace) -> int:
         console.print(line)
     if not complete:
         console.print("Interrupted: what was computed until then is kept.")
-    console.print(f"Wrote {', '.join((*names, files.NAME))} to {options.out}", soft_wrap=True)
+    console.print(f"Wrote {', '.join((*names, CONFIGURATION))} to {options.out}", soft_wrap=True)
     return 0 if complete else INTERRUPTED
 
 

@@ -13,11 +13,12 @@ from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.cli.values import setting
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.host.driver import Interrupt
-from fedjax_sim.host.identity import check_rounds_done
 from fedjax_sim.host.keeping import check_keep_model
+from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.simulate import Simulation, Writer, simulate
 from fedjax_sim.host.stopping import Criterion, patience, reaches
-from fedjax_sim.results.trained import KEPT, MODEL, relabel
+from fedjax_sim.results.folder import CONFIGURATION, MODEL, RUN, RunFolder
+from fedjax_sim.results.trained import KEPT, relabel
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.writers import tensorboard, wandb
@@ -66,7 +67,8 @@ def call(options: argparse.Namespace) -> int:
 
     from fedjax_sim.cli import baselines, show
 
-    folder.check(options.out, options.resume, options.overwrite, folder.RUN)
+    out = RunFolder(options.out)
+    out.check(RUN, options.resume, options.overwrite)
     values = read("run", options, more=("patience", "keep_model"))
     there = baselines.there(options.out) if options.resume else []
     names = baselines.named(there, values.pop("baselines", []), getattr(options, "baselines", []))
@@ -90,8 +92,9 @@ def call(options: argparse.Namespace) -> int:
         files.check_same(
             options.out, {k: v for k, v in configuration.items() if k not in beside}, beside
         )
-        check_rounds_done(options.out, chosen.rounds, chosen.evaluate_every)
-    baselines.check(names, chosen, options.out, options.resume, options.overwrite)
+        if (before := Manifest.read(out, RUN)) is not None:
+            before.check_rounds_done(out, chosen.rounds, chosen.evaluate_every)
+    baselines.check(names, chosen, out, options.resume, options.overwrite)
     mesh = machine.use_cores(chosen.cores)
     experiment = problem.experiment(chosen, mesh)
     experiment.check(jax.random.key(chosen.seed))
@@ -100,9 +103,8 @@ def call(options: argparse.Namespace) -> int:
         writers.append(tensorboard(options.tensorboard))
     if options.wandb is not None:
         writers.append(wandb(options.wandb, configuration=configuration, folder=options.out))
-    folder.prepare(options.out, options.overwrite)
-    for name in names:
-        folder.prepare(options.out / name, options.overwrite)
+    for each in (out, *map(out.baseline, names)):
+        each.prepare(options.overwrite)
 
     console = show.console()
     sizes = experiment.data.num_examples
@@ -136,7 +138,7 @@ def call(options: argparse.Namespace) -> int:
         for line in (*_said(options.out, chosen, simulation, waits), _kept(chosen, simulation)):
             console.print(line, soft_wrap=True)
         console.print(
-            f"Wrote {', '.join((*written, MODEL, files.NAME))} to {options.out}", soft_wrap=True
+            f"Wrote {', '.join((*written, MODEL, CONFIGURATION))} to {options.out}", soft_wrap=True
         )
         through = simulation.status != "interrupted"
         budget = experiment._replace(num_rounds=len(simulation.history.evaluated))
@@ -174,7 +176,7 @@ def _check_schedule(chosen: Setting, options: argparse.Namespace) -> None:
       ValueError: if the span is that of what is there, and by default another here: what does go
         on, where anything does.
     """
-    path = options.out / files.NAME
+    path = options.out / CONFIGURATION
     if options.config is not None or not path.exists() or "decay_rounds" in given(options):
         return
     there = files.read(path)

@@ -15,8 +15,9 @@ from fedjax_sim.core.checks import check_count
 from fedjax_sim.grid import Grid
 from fedjax_sim.results import Results, ranked
 from fedjax_sim.results.columns import lowest_is_best, on_test
+from fedjax_sim.results.folder import CONFIGURATION, MODELS, SWEEP, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
-from fedjax_sim.results.trained import KEPT, MODELS
+from fedjax_sim.results.trained import KEPT
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import NAMES, TRACED, Setting
 from fedjax_sim.sweeps import sweep
@@ -84,7 +85,8 @@ def call(options: argparse.Namespace) -> int:
     """Trains, writes, prints."""
     from fedjax_sim.cli import show
 
-    folder.check(options.out, options.resume, options.overwrite, folder.SWEEP)
+    out = RunFolder(options.out)
+    out.check(SWEEP, options.resume, options.overwrite)
     values = read("sweep", options, more=("seeds", "metric", "keep_models"))
     by_options = grids.from_options(options.grid, options.zip, options.random)
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
@@ -101,7 +103,7 @@ def call(options: argparse.Namespace) -> int:
         problem.problem(one)  # each split once, and refused here if it cannot be
     known = problem.metrics(problem.experiment(plan.settings[0]))
     check_known(plan.metric, known, "metric")
-    folder.prepare(options.out, options.overwrite)
+    out.prepare(options.overwrite)
     files.write(options.out, plan.values())
 
     console = show.console()
@@ -129,7 +131,7 @@ def call(options: argparse.Namespace) -> int:
             f"fedjax-sim sweep --resume --out {options.out}",
             soft_wrap=True,
         )
-    written = (*names, *([] if plan.keep_models is None else [MODELS]), files.NAME)
+    written = (*names, *([] if plan.keep_models is None else [MODELS]), CONFIGURATION)
     console.print(f"Wrote {', '.join(written)} to {options.out}", soft_wrap=True)
     return 0 if complete else INTERRUPTED
 
