@@ -313,7 +313,9 @@ def test_a_signal_and_a_resume_change_no_bit(tmp_path, number):
 def test_a_second_signal_ends_at_once(tmp_path):
     """Even where Python's own handler cannot run."""
     script = (
-        "import ctypes, sys; from fedjax_sim.cli import run, main\n"
+        "import ctypes, sys\n"
+        "from fedjax_sim.cli import main\n"
+        "from fedjax_sim.cli.commands import run\n"
         "def call(options):\n"
         "    print('in C', flush=True)\n"
         "    ctypes.CDLL(None).system(b'exec sleep 15')\n"  # waits, whatever signal comes
