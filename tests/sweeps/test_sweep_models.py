@@ -108,7 +108,7 @@ def test_which_of_them(kept):
     # What all of those that are meant have in common does not tell them apart.
     with pytest.raises(ValueError, match=r"2 models of lr=0.02; .* of \(seed=0\), \(seed=7\)"):
         fs.load(out, {"lr": 0.02})
-    with pytest.raises(ValueError, match=r"no models of lr=0.3; .* and 1 more"):
+    with pytest.raises(ValueError, match=r"no models of lr=0.3; .*, \(lr=0.05, seed=7\)$"):
         fs.load(out, {"lr": 0.3})
     with pytest.raises(ValueError, match=r"no models of leraning_rate=0.02"):
         fs.load(out, {"leraning_rate": 0.02}, 0)
