@@ -2,10 +2,13 @@
 
 import importlib.util
 import re
+from pathlib import Path
 
 import jax
 
 from tests.conftest import standard_promotion
+
+ROOT = Path(__file__).parent.parent
 
 
 def blocks(text):
@@ -22,3 +25,11 @@ def run(block, namespace):
 def can_run(block):
     """Whether what it needs of PyTorch, which the tests do not install, is there."""
     return "import torch" not in block or importlib.util.find_spec("torch") is not None
+
+
+def readme():
+    """What the code of README.md leaves behind, which pages of docs/ continue."""
+    namespace = {}
+    (block,) = blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+    run(block, namespace)
+    return namespace

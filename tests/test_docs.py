@@ -2,45 +2,132 @@
 
 import json
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import fedjax_sim as fs
 from tests import snippets
 
-pytestmark = pytest.mark.slow
-PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
-WITH_CODE = [page for page in PAGES if snippets.blocks(page.read_text(encoding="utf-8"))]
+DOCS = snippets.ROOT / "docs"
+TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
 
 
-def session(page, folder, monkeypatch):
-    """What a page's snippets leave behind."""
-    monkeypatch.chdir(folder)
-    namespace = {}
-    for block in filter(snippets.can_run, snippets.blocks(page.read_text(encoding="utf-8"))):
-        snippets.run(block, namespace)
-    return namespace
+@pytest.fixture(scope="module")
+def readme():
+    return snippets.readme()
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in WITH_CODE if page.stem != "export"], ids=lambda page: page.stem
-)
-def test_snippets_run(page, tmp_path, monkeypatch):
-    assert session(page, tmp_path, monkeypatch)
+@pytest.fixture
+def session(readme, tmp_path, monkeypatch):
+    """Runs a page in a folder of its own; returns what its snippets leave behind."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(page):
+        continues = re.search(r"continues? the\s+code of the", TEXTS[page])
+        namespace = dict(readme) if continues else {}
+        for block in filter(snippets.can_run, snippets.blocks(TEXTS[page])):
+            snippets.run(block, namespace)
+        return namespace
+
+    return run
+
+
+def slugs(text):
+    """The anchors of its headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def test_links_lead_somewhere():
-    assert PAGES
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    pages = {DOCS / f"{name}.md": text for name, text in TEXTS.items()}
+    for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "ARCHITECTURE.md"):
+        pages[snippets.ROOT / name] = (snippets.ROOT / name).read_text(encoding="utf-8")
+    for page, text in pages.items():
+        for link, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]+))?\)", text):
+            target = page.parent / link
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                assert anchor in slugs(target.read_text(encoding="utf-8")), f"{page.name}: {anchor}"
 
 
-def test_export(tmp_path, monkeypatch):
-    (page,) = [page for page in PAGES if page.stem == "export"]
-    own = session(page, tmp_path, monkeypatch)
+def test_the_first_page_lists_the_others():
+    listed = re.findall(r"\]\(([\w-]+)\.md\)", TEXTS["README"])
+    assert sorted([*listed, "README"]) == sorted(TEXTS)
+
+
+def test_every_page_with_snippets_is_run_below():
+    have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
+    assert have == {"algorithms", "cores", "data", "export", "models", "rounds", "runs"}
+
+
+@pytest.mark.slow
+def test_rounds(session):
+    own = session("rounds")
+    # 10 rounds of 5 clients, both ways; then a round in which client 7 dropped out.
+    assert own["down"] == own["up"] == 10 * 5 * 4 * 650
+    assert int(own["metrics"].receivers) == 3
+    assert int(own["metrics"].senders) == 2
+    assert own["history"].rounds.senders.shape == (3,)
+
+
+@pytest.mark.slow
+def test_runs(session, tmp_path):
+    own = session("runs")
+    assert own["simulation"].status in ("finished", "stopped")
+    assert len(own["results"].runs) == 4 * 2 * 3
+    assert own["best"].low < own["best"].mean < own["best"].high
+    assert own["best"].mean > 0.8
+    assert (tmp_path / "results" / "sweep" / "summary.json").exists()
+    assert fs.load(tmp_path / "results" / "run").params
+    assert 0.15 < own["held"].mean() < 0.25
+
+
+@pytest.mark.slow
+def test_cores(session):
+    own = session("cores")
+    assert int(own["state"].round) == 1
+    assert int(own["metrics"].reporting) == 5
+
+
+def test_data(session):
+    own = session("data")
+    assert own["split"].classes_per_client == 2
+    assert set(own["angles"].tolist()) <= {0, 90, 180, 270}
+    assert own["homes"].client_names == ("anna", "bo")
+    assert own["data"].num_clients == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "block", snippets.blocks(TEXTS["models"]), ids=lambda block: block.splitlines()[0][2:]
+)
+def test_models(readme, block):
+    own = dict(readme)
+    snippets.run(block, own)
+    algorithm = fs.fedavg(own["loss_fn"], own["optax"].sgd(0.1), own["local"])
+    state = fs.init(algorithm, own["params"], own["data"])
+    round_fn = jax.jit(fs.make_round(algorithm))
+    losses = []
+    for _ in range(6):
+        cohort = own["sampler"].sample(own["key"], state.round, own["data"])
+        state, metrics = round_fn(own["key"], state, own["data"], cohort)
+        losses.append(float(metrics.train["loss"]))
+    assert losses[-1] < losses[0]
+    assert jax.tree.structure(state.params) == jax.tree.structure(own["params"])
+
+
+@pytest.mark.slow
+def test_algorithms(session):
+    own = session("algorithms")
+    kept = jax.tree.leaves(own["state"].clients)[0]
+    assert (np.asarray(kept) != 0).tolist() == [False, True, False, True]
+
+
+@pytest.mark.slow
+def test_export(session):
+    own = session("export")
     expected = jax.tree.leaves(own["trained"].params)
     for params in (own["params"], own["decoded"], own["restored"]):
         for a, b in zip(jax.tree.leaves(params), expected, strict=True):

@@ -1,98 +1,66 @@
-"""README.md's snippets run as they stand, one after another."""
+"""README.md is short, its code runs as it stands, and README.zh-CN.md is the same in Chinese."""
 
 import re
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-import fedjax_sim as fs
 from tests import snippets
-from tests.conftest import standard_promotion
 
-pytestmark = pytest.mark.slow
-TEXT = (Path(__file__).parent.parent / "README.md").read_text()
-CHINESE = (Path(__file__).parent.parent / "README.zh-CN.md").read_text()
-BLOCKS = snippets.blocks(TEXT)
+TEXT = (snippets.ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (snippets.ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def namespace():
-    namespace = {}
-    with standard_promotion(), jax.numpy_rank_promotion("allow"):
-        exec(BLOCKS[0], namespace)
-        namespace["sweep"] = np.asarray(namespace["history"].evaluation)
-        exec(BLOCKS[1], namespace)
-    return namespace
-
-
-def test_round_run_and_sweep(namespace):
-    accuracy = namespace["sweep"]
+@pytest.mark.slow
+def test_a_round_a_run_and_a_sweep():
+    own = snippets.readme()
+    assert int(own["metrics"].receivers) == 50  # all K under `all_clients`
+    assert int(own["metrics"].senders) == 5
+    accuracy = np.asarray(own["history"].evaluation)
     assert accuracy.shape == (3, 30)
     assert accuracy[:, -1].max() > 0.85
-    # 30 rounds of 5 clients, both ways; then a round in which client 7 dropped out.
-    assert namespace["down"] == namespace["up"] == 30 * 5 * 4 * 650
-    assert int(namespace["metrics"].receivers) == 3
-    assert int(namespace["metrics"].senders) == 2
-    assert namespace["history"].rounds.senders.shape == (3,)
 
 
-def test_runs_and_sweeps(namespace, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the snippet writes to results/
-    own = dict(namespace)
-    with standard_promotion(), jax.numpy_rank_promotion("allow"):
-        exec(BLOCKS[2], own)
-    assert own["simulation"].status in ("finished", "stopped")
-    assert len(own["results"].runs) == 4 * 2 * 3
-    assert own["best"].low < own["best"].mean < own["best"].high
-    assert own["best"].mean > 0.8
-    assert (tmp_path / "results" / "sweep" / "summary.json").exists()
+@pytest.mark.parametrize("text", [TEXT, CHINESE], ids=["english", "chinese"])
+def test_it_is_short_and_its_code_comes_first(text):
+    lines = text.splitlines()
+    assert len(lines) <= 150
+    (block,) = snippets.blocks(text)
+    assert lines.index("```", lines.index("```python")) < 40
+    statements = [line for line in block.splitlines() if line and not line.startswith("#")]
+    assert 20 <= len(statements) <= 25
 
 
-def test_all_cores(namespace):
-    own = dict(namespace)
-    with standard_promotion():
-        exec(BLOCKS[3], own)
-    assert int(own["state"].round) == 1
-    assert int(own["metrics"].reporting) == 5
+@pytest.mark.parametrize("ending", ["fedjax-sim compare", "pytest"])
+def test_the_commands_that_ci_runs_are_there_once(ending):
+    assert len(re.findall(rf"^    python3 -m venv .*{ending}$", TEXT, re.M)) == 1
 
 
-@pytest.mark.parametrize("block", BLOCKS[4:], ids=lambda block: block.splitlines()[0][2:])
-def test_your_model(namespace, block):
-    own = dict(namespace)
-    with standard_promotion():
-        exec(block, own)
-        algorithm = fs.fedavg(own["loss_fn"], own["optax"].sgd(0.1), own["local"])
-        state = fs.init(algorithm, own["params"], own["data"])
-        round_fn = jax.jit(fs.make_round(algorithm))
-        losses = []
-        for _ in range(6):
-            cohort = own["sampler"].sample(own["key"], state.round, own["data"])
-            state, metrics = round_fn(own["key"], state, own["data"], cohort)
-            losses.append(float(metrics.train["loss"]))
-    assert losses[-1] < losses[0]
-    assert jax.tree.structure(state.params) == jax.tree.structure(own["params"])
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#:]+)", TEXT):
+        assert (snippets.ROOT / link).exists(), link
 
 
 def code(text):
     """Fenced blocks, and lines that are indented."""
     lines = re.sub(r"```python\n.*?```", "", text, flags=re.S).splitlines()
-    return re.findall(r"```python\n(.*?)```", text, re.S), [x for x in lines if x[:4] == "    "]
+    return snippets.blocks(text), [line for line in lines if line[:4] == "    "]
 
 
-@pytest.mark.parametrize("pattern", [r"\]\((?!README)([^)#]+)", r"^#+ "])
+@pytest.mark.parametrize("pattern", [r"\]\((?!README)([^)]+)\)", r"^#+ "])
 def test_the_chinese_one_has_the_same_links_and_headings(pattern):
-    found = [re.findall(pattern, text, re.M) for text in (TEXT, CHINESE)]
-    assert len(found[0]) > 5
-    assert found[0] == found[1]
+    english, chinese = (re.findall(pattern, text, re.M) for text in (TEXT, CHINESE))
+    assert len(english) > 5
+    assert english == chinese
 
 
 def test_the_chinese_one_has_the_same_code():
     assert code(CHINESE) == code(TEXT)
-    words = [re.sub(r"```.*?```", "", text, flags=re.S).split() for text in (TEXT, CHINESE)]
-    names = [set(re.findall(r"`([^`]+)`", " ".join(some))) for some in words]
-    assert not names[1] - names[0]
+    english, chinese = (
+        set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S)))
+        for text in (TEXT, CHINESE)
+    )
+    assert not chinese - english
 
 
 def test_words_that_read_as_translated_stay_away():
