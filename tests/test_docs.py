@@ -37,7 +37,8 @@ def session(readme, tmp_path, monkeypatch):
 def slugs(text):
     """The anchors of its headings."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
-    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    words = (re.sub(r"[^\w -]", "", heading).strip() for heading in headings)
+    return {heading.lower().replace(" ", "-") for heading in words}
 
 
 def test_links_lead_somewhere():

@@ -81,7 +81,7 @@ def _cure(params: Params) -> str:
         return ""
     return (
         ". nnx.split(module, nnx.Param, ...) keeps what is not trained apart: graph, params, rest; "
-        "the loss merges all three, and draws dropout from its own key (README, Your model)"
+        "the loss merges all three, and draws dropout from its own key (docs/models.md)"
     )
 
 
