@@ -11,7 +11,8 @@ share the machine.
 Many: `fs.run` is R rounds in one scan, `fs.simulate` runs an `fs.Experiment` with checkpoints and a
 criterion to stop by (`fs.reaches`, `fs.patience`, `fs.any_of`), `fs.sweep` a grid (`fs.grid`) of
 them with seeds; `fs.baselines` trains without federating. `fs.evaluate`, `fs.evaluator` and
-`fs.client_statistics` measure, `fs.communication` counts bytes.
+`fs.client_statistics` measure, as `fs.evaluate_clients` does each client's own model of
+`fs.personal_params`; `fs.communication` counts bytes.
 
 What is left: `fs.Results` of runs, and the model, which `fs.load` reads from the folder of a run or
 a sweep; `fs.save_params` and `fs.load_params` write and read one model alone.
@@ -77,6 +78,8 @@ from fedjax_sim.training.evaluation import client_statistics as client_statistic
 from fedjax_sim.training.evaluation import evaluate as evaluate
 from fedjax_sim.training.evaluation import evaluator as evaluator
 from fedjax_sim.training.experiment import Experiment as Experiment
+from fedjax_sim.training.personal import evaluate_clients as evaluate_clients
+from fedjax_sim.training.personal import personal_params as personal_params
 from fedjax_sim.training.round import init as init
 from fedjax_sim.training.round import make_round as make_round
 from fedjax_sim.training.run import run as run
@@ -119,6 +122,7 @@ __all__ = [
     "communication",
     "datasets",
     "evaluate",
+    "evaluate_clients",
     "evaluator",
     "execution",
     "fedavg",
@@ -135,6 +139,7 @@ __all__ = [
     "nn",
     "partition",
     "patience",
+    "personal_params",
     "plots",
     "qfedavg",
     "reaches",

@@ -177,6 +177,9 @@ class FederatedAlgorithm(NamedTuple):
         float32. None: each client trains.
       check: (params, examples) -> None, raises ValueError for what does not fit; leaves of
         `examples` are [N, ...]. `fs.init` calls it before anything runs.
+      personal: (server_state, client_state, probed) -> params, the model that a client uses itself;
+        `probed` is what `client.probe` sums over the client's training examples, () without a
+        probe. `fs.personal_params` and `fs.evaluate_clients` ask for it. None: the global model.
     """
 
     init: Callable[[Params], PyTree]
@@ -188,6 +191,7 @@ class FederatedAlgorithm(NamedTuple):
     local: LocalTraining
     pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
     check: Callable[[Params, PyTree], None] | None = None
+    personal: Callable[[PyTree, PyTree, PyTree], Params] | None = None
 
     def __repr__(self) -> str:
         return fields_of(self, "client", "server_update", "local")

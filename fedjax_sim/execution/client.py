@@ -191,19 +191,30 @@ class Engine(NamedTuple):
           dynamic: the probe passes over this client's blocks, in a loop that cannot be
             differentiated in reverse; or over as many as the largest client has, masked.
         """
-        update = self.algorithm.client
-        probed: PyTree = ()
-        if update.probe is not None:
-            probed = self._probe(update.probe, client, client_state, dynamic)
-        return update.init(self.message, client_state, probed, stream(client.key, INIT))
+        probed = self.probed(client, client_state, dynamic)
+        return self.algorithm.client.init(
+            self.message, client_state, probed, stream(client.key, INIT)
+        )
 
-    def _probe(
-        self, probe: Callable[..., PyTree], client: Client, client_state: PyTree, dynamic: bool
+    def probed(self, client: Client, client_state: PyTree, dynamic: bool = False) -> PyTree:
+        """What the algorithm's probe sums over the client's blocks; () without a probe."""
+        probe = self.algorithm.client.probe
+        if probe is None:
+            return ()
+        return self.sum_over_blocks(partial(probe, self.message, client_state), client, dynamic)
+
+    def sum_over_blocks(
+        self, function: Callable[[PyTree, Array], PyTree], client: Client, dynamic: bool
     ) -> PyTree:
+        """The sum of `function(batch, mask)` over one pass, in storage order.
+
+        Args:
+          dynamic: as in `start`.
+        """
         blocks = self._num_blocks(client)
 
         def value(block: Array) -> PyTree:
-            return self._with_block(partial(probe, self.message, client_state), client, block)
+            return self._with_block(function, client, block)
 
         most = max_num_blocks(self.algorithm.local, self.data)
         shapes = jax.eval_shape(value, jnp.int32(0))

@@ -90,6 +90,7 @@ def ifca(
         fs.init(algorithm, jax.vmap(draw)(jax.random.split(key, C)), data)
 
     and so are `state.params`, of which `jax.tree.map(lambda w: w[c], state.params)` is model c.
+    `fs.evaluate_clients` measures each client by the model that it would choose now.
     Each round passes over a client's examples once more than FedAvg, with all C models. Down go C
     models. A client would send one model and its number; the update that is averaged here, and
     that `fs.communication` counts, is C models, all 0 but one.
@@ -128,10 +129,12 @@ def ifca(
     def init(
         message: Message, client_state: PyTree, probed: tuple[Array, Array], key: Array
     ) -> ClusterDescent:
-        totals, _ = probed  # of the same examples, so that their order is that of the means
-        cluster = jnp.argmin(jnp.where(jnp.isnan(totals), jnp.inf, totals))
+        cluster = _best(probed)
         chosen = message._replace(params=_model(message.params, cluster))
         return ClusterDescent(base.client.init(chosen, client_state, (), key), cluster)
+
+    def personal(server: Clusters, client_state: PyTree, probed: tuple[Array, Array]) -> Params:
+        return _model(server.params, _best(probed))
 
     def step(
         carry: ClusterDescent,
@@ -186,7 +189,14 @@ def ifca(
         client=ClientUpdate(init, step, finish, probe),
         server_update=server_update,
         check=check,
+        personal=personal,
     )
+
+
+def _best(probed: tuple[Array, Array]) -> Array:
+    """Int[], the cluster of a client whose losses of the C models are these sums."""
+    totals, _ = probed  # of the same examples, so that their order is that of the means
+    return jnp.argmin(jnp.where(jnp.isnan(totals), jnp.inf, totals))
 
 
 def _model(params: Params, cluster: Array | int) -> Params:

@@ -1,0 +1,193 @@
+"""Each client's own model, and how good it is on the client's own examples."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.checks import check_count, check_takes, has_values
+from fedjax_sim.core.loss import check_metric, per_example, totals
+from fedjax_sim.core.types import (
+    Array,
+    FederatedAlgorithm,
+    FederatedState,
+    LocalTraining,
+    LossFn,
+    Metrics,
+    Params,
+    PyTree,
+)
+from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.execution.client import Engine
+from fedjax_sim.training.evaluation import Evaluation, quotient
+
+
+def personal_params(
+    algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData
+) -> Params:
+    """The models that the clients use themselves, leaves `[K, ...]`: K models in memory.
+
+    Of IFCA, each client's is the one of the C models that fits its training examples best now.
+
+    Args:
+      algorithm: one with `personal`.
+      data: what the clients train on, of which an algorithm may have to ask.
+
+    Raises:
+      ValueError: for an algorithm without personal models, or a state of another federation.
+
+    >>> import fedjax_sim as fs, optax
+    >>> loss_fn = lambda w, batch, key: (w - batch) ** 2
+    >>> data = fs.FederatedData.from_clients([np.full(3, y) for y in (-1.0, 2.0, 4.0)])
+    >>> algorithm = fs.ifca(loss_fn, optax.sgd(0.5), fs.LocalTraining(), num_models=2)
+    >>> state = fs.init(algorithm, np.array([-0.5, 3.0]), data)
+    >>> fs.personal_params(algorithm, state, data).tolist()
+    [-0.5, 3.0, 3.0]
+    """
+    _check(state, data)
+    if algorithm.personal is None:
+        raise ValueError(
+            "algorithm must have personal models (its field `personal`); all clients of this one "
+            "use the global model, state.params"
+        )
+    ids = jnp.arange(data.num_clients, dtype=jnp.int32)
+    return jax.lax.map(lambda k: _own_model(algorithm, state, data, k), ids)
+
+
+def evaluate_clients(
+    metric_fn: LossFn,
+    algorithm: FederatedAlgorithm,
+    state: FederatedState,
+    data: FederatedData,
+    *,
+    test: FederatedData | None = None,
+    clients: Any | None = None,
+    batch_size: int = 1024,
+    lanes: int = 1,
+) -> Evaluation:
+    """Each client's own model on the client's own examples.
+
+    The model is the algorithm's `personal`, or the global one where it has none. For client k the
+    mean is `(1/n_k) sum_{i of k} value_i`, and overall `(1/sum n_k) sum_k sum_{i of k} value_i`.
+    No more than `lanes` models are in memory at a time. Outside of `jax.jit` each call traces anew.
+
+    Args:
+      metric_fn: as `loss_fn`, of one model: (params, batch, key) -> losses[B], or
+        (losses[B], {name: values[B]}); its key is None.
+      data: what the clients train on.
+      test: their own test examples, of the same K clients in the same places, some of which may
+        have none; None to measure on `data`.
+      clients: Int[c], which; None for all K.
+      batch_size: examples of a client at a time.
+      lanes: clients side by side; 1 is best on a CPU.
+
+    Returns:
+      `Evaluation`: `mean`, name -> Float[], over all examples of these clients; `clients`,
+      name -> Float[c], over each one's, NaN where it has none.
+
+    Raises:
+      ValueError: for a state or a test set of another federation, ids out of range, counts below
+        1, and what `evaluate` refuses.
+
+    >>> import fedjax_sim as fs, optax
+    >>> loss_fn = lambda w, batch, key: (w - batch) ** 2
+    >>> data = fs.FederatedData.from_clients([np.full(3, y) for y in (-1.0, 2.0, 4.0)])
+    >>> test = fs.FederatedData.from_clients([np.full(n, 3.0) for n in (1, 1, 2)])
+    >>> algorithm = fs.ifca(loss_fn, optax.sgd(0.5), fs.LocalTraining(), num_models=2)
+    >>> state = fs.init(algorithm, np.array([-1.0, 3.0]), data)
+    >>> result = fs.evaluate_clients(loss_fn, algorithm, state, data, test=test)
+    >>> float(result.mean["loss"]), result.clients["loss"].tolist()  # the first is -1's
+    (4.0, [16.0, 0.0, 0.0])
+    """
+    _check(state, data)
+    batch_size, lanes = check_count("batch_size", batch_size), check_count("lanes", lanes)
+    check_takes("metric_fn", metric_fn, "params", "batch", "key")
+    name = "data" if test is None else "test"
+    test = data if test is None else test
+    _check_same_clients(data, test)
+    ids = _client_ids(clients, data.num_clients)
+    own_model = jax.eval_shape(lambda: _own_model(algorithm, state, data, jnp.int32(0)))
+    check_metric(metric_fn, own_model, test.examples, None, name)
+    passes = algorithm._replace(local=LocalTraining(1, batch_size, shuffle=False))
+    engine = Engine(passes, test, jax.random.key(0), ())
+
+    def measure(client_id: Array) -> Metrics:
+        params = _own_model(algorithm, state, data, client_id)
+
+        def of_block(batch: PyTree, mask: Array) -> Metrics:
+            return totals(per_example(metric_fn, params, batch, None, "metric_fn"), mask)
+
+        return engine.sum_over_blocks(of_block, engine.client(client_id), dynamic=True)
+
+    sums = jax.lax.map(measure, ids, batch_size=None if lanes == 1 else lanes)
+
+    def mean(total: Array, count: Array) -> Array:
+        return jnp.where(count > 0, quotient(total, jnp.where(count > 0, count, 1)), jnp.nan)
+
+    return Evaluation(
+        mean={name: mean(jnp.sum(total), jnp.sum(n)) for name, (total, n) in sums.items()},
+        clients={name: mean(total, n) for name, (total, n) in sums.items()},
+    )
+
+
+def _own_model(
+    algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData, client_id: Array
+) -> Params:
+    """The model that one client uses itself."""
+    if algorithm.personal is None:
+        return state.params
+    message = algorithm.broadcast(state.server, state.round)
+    # A probe draws nothing, so that the key does not matter.
+    engine = Engine(algorithm, data, jax.random.key(0), message)
+    client_state = jax.tree.map(lambda x: x[client_id], state.clients)
+    probed = engine.probed(engine.client(client_id), client_state, dynamic=True)
+    return algorithm.personal(state.server, client_state, probed)
+
+
+def _check(state: FederatedState, data: FederatedData) -> None:
+    check_data(data)
+    if not isinstance(state, FederatedState):
+        raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
+    for x in jax.tree.leaves(state.clients):
+        if x.shape[0] != data.num_clients:
+            raise ValueError(
+                f"state must come from fs.init with this federation of {data.num_clients} "
+                f"clients; it holds states of {x.shape[0]}"
+            )
+
+
+def _check_same_clients(data: FederatedData, test: FederatedData) -> None:
+    check_data(test)
+    if test.num_clients != data.num_clients:
+        raise ValueError(
+            f"test must be of the {data.num_clients} clients of data, in the same places; got "
+            f"{test.num_clients} (FederatedData.from_arrays takes num_clients, for clients without "
+            "an example)"
+        )
+    if None in (data.client_names, test.client_names) or data.client_names == test.client_names:
+        return
+    pairs = zip(data.client_names or (), test.client_names or (), strict=True)
+    ours, theirs = next(pair for pair in pairs if pair[0] != pair[1])
+    raise ValueError(
+        f"test must have the clients of data in the same places; client {ours!r} of data is in the "
+        f"place of {theirs!r}"
+    )
+
+
+def _client_ids(clients: Any | None, num_clients: int) -> Array:
+    """Int[c], or a refusal; of traced ids the shape alone."""
+    if clients is None:
+        return jnp.arange(num_clients, dtype=jnp.int32)
+    ids = clients if isinstance(clients, jax.Array) else np.asarray(clients)
+    if ids.ndim != 1 or not len(ids) or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(
+            f"clients must be a list of client ids, or None for all; got {ids.dtype} of shape "
+            f"{ids.shape}"
+        )
+    if has_values(ids):
+        values = np.asarray(ids)
+        wrong = values[(values < 0) | (values >= num_clients)]
+        if len(wrong):
+            raise ValueError(f"clients must lie in [0, {num_clients}); got {wrong[0]}")
+    return jnp.asarray(ids, jnp.int32)
