@@ -98,6 +98,13 @@ def test_data(session):
     assert set(own["angles"].tolist()) <= {0, 90, 180, 270}
     assert own["homes"].client_names == ("anna", "bo")
     assert own["data"].num_clients == 2
+    assert own["data"].client_names == own["test"].client_names == ("anna", "bo")
+    assert own["test"].num_examples.tolist() == [3, 3]
+    classes = fs.partition.describe(own["test_ids"], own["test_labels"], 20).classes_per_client
+    assert classes == 2
+    accuracies = own["result"].clients["accuracy"]
+    assert accuracies.shape == (20,)
+    assert own["result"].mean["accuracy"] > 0.5
 
 
 @pytest.mark.slow
