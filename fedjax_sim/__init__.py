@@ -22,8 +22,8 @@ Data and models: `fs.FederatedData`, `fs.partition`, and, loaded where they are 
 
 Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs.ClientStatistics`,
 `fs.ClientUpdate`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
-`fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.History`, `fs.RoundContext`, `fs.RoundMetrics`,
-`fs.SaveError`, `fs.Simulation`, `fs.Stop`, `fs.Trained`.
+`fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.History`, `fs.InterruptedRun`, `fs.RoundContext`,
+`fs.RoundMetrics`, `fs.SaveError`, `fs.Simulation`, `fs.Stop`, `fs.Trained`.
 
 These are the public names, as `dir(fs)` lists them. What `help(fs)` lists next, as PACKAGE
 CONTENTS, are the package's folders and files; those not named here are internal.
@@ -49,6 +49,7 @@ from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
 from fedjax_sim.core.files import SaveError as SaveError
 from fedjax_sim.core.history import Communication as Communication
 from fedjax_sim.core.history import History as History
+from fedjax_sim.core.interrupted import InterruptedRun as InterruptedRun
 from fedjax_sim.core.types import ClientOutput as ClientOutput
 from fedjax_sim.core.types import ClientUpdate as ClientUpdate
 from fedjax_sim.core.types import Coefficients as Coefficients
@@ -107,6 +108,7 @@ __all__ = [
     "FederatedData",
     "FederatedState",
     "History",
+    "InterruptedRun",
     "LocalTraining",
     "Results",
     "RoundContext",

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedjax_sim.core.files import SaveError, reason
+from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.results.folder import RUN, SWEEP, RunFolder
 
 
@@ -32,7 +33,8 @@ def saying_what_is_saved(folder: Path) -> Iterator[None]:
         yield
     except SaveError as error:
         raise SaveError(f"{error}; {saved(folder)}") from error
-    except OSError as error:
-        if not hasattr(error, "simulation"):
+    except InterruptedRun as error:
+        if not isinstance(error.__cause__, OSError):
             raise
-        raise SaveError(f"a round was not told of: {reason(error)}; {saved(folder)}") from error
+        why = reason(error.__cause__)
+        raise SaveError(f"a round was not told of: {why}; {saved(folder)}") from error

@@ -14,6 +14,8 @@ from fedjax_sim.cli.commands import compare, data, report, reproduce, run, sweep
 from fedjax_sim.cli.options import how_to_assign
 from fedjax_sim.cli.signals import INTERRUPTED, second_ends_at_once
 from fedjax_sim.cli.wording import in_options
+from fedjax_sim.core.files import SaveError
+from fedjax_sim.core.interrupted import InterruptedRun
 
 _COMMANDS = {
     "run": run,
@@ -66,6 +68,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(code, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
+def _call(options: argparse.Namespace) -> int:
+    """Calls the command; what ended a run that had begun is raised as what it is."""
+    code: int
+    try:
+        code = _COMMANDS[options.command].call(options)
+    except SaveError:
+        raise
+    except InterruptedRun as error:
+        raise error.__cause__ or error from None
+    return code
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs `fedjax-sim`; returns its exit code: 0, 1 (not saved), 2 (a mistake) or 130."""
     parser = _Parser(prog="fedjax-sim", description="Federated learning in JAX.")
@@ -92,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         with second_ends_at_once():
-            return _COMMANDS[options.command].call(options)
+            return _call(options)
     except (ValueError, ImportError) as error:
         command.error(command.told(str(error), options))
     except BrokenPipeError:  # whoever read the output has gone; the files are written

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from fedjax_sim.core.interrupted import InterruptedRun
+
 # What reading a damaged archive of arrays raises: a byte may name a compression that does not exist
 # (NotImplementedError), a method of an encrypted entry (RuntimeError) or a type that is none.
 DAMAGED = (
@@ -27,8 +29,11 @@ DAMAGED = (
 )
 
 
-class SaveError(OSError):
-    """Something could not be written; what was saved before it is as it was."""
+class SaveError(InterruptedRun, OSError):
+    """Something could not be written; what was saved before it is as it was.
+
+    An OSError. `partial` is what a run or a sweep had computed, as of any `fs.InterruptedRun`.
+    """
 
 
 def replace_file(path: Path, save: Callable[[IO[bytes]], Any]) -> None:

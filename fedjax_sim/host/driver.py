@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_sim.core.files import SaveError
+from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.host.checkpoints import Checkpoints, flatten, unflatten
 from fedjax_sim.host.program import Program
@@ -109,8 +111,8 @@ def drive(
 
     Raises:
       SaveError: if a checkpoint cannot be written.
-      Exception: what `on_chunk` raises, once what was computed until then is saved. On either
-        error, `driven` is what was computed.
+      InterruptedRun: for what `on_chunk` raises, once what was computed until then is saved. Of
+        either error, `partial` is what was computed, a `Driven`.
     """
     axis = program.rounds_axis
     buffers, done, stopped = program.buffers(), 0, False
@@ -154,8 +156,8 @@ def drive(
         arrays |= flatten("stop", remembered)
         try:
             checkpoints.save(done, arrays, {"stopped": stopped, "criterion": program.criterion})
-        except OSError as error:
-            error.driven = here  # type: ignore[attr-defined]  # nothing computed is lost
+        except SaveError as error:
+            error.partial = here
             raise
         last_save, last_number = time.perf_counter(), done
         cost = last_save - began
@@ -165,8 +167,8 @@ def drive(
             on_chunk(first, rows[-1], seconds)
         except Exception as error:  # whatever it is, it costs no round
             save()
-            error.driven = driven()  # type: ignore[attr-defined]  # as above
-            raise
+            told = InterruptedRun(f"a round was not told of: {error!r}")
+            raise told.holding(driven()) from error
 
     if rows:
         tell(0, 0.0)

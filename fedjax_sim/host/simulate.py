@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.files import SaveError
 from fedjax_sim.core.history import Communication, History
+from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.notebook import card, number, progress_bar, words
 from fedjax_sim.core.randomness import as_key
 from fedjax_sim.core.types import Array, FederatedState, PyTree
@@ -151,9 +152,9 @@ def simulate(
         or those of another experiment (what differs).
       SaveError: (an OSError) if a checkpoint or the model cannot be written: what was saved before
         is as it was.
-      Exception: what a writer or `on_progress` raises, once what was computed is saved in `out`.
-        All writers are closed then; what closing them raises is a note on the first error. On
-        every error of a run that has begun, `simulation` is what was computed.
+      InterruptedRun: for what a writer or `on_progress` raises, its cause, once what was computed
+        is saved in `out`. All writers are closed then; what closing them raises is a note on the
+        error. Of either error, `partial` is what was computed, an `fs.Simulation`.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -274,10 +275,10 @@ def simulate(
             )
     except BaseException as error:
         _close(writers, error)
-        if hasattr(error, "driven"):
-            error.simulation = simulation(error.driven)  # type: ignore[attr-defined]
+        if isinstance(error, InterruptedRun):
             if out is not None and not isinstance(error, SaveError):
-                error.add_note(f"{error.driven.round} rounds are saved in {out}, to be resumed")
+                error.add_note(f"{error.partial.round} rounds are saved in {out}, to be resumed")
+            error.partial = simulation(error.partial)
         raise
     found = simulation(driven)
     try:
@@ -292,9 +293,12 @@ def simulate(
                 metric=None if keep is None else keep.metric,
                 value=None if best is None else float(best.value),
             )  # fmt: skip
-    except Exception as error:
-        error.simulation = found  # type: ignore[attr-defined]
+    except SaveError as error:
+        error.partial = found
         raise
+    except Exception as error:
+        closed = InterruptedRun(f"all rounds are done, but not all is written: {error!r}")
+        raise closed.holding(found) from error
     return found
 
 

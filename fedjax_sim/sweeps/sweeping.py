@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from fedjax_sim import grid as grids
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.files import SaveError
+from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.notebook import card, progress_bar, words
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array
@@ -129,9 +130,10 @@ def sweep(
         the results have a column of; a traced axis that it cannot take (which axis, and what
         making it static would mean); a configuration that a factory refuses; a sharded
         strategy; results in `out` that are not to be resumed, or of another sweep (what differs).
-      SaveError: (an OSError) if `out` cannot be written: what was saved is as it was. On it, and
-        on any error while batches run, `results` holds the runs of the batches before; if only
-        the tables are not written at the end, all of them.
+      SaveError: (an OSError) if `out` cannot be written: what was saved is as it was.
+      InterruptedRun: for what `on_progress` raises, or anything once some runs are through, its
+        cause. Of either error, `partial` is the `fs.Results` of the batches before; if only the
+        tables are not written at the end, of all.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -212,21 +214,24 @@ def sweep(
     runs: dict[tuple[int, int], Run] = {}
     teller = _Teller(on_progress, len(grid) * len(labels))
 
+    def through() -> Results:
+        return Results(tuple(runs[place] for place in sorted(runs)))
+
     def results() -> Results:
-        found = Results(tuple(runs[place] for place in sorted(runs)))
+        found = through()
         if store is not None and runs:
             asked = len(grid) * len(labels)
-            through = sum(run.done == run.num_rounds for run in found.runs)
+            complete = sum(run.done == run.num_rounds for run in found.runs) == asked
             summary = {
                 "kind": "sweep",
                 "configuration": dict(configuration or {}),
                 "num_runs": asked,
-                "complete": through == asked,
+                "complete": complete,
             }
             try:
                 found.save(store.folder.path, summary)
             except SaveError as error:
-                error.results = found  # type: ignore[attr-defined]
+                error.partial = found
                 raise
         return found
 
@@ -255,11 +260,17 @@ def sweep(
                                 _save_model(store, grid.configurations[i], i, labels[seed], model,
                                             group, configuration or {})  # fmt: skip
                             store.save(number, ran[0])
-                    except Exception as error:  # whatever it is, what was computed is on it
-                        error.results = Results(  # type: ignore[attr-defined]
-                            tuple(runs[place] for place in sorted(runs))
-                        )
+                    except InterruptedRun as error:
+                        error.partial = through()
                         raise
+                    except Exception as error:  # whatever it is, it costs no run that is through
+                        if not runs:
+                            raise
+                        batch_failed = InterruptedRun(
+                            f"{len(runs)} of {len(grid) * len(labels)} runs are through; then a "
+                            f"batch failed: {error!r}"
+                        )
+                        raise batch_failed.holding(through()) from error
                 if found is None:
                     return results()
                 for row, (index, seed) in enumerate(places):

@@ -201,7 +201,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(whole, tmp_path):
         kept = Checkpoints(disk / "checkpoints").load()
         assert kept is not None
         assert 0 < kept.number <= 20
-        assert int(e.value.simulation.state.round) >= kept.number
+        assert int(e.value.partial.state.round) >= kept.number
         filler.unlink()
         same(killed.simulate(disk), whole)
     finally:
@@ -315,12 +315,13 @@ class Broken(Rows):
 def test_a_writer_that_fails_loses_nothing(whole, tmp_path, saved):
     experiment, key = killed.experiment(0.03), jax.random.key(5)
     out, broken, rows = tmp_path if saved else None, Broken(12), Rows()
-    with pytest.raises(OSError, match="no line for round 12") as e:
+    with pytest.raises(fs.InterruptedRun, match=r"not told of: OSError.*no line for round 12") as e:
         fs.simulate(experiment, key, out=out, writers=[broken, rows])
+    assert isinstance(e.value.__cause__, OSError)
     assert (broken.closed, rows.closed) == (1, 1)
     notes = "\n".join(e.value.__notes__)
     assert "Broken.close() then raised RuntimeError('closed badly')" in notes
-    part = e.value.simulation
+    part = e.value.partial
     done = int(part.state.round)
     assert part.status == ("interrupted" if done < killed.ROUNDS else "finished")
     assert done >= 12
@@ -335,11 +336,11 @@ def test_a_writer_that_fails_loses_nothing(whole, tmp_path, saved):
 
 def test_closing_badly_loses_nothing(whole):
     rows = Rows()
-    with pytest.raises(RuntimeError, match="closed badly") as e:
+    with pytest.raises(fs.InterruptedRun, match=r"all rounds are done.*closed badly") as e:
         fs.simulate(killed.experiment(0.03), jax.random.key(5), writers=[Broken(0), rows])
     assert rows.closed == 1
-    same(e.value.simulation, whole)
-    assert e.value.simulation.status == "finished"
+    same(e.value.partial, whole)
+    assert e.value.partial.status == "finished"
 
 
 def test_progress_and_writers(whole):

@@ -268,7 +268,7 @@ def test_a_model_that_cannot_be_written_costs_no_run(run, tmp_path):
     with pytest.raises(fs.SaveError, match=r"model.npz was not written") as error:
         fs.simulate(killed.experiment(0.03), 5, out=tmp_path / "run", resume=True,
                     configuration={"lr": 0.03})  # fmt: skip
-    same(error.value.simulation.state.params, simulation.state.params)
+    same(error.value.partial.state.params, simulation.state.params)
 
 
 def test_clients_alone_leave_their_own_models(tmp_path):

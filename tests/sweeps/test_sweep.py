@@ -184,6 +184,18 @@ def test_interrupted_and_resumed_it_is_the_same(tmp_path):
     assert told[-1].num_runs == 15
 
 
+def test_what_fails_once_runs_are_through_loses_none_of_them(data):
+    def fail(swept):
+        if swept.runs > 2:  # in the second batch: one run on each of the two devices
+            raise ConnectionError("nobody listens")
+
+    with pytest.raises(fs.InterruptedRun, match="a round was not told of: Conn") as e:
+        fs.sweep(factory(data), {"lr": RATES[:4]}, [0], side_by_side=1, on_progress=fail)
+    assert isinstance(e.value.__cause__, ConnectionError)
+    assert [run.configuration["lr"] for run in e.value.partial.runs] == RATES[:2]
+    assert all(run.done == run.num_rounds for run in e.value.partial.runs)
+
+
 def test_what_a_factory_raises_names_the_configuration(data):
     def experiment(lr, mode):
         return factory(data)(lr, mode=mode)
@@ -317,7 +329,7 @@ def test_tables_that_cannot_be_written_cost_no_run(data, tmp_path, monkeypatch):
     monkeypatch.setattr("fedjax_sim.results.table.replace_file", full)
     with pytest.raises(fs.SaveError, match=r"table.csv, rounds.csv, summary.json \(No space") as e:
         fs.sweep(factory(data), {"lr": RATES[:2]}, [0], out=tmp_path, resume=True)
-    assert e.value.results.table() == whole.table()
+    assert e.value.partial.table() == whole.table()
 
 
 def test_grids():
