@@ -92,6 +92,7 @@ def test_cores(session):
     assert int(own["metrics"].reporting) == 5
 
 
+@pytest.mark.slow
 def test_data(session):
     own = session("data")
     assert own["split"].classes_per_client == 2
