@@ -9,6 +9,7 @@ import pytest
 
 import fedjax_sim as fs
 from tests import snippets
+from tests.helpers import declared
 
 DOCS = snippets.ROOT / "docs"
 TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
@@ -56,6 +57,10 @@ def test_links_lead_somewhere():
 def test_the_first_page_lists_the_others():
     listed = re.findall(r"\]\(([\w-]+)\.md\)", TEXTS["README"])
     assert sorted([*listed, "README"]) == sorted(TEXTS)
+
+
+def test_what_a_setting_may_name_is_what_files_declare():
+    assert TEXTS["declared"] == declared.page(), "run what the page says of how it is written"
 
 
 def test_every_page_with_snippets_is_run_below():

@@ -1,0 +1,52 @@
+"""docs/declared.md, of what files declare: `python -m tests.helpers.declared > docs/declared.md`."""
+
+from fedjax_sim import aggregation, algorithms, datasets, models, partition, sampling
+from fedjax_sim.core.registry import declared
+
+ROOMS = {
+    "algorithm": ("Algorithms", algorithms),
+    "mode": ("Aggregation rules", aggregation),
+    "sampler": ("Samplers", sampling),
+    "dataset": ("Data sets", datasets),
+    "partition": ("Splits", partition),
+    "model": ("Models", models),
+}
+BEGINNING = """\
+# What a setting may name
+
+Each name below is a value of an option of the [command line](command-line.md) and of a key of its TOML files, and so
+are the options that belong to it. Those marked * are traced: a sweep over them shares one compiled program.
+The page is written from what the files declare (`python -m tests.helpers.declared > docs/declared.md`), and a
+test compares the two.
+"""
+
+
+def option_words(option):
+    """`name` = default: what it is (range)."""
+    name = f"`{option.name}`{'*' if option.traced else ''}"
+    default = "" if option.default is None else f" = {option.default}"
+    allowed = ", ".join(option.choices) or (option.range.says if option.range else "")
+    return f"{name}{default}: {option.help}{f' ({allowed})' if allowed else ''}"
+
+
+def page():
+    """The whole page."""
+    parts = [BEGINNING]
+    for setting, (title, face) in ROOMS.items():
+        rows = [
+            f"| `{name}` | {one.help} | {'; '.join(map(option_words, one.options))} |"
+            for name, one in declared(face).items()
+        ]
+        if rows:
+            head = [
+                f"## {title}: `--{setting}`",
+                "",
+                "| name | what it is | options |",
+                "|---|---|---|",
+            ]
+            parts.append("\n".join([*head, *rows, ""]))
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
