@@ -1,4 +1,4 @@
-"""docs/declared.md, of what files declare: `python -m tests.helpers.declared > docs/declared.md`."""
+"""Writes docs/declared.md: `python -m tests.helpers.declared > docs/declared.md`."""
 
 from fedjax_sim import aggregation, algorithms, datasets, models, partition, sampling
 from fedjax_sim.core.registry import declared
@@ -14,10 +14,10 @@ ROOMS = {
 BEGINNING = """\
 # What a setting may name
 
-Each name below is a value of an option of the [command line](command-line.md) and of a key of its TOML files, and so
-are the options that belong to it. Those marked * are traced: a sweep over them shares one compiled program.
-The page is written from what the files declare (`python -m tests.helpers.declared > docs/declared.md`), and a
-test compares the two.
+Each name below is a value of an option of the [command line](command-line.md) and of a key of its
+TOML files, and so are the options that belong to it. Those marked * are traced: a sweep over them
+shares one compiled program. The page is written from what the files declare
+(`python -m tests.helpers.declared > docs/declared.md`), and a test compares the two.
 """
 
 
