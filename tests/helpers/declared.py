@@ -29,14 +29,17 @@ def option_words(option):
     return f"{name}{default}: {option.help}{f' ({allowed})' if allowed else ''}"
 
 
+def row(declaration):
+    """A line of a table."""
+    options = "; ".join(option_words(option) for option in declaration.options)
+    return f"| `{declaration.name}` | {declaration.help} | {options} |"
+
+
 def page():
     """The whole page."""
     parts = [BEGINNING]
     for setting, (title, face) in ROOMS.items():
-        rows = [
-            f"| `{name}` | {one.help} | {'; '.join(map(option_words, one.options))} |"
-            for name, one in declared(face).items()
-        ]
+        rows = [row(declaration) for declaration in declared(face).values()]
         if rows:
             head = [
                 f"## {title}: `--{setting}`",
