@@ -49,6 +49,7 @@ from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
 from fedjax_sim.core.files import SaveError as SaveError
 from fedjax_sim.core.history import Communication as Communication
 from fedjax_sim.core.history import History as History
+from fedjax_sim.core.history import RoundMetrics as RoundMetrics
 from fedjax_sim.core.interrupted import InterruptedRun as InterruptedRun
 from fedjax_sim.core.types import ClientOutput as ClientOutput
 from fedjax_sim.core.types import ClientUpdate as ClientUpdate
@@ -58,7 +59,6 @@ from fedjax_sim.core.types import FederatedAlgorithm as FederatedAlgorithm
 from fedjax_sim.core.types import FederatedState as FederatedState
 from fedjax_sim.core.types import LocalTraining as LocalTraining
 from fedjax_sim.core.types import RoundContext as RoundContext
-from fedjax_sim.core.types import RoundMetrics as RoundMetrics
 from fedjax_sim.data import FederatedData as FederatedData
 from fedjax_sim.host.simulate import Simulation as Simulation
 from fedjax_sim.host.simulate import simulate as simulate
@@ -81,9 +81,9 @@ from fedjax_sim.training.evaluation import evaluator as evaluator
 from fedjax_sim.training.experiment import Experiment as Experiment
 from fedjax_sim.training.personal import evaluate_clients as evaluate_clients
 from fedjax_sim.training.personal import personal_params as personal_params
-from fedjax_sim.training.round import init as init
 from fedjax_sim.training.round import make_round as make_round
 from fedjax_sim.training.run import run as run
+from fedjax_sim.training.state import init as init
 
 if TYPE_CHECKING:
     from fedjax_sim import datasets as datasets

@@ -94,8 +94,8 @@ def test_a_strategys_name_is_told_what_to_write(one, name):
 
 
 def test_a_name_of_nothing_is_told_what_there_is(one):
-    with pytest.raises(ValueError, match=r"one of fs\.aggregation\.selected, .*got 'fedmedian'"):
-        fs.make_round(one[0], "fedmedian")
+    with pytest.raises(ValueError, match=r"one of fs\.aggregation\.selected, .*got 'averaged'"):
+        fs.make_round(one[0], "averaged")
 
 
 def test_a_samplers_name_or_factory_is_told_what_to_write(one):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import aggregation as rules
+from fedjax_sim.core.randomness import SERVER, stream
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
     Array,
@@ -119,7 +120,16 @@ def _alone(base: FederatedAlgorithm) -> FederatedAlgorithm:
             lambda x: x.astype(accumulator(x.dtype)), (output.update, output.total)
         )
         one = jnp.ones((), jnp.result_type(float))
-        context = RoundContext(message, 1, jnp.int32(1), weight_sum=one, reporting_share=one)
+        context = RoundContext(
+            round=message,
+            num_clients=1,
+            num_reporting=jnp.int32(1),
+            weight_sum=one,
+            reporting_share=one,
+            key=stream(key, SERVER),
+            denominator=one,
+            largest_weight=one,
+        )
         server = base.server_update(own.server, update, total, context)
         kept = OwnModel(server, output.client_state, own.get_params)
         return ClientOutput(update=(), client_state=kept, metrics=output.metrics)

@@ -1,4 +1,4 @@
-"""What is reported of R rounds, and the bytes of their exchanges."""
+"""What is reported of a round and of R of them, and the bytes of their exchanges."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,9 +8,69 @@ import numpy as np
 
 from fedjax_sim.core.checks import has_values
 from fedjax_sim.core.notebook import card, number, words
-from fedjax_sim.core.types import Array, Params, PyTree, RoundMetrics
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.types import Array, Params, PyTree
 
 Evaluate = Callable[[Params], PyTree]
+
+
+class RoundMetrics(NamedTuple):
+    """What is reported of a round. Never fed back into it.
+
+    Attributes:
+      train: name -> Float[], means over the examples of all local steps of those counted:
+        "loss" and what else the loss names. NaN if nobody reports.
+      receivers: Int[], distinct clients that were given the model.
+      senders: Int[], distinct clients that sent an update.
+      reporting: Int[], updates counted in the average, repeated draws included.
+      nonfinite: Int[], updates that hold a NaN or an infinity.
+      client_steps: Int[], local steps of those that sent; 2^31 - 1 if there were more, as in the
+        next two. `counts()` has them exactly, and so have results and their files.
+      lane_steps: Int[], local steps that the strategy computed for them; what is above
+        `client_steps` went into padding and idle lanes.
+      examples: Int[], examples seen in those client steps, each as often as it was seen.
+      update_norm: Float[], the Euclidean norm of the averaged update; NaN if nothing was.
+      reporting_share: Float[], n_V / n: the weight of those counted in that of all,
+        whatever the rule; repeated draws count each time.
+      empty: Bool[], nothing was aggregated: the server state stayed as it was, unless the
+        algorithm acts when empty.
+      digits: name -> UInt32[4], the exact counts of those three that 32 bits might not hold, in
+        digits of base 2^16, the lowest first; () where none can be as large.
+    """
+
+    train: dict[str, Array]
+    receivers: Array
+    senders: Array
+    reporting: Array
+    nonfinite: Array
+    client_steps: Array
+    lane_steps: Array
+    examples: Array
+    update_norm: Array
+    reporting_share: Array
+    empty: Array
+    digits: dict[str, Array] | tuple[()] = ()
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+    def counts(self) -> dict[str, np.ndarray]:
+        """`client_steps`, `lane_steps` and `examples` on the host, exact: Int64 where 32 bits might
+        not hold them.
+
+        >>> rounds = RoundMetrics({}, *10 * [jnp.int32(5)], {"examples": jnp.array([1, 0, 3, 0])})
+        >>> {name: int(count) for name, count in rounds.counts().items()}
+        {'client_steps': 5, 'lane_steps': 5, 'examples': 12884901889}
+        """
+        counts = {
+            "client_steps": np.asarray(self.client_steps),
+            "lane_steps": np.asarray(self.lane_steps),
+            "examples": np.asarray(self.examples),
+        }
+        base = 1 << 16 * np.arange(4, dtype=np.int64)
+        return counts | {
+            name: np.asarray(digits, np.int64) @ base for name, digits in dict(self.digits).items()
+        }
 
 
 class History(NamedTuple):

@@ -20,6 +20,8 @@ INIT = 3  # the phases of a client, below CLIENT
 STEP = 4
 FINISH = 5
 SHUFFLE = 6
+SERVER = 7  # the server's own step
+COMBINE = 8  # a rule that sees all updates
 
 
 def as_key(key: Array | int) -> tuple[Array, int | None]:

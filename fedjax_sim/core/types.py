@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_sim.core.reprs import fields_of
 
@@ -141,6 +140,10 @@ class RoundContext(NamedTuple):
       num_reporting: Int[], updates that count in the average.
       weight_sum: Float[], the sum of their aggregation weights a_k.
       reporting_share: Float[], the sum of their fixed shares p_k.
+      key: for the server's own draws, as noise: it differs by run and round, and by nothing else.
+      denominator: Float[], what `sum_k a_k update_k` was divided by.
+      largest_weight: Float[], the largest size of an a_k that counts. One client of a bounded
+        update moves the average by at most `largest_weight / denominator` times the bound.
     """
 
     round: Array
@@ -148,6 +151,9 @@ class RoundContext(NamedTuple):
     num_reporting: Array
     weight_sum: Array
     reporting_share: Array
+    key: Array
+    denominator: Array
+    largest_weight: Array
 
     def __repr__(self) -> str:
         return fields_of(self)
@@ -180,6 +186,8 @@ class FederatedAlgorithm(NamedTuple):
       personal: (server_state, client_state, probed) -> params, the model that a client uses itself;
         `probed` is what `client.probe` sums over the client's training examples, () without a
         probe. `fs.personal_params` and `fs.evaluate_clients` ask for it. None: the global model.
+      acts_when_empty: the server takes its step also where nothing was aggregated, with an update
+        and a total of zeros, as one that must release noise in every round. Clients' states stay.
     """
 
     init: Callable[[Params], PyTree]
@@ -192,28 +200,39 @@ class FederatedAlgorithm(NamedTuple):
     pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
     check: Callable[[Params, PyTree], None] | None = None
     personal: Callable[[PyTree, PyTree, PyTree], Params] | None = None
+    acts_when_empty: bool = False
 
     def __repr__(self) -> str:
         return fields_of(self, "client", "server_update", "local")
 
 
+# (updates [m, ...], weights a_k [m], counted [m], key) -> update; see `Coefficients.combine`.
+Combine = Callable[[PyTree, Array, Array, Array], PyTree]
+
+
 class Coefficients(NamedTuple):
     """What an aggregation rule says of a round.
 
-    The new model is `w + sum_k a_k d_k / denominator` over the clients that report. A
-    rule may return the pair `(weights, denominator)` alone.
+    The new model is `w + sum_k a_k d_k / denominator` over the clients that report, or
+    `w + combine(d, a, counted, key)` of a rule that must see all of them at once. A rule may
+    return the pair `(weights, denominator)` alone.
 
     Attributes:
       weights: Float[m], a_k.
       denominator: Float[]; None for the sum of a_k over those that report.
       shares: Float[m], the fixed p_k for `total`; None for weight over all weights.
       num_receivers: Int[], who is sent the model; None for the cohort's distinct clients.
+      combine: None, or (updates, weights, counted, key) -> update. Leaves of `updates` are
+        [m, ...], zeros where `counted`, Bool[m], is False; `weights` are the a_k; `key` differs by
+        run and round. It returns one update, leaves [...], which is not divided by the denominator.
+        It costs the memory of m updates, and a round of none that counts is empty as ever.
     """
 
     weights: Array
     denominator: Array | None
     shares: Array | None = None
     num_receivers: Array | None = None
+    combine: Combine | None = None
 
     def __repr__(self) -> str:
         return fields_of(self)
@@ -222,116 +241,6 @@ class Coefficients(NamedTuple):
 # (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients. The
 # cohort's `reports` are the slots that complete a step.
 AggregationRule = Callable[[Cohort, Array, Array], Coefficients | tuple[Array, Array | None]]
-
-
-class Tasks(NamedTuple):
-    """What each slot of a round has to do. A slot with `num_steps` 0 does nothing.
-
-    Attributes:
-      client_ids: Int[m], in [0, K).
-      num_steps: Int[m].
-      weights: Float[m], a_k, all of them times one power of two.
-      shares: Float[m], p_k.
-    """
-
-    client_ids: Array
-    num_steps: Array
-    weights: Array
-    shares: Array
-
-
-class Executed(NamedTuple):
-    """What an execution strategy returns.
-
-    Attributes:
-      update: sum of a_k update_k over the counted tasks, at least float32.
-      total: sum of p_k total_k over the counted tasks.
-      client_states: leaves [m, ...], read where counted.
-      metrics: {name: (sum, count)}, summed over the counted tasks.
-      counted: Bool[m], did at least one step and (if dropping) is finite.
-      finite: Bool[m], update, total and new state hold no NaN and no infinity.
-      lane_steps: Int[], local steps computed, those that nobody reads too; where they may exceed
-        32 bits, UInt32[4], its digits of base 2^16, the lowest first.
-    """
-
-    update: PyTree
-    total: PyTree
-    client_states: PyTree
-    metrics: Metrics
-    counted: Array
-    finite: Array
-    lane_steps: Array
-
-
-class Options(NamedTuple):
-    """What a round asks of a strategy beside the sums.
-
-    Attributes:
-      drop_nonfinite: a task whose update, total or new state is not finite does not count.
-    """
-
-    drop_nonfinite: bool = False
-
-
-# The arguments that an execution strategy is called with, by position.
-STRATEGY = ("engine", "client_states", "tasks", "options")
-
-
-class RoundMetrics(NamedTuple):
-    """What is reported of a round. Never fed back into it.
-
-    Attributes:
-      train: name -> Float[], means over the examples of all local steps of those counted:
-        "loss" and what else the loss names. NaN if nobody reports.
-      receivers: Int[], distinct clients that were given the model.
-      senders: Int[], distinct clients that sent an update.
-      reporting: Int[], updates counted in the average, repeated draws included.
-      nonfinite: Int[], updates that hold a NaN or an infinity.
-      client_steps: Int[], local steps of those that sent; 2^31 - 1 if there were more, as in the
-        next two. `counts()` has them exactly, and so have results and their files.
-      lane_steps: Int[], local steps that the strategy computed for them; what is above
-        `client_steps` went into padding and idle lanes.
-      examples: Int[], examples seen in those client steps, each as often as it was seen.
-      update_norm: Float[], the Euclidean norm of the averaged update; NaN if nothing was.
-      reporting_share: Float[], n_V / n: the weight of those counted in that of all,
-        whatever the rule; repeated draws count each time.
-      empty: Bool[], nothing was aggregated and the server state stayed as it was.
-      digits: name -> UInt32[4], the exact counts of those three that 32 bits might not hold, in
-        digits of base 2^16, the lowest first; () where none can be as large.
-    """
-
-    train: dict[str, Array]
-    receivers: Array
-    senders: Array
-    reporting: Array
-    nonfinite: Array
-    client_steps: Array
-    lane_steps: Array
-    examples: Array
-    update_norm: Array
-    reporting_share: Array
-    empty: Array
-    digits: dict[str, Array] | tuple[()] = ()
-
-    def __repr__(self) -> str:
-        return fields_of(self)
-
-    def counts(self) -> dict[str, np.ndarray]:
-        """`client_steps`, `lane_steps` and `examples` on the host, exact: Int64 where 32 bits might
-        not hold them.
-
-        >>> rounds = RoundMetrics({}, *10 * [jnp.int32(5)], {"examples": jnp.array([1, 0, 3, 0])})
-        >>> {name: int(count) for name, count in rounds.counts().items()}
-        {'client_steps': 5, 'lane_steps': 5, 'examples': 12884901889}
-        """
-        found = {
-            name: np.asarray(getattr(self, name))
-            for name in ("client_steps", "lane_steps", "examples")
-        }
-        base = 1 << 16 * np.arange(4, dtype=np.int64)
-        return found | {
-            name: np.asarray(digits, np.int64) @ base for name, digits in dict(self.digits).items()
-        }
 
 
 @partial(

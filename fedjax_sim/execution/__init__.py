@@ -5,7 +5,7 @@ A strategy is a callable `(engine, client_states, tasks, options) -> Executed`, 
 tasks of the cohort's m slots; `Strategy` says what else may be asked of one.
 """
 
-from fedjax_sim.core.types import Options as Options
+from fedjax_sim.core.tasks import Options as Options
 from fedjax_sim.execution.automatic import automatic as automatic
 from fedjax_sim.execution.client import Engine as Engine
 from fedjax_sim.execution.packed import packed as packed

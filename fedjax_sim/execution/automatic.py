@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from fedjax_sim.core.types import Executed, Options, PyTree, Tasks
+from fedjax_sim.core.tasks import Executed, Options, Tasks
+from fedjax_sim.core.types import PyTree
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import (
     DEVICE_BYTES,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.types import Array, LocalTraining, PyTree
@@ -75,6 +76,43 @@ def block_bytes(local: LocalTraining, data: FederatedData) -> int:
     leaves = jax.tree.leaves(data.examples)
     example = sum(x.size // x.shape[0] * x.dtype.itemsize for x in leaves)
     return block_size(local, data) * example
+
+
+def update_bytes(engine: Engine, client_states: PyTree) -> int:
+    """Of what one client adds to the average."""
+
+    def update(client_id: Array, client_states: PyTree) -> PyTree:
+        client, state = engine.client(client_id), jax.tree.map(lambda x: x[0], client_states)
+        carry = engine.start(client, state)
+        return engine.finish(client, carry, state, jnp.int32(1)).update
+
+    shapes = jax.eval_shape(update, jnp.int32(0), client_states)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+
+def check_updates_fit(engine: Engine, client_states: PyTree, slots: int, mesh: Mesh | None) -> None:
+    """Refuses a rule that sees all updates at once where they exceed the memory.
+
+    Every device of a mesh holds those of the whole cohort.
+
+    Raises:
+      ValueError: with the bytes that are needed and those that are free.
+    """
+    devices = jax.local_devices(backend=platform_of(engine))[:1]
+    if mesh is not None:
+        devices = [*mesh.devices.flat]
+    size = update_bytes(engine, client_states)
+    needed, free = len(devices) * slots * size, free_memory(devices)
+    if needed > free:
+        raise ValueError(
+            f"aggregation combines all updates at once, which takes {_gigabytes(needed)}: "
+            f"m = {slots} updates of {size} bytes on {len(devices)} device(s); "
+            f"{_gigabytes(free)} are free. Take a smaller cohort, or a rule that only averages"
+        )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
 
 
 def carry_bytes(engine: Engine, client_states: PyTree) -> int:

@@ -11,8 +11,9 @@ from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.counts import MOST, carried, constant, exact, product
 from fedjax_sim.core.local_training import shuffles
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
+from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import accumulators, all_finite, weighted
-from fedjax_sim.core.types import Array, ClientOutput, Executed, Options, PyTree, Tasks
+from fedjax_sim.core.types import Array, ClientOutput, PyTree
 from fedjax_sim.execution.client import Client, Engine, block_sizes, group_size, max_num_blocks
 from fedjax_sim.execution.forward_only import forward_only
 from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores, platform_of
@@ -67,6 +68,7 @@ class _Sums(NamedTuple):
     total: Sum
     metrics: Sum
     client_states: PyTree  # [m, ...]
+    updates: PyTree  # [m, ...], or () if they are not kept
     counted: Array  # Bool[m]
     finite: Array  # Bool[m]
 
@@ -89,7 +91,7 @@ class Packed(Strategy):
         return executed._replace(
             **{
                 name: forward_only(getattr(executed, name), "execution.packed")
-                for name in ("update", "total", "client_states", "metrics")
+                for name in ("update", "total", "client_states", "metrics", "updates")
             }
         )
 
@@ -188,6 +190,7 @@ def _pack(
             add_to(sums.total, weighted(tasks.shares[slot], counted, output.total)),
             add_to(sums.metrics, output.metrics, counted),
             _put(sums.client_states, slot, output.client_state),
+            _put(sums.updates, slot, output.update if options.keep_updates else ()),
             sums.counted.at[slot].set(counted),
             sums.finite.at[slot].set(finite),
         )
@@ -217,6 +220,9 @@ def _pack(
     state = jax.lax.map(begin, jnp.arange(lanes, dtype=jnp.int32))
     none = jnp.zeros(slots, bool)
     output = jax.eval_shape(lambda state: finish(_at(state, jnp.int32(0))), state)
+    kept: PyTree = ()
+    if options.keep_updates:
+        kept = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), output.update)
     sums = _Sums(
         ended=jnp.int32(0),
         lane_steps=constant(0) if beyond else jnp.int32(0),
@@ -224,6 +230,7 @@ def _pack(
         total=zero_sum(accumulators(output.total), terms=slots),
         metrics=zero_sum(output.metrics, slots, FEW_REPORTED),
         client_states=client_states,
+        updates=kept,
         counted=none,
         finite=none,
     )
@@ -236,6 +243,7 @@ def _pack(
         counted=sums.counted,
         finite=sums.finite,
         lane_steps=sums.lane_steps,
+        updates=sums.updates,
     )
 
 

@@ -8,16 +8,9 @@ import jax.numpy as jnp
 from fedjax_sim.core.loss import totals
 from fedjax_sim.core.randomness import STEP, stream
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
+from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import all_finite
-from fedjax_sim.core.types import (
-    Array,
-    Executed,
-    FederatedAlgorithm,
-    Options,
-    PyTree,
-    Tasks,
-    accumulator,
-)
+from fedjax_sim.core.types import Array, FederatedAlgorithm, PyTree, accumulator
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import platform_of
 
@@ -34,7 +27,7 @@ class _Sums(NamedTuple):
 
 def takes_pooled(algorithm: FederatedAlgorithm, options: Options) -> bool:
     """Whether one gradient serves the round: it says nothing of any single client."""
-    return algorithm.pooled_gradient is not None and not options.drop_nonfinite
+    return algorithm.pooled_gradient is not None and options == Options()
 
 
 def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -> Executed:

@@ -11,8 +11,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import where
-from fedjax_sim.core.types import Array, Executed, Options, PyTree, Tasks
+from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.automatic import automatic
 from fedjax_sim.execution.client import Engine
@@ -152,7 +153,7 @@ class Sharded(Strategy):
                 zeros = jnp.zeros((slots, *x.shape[1:]), x.dtype)
                 return zeros.at[back].set(where(mine, x, jnp.zeros_like(x)))
 
-            names = ("client_states", "counted", "finite")
+            names = ("client_states", "counted", "finite", "updates")
             by_slot = {name: jax.tree.map(spread, getattr(executed, name)) for name in names}
             return _sum(executed._replace(**by_slot), axis)
 

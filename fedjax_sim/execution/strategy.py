@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import check_takes
-from fedjax_sim.core.types import STRATEGY, Executed, Options, PyTree, Tasks
+from fedjax_sim.core.tasks import STRATEGY, Executed, Options, Tasks
+from fedjax_sim.core.types import PyTree
 from fedjax_sim.execution.client import Engine
 
 

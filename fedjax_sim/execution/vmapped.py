@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from fedjax_sim.core.counts import constant
 from fedjax_sim.core.local_training import shuffles
 from fedjax_sim.core.sums import Sum, add_to
+from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import all_finite, sum_where, weighted_sum, where
-from fedjax_sim.core.types import Array, Executed, LocalTraining, Options, PyTree, Tasks
+from fedjax_sim.core.types import Array, LocalTraining, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine, group_size, max_num_blocks
 from fedjax_sim.execution.pooled import pooled, takes_pooled
@@ -78,6 +79,7 @@ class Vmapped(Strategy):
             counted=counted,
             finite=finite,
             lane_steps=_lane_steps(tasks.client_ids.shape[0] * steps.size),
+            updates=output.update if options.keep_updates else (),
         )
 
 

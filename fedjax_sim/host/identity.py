@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.types import Array, Cohort, FederatedState, PyTree, RoundContext
+from fedjax_sim.core.types import Array, Coefficients, Cohort, FederatedState, PyTree, RoundContext
 from fedjax_sim.execution.client import block_size
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.fingerprint import traced
@@ -68,7 +68,7 @@ def program(
         cohort = made.sampler.sample(key, round, made.data)
         found = {
             "sampler": cohort,
-            "aggregation": _coefficients(made, _stand_in(cohort)),
+            "aggregation": _aggregation(made, _stand_in(cohort), state, key),
             "algorithm": _client_and_server(made, key, replace(state, round=round)),
             "evaluation": None if made.evaluate is None else made.evaluate(state.params),
         }
@@ -92,16 +92,60 @@ def _names(experiment: Experiment) -> dict[str, str]:
     return {part: name for part, name in names.items() if name.isidentifier()}
 
 
-def _coefficients(experiment: Experiment, cohort: Cohort) -> Any:
-    """The rule's, of any cohort that the sampler might draw."""
+class _Numbers(NamedTuple):
+    """What a rule says in numbers: `Coefficients` without a function."""
+
+    weights: Any
+    denominator: Any
+    shares: Any
+    num_receivers: Any
+
+
+# The checksum of a structure has its name in it, and those of saved runs have this one.
+_Numbers.__name__ = "Coefficients"
+
+
+def _aggregation(experiment: Experiment, cohort: Cohort, state: FederatedState, key: Array) -> Any:
+    """The rule's, of any cohort that the sampler might draw, and what it makes of all updates."""
     data = experiment.data
     cohort, _, reports = as_arrays(cohort, data.num_clients, stateful=False)
-    weights = data.client_weights[cohort.client_ids]
-    return experiment.aggregation(cohort._replace(reports=reports), weights, data.client_weights)
+    client_weights = data.client_weights[cohort.client_ids]
+    cohort = cohort._replace(reports=reports)
+    answer = experiment.aggregation(cohort, client_weights, data.client_weights)
+    if not isinstance(answer, Coefficients):
+        return answer
+    numbers = _Numbers(*answer[:4])
+    if answer.combine is None:
+        return numbers
+    update = jax.eval_shape(lambda: _client(experiment, key, state)[1])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(reports), *x.shape), x.dtype), update)
+    return numbers, answer.combine(_stand_in(shapes), answer.weights, reports, key)
 
 
 def _client_and_server(experiment: Experiment, key: Array, state: FederatedState) -> PyTree:
     """One client's phases on one block, and the server's step."""
+    client, update, total = _client(experiment, key, state)
+    one: Any = jnp.ones((), jnp.result_type(float))
+    context = RoundContext(
+        round=state.round,
+        num_clients=experiment.data.num_clients,
+        num_reporting=jnp.int32(4),
+        weight_sum=2 * one,
+        reporting_share=3 * one,
+        key=key,
+        denominator=5 * one,
+        largest_weight=6 * one,
+    )
+    server = experiment.algorithm.server_update(state.server, update, total, context)
+    # Nothing where it is the default, as in checksums of before there was another.
+    acts = (7 * one,) if experiment.algorithm.acts_when_empty else ()
+    return (client, server, *acts)
+
+
+def _client(
+    experiment: Experiment, key: Array, state: FederatedState
+) -> tuple[PyTree, PyTree, PyTree]:
+    """One client's phases on one block; and of what it sends, the update and the total."""
     algorithm, data = experiment.algorithm, experiment.data
     size = block_size(algorithm.local, data)
     block = jax.tree.map(
@@ -110,25 +154,19 @@ def _client_and_server(experiment: Experiment, key: Array, state: FederatedState
     # A value of its own tells one number from another in the checksum.
     behind_the_state = 1 + len(jax.tree.leaves(state))
     batch, mask = _stand_in(block, first=behind_the_state), jnp.ones(size, bool)
-    num_examples, num_steps, num_reporting = jnp.int32(2), jnp.int32(3), jnp.int32(4)
+    num_examples, num_steps = jnp.int32(2), jnp.int32(3)
     message = algorithm.broadcast(state.server, state.round)
     one: Any = jnp.ones((), jnp.result_type(float))
-    total: PyTree = ()
-    client: PyTree
     if algorithm.pooled_gradient is not None and experiment.nonfinite == "keep":
         keys = jax.random.split(key, size)
         client = algorithm.pooled_gradient(message, batch, one * mask, keys)
-        update = client[0]
-    else:
-        own, phases = jax.tree.map(lambda x: x[0], state.clients), algorithm.client
-        probed = () if phases.probe is None else phases.probe(message, own, batch, mask)
-        carry = phases.init(message, own, probed, key)
-        stepped, metrics = phases.step(carry, message, own, batch, mask, key)
-        output = phases.finish(stepped, message, own, num_examples, num_steps, key)
-        client = carry, metrics, output
-        update, total = output.update, output.total
-    context = RoundContext(state.round, data.num_clients, num_reporting, 2 * one, 3 * one)
-    return client, algorithm.server_update(state.server, update, total, context)
+        return client, client[0], ()
+    own, phases = jax.tree.map(lambda x: x[0], state.clients), algorithm.client
+    probed = () if phases.probe is None else phases.probe(message, own, batch, mask)
+    carry = phases.init(message, own, probed, key)
+    stepped, metrics = phases.step(carry, message, own, batch, mask, key)
+    output = phases.finish(stepped, message, own, num_examples, num_steps, key)
+    return (carry, metrics, output), output.update, output.total
 
 
 def _stand_in(shapes: PyTree, first: int = 1) -> PyTree:

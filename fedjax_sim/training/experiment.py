@@ -10,10 +10,10 @@ from fedjax_sim.core.checks import check_takes
 from fedjax_sim.core.history import Communication, Evaluate, History
 from fedjax_sim.core.randomness import INIT, check_key, stream
 from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.tasks import Executed
 from fedjax_sim.core.types import (
     AggregationRule,
     Array,
-    Executed,
     FederatedAlgorithm,
     FederatedState,
     Params,
@@ -22,8 +22,9 @@ from fedjax_sim.core.types import (
 from fedjax_sim.data import FederatedData
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.communication import communication
-from fedjax_sim.training.round import RoundFn, init, make_round
+from fedjax_sim.training.round import RoundFn, make_round
 from fedjax_sim.training.run import check_evaluate, check_run, next_round, run
+from fedjax_sim.training.state import init
 
 
 class Experiment(NamedTuple):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.core import counts
-from fedjax_sim.core.history import History
+from fedjax_sim.core.history import History, RoundMetrics
 from fedjax_sim.core.local_training import num_steps
-from fedjax_sim.core.types import Executed, RoundMetrics
+from fedjax_sim.core.tasks import Executed
 from fedjax_sim.execution.client import check_steps
 from fedjax_sim.results.columns import columns
 from fedjax_sim.training.ledger import local_work

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.core.types import RoundMetrics
+from fedjax_sim.core.history import RoundMetrics
 from fedjax_sim.host.stopping import as_stop, replay
 from tests.conftest import linear_loss, zeros
 from tests.helpers import killed

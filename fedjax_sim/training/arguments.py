@@ -1,0 +1,78 @@
+"""What `make_round` takes: an algorithm, a rule and a strategy, or a clear refusal."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from fedjax_sim import aggregation as rules
+from fedjax_sim.core.checks import check_not_a_name, check_takes
+from fedjax_sim.core.local_training import check_local
+from fedjax_sim.core.types import FederatedAlgorithm
+from fedjax_sim.execution import automatic, packed, sharded, vmapped
+from fedjax_sim.execution.strategy import Strategy, as_strategy
+
+
+def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
+    """The algorithm with Python's integers; refuses what is none.
+
+    Raises:
+      ValueError: saying what was given.
+    """
+    if not isinstance(algorithm, FederatedAlgorithm):
+        given = f"{algorithm!r}"
+        if inspect.isfunction(algorithm):
+            given = f"the function {algorithm.__name__} itself: call it, as "
+            given += "fs.fedavg(loss_fn, client_optimizer, local)"
+        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {given}")
+    if not isinstance(algorithm.acts_when_empty, bool):
+        raise ValueError(
+            f"acts_when_empty must be True or False; got {algorithm.acts_when_empty!r}"
+        )
+    return algorithm._replace(local=check_local(algorithm.local))
+
+
+def check_rule(rule: Any) -> None:
+    """Refuses what is no aggregation rule, as one that must be called first.
+
+    Raises:
+      ValueError: saying what was given and what is allowed.
+    """
+    _check_choice(
+        "aggregation",
+        rule,
+        "fs.aggregation." + ", .".join(rules.RULES),
+        {name: f"the function fs.aggregation.{name}" for name in rules.RULES}
+        | {name: f"fs.aggregation.{name}()" for name in rules.FACTORIES},
+    )
+    for name, factory in rules.FACTORIES.items():
+        if rule is factory:
+            name = f"fs.aggregation.{name}"
+            raise ValueError(f"aggregation must be a rule; got {name} itself: call it, {name}()")
+    check_takes("aggregation", rule, "cohort", "client_weights", "all_client_weights")
+
+
+def check_strategy(execution: Any) -> Strategy:
+    """The strategy that was given, or the default; refuses what is none.
+
+    Raises:
+      ValueError: saying what was given and what is allowed.
+    """
+    execution = automatic() if execution is None else execution
+    strategies = {factory.__name__: factory for factory in (automatic, vmapped, packed, sharded)}
+    _check_choice(
+        "execution",
+        execution,
+        "fs.execution.vmapped(), .packed(lanes), .sharded(mesh)",
+        {name: f"fs.execution.{name}(...)" for name in strategies},
+    )
+    for factory in strategies.values():
+        if execution is factory:
+            name = f"fs.execution.{factory.__name__}"
+            raise ValueError(f"execution must be a strategy; got {name} itself: call it, {name}()")
+    return as_strategy(execution)
+
+
+def _check_choice(name: str, value: Any, allowed: str, means: Mapping[str, str]) -> None:
+    check_not_a_name(name, value, means)
+    if not callable(value) or isinstance(value, type):
+        raise ValueError(f"{name} must be one of {allowed}, or a function; got {value!r}")
