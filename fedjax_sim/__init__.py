@@ -17,8 +17,9 @@ them with seeds; `fs.baselines` trains without federating. `fs.evaluate`, `fs.ev
 What is left: `fs.Results` of runs, and the model, which `fs.load` reads from the folder of a run or
 a sweep; `fs.save_params` and `fs.load_params` write and read one model alone.
 
-Data and models: `fs.FederatedData`, `fs.partition`, and, loaded where they are used,
-`fs.datasets`, `fs.models`, `fs.nn`, `fs.plots` and `fs.writers`.
+Data and models: `fs.FederatedData` (of examples that memory does not hold, by windows on a source
+of `fs.data`), `fs.partition`, and, loaded where they are used, `fs.datasets`, `fs.models`, `fs.nn`,
+`fs.plots` and `fs.writers`.
 
 Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs.ClientStatistics`,
 `fs.ClientUpdate`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedjax_sim import aggregation as aggregation
 from fedjax_sim import baselines as baselines
+from fedjax_sim import data as data
 from fedjax_sim import execution as execution
 from fedjax_sim import grid as grid
 from fedjax_sim import partition as partition
@@ -122,6 +124,7 @@ __all__ = [
     "baselines",
     "client_statistics",
     "communication",
+    "data",
     "datasets",
     "evaluate",
     "evaluate_clients",

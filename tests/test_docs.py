@@ -98,6 +98,7 @@ def test_cores(session):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_data(session):
     own = session("data")
     assert own["split"].classes_per_client == 2

@@ -8,7 +8,7 @@ from fedjax_sim import aggregation as rules
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.local_training import num_steps
 from fedjax_sim.core.types import Array, Cohort
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, check_whole
 from fedjax_sim.execution import packed
 from fedjax_sim.execution.automatic import Automatic
 from fedjax_sim.execution.packed import Packed
@@ -58,6 +58,7 @@ def centralised(experiment: Experiment) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
     algorithm, data, sampler = experiment.algorithm, experiment.data, experiment.sampler
+    check_whole(data, "experiment.data")
     if algorithm.pooled_gradient is not None:
         raise ValueError(
             "experiment.algorithm must take local steps, as fs.fedavg; got one whose round is one "

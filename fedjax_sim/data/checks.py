@@ -123,11 +123,14 @@ def check_same_length(leaves: list[np.ndarray], names: list[str], where: str) ->
             )
 
 
-def check_values(x: np.ndarray, name: str, offsets: np.ndarray) -> None:
+def check_values(
+    x: np.ndarray, name: str, offsets: np.ndarray, client_ids: np.ndarray | None = None
+) -> None:
     """Refuses numbers that are not finite, or integers that JAX would wrap round.
 
     Args:
       offsets: Int[K], the first row of each client.
+      client_ids: Int[K], what the clients are called; None for 0 to K - 1.
     """
     kept = jax.dtypes.canonicalize_dtype(x.dtype)  # 32 bits unless JAX is told otherwise
     if jnp.issubdtype(x.dtype, jnp.inexact):
@@ -136,9 +139,10 @@ def check_values(x: np.ndarray, name: str, offsets: np.ndarray) -> None:
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             client = int(np.searchsorted(offsets, row, side="right")) - 1
+            called = client if client_ids is None else client_ids[client]
             raise ValueError(
                 f"{name} must be finite in {kept}: {(~finite).sum()} examples hold NaN or "
-                f"infinity, first example {row - int(offsets[client])} of client {client}"
+                f"infinity, first example {row - int(offsets[client])} of client {called}"
             )
     elif kept != x.dtype and x.size:  # a label must not wrap round
         limits = np.iinfo(kept)

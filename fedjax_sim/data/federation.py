@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from typing import Any, Self
 
 import jax
@@ -21,16 +20,16 @@ from fedjax_sim.data.checks import (
     checked_weights,
     path_name,
 )
+from fedjax_sim.data.sizes import padded_sizes
+from fedjax_sim.data.window import Source, rows_of
 
-_LEAST_PADDED = 16  # examples: below, a step costs what its model does
-_MOST_PADDED = 4
 _INT32_MAX = np.iinfo(np.int32).max
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["examples", "offsets", "num_examples", "client_weights"],
-    meta_fields=["max_num_examples", "padded_sizes", "client_names"],
+    meta_fields=["max_num_examples", "padded_sizes", "client_names", "num_examples_of_all"],
 )
 @dataclass(frozen=True, repr=False)
 class FederatedData:
@@ -53,6 +52,9 @@ class FederatedData:
     # Static: client k's name, so that a test set's clients can be told from a training set's. No
     # round looks at them. None for none.
     client_names: tuple[str, ...] | None = None
+    # Static: N of the federation that this is a window of, since the rows do not say; None for a
+    # whole one.
+    num_examples_of_all: int | None = None
 
     @property
     def num_clients(self) -> int:
@@ -61,7 +63,9 @@ class FederatedData:
 
     @property
     def total_num_examples(self) -> int:
-        """N, the sum of n_k."""
+        """N, the sum of n_k over all clients, those outside of a window included."""
+        if self.num_examples_of_all is not None:
+            return self.num_examples_of_all
         return jax.tree.leaves(self.examples)[0].shape[0]
 
     def __repr__(self) -> str:
@@ -216,6 +220,41 @@ class FederatedData:
         )
 
     @classmethod
+    def window(cls, source: Source, client_ids: Any, capacity: int) -> Self:
+        """The same federation with the examples of some clients alone, as those of one cohort.
+
+        For data larger than memory: a round of these clients gives the bits that it gives with all
+        examples, and windows of one capacity share one compiled round. Here the clients outside
+        have no examples, so that they never report; K, all weights and whatever else depends on the
+        whole federation are those of the source.
+
+        Args:
+          source: what reads the examples of clients.
+          client_ids: Int[c], in [0, K), those of a cohort; repeated ones are read once.
+          capacity: rows, at least the examples of these clients together.
+
+        Raises:
+          ValueError: for ids out of range, more examples than the capacity, and for what the source
+            reads if it is not of its spec, of other numbers than it says, or not finite.
+
+        >>> whole = FederatedData.from_clients([np.ones(2), np.ones(3), np.ones(1)])
+        >>> window = FederatedData.window(Source.of(whole), [2, 0], capacity=4)
+        >>> window.num_examples.tolist(), window.client_weights.tolist()
+        ([2, 0, 1], [2.0, 3.0, 1.0])
+        """
+        examples, offsets, sizes = rows_of(source, client_ids, capacity)
+        return cls(
+            examples=jax.tree.map(jnp.asarray, examples),
+            offsets=jnp.asarray(offsets, jnp.int32),
+            num_examples=jnp.asarray(sizes, jnp.int32),
+            client_weights=jnp.asarray(source.client_weights, jnp.result_type(float)),
+            max_num_examples=source.max_num_examples,
+            padded_sizes=source.padded_sizes,
+            client_names=source.client_names,
+            num_examples_of_all=source.total_num_examples,
+        )
+
+    @classmethod
     def _build(
         cls,
         columns: list[np.ndarray],
@@ -240,39 +279,9 @@ class FederatedData:
             num_examples=jnp.asarray(sizes, jnp.int32),
             client_weights=jnp.asarray(weights, jnp.result_type(float)),
             max_num_examples=int(sizes.max()),
-            padded_sizes=_padded_sizes(sizes),
+            padded_sizes=padded_sizes(sizes),
             client_names=client_names,
         )
-
-
-def _padded_sizes(num_examples: np.ndarray) -> tuple[int, ...]:
-    """What full batches are padded to: the fewest sizes that come near what four would cost.
-
-    Candidates are the largest client of each power of two below the largest of all. Each size is
-    compiled, so there are four at most, and the fewest that are within a quarter of the best four.
-    """
-    sizes = num_examples[num_examples > 0]
-    largest = int(sizes.max())
-    at_least = np.maximum(sizes, min(_LEAST_PADDED, largest))
-    _, classes, counts = np.unique(
-        np.floor(np.log2(largest / at_least)), return_inverse=True, return_counts=True
-    )
-    ends = np.zeros(len(counts), np.int64)
-    np.maximum.at(ends, classes, sizes)
-
-    ends = np.maximum(ends, min(_LEAST_PADDED, largest))
-
-    def cost(chosen: np.ndarray) -> float:
-        padded = chosen[np.searchsorted(chosen, ends)]
-        examples = counts @ padded / (counts @ ends)  # of cohorts with the largest clients
-        return float(examples + counts @ (padded / ends) / counts.sum())  # and without them
-
-    best = []
-    for number in range(min(_MOST_PADDED, len(ends))):
-        choices = [np.sort([*few, largest]) for few in combinations(ends[1:].tolist(), number)]
-        best.append(min(choices, key=cost))
-    enough = next(chosen for chosen in best if cost(chosen) <= 1.25 * cost(best[-1]))
-    return tuple(enough.tolist())
 
 
 def check_data(data: Any) -> None:
@@ -286,4 +295,18 @@ def check_data(data: Any) -> None:
             "data must be an fs.FederatedData; got "
             f"{type(data).__name__} (a plain data set is a federation of one client: "
             "fs.FederatedData.from_clients([examples]))"
+        )
+
+
+def check_whole(data: FederatedData, name: str) -> None:
+    """Refuses a window, of whose rows not all are examples.
+
+    Raises:
+      ValueError: naming the argument.
+    """
+    if data.num_examples_of_all is not None:
+        rows = jax.tree.leaves(data.examples)[0].shape[0]
+        raise ValueError(
+            f"{name} must hold all its examples; got a window of {rows} rows on a federation of "
+            f"{data.num_examples_of_all}"
         )

@@ -11,7 +11,7 @@ from fedjax_sim.core.loss import check_examples, check_metric, per_example
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import of_stretches
 from fedjax_sim.core.types import Array, LossFn, Params, PyTree, accumulator
-from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.data import FederatedData, check_data, check_whole
 
 
 class Evaluation(NamedTuple):
@@ -63,6 +63,7 @@ def evaluate(
     (2.0, [1.0, 4.0])
     """
     check_data(data)
+    check_whole(data, "data")
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
     check_metric(metric_fn, params, data.examples, key, "data")

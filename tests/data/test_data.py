@@ -180,9 +180,9 @@ def test_synthetic_clients_do_not_depend_on_their_number():
 )
 def test_full_batches_are_padded_to_a_few_sizes(sizes):
     """Four at most, none worse than one, in examples and client by client."""
-    from fedjax_sim.data import _padded_sizes
+    from fedjax_sim.data import padded_sizes
 
-    padded = _padded_sizes(np.array(sizes))
+    padded = padded_sizes(np.array(sizes))
     assert list(padded) == sorted(set(padded))
     assert len(padded) <= 4
     assert padded[-1] == max(sizes)
