@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 
 # One cache of compiled programs for this session: its workers, and the processes that tests
@@ -13,6 +14,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 else:
     MADE = None
+
+# A toy round compiles in a third less time where LLVM, behind XLA's own passes, optimises
+# nothing, and the quick tests compile hundreds. Slow tests, which train, compile as users do.
+# Workers and the processes that tests start inherit what is set here.
+os.environ.setdefault(
+    "XLA_FLAGS", "" if "slow" in sys.argv else "--xla_backend_optimization_level=0"
+)
 
 import jax
 import numpy as np
@@ -38,6 +46,12 @@ settings.load_profile("fedjax_sim")
 def pytest_unconfigure():
     if MADE is not None:
         shutil.rmtree(MADE, ignore_errors=True)
+
+
+def slow_after(quick, values):
+    """The values, those behind the first few marked slow: they compile the same code once more."""
+    values = list(values)
+    return [*values[:quick], *(pytest.param(x, marks=pytest.mark.slow) for x in values[quick:])]
 
 
 SIZES = (5, 12, 0, 1, 7, 23, 3, 9)  # ragged, one client of one example, one of none

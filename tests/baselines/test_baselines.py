@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from tests.conftest import MESH, SIZES, federation, flat, linear_loss, zeros
+from tests.conftest import MESH, SIZES, federation, flat, linear_loss, slow_after, zeros
 from tests.helpers.reference import blocks, gradient
 
 KEY, LR, K = jax.random.key(3), 0.02, len(SIZES)
@@ -81,9 +81,13 @@ def test_centralised_is_sgd_on_the_pooled_data(clients, data, sampler):
 
 @pytest.mark.parametrize(
     ("sampler", "batch_size"),
-    [(some_clients(), 4), (some_clients(), None), (fs.sampling.bernoulli(0.3), 16),
-     (fs.sampling.with_replacement(12), 4)],
-)  # fmt: skip
+    [
+        (some_clients(), 4),
+        pytest.param(some_clients(), None, marks=pytest.mark.slow),
+        (fs.sampling.bernoulli(0.3), 16),
+        pytest.param(fs.sampling.with_replacement(12), 4, marks=pytest.mark.slow),
+    ],
+)
 def test_centralised_takes_the_federated_runs_steps(data, sampler, batch_size):
     given = experiment(data, fs.LocalTraining(3, batch_size), sampler, rounds=8)
     central = fs.baselines.centralised(given)
@@ -97,7 +101,14 @@ def test_centralised_takes_the_federated_runs_steps(data, sampler, batch_size):
 
 @pytest.mark.parametrize(
     ("kind", "batch_size"),
-    [("fedavg", 4), ("fedavg", None), ("fedprox", 4), ("scaffold", 4), ("momentum", 4)],
+    [
+        ("fedavg", None),
+        ("scaffold", 4),
+        *(
+            pytest.param(kind, 4, marks=pytest.mark.slow)
+            for kind in ("fedavg", "fedprox", "momentum")
+        ),
+    ],
 )
 def test_a_federation_of_one_is_centralised(clients, kind, batch_size):
     data, local = federation(clients[5:6]), fs.LocalTraining(2, batch_size)
@@ -240,7 +251,8 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize("kind", ALGORITHMS)
+# Those with a client state and with a probe first.
+@pytest.mark.parametrize("kind", slow_after(2, reversed(ALGORITHMS)))
 def test_local_only_is_a_federation_of_each_client(clients, data, kind):
     algorithm = ALGORITHMS[kind]()
     state, _ = run(fs.baselines.local_only(experiment(data, algorithm=algorithm, rounds=3)))

@@ -17,6 +17,7 @@ from fedjax_sim.cli import main
 from fedjax_sim.compare.comparison import Setting, cohort_size
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings.setting import Setting as One
+from tests.conftest import slow_after
 
 FILES = {
     "summary.json", "history.csv", "compare.png", "table.csv", "rounds.csv", "configuration.toml"
@@ -73,7 +74,7 @@ def test_compare_writes_what_it_promises(tmp_path, capsys):
     assert [int(h["bytes_down"]) for h in one] == [2 * size * t for t in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("execution", ["vmapped", "packed:3"])
+@pytest.mark.parametrize("execution", slow_after(1, ["vmapped", "packed:3"]))
 def test_same_seed_same_history_in_any_chunks(tmp_path, execution):
     from fedjax_sim.compare import comparison
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.sampling import _capped_proportional
-from tests.conftest import SIZES, flat, linear_loss, zeros
+from tests.conftest import SIZES, flat, linear_loss, slow_after, zeros
 
 K, DRAWS = len(SIZES), 20_000
 SAMPLERS = {
@@ -55,7 +55,9 @@ def test_inclusion_is_what_it_says(data, name):
         assert len(pairs) >= (56 if name == "uniform" else 15)  # cohorts mix, 8 choose 3
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", slow_after(2, ("with_replacement", "weighted", "uniform", "bernoulli", "everyone"))
+)
 def test_unbiased_is_full_participation_on_average(data, name):
     local = fs.LocalTraining(1, None)
     algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), local)
@@ -110,7 +112,9 @@ def test_capped_proportional(weights, m):
         np.testing.assert_allclose(pi[free] / w[free], (pi[free] / w[free])[0], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["uniform", "weighted", "with_replacement", "everyone"])
+@pytest.mark.parametrize(
+    "name", slow_after(2, ("uniform", "weighted", "with_replacement", "everyone"))
+)
 def test_a_federation_of_one(name):
     """Under jit, with all sizes constant: XLA once failed to compile it."""
     data = fs.FederatedData.from_clients([np.ones(1, np.float32)])
