@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from fedjax_sim.cli import main
 from fedjax_sim.cli.commands import data_describe
-from fedjax_sim.cli.parser import _COMMANDS
+from fedjax_sim.cli.parser import COMMANDS
 from fedjax_sim.cli.wording import in_options
-from fedjax_sim.settings.setting import NAMES
+from fedjax_sim.settings.options import NAMES
 
-COMMANDS = {**_COMMANDS, "data describe": data_describe}
+MODULES = {**{name: one.load() for name, one in COMMANDS.items()}, "data describe": data_describe}
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in NAMES}
 
 
@@ -24,10 +24,10 @@ def refused(capsys, *options):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", MODULES)
 def test_a_help_names_no_option_that_the_command_has_not(command):
     parser = argparse.ArgumentParser()
-    COMMANDS[command].add_options(parser)
+    MODULES[command].add_options(parser)
     own = {flag for action in parser._actions for flag in action.option_strings}
     for action in parser._actions:
         assert {*re.findall(r"(?<![\w-])--[a-z][a-z-]*", action.help or "")} <= own, action.dest

@@ -14,10 +14,12 @@ untuned comparison of the two is largely a comparison of server learning rates.
 
 import jax.numpy as jnp
 
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.trees import first_of_each
 from fedjax_sim.core.types import Array, Coefficients, Cohort
 
 
+@declare("the mean of the clients selected, weighed by their examples", is_default=True)
 def selected(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
     """Average over the clients that report: `w_{t+1} = sum_{k in V} (n_k / n_V) w_k`.
 
@@ -27,6 +29,10 @@ def selected(cohort: Cohort, client_weights: Array, all_client_weights: Array) -
     return Coefficients(weights=client_weights, denominator=None)
 
 
+@declare(
+    "the mean of all K clients, weighed by their examples; one not selected still holds the model "
+    "of the round before"
+)
 def all_clients(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
     """Average over all K clients, those not selected still holding w_t.
 
@@ -44,6 +50,7 @@ def all_clients(cohort: Cohort, client_weights: Array, all_client_weights: Array
     )
 
 
+@declare("the plain mean of the clients selected, however many examples each has")
 def uniform(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
     """The plain mean of those that report: `w_{t+1} = (1/|V|) sum_{k in V} w_k`.
 
@@ -54,6 +61,10 @@ def uniform(cohort: Cohort, client_weights: Array, all_client_weights: Array) ->
     return Coefficients(weights=ones, denominator=None, shares=ones / all_client_weights.shape[0])
 
 
+@declare(
+    "an update weighs its client's share of all examples, divided by the probability of being "
+    "selected: on average over cohorts the step of all K"
+)
 def unbiased(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
     """Horvitz-Thompson: `w_{t+1} = w_t + sum_{k in V} (p_k / pi_k) d_k`.
 

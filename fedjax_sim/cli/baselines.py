@@ -17,14 +17,14 @@ from fedjax_sim.results import Results, Scalar
 from fedjax_sim.results.columns import BYTES
 from fedjax_sim.results.folder import BASELINES, CONFIGURATION, RUN, RunFolder
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings.setting import Setting
+from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.training.experiment import Experiment
 
 _EXPERIMENTS = {name: getattr(baselines, name) for name in BASELINES}
 
 
 def train(
-    name: str, chosen: Setting, experiment: Experiment, out: Path, resume: bool
+    name: str, chosen: ResolvedSetting, experiment: Experiment, out: Path, resume: bool
 ) -> tuple[str, bool]:
     """One baseline of a run, in a results folder of its own below it.
 
@@ -40,7 +40,7 @@ def train(
         with run_progress(made.num_rounds, chosen.score) as tell:
             simulation = simulate(
                 made, chosen.seed, out=below, resume=resume, on_progress=tell,
-                configuration={**chosen.without_target().values(), "baseline": name},
+                configuration={**chosen.values_without_target(), "baseline": name},
             )  # fmt: skip
         if simulation.status == "interrupted":
             return f"{name} interrupted, and what was computed is saved", False
@@ -63,7 +63,7 @@ def train(
     return f"{name}: {said}{means}", True
 
 
-def _of_own_models(chosen: Setting, simulation: Simulation) -> dict[str, Scalar]:
+def _of_own_models(chosen: ResolvedSetting, simulation: Simulation) -> dict[str, Scalar]:
     """How the clients' own models do on the test set and on their own data, at the end."""
     given = problem.problem(chosen)
     found = baselines.evaluate_local(
@@ -96,7 +96,7 @@ def _trained(state: FederatedState) -> int:
 
 
 def summary(
-    configuration: Mapping[str, Any], chosen: Setting, simulation: Simulation
+    configuration: Mapping[str, Any], chosen: ResolvedSetting, simulation: Simulation
 ) -> dict[str, Any]:
     """What summary.json says of a run, and of a baseline."""
     return {
@@ -129,7 +129,9 @@ def named(*several: Any) -> list[str]:
     return list(dict.fromkeys(name for names in several for name in names))
 
 
-def check(names: list[str], chosen: Setting, out: RunFolder, resume: bool, overwrite: bool) -> None:
+def check(
+    names: list[str], chosen: ResolvedSetting, out: RunFolder, *, resume: bool, overwrite: bool
+) -> None:
     """Refuses what the baselines cannot be of, and folders with results.
 
     Raises:
@@ -142,5 +144,5 @@ def check(names: list[str], chosen: Setting, out: RunFolder, resume: bool, overw
                 "name another --out"
             )
         below.check(RUN, resume, overwrite)
-    if "local_only" in names and chosen.sampler == "with_replacement":
-        raise ValueError("local_only needs a sampler without replacement; got with_replacement")
+    if "local_only" in names and problem.sampler(chosen).with_replacement:
+        raise ValueError(f"local_only needs a sampler without replacement; got {chosen.sampler}")

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 
 from fedjax_sim import grid
-from fedjax_sim.cli.values import check_known, kinds, parsed, typed
+from fedjax_sim.cli.values import parsed, typed
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.grid import Grid
-from fedjax_sim.settings.setting import NAMES
+from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 
 TABLES = ("grid", "zip", "random")
 _NO_AXES = {
@@ -25,7 +25,10 @@ _NO_AXES = {
 
 
 def from_options(
-    axes: Sequence[str], zips: Sequence[Sequence[str]], random: Sequence[str]
+    axes: Sequence[str],
+    zips: Sequence[Sequence[str]],
+    random: Sequence[str],
+    vocabulary: Vocabulary = VOCABULARY,
 ) -> dict[str, Any]:
     """The tables that options give, as a file has them: only those that are given.
 
@@ -34,9 +37,9 @@ def from_options(
     """
     found: dict[str, Any] = {}
     if axes:
-        found["grid"] = dict(_axis("grid", text) for text in axes)
+        found["grid"] = dict(_axis("grid", text, vocabulary) for text in axes)
     if zips:
-        found["zip"] = [dict(_axis("zip", text) for text in one) for one in zips]
+        found["zip"] = [dict(_axis("zip", text, vocabulary) for text in one) for one in zips]
     if random:
         if not random[0].isdecimal():
             raise ValueError(f"random must begin with a number of configurations; got {random[0]}")
@@ -48,7 +51,7 @@ def from_options(
     return found
 
 
-def checked(tables: Mapping[str, Any]) -> dict[str, Any]:
+def checked(tables: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> dict[str, Any]:
     """The tables with every value typed, to be written as they are.
 
     Raises:
@@ -56,10 +59,10 @@ def checked(tables: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if "grid" in tables:
-        found["grid"] = _axes("grid", tables["grid"])
+        found["grid"] = _axes("grid", tables["grid"], vocabulary)
     if "zip" in tables:
         several = tables["zip"] if isinstance(tables["zip"], list) else [tables["zip"]]
-        found["zip"] = [_axes("zip", one) for one in several]
+        found["zip"] = [_axes("zip", one, vocabulary) for one in several]
         for one in found["zip"]:
             if len(one) < 2:
                 raise ValueError(
@@ -75,12 +78,12 @@ def checked(tables: Mapping[str, Any]) -> dict[str, Any]:
         check_count("random.num", num)
         draws = {k: v for k, v in table.items() if k not in ("num", "seed")}
         for name, text in draws.items():
-            _draw(name, text)
+            _draw(name, text, vocabulary)
         found["random"] = {"num": num, "seed": seed, **draws}
     return found
 
 
-def made(tables: Mapping[str, Any]) -> Grid:
+def made(tables: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Grid:
     """The product of all the axes; of one configuration if there are none."""
     found = grid.product(**tables.get("grid", {}))
     for one in tables.get("zip", []):
@@ -88,7 +91,7 @@ def made(tables: Mapping[str, Any]) -> Grid:
     if "random" in tables:
         table = dict(tables["random"])
         num, key = table.pop("num"), jax.random.key(table.pop("seed"))
-        drawn = {name: _draw(name, text) for name, text in table.items()}
+        drawn = {name: _draw(name, text, vocabulary) for name, text in table.items()}
         found = found * grid.random(key, num, **drawn)
     return found
 
@@ -101,11 +104,11 @@ def names(tables: Mapping[str, Any]) -> set[str]:
     return {name for one in several if isinstance(one, Mapping) for name in one}
 
 
-def _axis(of: str, text: str) -> tuple[str, list[Any]]:
+def _axis(of: str, text: str, vocabulary: Vocabulary) -> tuple[str, list[Any]]:
     name, values = _named(text)
-    _check_axis(name)
+    _check_axis(name, vocabulary)
     try:
-        return name, [parsed(name, value) for value in values.split(",")]
+        return name, [parsed(name, value, vocabulary) for value in values.split(",")]
     except ValueError as error:
         raise ValueError(f"{of}.{error}") from None
 
@@ -123,14 +126,14 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _axes(of: str, table: Any) -> dict[str, list[Any]]:
+def _axes(of: str, table: Any, vocabulary: Vocabulary) -> dict[str, list[Any]]:
     found = {}
     for name, values in _table(of, table).items():
-        _check_axis(name)
+        _check_axis(name, vocabulary)
         if not isinstance(values, list):
             raise ValueError(f"{of}.{name} must be a list of values; got {values!r}")
         try:
-            found[name] = [typed(name, value) for value in values]
+            found[name] = [typed(name, value, vocabulary) for value in values]
         except ValueError as error:
             raise ValueError(f"{of}.{error}") from None
         if of == "grid" and len(set(values)) != len(values):
@@ -138,27 +141,31 @@ def _axes(of: str, table: Any) -> dict[str, list[Any]]:
     return found
 
 
-def _check_axis(name: str) -> None:
+def _check_axis(name: str, vocabulary: Vocabulary) -> None:
     if name in _NO_AXES:
         raise ValueError(f"{name} cannot be an axis: {_NO_AXES[name]}")
-    check_known(name, [known for known in NAMES if known not in _NO_AXES], "axis")
+    vocabulary.check(name, "axis", [known for known in vocabulary.names if known not in _NO_AXES])
 
 
-def _draw(name: str, text: Any) -> grid.Uniform | grid.LogUniform | grid.Choice:
+def _draw(
+    name: str, text: Any, vocabulary: Vocabulary
+) -> grid.Uniform | grid.LogUniform | grid.Choice:
     """loguniform(0.001, 1), uniform(0, 1) or choice(1, 5)."""
-    _check_axis(name)
+    _check_axis(name, vocabulary)
     match = re.fullmatch(r"(\w+)\((.*)\)", text) if isinstance(text, str) else None
     if match and match[1] == "choice":
-        return grid.choice([parsed(name, value.strip()) for value in match[2].split(",")])
+        return grid.choice(
+            [parsed(name, value.strip(), vocabulary) for value in match[2].split(",")]
+        )
     ends = match[2].split(",") if match else []
     if not match or match[1] not in ("uniform", "loguniform") or len(ends) != 2:
         raise ValueError(
             f"random.{name} must be uniform(LOW,HIGH), loguniform(LOW,HIGH) or "
             f"choice(VALUE,VALUE,...); got {text!r}"
         )
-    if float not in kinds(name):
+    if vocabulary.options[name].kind is not float:
         raise ValueError(f"random.{name} must be a choice(VALUE,VALUE,...); got {text!r}")
-    low, high = (parsed(name, end.strip()) for end in ends)
+    low, high = (parsed(name, end.strip(), vocabulary) for end in ends)
     try:
         return grid.uniform(low, high) if match[1] == "uniform" else grid.log_uniform(low, high)
     except ValueError as error:

@@ -5,25 +5,38 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from fedjax_sim import __version__
-from fedjax_sim.cli.commands import compare, data, report, reproduce, run, sweep
-from fedjax_sim.cli.options import how_to_assign
 from fedjax_sim.cli.signals import INTERRUPTED, second_ends_at_once
-from fedjax_sim.cli.wording import in_options
-from fedjax_sim.core.files import SaveError
-from fedjax_sim.core.interrupted import InterruptedRun
+from fedjax_sim.cli.wording import how_to_assign, in_options
 
-_COMMANDS = {
-    "run": run,
-    "sweep": sweep,
-    "compare": compare,
-    "report": report,
-    "data": data,
-    "reproduce": reproduce,
+
+class Command(NamedTuple):
+    """A command, whose module is imported once it is called, and what `--help` says of it.
+
+    A module has DESCRIPTION, HAS_SETTING (whether its options are those of a setting),
+    `add_options` and `call`.
+    """
+
+    module: str
+    help: str
+    needs: tuple[str, ...] = ()  # what of the cli extra it imports
+
+    def load(self) -> Any:
+        """The module."""
+        return importlib.import_module(f"fedjax_sim.cli.commands.{self.module}")
+
+
+COMMANDS = {
+    "run": Command("run", "train one model", ("rich",)),
+    "sweep": Command("sweep", "train many configurations with several seeds", ("rich",)),
+    "compare": Command("compare", "compare the aggregation modes", ("matplotlib", "rich")),
+    "report": Command("report", "make a page of results"),
+    "data": Command("data", "fetch, list and describe data sets"),
+    "reproduce": Command("reproduce", "run the papers' tables again", ("matplotlib", "rich")),
 }
 
 
@@ -50,63 +63,74 @@ class _Parser(argparse.ArgumentParser):
         texts = [str(x) for x in given.values() if isinstance(x, os.PathLike)]
         return in_options(message, flags, texts, elsewhere)
 
-    def unknown(self, arguments: list[str], others: Mapping[str, "_Parser"]) -> NoReturn:
+    def unknown(self, arguments: list[str]) -> NoReturn:
         """Refuses arguments that no option is of, with the nearest one or whose it is."""
-        said = f"unrecognized arguments: {' '.join(arguments)}"
-        given = [one.split("=")[0] for one in arguments if one.startswith("--")]
-        if not given:
-            self.error(said + how_to_assign(arguments[0], self.flags))
-        flag = given[0]
-        whose = [name for name, other in others.items() if flag in other.flags]
+        refusal = f"unrecognized arguments: {' '.join(arguments)}"
+        flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+        if not flags:
+            self.error(refusal + how_to_assign(arguments[0], self.flags))
+        flag = flags[0]
+        whose = [name for name in COMMANDS if flag in _of_command(name).flags]
         if whose:
-            self.error(f"{said}; {flag} is an option of fedjax-sim {' and '.join(whose)}")
+            self.error(f"{refusal}; {flag} is an option of fedjax-sim {' and '.join(whose)}")
         near = get_close_matches(flag, self.flags, 1, 0.8)
-        near = near or [one for one in self.flags if one.endswith(flag[1:])]
-        self.error(said + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        near = near or [other for other in self.flags if other.endswith(flag[1:])]
+        self.error(refusal + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
     def fail(self, code: int, message: str) -> NoReturn:
         self.exit(code, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
-def _call(options: argparse.Namespace) -> int:
-    """Calls the command; what ended a run that had begun is raised as what it is."""
-    code: int
-    try:
-        code = _COMMANDS[options.command].call(options)
-    except SaveError:
-        raise
-    except InterruptedRun as error:
-        raise error.__cause__ or error from None
-    return code
+def _of_command(name: str) -> _Parser:
+    """A command's options, of the package alone."""
+    parser = _Parser(add_help=False)
+    COMMANDS[name].load().add_options(parser)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs `fedjax-sim`; returns its exit code: 0, 1 (not saved), 2 (a mistake) or 130."""
+    words = sys.argv[1:] if arguments is None else arguments
     parser = _Parser(prog="fedjax-sim", description="Federated learning in JAX.")
     parser.add_argument("--version", action="version", version=f"fedjax-sim {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    of = {}
-    for name, module in _COMMANDS.items():
-        of[name] = commands.add_parser(
-            name, help=module.HELP, description=module.DESCRIPTION, allow_abbrev=False
-        )
-        module.add_options(of[name])
-    options, unknown = parser.parse_known_args(arguments)
-    # A subcommand's own, if it has some.
-    command: _Parser = getattr(options, "parser", of[options.command])
-    if unknown:
-        command.unknown(unknown, of)
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    of = {
+        name: parsers.add_parser(name, help=command.help, allow_abbrev=False)
+        for name, command in COMMANDS.items()
+    }
+    name = next((word for word in words if not word.startswith("-")), "")
+    if name not in COMMANDS:
+        parser.parse_args(words)  # --help, --version, or what is no command
+    is_help = bool({"-h", "--help"} & {*words})
     try:
-        for name in _COMMANDS[options.command].NEEDS:
-            importlib.import_module(name)
+        for needed in () if is_help else COMMANDS[name].needs:
+            importlib.import_module(needed)
     except ImportError as error:
-        command.error(f"{error.name} is missing; install the cli extra: fedjax-sim[cli]")
+        of[name].error(f"{error.name} is missing; install the cli extra: fedjax-sim[cli]")
+    module = COMMANDS[name].load()
+    of[name].description = module.DESCRIPTION
+    if module.HAS_SETTING:
+        vocabulary = _vocabulary(of[name], words[words.index(name) + 1 :])
+        module.add_options(of[name], vocabulary)
+        of[name].set_defaults(vocabulary=vocabulary)
+    else:
+        module.add_options(of[name])
+    options, unknown = parser.parse_known_args(words)
+    # A subcommand's own, if it has some.
+    command: _Parser = getattr(options, "parser", of[name])
+    if unknown:
+        command.unknown(unknown)
     # What stdout cannot encode (a plus-minus sign in an ASCII locale) is replaced.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    return _called(module, command, options)
+
+
+def _called(module: Any, command: _Parser, options: argparse.Namespace) -> int:
+    """The command's exit code; what goes wrong is one line."""
     try:
         with second_ends_at_once():
-            return _call(options)
+            return _without_wrapping(module, options)
     except (ValueError, ImportError) as error:
         command.error(command.told(str(error), options))
     except BrokenPipeError:  # whoever read the output has gone; the files are written
@@ -117,3 +141,30 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted before the first rounds were computed.")
         return INTERRUPTED
+
+
+def _without_wrapping(module: Any, options: argparse.Namespace) -> int:
+    """Calls the command; what ended a run that had begun is raised as what it is."""
+    from fedjax_sim.core.files import SaveError
+    from fedjax_sim.core.interrupted import InterruptedRun
+
+    code: int
+    try:
+        code = module.call(options)
+    except SaveError:
+        raise
+    except InterruptedRun as error:
+        raise error.__cause__ or error from None
+    return code
+
+
+def _vocabulary(command: _Parser, words: Sequence[str]) -> Any:
+    """The options of the package, and of the user's files that the words name."""
+    from fedjax_sim.cli.own_files import vocabulary_in
+
+    try:
+        return vocabulary_in(words)
+    except ValueError as error:
+        command.error(f"--{error}")
+    except KeyboardInterrupt:
+        command.exit(INTERRUPTED)

@@ -1,7 +1,6 @@
 """What `fedjax-sim run` runs: of the options, of CONFIG and of what is to be resumed."""
 
 import argparse
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fedjax_sim.cli import files
@@ -12,6 +11,7 @@ from fedjax_sim.host.keeping import check_keep_model
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.stopping import Criterion, patience, reaches
 from fedjax_sim.results.folder import CONFIGURATION, RUN, RunFolder
+from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.settings.setting import Setting
 
 # What may be another where a run is resumed; on which conditions, `simulate` knows.
@@ -22,13 +22,12 @@ class Plan(NamedTuple):
     """What a run is of, all of it checked and nothing computed.
 
     Attributes:
-      setting: resolved.
       patience: evaluations in a row without a better score that end the run; None for none.
       keep_model: which model is kept, "final" or "best".
       baselines: names of those that are trained behind it.
     """
 
-    setting: Setting
+    setting: ResolvedSetting
     patience: int | None
     keep_model: str
     baselines: list[str]
@@ -72,11 +71,12 @@ def plan_of(options: argparse.Namespace, out: RunFolder) -> Plan:
     keep_model = values.pop("keep_model", "final")
     check_keep_model(keep_model, None)
     if options.resume:
-        _check_schedule(setting(values), options)
-    plan = Plan(setting(values).resolved(), evaluations, keep_model, names)
+        _check_schedule(setting(values, options.vocabulary), options)
+    chosen = setting(values, options.vocabulary).resolved()
+    plan = Plan(chosen, evaluations, keep_model, names)
     if options.resume:
         _check_resumed(plan, out)
-    baselines.check(names, plan.setting, out, options.resume, options.overwrite)
+    baselines.check(names, plan.setting, out, resume=options.resume, overwrite=options.overwrite)
     return plan
 
 
@@ -112,8 +112,10 @@ def _check_schedule(chosen: Setting, options: argparse.Namespace) -> None:
     before: Any = there.get("rounds")
     if "decay_rounds" not in there or before == chosen.rounds:
         return
-    own = replace(chosen, decay_rounds=None)
-    spans = [replace(own, rounds=rounds).resolved().decay_rounds for rounds in (before, own.rounds)]
+    spans = [
+        chosen.but(decay_rounds=None, rounds=rounds).resolved().values().get("decay_rounds")
+        for rounds in (before, chosen.rounds)
+    ]
     if spans[0] != chosen.decay_rounds or spans[0] == spans[1]:
         return
     new = f"fedjax-sim run {path} --rounds {chosen.rounds} --decay-rounds {spans[1]} --out ANOTHER"

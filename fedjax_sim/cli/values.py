@@ -1,62 +1,60 @@
-"""Values from the command line and from files, as the fields of a setting have them."""
+"""Values from the command line and from files, as a setting has them."""
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
-from fedjax_sim.core.checks import check_known as check_known
-from fedjax_sim.settings.setting import FULL, NAMES, Setting
+from fedjax_sim.core.registry import Option
+from fedjax_sim.settings.options import VOCABULARY, Vocabulary
+from fedjax_sim.settings.setting import Setting
 
-_FIELDS = {f.name: f for f in fields(Setting)}
-
-
-def kinds(name: str) -> tuple[type, ...]:
-    """The types that a field takes, None left out."""
-    declared: Any = _FIELDS[name].type
-    return tuple(t for t in get_args(declared) or (declared,) if t is not type(None))
+_CALLED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+# Words that mean the same, as the papers write them.
+_SYNONYMS = {"batch_size": {"inf": "full"}}
 
 
-def typed(name: str, value: Any) -> Any:
-    """A value of a file, as the field has it: where numbers are asked for, 1 is 1.0.
+def typed(name: str, value: Any, vocabulary: Vocabulary = VOCABULARY) -> Any:
+    """A value of a file, as the option has it: where numbers are asked for, 1 is 1.0.
 
     Raises:
       ValueError: for an unknown name, with the nearest one, and for a value of another type.
     """
-    check_known(name, NAMES, "name")
-    wanted = kinds(name)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if float in wanted and whole:
+    vocabulary.check(name, "name")
+    option = vocabulary.options[name]
+    is_bool = isinstance(value, bool)
+    if isinstance(value, str) and value in option.words:
+        return value
+    if option.kind is float and isinstance(value, int) and not is_bool:
         return float(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        called = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-        says = f"a whole number or {FULL}" if len(wanted) > 1 else called[wanted[0]]
-        raise ValueError(f"{name} must be {says}; got {value!r}")
+    if not isinstance(value, option.kind) or (is_bool and option.kind is not bool):
+        raise ValueError(f"{name} must be {_says(option)}; got {value!r}")
     return value
 
 
-def parsed(name: str, text: str) -> Any:
-    """A value of the command line, as the field has it.
+def _says(option: Option) -> str:
+    return " or ".join([_CALLED[option.kind], *option.words])
+
+
+def parsed(name: str, text: str, vocabulary: Vocabulary = VOCABULARY) -> Any:
+    """A value of the command line, as the option has it.
 
     Raises:
       ValueError: as `typed`.
     """
-    check_known(name, NAMES, "name")
-    wanted = kinds(name)
-    value: Any = text
-    if name == "batch_size" and text == "inf":
-        return FULL
-    if wanted == (bool,):
+    vocabulary.check(name, "name")
+    kind = vocabulary.options[name].kind
+    value: Any = _SYNONYMS.get(name, {}).get(text, text)
+    if kind is bool:
         value = {"true": True, "false": False}.get(text.lower(), text)
-    elif wanted != (str,):
+    elif kind is not str:
         for number in (int, float):
             try:
                 value = number(text)
             except ValueError:
                 continue
             break
-    return typed(name, value)
+    return typed(name, value, vocabulary)
 
 
-def setting(values: Mapping[str, Any]) -> Setting:
+def setting(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Setting:
     """A setting of some values by name, each checked for its type."""
-    return Setting(**{name: typed(name, value) for name, value in values.items()})
+    return Setting.of({name: typed(name, value, vocabulary) for name, value in values.items()})

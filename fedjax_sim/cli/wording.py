@@ -1,7 +1,7 @@
 """Errors in a command's own words: its options in place of Python's arguments."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 # What Python's functions call what an option says; the first option that there is counts.
 _OTHERWISE = {
@@ -69,3 +69,22 @@ def in_options(
         return known[name] if is_argument else match[0]
 
     return re.sub(pattern, said, message)
+
+
+def how_to_assign(text: str, flags: Iterable[str]) -> str:
+    """How to write what was written as NAME=VALUE behind no option; "" of anything else.
+
+    Args:
+      flags: of the command.
+
+    >>> how_to_assign("epochs=1,5", ["--epochs", "--grid"])
+    '; write each axis behind an option of its own, as --grid epochs=1,5'
+    >>> how_to_assign("epochs=5", ["--epochs"])
+    '; an option is written --epochs 5'
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.replace("-", "_").isidentifier():
+        return ""
+    if "--grid" in flags:
+        return f"; write each axis behind an option of its own, as --grid {text}"
+    return f"; an option is written --{name.replace('_', '-')} {value}"

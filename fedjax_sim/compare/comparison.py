@@ -11,24 +11,26 @@ from fedjax_sim import aggregation, grid
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.results import Results
 from fedjax_sim.settings.build import experiment
-from fedjax_sim.settings.defaults import OF_DATASET, REGRESSIONS
+from fedjax_sim.settings.common import FULL
+from fedjax_sim.settings.resolve import resolve
+from fedjax_sim.settings.resolved import ResolvedSetting
+from fedjax_sim.settings.resolved import cohort_size as cohort_size
 from fedjax_sim.settings.setting import Setting as One
-from fedjax_sim.settings.setting import cohort_size as cohort_size
 from fedjax_sim.sweeps import Swept, sweep
 from fedjax_sim.training.experiment import Experiment
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared: one run, but for its mode, fraction and seed."""
+    """What is compared, as it was said: one run, but for its mode, fraction and seed."""
 
     one: One = One()  # noqa: RUF009  # frozen
     fractions: tuple[float, ...] = (0.1, 0.3, 1.0)  # C; the cohort is max(1, round(C K))
     modes: tuple[str, ...] = tuple(aggregation.RULES)
     seeds: int = 5  # seeds 0, 1, ...
 
-    def resolved(self) -> "Setting":
-        """The same with every None of a default filled in, checked.
+    def resolved(self) -> "ResolvedComparison":
+        """The same with every default filled in, checked.
 
         Raises:
           ValueError: naming the field, what was given and what is allowed.
@@ -41,28 +43,38 @@ class Setting:
             check_number("fraction", fraction, lambda c: 0 < c <= 1, "in (0, 1]")
         base = replace(self.one, fraction=min(self.fractions)).resolved()
         for mode in self.modes:
-            replace(base, mode=mode).resolved()
+            replace(self.one, fraction=min(self.fractions), mode=mode).resolved()
         check_count("seeds", self.seeds)
-        clients: Any = base.clients
-        cohorts = [cohort_size(fraction, clients) for fraction in self.fractions]
+        cohorts = [cohort_size(fraction, base.clients) for fraction in self.fractions]
         if len(set(cohorts)) != len(cohorts):
             raise ValueError(
-                f"fractions must make cohorts of different sizes; {self.fractions} of {clients} "
-                f"clients make {cohorts}"
+                f"fractions must make cohorts of different sizes; {self.fractions} of "
+                f"{base.clients} clients make {cohorts}"
             )
-        if base.target is None:
-            base = replace(base, target=OF_DATASET[base.dataset].target)
-        return replace(self, one=base)
+        target = base.facts.target if base.target is None else base.target
+        one = resolve({**base.values(), "target": target})
+        return ResolvedComparison(one, self.fractions, self.modes, self.seeds, target)
 
-    def at(self, fraction: float, mode: str) -> One:
+
+@dataclass(frozen=True)
+class ResolvedComparison:
+    """What is compared, with nothing left open."""
+
+    one: ResolvedSetting
+    fractions: tuple[float, ...]
+    modes: tuple[str, ...]
+    seeds: int
+    target: float  # the score to reach
+
+    def at(self, fraction: float, mode: str) -> ResolvedSetting:
         """The setting of its runs there."""
-        return replace(self.one, fraction=fraction, mode=mode)
+        return resolve({**self.one.values(), "fraction": fraction, "mode": mode})
 
     @property
     def configuration(self) -> dict[str, Any]:
         """What all runs have in common, and what is compared."""
         values = {k: v for k, v in self.one.values().items() if k not in ("mode", "fraction")}
-        if values["batch_size"] == "full":
+        if values.get("batch_size") == FULL:
             values["batch_size"] = None
         return {
             **values,
@@ -72,12 +84,6 @@ class Setting:
         }
 
     @property
-    def target(self) -> float:
-        """The score to reach, of a resolved setting."""
-        assert self.one.target is not None
-        return self.one.target
-
-    @property
     def set_name(self) -> str:
         """Of which set the score is."""
         return "test" if self.one.validation is None else "validation"
@@ -85,11 +91,11 @@ class Setting:
     @property
     def score_name(self) -> str:
         """As it is printed."""
-        return "R^2" if self.one.dataset in REGRESSIONS else "accuracy"
+        return "R^2" if self.one.measure == "r2" else "accuracy"
 
 
 def compare(
-    setting: Setting,
+    setting: ResolvedComparison,
     *,
     mesh: Mesh | None = None,
     out: Path | None = None,

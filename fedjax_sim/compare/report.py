@@ -8,7 +8,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.compare.comparison import Setting, cohort_size
+from fedjax_sim.compare.comparison import ResolvedComparison, cohort_size
 from fedjax_sim.core.files import replace_file
 from fedjax_sim.core.history import Communication
 from fedjax_sim.plots import canvas
@@ -56,7 +56,7 @@ class Row(NamedTuple):
     test_std: float | None = None
 
 
-def curves(setting: Setting, results: Results) -> list[Curve]:
+def curves(setting: ResolvedComparison, results: Results) -> list[Curve]:
     """The runs of each mode and fraction side by side, those of one length.
 
     After an interrupt: of the seeds that are through, or else of those begun, up to the round
@@ -93,9 +93,9 @@ def curves(setting: Setting, results: Results) -> list[Curve]:
     return found
 
 
-def rows(setting: Setting, found: list[Curve], exchange: Communication) -> list[Row]:
+def rows(setting: ResolvedComparison, found: list[Curve], exchange: Communication) -> list[Row]:
     """The table of a resolved setting."""
-    clients = setting.one.clients or 1
+    clients = setting.one.clients
     table = []
     for curve in found:
         seeds, rounds = curve.score.shape
@@ -129,13 +129,13 @@ def rows(setting: Setting, found: list[Curve], exchange: Communication) -> list[
     return table
 
 
-def identity(setting: Setting, table: list[Row]) -> list[str]:
+def identity(setting: ResolvedComparison, table: list[Row]) -> list[str]:
     """Which server learning rates make the modes equal, for each fraction.
 
     `all_clients = w + (n_V/n) (selected - w)`: exactly where n_V/n is the same in every
     round, else up to how it varies.
     """
-    lr = setting.one.server_lr or 1.0
+    lr = 1.0 if setting.one.server is None else float(setting.one.server.lr)
     lines = []
     for fraction in dict.fromkeys(row.fraction for row in table):
         row = next(row for row in table if row.fraction == fraction)
@@ -157,7 +157,7 @@ def identity(setting: Setting, table: list[Row]) -> list[str]:
 
 def write(
     folder: Path,
-    setting: Setting,
+    setting: ResolvedComparison,
     results: Results,
     found: list[Curve],
     table: list[Row],
@@ -185,7 +185,7 @@ def write(
     return PICTURE, HISTORY, *names
 
 
-def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> None:
+def _write_history(file: IO[bytes], setting: ResolvedComparison, runs: Sequence[Run]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(
@@ -194,7 +194,7 @@ def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> No
     )
     for run in runs:
         fraction, mode = run.configuration["fraction"], run.configuration["mode"]
-        cohort = cohort_size(fraction, setting.one.clients or 1)
+        cohort = cohort_size(fraction, setting.one.clients)
         column, measures = run.rounds, (setting.one.score, "train_loss")
         has = {name: run.has(name) for name in measures}
         for t in range(run.done):
@@ -207,7 +207,7 @@ def _write_history(file: IO[bytes], setting: Setting, runs: Sequence[Run]) -> No
     text.detach()
 
 
-def drawn(setting: Setting, found: list[Curve]) -> Any:
+def drawn(setting: ResolvedComparison, found: list[Curve]) -> Any:
     """A matplotlib Figure: a row a fraction, the score by round and by megabytes sent."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -232,7 +232,7 @@ def drawn(setting: Setting, found: list[Curve]) -> Any:
                 canvas.band(ax, x, below, above, style["color"], 0.13)
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
                 ax.plot(x, mean, **style, label=mode, zorder=2 + order, markevery=marks)
-        cohort = cohort_size(fraction, one.clients or 1)
+        cohort = cohort_size(fraction, one.clients)
         axes[line, 0].set_ylabel(
             f"C = {fraction:g} (m = {cohort})\n{setting.set_name} {setting.score_name}"
         )
@@ -254,10 +254,11 @@ def drawn(setting: Setting, found: list[Curve]) -> Any:
     first, last = _megabytes_shown(found, low)
     canvas.scale(axes[-1, 1], "megabytes sent, down and up, all clients together", first, last)
     seeds = found[0].score.shape[0]
+    said = one.values()
     figure.suptitle(
         f"FedAvg's aggregation modes on {one.dataset} ({one.partition}): "
-        f"K={one.clients}, E={one.epochs}, B={one.batch_size}, client lr {one.client_lr:g}, "
-        f"server lr {one.server_lr:g}\n"
+        f"K={one.clients}, E={said['epochs']}, B={said['batch_size']}, "
+        f"client lr {said['client_lr']:g}, server lr {said['server_lr']:g}\n"
         f"lines: mean over {seeds} seed{'s' if seeds > 1 else ''}; bands: standard deviation",
         fontsize=10,
     )

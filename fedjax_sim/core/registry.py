@@ -26,7 +26,8 @@ What a factory takes beside its own options is read from the names of its parame
 
 `client_lr` is a number, or a function of the round where the setting has a schedule. Any other
 parameter needs a default in the signature, and keeps it. A declaration may have another default
-for a setting that all share: `defaults={"server_lr": SameAs("client_lr")}`.
+for a setting that all share: `defaults={"server_lr": SameAs("client_lr")}`. One that the signature
+seems to take and the factory does not is refused by `without=("schedule",)`.
 """
 
 import inspect
@@ -120,7 +121,7 @@ class SameAs:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Declaration:
     """A factory and what is said of it.
 
@@ -130,8 +131,10 @@ class Declaration:
       factory: what makes it.
       options: its own.
       defaults: of settings that all share, where they are others here.
+      without: settings that all share, and this does not take for all its signature says.
       check: (values of its options by name) -> None; refuses what does not go together.
       facts: what the room wants to know of its kind beside.
+      is_default: whether its room's setting is this one unless another is given.
     """
 
     name: str
@@ -139,8 +142,10 @@ class Declaration:
     factory: Callable[..., Any]
     options: tuple[Option, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], None] | None = None
     facts: Any = None
+    is_default: bool = False
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -168,13 +173,15 @@ def declare(
     *options: Option,
     name: str | None = None,
     defaults: Mapping[str, Any] | None = None,
+    without: tuple[str, ...] = (),
     check: Callable[[Mapping[str, Any]], None] | None = None,
     facts: Any = None,
+    is_default: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Declares a factory, which stays as it is; `declaration_of` reads what was said.
 
     Args:
-      help, options, defaults, check, facts: as in `Declaration`.
+      help, options, defaults, without, check, facts, is_default: as in `Declaration`.
       name: as a setting has it; None for the factory's own.
 
     >>> @declare("weighs by age", Option("half_life", "in rounds", default=2.0, range=POSITIVE))
@@ -186,7 +193,15 @@ def declare(
 
     def attach(factory: Factory) -> Factory:
         vars(factory)["declaration"] = Declaration(
-            name or factory.__name__, help, factory, options, defaults or {}, check, facts
+            name=name or factory.__name__,
+            help=help,
+            factory=factory,
+            options=options,
+            defaults=defaults or {},
+            without=without,
+            check=check,
+            facts=facts,
+            is_default=is_default,
         )
         return factory
 
@@ -224,7 +239,7 @@ def undeclared(name: str, factory: Callable[..., Any], common: tuple[str, ...]) 
             options.append(
                 Option(
                     parameter.name,
-                    f"of {name}",
+                    "a parameter of its own",
                     default=default,
                     kind=type(default),
                     range=ANY_NUMBER,

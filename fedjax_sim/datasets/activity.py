@@ -6,14 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.fetching.cache import located
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import FEATURES, Dataset, Facts
 
 EXERCISES = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
 FILES = (("activity.npz",),)
 
 
+@declare(
+    "7 exercises of 10 wearers of a watch",
+    facts=Facts("2nn", 10, FEATURES, fraction=0.3, natural=True),
+)
 def activity(path: str | os.PathLike[str] | None = None, length: int = 100) -> Dataset:
     """Which of seven exercises somebody does, from T samples of a watch: 10 clients.
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core.registry import declare
 from fedjax_sim.datasets.fetching.cache import located
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import Dataset, Facts
 
 _PARTS = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 CIFAR10 = (tuple(f"{part}.bin" for part in _PARTS), _PARTS)
@@ -26,6 +27,10 @@ _ALLOWED = {
 }
 
 
+@declare(
+    "50,000 + 10,000 photographs, 32x32 in colour",
+    facts=Facts("cnn", 100, target=0.6),
+)
 def cifar10(path: str | os.PathLike[str] | None = None) -> Dataset:
     """50,000 training and 10,000 test photographs, in 10 classes.
 

@@ -4,9 +4,15 @@ from importlib.resources import files
 
 import numpy as np
 
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.core.registry import declare
+from fedjax_sim.datasets.types import Dataset, Facts
 
 
+@declare(
+    "1,797 handwritten digits, 8x8",
+    is_default=True,
+    facts=Facts("logistic", 50, licence="CC BY 4.0"),
+)
 def digits() -> Dataset:
     """1,437 training and 360 test images of digits, in 10 classes.
 

@@ -7,16 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.series import forecasting, on_a_circle
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import REGRESSION, Dataset, Facts
 
 HOMES = 17
 FILES = (("household.npz",),)
 _COLUMNS = ("Equipment Electric Power [kWh]", "Solar Generation [W/kW]", "Hour")
 
 
+@declare(
+    "a year of electricity of 17 homes",
+    facts=Facts("mlp", 17, REGRESSION, fraction=0.3, client_lr=0.02, target=0.75, natural=True),
+)
 def household(path: str | os.PathLike[str] | None = None, length: int = 24) -> Dataset:
     """A home's electricity in the next hour from its last T hours: 17 clients, regression.
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_sim.core.registry import declare
 from fedjax_sim.datasets.fetching.cache import located
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import Dataset, Facts
 
 _PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 # As published, gzipped, and as some copies of them are called.
@@ -19,6 +20,10 @@ IDX = tuple(
 )
 
 
+@declare(
+    "60,000 + 10,000 handwritten digits, 28x28",
+    facts=Facts("2nn", 100),
+)
 def mnist(path: str | os.PathLike[str] | None = None) -> Dataset:
     """60,000 training and 10,000 test images of handwritten digits, in 10 classes.
 
@@ -37,6 +42,10 @@ def mnist(path: str | os.PathLike[str] | None = None) -> Dataset:
     return _read_idx("mnist", path)
 
 
+@declare(
+    "60,000 + 10,000 clothes, 28x28",
+    facts=Facts("2nn", 100, target=0.8),
+)
 def fashion_mnist(path: str | os.PathLike[str] | None = None) -> Dataset:
     """60,000 training and 10,000 test images of clothes, in 10 classes; in all else as `mnist`.
 

@@ -6,15 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.series import forecasting, on_a_circle
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import REGRESSION, Dataset, Facts
 
 STATIONS = ("RPT", "VAL", "ROS", "KIL", "SHA", "BIR", "DUB", "CLA", "MUL", "CLO", "BEL", "MAL")
 FILES = (("irish_wind.npz",),)
 
 
+@declare(
+    "daily wind speed at 12 stations, 1961-78",
+    facts=Facts("mlp", 12, REGRESSION, fraction=0.3, client_lr=0.02, target=0.75, natural=True),
+)
 def irish_wind(path: str | os.PathLike[str] | None = None, length: int = 14) -> Dataset:
     """Tomorrow's mean wind speed at a station from its last T days: 12 clients, regression.
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.datasets.fetching.cache import located
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import TEXT, Dataset, Facts
 
 FILES = (("roles.json",),)
 # Every character of the edition; a label is its index.
@@ -21,6 +22,12 @@ VOCABULARY = "\n !\"$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmno
 _SPEAKER = re.compile(r"\*\*(.+?)\*\*\s*")
 
 
+@declare(
+    "38 plays by speaking role, next character",
+    facts=Facts(
+        "character_lstm", 1282, TEXT, fraction=0.01, client_lr=1.0, target=0.4, natural=True
+    ),
+)
 def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) -> Dataset:
     """1,282 speaking roles, each a client, that predict their next character.
 

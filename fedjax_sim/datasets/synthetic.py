@@ -5,12 +5,44 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
 from fedjax_sim.core.types import Array
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import FEATURES, Dataset, Facts
 
 _FEATURES, _CLASSES = 60, 10
 
+_FACTS = Facts(
+    "logistic",
+    30,
+    FEATURES,
+    fraction=1 / 3,
+    client_lr=0.01,
+    target=0.7,
+    natural=True,
+    fixed=False,
+)
 
+
+@declare(
+    "generated, FedProx's Synthetic(alpha, beta)",
+    Option(
+        "synthetic_alpha",
+        "how far models differ",
+        1.0,
+        range=AT_LEAST_0,
+        parameter="alpha",
+        metavar="ALPHA",
+    ),
+    Option(
+        "synthetic_beta",
+        "how far features differ",
+        1.0,
+        range=AT_LEAST_0,
+        parameter="beta",
+        metavar="BETA",
+    ),
+    facts=_FACTS,
+)
 def synthetic(
     key: Array, alpha: float = 1.0, beta: float = 1.0, num_clients: int = 30, iid: bool = False
 ) -> Dataset:
@@ -76,3 +108,19 @@ def synthetic(
         client_ids=client_ids[train].astype(np.int32),
         test_client_ids=client_ids[~train].astype(np.int32),
     )
+
+
+@declare("generated, its clients alike", facts=_FACTS)
+def synthetic_iid(key: Array, num_clients: int = 30) -> Dataset:
+    """FedProx's Synthetic IID: `synthetic` whose clients have one model and one distribution.
+
+    Args:
+      key, num_clients: as in `synthetic`.
+
+    Raises:
+      ValueError: for num_clients < 1.
+
+    >>> synthetic_iid(jax.random.key(0)).num_classes
+    10
+    """
+    return synthetic(key, 0.0, 0.0, num_clients, iid=True)

@@ -5,10 +5,17 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import Array
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import REGRESSION, Dataset, Facts
 
 
+@declare(
+    "generated wind regions",
+    facts=Facts(
+        "mlp", 10, REGRESSION, fraction=0.3, client_lr=0.02, target=0.75, natural=True, fixed=False
+    ),
+)
 def wind(key: Array, num_regions: int = 10, mean_examples: int = 200) -> Dataset:
     """Regions with their own winds and their own wind-power curves; predict the power.
 

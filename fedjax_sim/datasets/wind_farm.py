@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.datasets.arrays import read_npz
 from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.series import forecasting, on_a_circle
-from fedjax_sim.datasets.types import Dataset
+from fedjax_sim.datasets.types import REGRESSION, Dataset, Facts
 
 TURBINES = ("R80711", "R80721", "R80736", "R80790")
 RATED = 2050.0  # kW
@@ -22,6 +23,10 @@ _COLUMNS = ("P_avg", "Ws_avg", "Wa_avg", "Ot_avg")
 _START, _STEPS = np.datetime64("2014-01-01T00:00"), 105_120  # two years of ten minutes, UTC
 
 
+@declare(
+    "two years of four wind turbines, La Haute Borne",
+    facts=Facts("mlp", 4, REGRESSION, fraction=0.5, client_lr=0.02, target=0.75, natural=True),
+)
 def wind_farm(path: str | os.PathLike[str] | None = None, length: int = 24) -> Dataset:
     """A turbine's power in the next hour from its last T hours: 4 clients, regression.
 

@@ -14,6 +14,7 @@ from fedjax_sim.models.model import Model as Model
 from fedjax_sim.models.model import from_flax as from_flax
 from fedjax_sim.models.perceptrons import logistic_regression as logistic_regression
 from fedjax_sim.models.perceptrons import mlp as mlp
+from fedjax_sim.models.perceptrons import small_mlp as small_mlp
 from fedjax_sim.models.perceptrons import time_series_mlp as time_series_mlp
 from fedjax_sim.models.perceptrons import two_nn as two_nn
 from fedjax_sim.models.resnet import resnet18 as resnet18

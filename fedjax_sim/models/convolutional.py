@@ -8,8 +8,10 @@ import numpy as np
 from flax import linen as nn
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import Array
 from fedjax_sim.models.model import (
+    CLASSES_OF_IMAGES,
     Model,
     check_image,
     check_sizes,
@@ -21,6 +23,7 @@ from fedjax_sim.models.model import (
 from fedjax_sim.nn import max_pool
 
 
+@declare("the CNN of McMahan et al. 2017", facts=CLASSES_OF_IMAGES)
 def cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Model:
     """The CNN of McMahan et al. 2017 (arXiv 1602.05629), 1,663,370 parameters by default.
 
@@ -40,6 +43,7 @@ def cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Mode
     )
 
 
+@declare("the CIFAR-10 CNN of McMahan et al. 2017", facts=CLASSES_OF_IMAGES)
 def cifar_cnn(
     input_shape: Sequence[int] = (24, 24, 3),
     num_classes: int = 10,

@@ -14,6 +14,23 @@ from fedjax_sim.core.types import Array, Params
 from fedjax_sim.nn import conv_general_dilated, dot_general
 
 
+class ModelFacts(NamedTuple):
+    """What a setting has to know of a model.
+
+    Attributes:
+      takes: the kinds of data sets, as in `datasets.types`.
+      needs_channels: whether grey images [height, width] are given a channel for it.
+    """
+
+    takes: tuple[str, ...]
+    needs_channels: bool = False
+
+
+CLASSES_OF_IMAGES = ModelFacts(("images",), needs_channels=True)
+CLASSES_OF_ANY = ModelFacts(("images", "features"))
+TEXT = ModelFacts(("text",))
+
+
 class Model(NamedTuple):
     """A model as two pure functions."""
 

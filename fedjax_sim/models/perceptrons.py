@@ -6,10 +6,20 @@ from typing import Any
 from flax import linen as nn
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import Array, Params
-from fedjax_sim.models.model import Model, check_sizes, dense, flatten, from_flax
+from fedjax_sim.models.model import (
+    CLASSES_OF_ANY,
+    Model,
+    ModelFacts,
+    check_sizes,
+    dense,
+    flatten,
+    from_flax,
+)
 
 
+@declare("multinomial logistic regression", name="logistic", facts=CLASSES_OF_ANY)
 def logistic_regression(input_shape: Sequence[int] = (784,), num_classes: int = 10) -> Model:
     """Multinomial logistic regression: logits `W x + b`; 7,850 parameters by default.
 
@@ -21,6 +31,7 @@ def logistic_regression(input_shape: Sequence[int] = (784,), num_classes: int = 
     return mlp(input_shape, (), num_classes)
 
 
+@declare("two hidden layers of 200 units (McMahan et al. 2017)", name="2nn", facts=CLASSES_OF_ANY)
 def two_nn(input_shape: Sequence[int] = (784,), num_classes: int = 10) -> Model:
     """The 2NN of McMahan et al. 2017 (arXiv 1602.05629): 784-200-200-10 with ReLU.
 
@@ -30,6 +41,28 @@ def two_nn(input_shape: Sequence[int] = (784,), num_classes: int = 10) -> Model:
     199210
     """
     return mlp(input_shape, (200, 200), num_classes)
+
+
+@declare(
+    "one hidden layer of 32 units, or two for a regression",
+    name="mlp",
+    facts=ModelFacts(("images", "features", "regression")),
+)
+def small_mlp(input_shape: Sequence[int], num_classes: int | None) -> Model:
+    """A small multilayer perceptron: 32 ReLU units to classes, or 32 and 32 to a number.
+
+    Args:
+      input_shape: of an example.
+      num_classes: None for a regression, which has one output.
+
+    >>> import jax
+    >>> params = jax.eval_shape(small_mlp((4,), None).init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    1249
+    """
+    if num_classes is None:
+        return mlp(input_shape, (32, 32), 1)
+    return mlp(input_shape, (32,), num_classes)
 
 
 def mlp(input_shape: Sequence[int], hidden: Sequence[int], outputs: int) -> Model:

@@ -6,10 +6,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import Array
-from fedjax_sim.models.model import Model, check_image, convolution, dense, from_flax
+from fedjax_sim.models.model import (
+    CLASSES_OF_IMAGES,
+    Model,
+    check_image,
+    convolution,
+    dense,
+    from_flax,
+)
 
 
+@declare("ResNet-18 with group norm", facts=CLASSES_OF_IMAGES)
 def resnet18(
     input_shape: Sequence[int] = (32, 32, 3),
     num_classes: int = 10,

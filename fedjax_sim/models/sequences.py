@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import Array
-from fedjax_sim.models.model import Model, check_sizes, dense, of_tokens
+from fedjax_sim.models.model import TEXT, Model, check_sizes, dense, of_tokens
 from fedjax_sim.nn import LSTM
 
 
+@declare("two LSTM layers, the next character (McMahan et al. 2017)", facts=TEXT)
 def character_lstm(
     vocabulary: int = 90, embedding: int = 8, hidden: Sequence[int] = (256, 256), length: int = 80
 ) -> Model:
@@ -43,6 +45,7 @@ def character_lstm(
     return of_tokens(nn.Sequential([*layers, dense(vocabulary)]), length, vocabulary)
 
 
+@declare("a small decoder-only transformer, the next character", facts=TEXT)
 def transformer(
     vocabulary: int = 90,
     length: int = 80,

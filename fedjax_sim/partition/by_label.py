@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import AT_LEAST_1, POSITIVE, Option, declare
 from fedjax_sim.core.types import Array
 from fedjax_sim.partition.dealing import (
+    MIN_EXAMPLES,
     check_clients,
     check_concentration,
     check_labels,
@@ -16,6 +18,10 @@ from fedjax_sim.partition.dealing import (
 )
 
 
+@declare(
+    "sorted by label and cut into shards, s of them to a client (McMahan et al. 2017)",
+    Option("shards_per_client", "shards of a client", 2, kind=int, range=AT_LEAST_1, metavar="S"),
+)
 def shards(key: Array, labels: Any, num_clients: int, shards_per_client: int = 2) -> np.ndarray:
     """McMahan's pathological split: sort by label, cut into shards, deal s to a client.
 
@@ -52,6 +58,10 @@ def shards(key: Array, labels: Any, num_clients: int, shards_per_client: int = 2
     return deal([np.concatenate([pieces[i] for i in mine]) for mine in dealt])
 
 
+@declare(
+    "examples of exactly c classes a client (Li et al. 2022)",
+    Option("classes_per_client", "classes of a client", 2, kind=int, range=AT_LEAST_1, metavar="N"),
+)
 def labels(key: Array, labels: Any, num_clients: int, classes_per_client: int = 2) -> np.ndarray:
     """Label skew: every client has examples of exactly c classes.
 
@@ -112,6 +122,11 @@ def labels(key: Array, labels: Any, num_clients: int, classes_per_client: int = 
     return client_ids
 
 
+@declare(
+    "each class by Dirichlet proportions (Yurochkin et al. 2019)",
+    Option("alpha", "the smaller, the more skewed", 0.3, range=POSITIVE),
+    MIN_EXAMPLES,
+)
 def dirichlet(
     key: Array,
     labels: Any,

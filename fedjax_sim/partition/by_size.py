@@ -1,12 +1,15 @@
 """Splits that look at sizes alone: all equal, or unequal by one of three laws."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_number
+from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
 from fedjax_sim.core.types import Array
 from fedjax_sim.partition.dealing import (
+    MIN_EXAMPLES,
     check_clients,
     check_concentration,
     check_minimum,
@@ -17,6 +20,7 @@ from fedjax_sim.partition.dealing import (
 SKEWS = ("lognormal", "power_law", "dirichlet")  # of `quantity`
 
 
+@declare("a random split into equal parts")
 def iid(key: Array, num_examples: int, num_clients: int) -> np.ndarray:
     """A random split into K parts whose sizes differ by at most one.
 
@@ -41,6 +45,24 @@ def iid(key: Array, num_examples: int, num_clients: int) -> np.ndarray:
     return deal(np.array_split(rng.permutation(num_examples), num_clients))
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    check_skew(options["skew"], options["skew_parameter"], "skew_parameter")
+
+
+@declare(
+    "a random split into parts of very different sizes",
+    Option("skew", "law of the sizes", "lognormal", kind=str, choices=SKEWS, metavar="HOW"),
+    Option(
+        "skew_parameter",
+        "sigma, exponent or alpha of the law",
+        1.0,
+        range=AT_LEAST_0,
+        parameter="parameter",
+        metavar="X",
+    ),
+    MIN_EXAMPLES,
+    check=_check_options,
+)
 def quantity(
     key: Array,
     num_examples: int,

@@ -8,7 +8,17 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.registry import AT_LEAST_0, Option
 from fedjax_sim.core.types import Array
+
+# Without a default here, because results of before it could be chosen have no such value.
+MIN_EXAMPLES = Option(
+    "min_examples",
+    "the fewest training examples of a client, 0 for any number, 1 unless it is given",
+    kind=int,
+    range=AT_LEAST_0,
+    metavar="N",
+)
 
 
 def generator(key: Array, *path: int) -> np.random.Generator:

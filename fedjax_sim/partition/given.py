@@ -4,7 +4,10 @@ from collections.abc import Hashable, Iterable
 
 import numpy as np
 
+from fedjax_sim.core.registry import declare
 
+
+@declare("the clients that the data have of themselves")
 def natural(ids: Iterable[Hashable]) -> np.ndarray:
     """Natural clients: writers, speakers, stations; any hashable ids as 0 to K - 1.
 

@@ -26,7 +26,8 @@ from fedjax_sim.results.columns import columns
 from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings.setting import Setting
+from fedjax_sim.settings.resolve import resolve
+from fedjax_sim.settings.resolved import ResolvedSetting
 
 _MOST_RATES = 7
 # A cell whose run takes longer is run with one seed.
@@ -63,14 +64,13 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
       client_lr: of a cell that tunes something else; None leaves it to the axis.
       mesh: of the devices over which a cohort of several is dealt.
     """
-    setting = replace(cell.setting, rounds=cell.most)
+    resolved = replace(cell.setting, rounds=cell.most).resolved()
     if client_lr is not None:
-        setting = replace(setting, client_lr=client_lr)
-    resolved = setting.resolved()
+        resolved = resolve({**resolved.values(), "client_lr": client_lr})
     mesh = mesh if resolved.slots > 1 else None
 
     def made(rate: Any) -> Any:
-        return problem.experiment(replace(resolved, **{cell.axis: rate}), mesh)
+        return problem.experiment(resolve({**resolved.values(), cell.axis: rate}), mesh)
 
     def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         rate, data = inputs
@@ -96,7 +96,7 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     exchange = first.communication()
     everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots
     return Runner(
-        program, start, (everyone or 0) * exchange.down, resolved.slots * exchange.up,
+        program, start, everyone * exchange.down, resolved.slots * exchange.up,
         1 if mesh is None else mesh.size, checksum(*jax.tree.leaves(first.data)),
     )  # fmt: skip
 
@@ -277,11 +277,12 @@ def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, floa
     found = {}
     for cell in cells:
         setting = replace(cell.setting, client_lr=None).resolved()
-        kind = (setting.dataset, setting.model, setting.algorithm, setting.batch_size)
+        block = None if setting.local is None else setting.local.batch_size
+        kind = (setting.dataset, setting.model, setting.algorithm, block)
         if kind not in paces:
             paces[kind] = _pace(setting)
         a_pass, an_evaluation = paces[kind]
-        clients = setting.slots * (setting.epochs or 1)
+        clients = setting.slots * (1 if setting.local is None else setting.local.epochs)
         share = 1.0 if mesh is None else 1 / min(mesh.size, setting.slots)
         # Where none reaches the target, the grid is extended for as long as the best is at an end.
         runs = (_MOST_RATES if cell.tuned else 1) + seeds - 1
@@ -291,9 +292,10 @@ def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, floa
     return found
 
 
-def _pace(setting: Setting) -> tuple[float, float]:
+def _pace(setting: ResolvedSetting) -> tuple[float, float]:
     """Seconds of one client's local epoch, and of an evaluation, on one device."""
-    one = replace(setting, fraction=1e-9, epochs=setting.epochs and 1, rounds=1).resolved()
+    once = {"fraction": 1e-9, "rounds": 1} | ({} if setting.local is None else {"epochs": 1})
+    one = resolve(setting.values() | once)
     made = problem.experiment(one)
     key = jax.random.key(0)
     state = jax.jit(made.start)(key)

@@ -20,6 +20,7 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_takes, is_concrete
 from fedjax_sim.core.randomness import COHORT, check_key, permutation_seeds, permute, stream
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, Cohort
 from fedjax_sim.data import FederatedData
@@ -87,6 +88,7 @@ def custom(
     return Sampler(size, with_replacement, sample)
 
 
+@declare("m different clients, all cohorts alike probable", is_default=True)
 def uniform(m: int) -> Sampler:
     """m of the K clients, each set equally likely; pi_k = m/K. Costs O(m), not O(K).
 
@@ -104,6 +106,7 @@ def uniform(m: int) -> Sampler:
     return custom(m, draw)
 
 
+@declare("every client with the same probability on its own")
 def bernoulli(q: float | Array, capacity: int | None = None) -> Sampler:
     """Every client takes part with probability q on its own; pi_k = q.
 
@@ -142,6 +145,7 @@ def bernoulli(q: float | Array, capacity: int | None = None) -> Sampler:
     return custom(capacity, draw)
 
 
+@declare("m different clients, by their weight")
 def weighted(m: int) -> Sampler:
     """m distinct clients with pi_k proportional to their weight, capped at 1.
 
@@ -174,6 +178,7 @@ def weighted(m: int) -> Sampler:
     return custom(m, draw)
 
 
+@declare("m draws by weight, in which a client may come twice")
 def with_replacement(m: int) -> Sampler:
     """m independent draws with probability p_k; pi_k = m p_k, the expected draws.
 
@@ -198,6 +203,7 @@ def with_replacement(m: int) -> Sampler:
     return custom(m, draw, with_replacement=True)
 
 
+@declare("all clients in every round")
 def everyone() -> Sampler:
     """All K clients in every round; pi_k = 1."""
 

@@ -1,6 +1,6 @@
 """The experiment of a setting: its data, model, algorithm and measures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -10,21 +10,24 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedjax_sim import aggregation, execution, partition, sampling
-from fedjax_sim.algorithms import fedavg, fedprox, fedsgd, scaffold
+from fedjax_sim import execution, models, partition
 from fedjax_sim.algorithms.descent import Optimizer
 from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
 from fedjax_sim.core.randomness import stream
-from fedjax_sim.core.types import Array, FederatedAlgorithm, Params
+from fedjax_sim.core.types import AggregationRule, Array, FederatedAlgorithm, Params
 from fedjax_sim.data import FederatedData
+from fedjax_sim.datasets import Dataset
 from fedjax_sim.sampling import Sampler
-from fedjax_sim.settings.setting import OF_DATA, Setting, strategy
+from fedjax_sim.settings.options import COMMON_NAMES
+from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSetting
+from fedjax_sim.settings.rooms import named
+from fedjax_sim.settings.strategies import strategy
+from fedjax_sim.settings.user_data import keys, load
+from fedjax_sim.settings.user_files import called
 from fedjax_sim.training.evaluation import evaluator
 from fedjax_sim.training.experiment import Experiment
 
-# Purposes of the key: one split for all seeds, so that they differ in training only.
-_PARTITION, _VALIDATION = 11, 12
-_HIDDEN: dict[str, tuple[int, ...]] = {"logistic": (), "mlp": (32,), "2nn": (200, 200)}
+_VALIDATION = 12  # a purpose of the key, beside that of `user_data`
 
 
 class Problem(NamedTuple):
@@ -41,112 +44,103 @@ class Problem(NamedTuple):
 class Split(NamedTuple):
     """A data set and who has which of its training examples, none of which is held out."""
 
-    dataset: Any  # fedjax_sim.datasets.Dataset
+    dataset: Dataset
     client_ids: np.ndarray  # Int[N]
 
 
-def split(setting: Setting) -> Split:
-    """Loads and splits the data of a resolved setting.
-
-    Raises:
-      ValueError: if the split is impossible for the data.
-    """
-    from fedjax_sim import datasets  # here: --help is not to wait for it
-
-    clients: Any = setting.clients
-    data_key, key = jax.random.split(stream(jax.random.key(setting.partition_seed), _PARTITION))
-    if setting.dataset == "wind":
-        found = datasets.wind(data_key, num_regions=clients)
-    elif not setting.dataset.startswith("synthetic"):
-        found = getattr(datasets, setting.dataset)()
-    else:
-        alpha: Any = setting.synthetic_alpha or 0.0
-        beta: Any = setting.synthetic_beta or 0.0
-        iid = setting.dataset == "synthetic_iid"
-        found = datasets.synthetic(data_key, alpha, beta, clients, iid)
-    client_ids = _client_ids(key, setting, found, clients)
-    if setting.validation is None:
-        return Split(found, client_ids)
-    key = stream(jax.random.key(setting.partition_seed), _VALIDATION)
-    held = partition.holdout(key, client_ids, setting.validation)
-    train, validation = ({k: x[rows] for k, x in found.train.items()} for rows in (~held, held))
-    return Split(found._replace(train=train, validation=validation), client_ids[~held])
-
-
-def _client_ids(key: Array, setting: Setting, found: Any, clients: int) -> np.ndarray:
-    labels, given = found.train["y"], setting
-    fewest = 1 if given.min_examples is None else given.min_examples
-    if given.partition == "natural":
-        return found.client_ids
-    if given.partition == "iid":
-        return partition.iid(key, len(labels), clients)
-    if given.partition == "quantity":
-        skew: Any = given.skew
-        parameter: Any = given.skew_parameter
-        return partition.quantity(key, len(labels), clients, skew, parameter, fewest)
-    if given.partition == "shards":
-        count: Any = given.shards_per_client
-        return partition.shards(key, labels, clients, count)
-    if given.partition == "labels":
-        count = given.classes_per_client
-        return partition.labels(key, labels, clients, count)
-    alpha: Any = given.alpha
-    return partition.dirichlet(key, labels, clients, alpha, fewest)
-
-
-def problem(setting: Setting) -> Problem:
-    """Loads and splits the data of a resolved setting, and makes its model; once for each split.
+def split(chosen: DataChoice) -> Split:
+    """Loads and splits the data of a setting, its `data`.
 
     Raises:
       ValueError: if the split is impossible for the data.
       FileNotFoundError: if the data are yet to be fetched: how.
     """
-    return _problem(Setting(**{name: getattr(setting, name) for name in (*OF_DATA, "model")}))
+    options = dict(chosen.options)
+    seed = chosen.partition_seed
+    _, split_key = keys(seed)
+    dataset = load(named("dataset", chosen.dataset, COMMON_NAMES), options, chosen.clients, seed)
+    client_ids = _client_ids(split_key, chosen, options, dataset)
+    if chosen.validation is None:
+        return Split(dataset, client_ids)
+    key = stream(jax.random.key(seed), _VALIDATION)
+    held = partition.holdout(key, client_ids, chosen.validation)
+    train, validation = ({k: x[rows] for k, x in dataset.train.items()} for rows in (~held, held))
+    return Split(dataset._replace(train=train, validation=validation), client_ids[~held])
+
+
+def _client_ids(
+    key: Array, chosen: DataChoice, options: Mapping[str, Any], dataset: Dataset
+) -> np.ndarray:
+    """Int[N], the client of each training example."""
+    declaration = named("partition", chosen.partition, COMMON_NAMES)
+    if declaration.takes("ids") and dataset.client_ids is not None:
+        # Not by the split itself, which would number the clients anew, by first appearance.
+        return dataset.client_ids
+    labels = dataset.train["y"]
+    return declaration.call(
+        options, key=key, num_examples=len(labels), labels=labels, num_clients=chosen.clients
+    )
+
+
+def problem(setting: ResolvedSetting) -> Problem:
+    """Loads and splits the data of a setting, and makes its model; once for each split.
+
+    Raises:
+      ValueError: if the split is impossible for the data.
+      FileNotFoundError: if the data are yet to be fetched: how.
+    """
+    own = (option.name for option in setting.choices.model.options)
+    options = {name: setting.options[name] for name in own if name in setting.options}
+    return _problem(setting.data, setting.model, tuple(options.items()))
 
 
 @lru_cache(maxsize=8)  # each holds the data set, in its clients' order
-def _problem(setting: Setting) -> Problem:
-    from fedjax_sim import models  # here: flax is slow to import, and --help is not to be
-
+def _problem(
+    chosen: DataChoice, model_name: str, model_options: tuple[tuple[str, Any], ...]
+) -> Problem:
     # A sweep may ask for it inside a trace.
     with jax.ensure_compile_time_eval():
-        found, client_ids = split(setting)
-        data = FederatedData.from_arrays(found.train, client_ids, setting.clients)
-        test = FederatedData.from_clients([found.test])
-        held_out = found.validation
+        dataset, client_ids = split(chosen)
+        data = FederatedData.from_arrays(dataset.train, client_ids, chosen.clients)
+        test = FederatedData.from_clients([dataset.test])
+        held_out = dataset.validation
         validation = None if held_out is None else FederatedData.from_clients([held_out])
-    model = _model(setting.model or "mlp", found)
-    if found.num_classes is None:
+    model = _model(model_name, dataset, dict(model_options))
+    if dataset.num_classes is None:
         loss_fn = models.squared_error(model.apply)
-        parts = {"validation": found.validation, "test": found.test}
+        parts = {"validation": dataset.validation, "test": dataset.test}
         variances = {k: float(np.var(part["y"])) for k, part in parts.items() if part is not None}
         return Problem(data, test, model.init, loss_fn, variances, validation)
     return Problem(data, test, model.init, models.cross_entropy(model.apply), {}, validation)
 
 
-def _model(name: str, found: Any) -> Any:
+def _model(name: str, dataset: Dataset, options: Mapping[str, Any] | None = None) -> models.Model:
     """The model of that name for the data set."""
-    from fedjax_sim import models
+    declaration = named("model", name, COMMON_NAMES)
+    shape, classes = dataset.train["x"].shape[1:], dataset.num_classes
+    facts = declaration.facts
+    is_grey = facts is not None and facts.needs_channels and len(shape) == 2
 
-    shape, classes = found.train["x"].shape[1:], found.num_classes
-    if classes is None:
-        return models.mlp(shape, (32, 32), 1)
-    if name in _HIDDEN:
-        return models.mlp(shape, _HIDDEN[name], classes)
-    if name in ("character_lstm", "transformer"):
-        return getattr(models, name)(classes, length=shape[0])
-    grey = len(shape) == 2
-    made = getattr(models, name)((*shape, 1) if grey else shape, classes)
-    if not grey:
-        return made
-    return made._replace(apply=lambda params, x: made.apply(params, x[..., None]))
+    def call() -> models.Model:
+        return declaration.call(
+            options or {},
+            input_shape=(*shape, 1) if is_grey else shape,
+            num_classes=classes,
+            outputs=1 if classes is None else classes,
+            vocabulary=classes,
+            length=shape[0] if shape else 1,
+        )
+
+    model = called("model", name, call, models.Model, "an fs.models.Model")
+    if not is_grey:
+        return model
+    return model._replace(apply=lambda params, x: model.apply(params, x[..., None]))
 
 
-def experiment(setting: Setting, mesh: Mesh | None = None) -> Experiment:
-    """What a resolved setting describes; its hyper-parameters of `setting.TRACED` may be traced.
+def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment:
+    """What a setting describes; its options that are declared as traced may be traced.
 
     Args:
-      setting: resolved.
       mesh: over whose devices each cohort is dealt; None leaves that to who runs it.
     """
     given = problem(setting)
@@ -156,9 +150,9 @@ def experiment(setting: Setting, mesh: Mesh | None = None) -> Experiment:
         algorithm=_algorithm(setting, given.loss_fn),
         params=given.init,
         data=given.data,
-        sampler=_sampler(setting),
+        sampler=sampler(setting),
         num_rounds=setting.rounds,
-        aggregation=aggregation.RULES[setting.mode],
+        aggregation=_rule(setting),
         execution=execution.sharded(mesh, inner) if mesh else None if automatic else inner,
         evaluate=_evaluate(given, setting.per_client),
         evaluate_every=setting.evaluate_every,
@@ -188,61 +182,54 @@ def _evaluate(given: Problem, per_client: bool) -> Callable[[Params], dict[str, 
     return with_r2
 
 
-def _algorithm(setting: Setting, loss_fn: Any) -> FederatedAlgorithm:
-    rate: Any = setting.server_lr
-    if setting.algorithm == "fedsgd":
-        return fedsgd(loss_fn, _server_optimizer(setting))
-    if setting.algorithm == "scaffold":
-        schedule: Any = _schedule(setting)
-        client_lr: Any = setting.client_lr if schedule is None else schedule
-        return scaffold(loss_fn, client_lr, setting.local, rate)
-    client, server = _client_optimizer(setting), _server_optimizer(setting)
-    if setting.algorithm == "fedprox":
-        mu: Any = setting.mu
-        return fedprox(loss_fn, client, setting.local, mu, server)
-    return fedavg(loss_fn, client, setting.local, server)
+def _algorithm(setting: ResolvedSetting, loss_fn: Any) -> FederatedAlgorithm:
+    arguments: dict[str, Any] = {"loss_fn": loss_fn, "local": setting.local}
+    if setting.client is not None:
+        schedule = _schedule(setting.client)
+        arguments["client_lr"] = setting.client.lr if schedule is None else schedule
+        arguments["client_optimizer"] = _client_optimizer(setting.client)
+    if setting.server is not None:
+        arguments["server_lr"] = setting.server.lr
+        make = ADAPTIVE.get(setting.server.optimizer or "", optax.sgd)
+        arguments["server_optimizer"] = make(setting.server.lr)
+
+    def call() -> FederatedAlgorithm:
+        return setting.choices.algorithm.call(setting.options, **arguments)
+
+    kind = "an fs.FederatedAlgorithm"
+    return called("algorithm", setting.algorithm, call, FederatedAlgorithm, kind)
 
 
-def _client_optimizer(setting: Setting) -> Optimizer:
-    rate: Any = setting.client_lr
-    momentum: Any = setting.client_momentum
+def _client_optimizer(client: ClientSteps) -> Optimizer:
+    momentum = client.momentum
     momentum = None if isinstance(momentum, float) and momentum == 0 else momentum
-    schedule = _schedule(setting)
+    schedule = _schedule(client)
     if schedule is None:
-        return optax.sgd(rate, momentum)
+        return optax.sgd(client.lr, momentum)
     return lambda round: optax.sgd(schedule(round), momentum)
 
 
-def _schedule(setting: Setting) -> Callable[[Array], Any] | None:
+def _schedule(client: ClientSteps) -> Callable[[Array], Any] | None:
     """The clients' learning rate by round; None where it is constant."""
-    rate: Any = setting.client_lr
-    span: Any = setting.decay_rounds
-    if setting.schedule == "constant":
+    rate, decay = client.lr, client.decay
+    if decay is None:
         return None
     schedule: Callable[[Any], Any]
-    if setting.schedule == "cosine":
-        schedule = optax.cosine_decay_schedule(rate, span, setting.decay_end)
-    elif setting.schedule == "linear":
-        end: Any = setting.decay_end
-        schedule = optax.linear_schedule(rate, rate * end, span)
+    if decay.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(rate, decay.rounds, decay.end)
+    elif decay.schedule == "linear":
+        schedule = optax.linear_schedule(rate, rate * decay.end, decay.rounds)
     else:
-        stairs = setting.schedule == "step"
-        schedule = optax.exponential_decay(rate, span, setting.decay_rate, staircase=stairs)
+        stairs = decay.schedule == "step"
+        schedule = optax.exponential_decay(rate, decay.rounds, decay.rate, staircase=stairs)
     return lambda round: schedule(round.astype(jnp.float32))
 
 
-def _server_optimizer(setting: Setting) -> optax.GradientTransformation:
-    """SGD, or Reddi et al.'s with the constants of their experiments (the defaults there)."""
-    rate: Any = setting.server_lr
-    if setting.server_optimizer in ADAPTIVE:
-        return ADAPTIVE[setting.server_optimizer](rate)
-    return optax.sgd(rate)
+def _rule(setting: ResolvedSetting) -> AggregationRule:
+    rule = setting.choices.mode
+    return rule.factory if rule.takes("cohort") else rule.call(setting.options)
 
 
-def _sampler(setting: Setting) -> Sampler:
-    if setting.sampler == "everyone":
-        return sampling.everyone()
-    if setting.sampler == "bernoulli":
-        q: Any = setting.fraction
-        return sampling.bernoulli(q)
-    return getattr(sampling, setting.sampler)(setting.slots)
+def sampler(setting: ResolvedSetting) -> Sampler:
+    """Who takes part in a setting's rounds."""
+    return setting.choices.sampler.call(setting.options, m=setting.slots, q=setting.fraction)

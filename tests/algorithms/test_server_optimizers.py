@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings.setting import SERVER_OPTIMIZERS, Setting
+from fedjax_sim.settings.common import SERVER_OPTIMIZERS
+from fedjax_sim.settings.setting import Setting
 from tests.conftest import flat, linear_loss, zeros
 from tests.helpers.reference import Server
 

@@ -201,7 +201,10 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
         (["--rounds", "0"], "rounds must be .*got 0"),
         (["--seeds", "0"], "seeds must be .*got 0"),
         (["--target", "2"], "target must be .*at most 1; got 2"),
-        (["--model", "rnn"], r"model \(of digits\) must be one of logistic, 2nn, .*; got 'rnn'"),
+        (
+            ["--model", "rnn"],
+            r"model \(of digits\) must be one of logistic, cifar_cnn, .*; got 'rnn'",
+        ),
         (["--dataset", "synthetic", "--model", "cnn"], r"model \(of synthetic\) .*got 'cnn'"),
         (["--synthetic-beta", "1"], "--synthetic-beta belongs to --dataset synthetic"),
         (["--dataset", "synthetic", "--synthetic-alpha", "-1"], "--synthetic-alpha .*got -1"),

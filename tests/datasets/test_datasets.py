@@ -18,7 +18,7 @@ import fedjax_sim as fs
 from fedjax_sim.datasets import cifar, series
 from fedjax_sim.datasets.formats import by_client
 from fedjax_sim.datasets.images import IDX, read_idx
-from fedjax_sim.settings.defaults import FETCHED, OF_DATASET, REGRESSIONS
+from fedjax_sim.settings.rooms import declarations
 
 # The packages' attributes of these names are the loaders.
 shakespeare, wind_farm, activity, household, irish_wind = (
@@ -696,8 +696,7 @@ def test_hugging_face_of_what_is_no_data_set():
 def test_each_fetched_set_has_a_loader_and_defaults():
     from fedjax_sim.datasets.fetching.recipes import RECIPES
 
-    assert set(FETCHED) == set(RECIPES)
-    assert set(REGRESSIONS) <= set(OF_DATASET)
+    assert set(RECIPES) <= set(declarations("dataset"))
     for name, recipe in RECIPES.items():
         assert callable(getattr(fs.datasets, name))
         assert recipe.sha256 or all(recipe.members.values())  # one or the other is pinned

@@ -22,7 +22,7 @@ from fedjax_sim.datasets import FetchError, fetch
 from fedjax_sim.datasets.fetching import archives
 from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.fetching.recipes import RECIPES, Recipe
-from fedjax_sim.settings.defaults import GENERATED
+from fedjax_sim.settings.rooms import declarations
 
 # It does what the file `mode` says.
 CLIENT = """#!/bin/sh
@@ -432,7 +432,7 @@ def test_from_the_command_line(tiny, fake, cache, capsys):
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert rows["tiny"].endswith("yes")
     assert rows["mnist"].endswith("no")
-    assert set(RECIPES) | set(GENERATED) <= set(rows)
+    assert set(RECIPES) | set(declarations("dataset")) <= set(rows)
 
 
 def test_a_run_of_a_set_that_is_not_there_says_how_to_get_it(cache, tmp_path, capsys):

@@ -23,6 +23,7 @@ from fedjax_sim.reproduce.store import Store
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings import build as problem
+from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.setting import Setting
 
 SETTING = Setting(
@@ -52,7 +53,7 @@ def test_a_race_finds_the_rounds_of_runs_made_one_by_one(raced):
 
     @jax.jit
     def run(rate, key):
-        return problem.experiment(replace(setting, client_lr=rate)).run(key)[1]
+        return problem.experiment(resolve({**setting.values(), "client_lr": rate})).run(key)[1]
 
     for one in found["runs"]:
         history = run(one["rate"], jax.random.key(one["seed"]))

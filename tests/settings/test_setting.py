@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings.setting import ALGORITHMS, SAMPLERS, TRACED, Setting
+from fedjax_sim.settings.options import TRACED
+from fedjax_sim.settings.resolve import resolve
+from fedjax_sim.settings.resolved import ClientSteps, Decay
+from fedjax_sim.settings.rooms import declarations
+from fedjax_sim.settings.setting import Setting
 from tests.conftest import MESH, standard_promotion
 
 SMALL = Setting(clients=10, rounds=3, fraction=0.3, epochs=1)
@@ -20,46 +24,45 @@ SMALL = Setting(clients=10, rounds=3, fraction=0.3, epochs=1)
 
 def history(setting):
     with standard_promotion():
-        experiment = problem.experiment(setting.resolved())
+        experiment = problem.experiment(resolve(setting.values()))
         return jax.jit(experiment.run)(jax.random.key(setting.seed))
 
 
 @pytest.mark.parametrize("dataset", ["digits", "wind"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("algorithm", declarations("algorithm"))
+@pytest.mark.parametrize("sampler", declarations("sampler"))
 def test_resolving_is_done_once(dataset, algorithm, sampler):
     setting = Setting(dataset=dataset, algorithm=algorithm, sampler=sampler).resolved()
-    assert setting.resolved() == setting
-    assert Setting(**setting.values()).resolved() == setting
+    assert resolve(setting.values()) == setting
+    assert Setting.of(setting.values()).resolved() == setting
 
 
 def test_defaults():
     digits, wind = Setting().resolved(), Setting(dataset="wind").resolved()
-    assert (digits.partition, digits.alpha, digits.clients, digits.slots) == (
-        "dirichlet", 0.3, 50, 5,
-    )  # fmt: skip
-    assert (digits.model, digits.client_lr, digits.score) == ("logistic", 0.1, "test_accuracy")
-    assert (wind.partition, wind.alpha, wind.clients, wind.slots) == ("natural", None, 10, 3)
-    assert (wind.model, wind.client_lr, wind.score) == ("mlp", 0.02, "test_r2")
+    assert (digits.partition, digits.clients, digits.slots) == ("dirichlet", 50, 5)
+    assert (digits.options, wind.options) == ({"alpha": 0.3}, {})
+    assert (digits.model, digits.client.lr, digits.score) == ("logistic", 0.1, "test_accuracy")
+    assert (wind.partition, wind.clients, wind.slots) == ("natural", 10, 3)
+    assert (wind.model, wind.client.lr, wind.score) == ("mlp", 0.02, "test_r2")
     adaptive = Setting(server_optimizer="adam").resolved()
-    assert (digits.server_lr, adaptive.server_lr) == (1.0, 0.01)
+    assert (digits.server.lr, adaptive.server.lr) == (1.0, 0.01)
     fedsgd = Setting(algorithm="fedsgd").resolved()
-    assert (fedsgd.server_lr, fedsgd.epochs, fedsgd.client_lr) == (0.1, None, None)
+    assert (fedsgd.server.lr, fedsgd.local, fedsgd.client) == (0.1, None, None)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mu": 0.1}, "mu belongs to algorithm fedprox; the algorithm is fedavg"),
-        ({"algorithm": "fedsgd", "epochs": 5}, "epochs belongs to algorithm fedavg, fedprox and "
+        ({"mu": 0.1}, "mu belongs to algorithm .*fedprox; the algorithm is fedavg"),
+        ({"algorithm": "fedsgd", "epochs": 5}, "epochs belongs to algorithm fedavg, .* and "
          "scaffold; the algorithm is fedsgd"),
         ({"algorithm": "scaffold", "server_optimizer": "adam"}, "server_optimizer belongs to"),
         ({"algorithm": "fedsgd", "schedule": "cosine"}, "schedule belongs to algorithm fedavg"),
         ({"decay_rate": 0.9}, "decay_rate belongs to schedule exponential and step; the schedule "
          "is constant"),
-        ({"sampler": "everyone", "fraction": 0.5}, "fraction belongs to sampler uniform"),
-        ({"algorithm": "fedopt"}, "algorithm must be one of fedavg, fedprox.*'fedopt'"),
-        ({"sampler": "poisson"}, "sampler must be one of uniform.*'poisson'"),
+        ({"sampler": "everyone", "fraction": 0.5}, "fraction belongs to sampler bernoulli"),
+        ({"algorithm": "fedopt"}, "algorithm must be one of fedavg, .*fedprox.*'fedopt'"),
+        ({"sampler": "poisson"}, "sampler must be one of bernoulli.*'poisson'"),
         ({"schedule": "cosin", "decay_end": 0.1}, "schedule must be one of constant.*'cosin'"),
         ({"server_optimizer": "sdg"}, "server_optimizer must be one of sgd.*'sdg'"),
         ({"client_momentum": 1.0}, r"client_momentum must be finite and in \[0, 1\); got 1.0"),
@@ -72,15 +75,15 @@ def test_defaults():
         ({"min_examples": 1.5}, "min_examples must be a whole number, at least 0; got 1.5"),
         ({"min_examples": 1, "partition": "iid"}, "belongs to partition dirichlet and quantity; "),
         ({"evaluate_every": 0}, "evaluate_every must be .*got 0"),
-        ({"seed": -1}, r"seed must lie in \[0, 2\^32\); got -1"),
+        ({"seed": -1}, r"seed must be a whole number, in \[0, 2\^32\); got -1"),
         ({"fraction": 1.5}, r"fraction .*in \(0, 1\]; got 1.5"),
-        ({"batch_size": "ten"}, "batch_size must be a whole number or full; got 'ten'"),
+        ({"batch_size": "ten"}, "must be a whole number, at least 1, or full; got 'ten'"),
         ({"algorithm": "fedprox", "mu": -0.1}, "mu must be .*at least 0; got -0.1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        Setting(**given).resolved()
+        Setting.of(given).resolved()
 
 
 @pytest.mark.parametrize("split", ["dirichlet", "quantity"])
@@ -89,9 +92,9 @@ def test_the_fewest_examples_of_a_client(split):
     setting = Setting(partition=split, clients=20)
     assert "min_examples" not in setting.resolved().values()
     for fewest in (None, 0, 1, 20):
-        given = replace(setting, min_examples=fewest).resolved()
-        dataset, ids = problem.split(given)
-        key = jax.random.split(problem.stream(jax.random.key(0), problem._PARTITION))[1]
+        chosen = setting.but(min_examples=fewest).resolved()
+        dataset, ids = problem.split(chosen.data)
+        _, key = problem.keys(0)
         more = {} if fewest is None else {"min_examples": fewest}
         labels = dataset.train["y"]
         expected = (
@@ -122,7 +125,7 @@ def test_the_fewest_examples_of_a_client(split):
     ids=lambda given: "-".join(str(value) for value in given.values()),
 )
 def test_it_trains(given):
-    _, found = history(replace(SMALL, **given, per_client=True, evaluate_every=2))
+    _, found = history(SMALL.but(**given, per_client=True, evaluate_every=2))
     assert found.evaluated.tolist() == [False, True, True]
     assert {"test_accuracy", "test_loss", "clients_accuracy_jain"} <= set(found.evaluation)
     assert np.isfinite(found.rounds.train["loss"][np.asarray(found.rounds.senders) > 0]).all()
@@ -184,28 +187,30 @@ def test_what_may_be_traced_is():
     base = replace(SMALL, algorithm="fedprox", schedule="cosine")
 
     def loss(given):
-        made = problem.experiment(replace(base, **given).resolved())
+        made = problem.experiment(base.but(**given).resolved())
         return made.run(jax.random.key(0))[1].rounds.train["loss"]
 
     # None is changed, each one alone, all of them.
     rows = np.concatenate([np.full((1, 5), 0.1), 0.1 + 0.4 * np.eye(5), np.full((1, 5), 0.5)])
-    values = dict(zip(TRACED, jnp.asarray(rows.T, jnp.float32), strict=True))
+    names = [name for name in TRACED if name in base.resolved().values()]
+    values = dict(zip(names, jnp.asarray(rows.T, jnp.float32), strict=True))
     with standard_promotion():
         traced = jax.jit(jax.vmap(loss))(values)
         for row in traced[1:]:
             assert (row[1:] != traced[0, 1:]).any()
-        _, alone = history(replace(base, **dict.fromkeys(TRACED, 0.5)))
+        _, alone = history(base.but(**dict.fromkeys(names, 0.5)))
     np.testing.assert_allclose(traced[-1], alone.rounds.train["loss"], rtol=1e-5)
 
 
 def test_data_are_split_once():
     setting = SMALL.resolved()
     before = problem.problem(setting)
-    assert problem.problem(replace(setting, client_lr=0.5, epochs=3, mode="uniform")) is before
-    assert problem.problem(replace(setting, alpha=0.9)) is not before
+    others = {"client_lr": 0.5, "epochs": 3, "mode": "uniform"}
+    assert problem.problem(SMALL.but(**others).resolved()) is before
+    assert problem.problem(SMALL.but(alpha=0.9).resolved()) is not before
 
     def inside(x):  # a sweep's factory is called in a trace
-        given = problem.problem(replace(setting, alpha=0.7))
+        given = problem.problem(SMALL.but(alpha=0.7).resolved())
         assert not isinstance(given.data.num_examples, jax.core.Tracer)
         return x
 
@@ -232,7 +237,8 @@ def test_a_schedule_is_refused_where_a_round_has_rate_0(schedule, rounds, span, 
     decay = {"decay_end": of} if schedule in ("cosine", "linear") else {"decay_rate": of or 1e-9}
     chosen = Setting(schedule=schedule, rounds=rounds, decay_rounds=span, **decay)
     # What `_schedule` reads is the same whether it is refused or not.
-    rate = problem._schedule(replace(chosen, client_lr=0.1))
+    steps = ClientSteps(0.1, None, Decay(schedule, span, end=of, rate=of or 1e-9))
+    rate = problem._schedule(steps)
     rates = np.asarray(jax.vmap(rate)(jnp.arange(40)))[:rounds]
     if (rates < np.finfo(np.float32).tiny).any():
         first = int(np.argmax(rates < np.finfo(np.float32).tiny)) + 1

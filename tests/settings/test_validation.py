@@ -70,8 +70,8 @@ def test_a_share_out_of_range_is_refused(share):
 
 
 def test_a_setting_holds_back_of_each_client_and_changes_no_split():
-    setting = Setting(clients=10, alpha=1.0).resolved()
-    whole, part = (problem.split(x) for x in (setting, replace(setting, validation=0.2)))
+    setting = Setting.of({"clients": 10, "alpha": 1.0}).resolved()
+    whole, part = (problem.split(x.data) for x in (setting, replace(setting, validation=0.2)))
     assert whole.dataset.validation is None
     examples = {k: {x.tobytes() for x in whole.dataset.train["x"][whole.client_ids == k]}
                 for k in range(10)}  # fmt: skip
@@ -83,15 +83,16 @@ def test_a_setting_holds_back_of_each_client_and_changes_no_split():
         assert there - set(here) <= held
     assert len(part.dataset.validation["y"]) + len(part.client_ids) == len(whole.client_ids)
     np.testing.assert_array_equal(part.dataset.test["x"], whole.dataset.test["x"])
-    again = problem.split(replace(setting, validation=0.2))
+    again = problem.split(replace(setting, validation=0.2).data)
     np.testing.assert_array_equal(again.dataset.validation["x"], part.dataset.validation["x"])
-    other = problem.split(replace(setting, validation=0.2, seed=7))  # one for all seeds
+    other = problem.split(replace(setting, validation=0.2, seed=7).data)  # one for all seeds
     np.testing.assert_array_equal(other.dataset.validation["x"], part.dataset.validation["x"])
 
 
 def test_the_score_is_of_the_validation_set():
     setting = Setting(validation=0.1)
-    assert (setting.score, setting.test_score) == ("validation_accuracy", "test_accuracy")
+    resolved = setting.resolved()
+    assert (resolved.score, resolved.test_score) == ("validation_accuracy", "test_accuracy")
     assert replace(setting, dataset="wind").score == "validation_r2"
     assert Setting().score == "test_accuracy"
     assert setting.resolved().values()["validation"] == 0.1
@@ -106,7 +107,7 @@ def test_what_is_measured_is_the_models_on_each_set(dataset):
     params = given.init(KEY)
     found = experiment.evaluate(params)
     assert set(problem.metrics(experiment)) >= {setting.score, setting.test_score}
-    parts = problem.split(setting).dataset
+    parts = problem.split(setting.data).dataset
     for part in ("validation", "test"):
         y = getattr(parts, part)["y"]
         losses = given.loss_fn(params, getattr(parts, part), None)

@@ -10,7 +10,7 @@ from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 
 
-@declare("local epochs, then the mean of the models (McMahan et al. 2017)")
+@declare("local epochs, then the mean of the models (McMahan et al. 2017)", is_default=True)
 def fedavg(
     loss_fn: LossFn,
     client_optimizer: Optimizer,

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from fedjax_sim.algorithms.descent import (
     Message,
     Server,
-    ratio,
+    per_share,
     server_init,
     server_params,
     server_step,
@@ -78,6 +78,7 @@ class NormalisedUpdate(NamedTuple):
     "FedAvg of updates normalised by the clients' own steps (Wang et al. 2020)",
     Option("momentum", "of the clients' steps", default=0.0, range=BELOW_1, traced=True),
     Option("mu", "weight of the proximal term", default=0.0, range=AT_LEAST_0, traced=True),
+    without=("schedule",),
 )
 def fednova(
     loss_fn: LossFn,
@@ -200,7 +201,7 @@ def fednova(
         server: Server, update: NormalisedUpdate, total: PyTree, context: RoundContext
     ) -> Server:
         # Of two averages that are multiplied, one must lose the scale that the rule gave to both.
-        mean_norm = ratio(update.norm, update.share)
+        mean_norm = per_share(update.norm, update.share)
         change = jax.tree.map(lambda d: mean_norm.astype(d.dtype) * d, update.direction)
         return step_server(server, change, total, context)
 

@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.descent import (
     Message,
     Server,
     averaged_descent,
-    ratio,
+    per_share,
 )
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
@@ -65,7 +65,8 @@ class FairUpdate(NamedTuple):
 
 @declare(
     "FedAvg in which clients with a larger loss weigh more (Li et al. 2020)",
-    Option("q", "how much more", default=1.0, range=AT_LEAST_0, traced=True),
+    Option("q", "how much more they weigh", default=1.0, range=AT_LEAST_0, traced=True),
+    without=("schedule",),
 )
 def qfedavg(
     loss_fn: LossFn, client_lr: ArrayLike, local: LocalTraining, q: ArrayLike
@@ -169,8 +170,8 @@ def qfedavg(
         server: Server, update: FairUpdate, total: PyTree, context: RoundContext
     ) -> Server:
         # Of two averages that are divided the rule's scale is gone, and the step has to have it.
-        quotient = ratio(update.gradient, update.slope)
-        step = jax.tree.map(lambda g: -update.share.astype(g.dtype) * g, quotient)
+        ratio = per_share(update.gradient, update.slope)
+        step = jax.tree.map(lambda g: -update.share.astype(g.dtype) * g, ratio)
         return base.server_update(server, step, total, context)
 
     def check(params: Params, examples: PyTree) -> None:

@@ -6,25 +6,25 @@ from typing import Any
 
 from fedjax_sim.aggregation import RULES
 from fedjax_sim.cli import files, folder, machine
-from fedjax_sim.cli.options import OWN, add_config, add_out, add_setting, read, whole
+from fedjax_sim.cli.arguments import add_config, add_out, whole
+from fedjax_sim.cli.options import OWN, add_setting, read
 from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import setting
 from fedjax_sim.compare import comparison, report
-from fedjax_sim.compare.comparison import Setting
+from fedjax_sim.compare.comparison import ResolvedComparison, Setting
 from fedjax_sim.compare.report import Row
 from fedjax_sim.results.folder import CONFIGURATION, SWEEP, RunFolder
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings.setting import OF_DATA
+from fedjax_sim.settings.options import VOCABULARY, Vocabulary
+from fedjax_sim.settings.rooms import declarations
 
-HELP = "compare the aggregation modes"
 DESCRIPTION = (
     "Trains FedAvg with every aggregation mode, several participation fractions and several "
     "seeds; prints a table and writes compare.png, history.csv, configuration.toml (which can be "
     "given as CONFIG), summary.json, table.csv and rounds.csv."
 )
-NEEDS = ("matplotlib", "rich")
-_FIELDS = (
-    *OF_DATA, "model",
+HAS_SETTING = True
+_SHARED = (
     "epochs", "batch_size", "client_lr", "server_lr", "rounds", "target", "execution", "cores",
 )  # fmt: skip
 _HELPS = {
@@ -37,7 +37,12 @@ _HELPS = {
 _COMPARED = OWN["compare"]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def _fields(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """What all runs of a comparison share."""
+    return (*vocabulary.of_data, "model", *vocabulary.of_room("model"), *_SHARED)
+
+
+def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
     """Those of a setting that all runs share, and what is compared."""
 
     def fraction(text: str) -> float:
@@ -47,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         return value
 
     add_config(parser)
-    add_setting(parser, _FIELDS, _HELPS)
+    add_setting(parser, vocabulary, _fields(vocabulary), _HELPS)
     add = parser.add_argument
     add("--fractions", "-C", type=fraction, nargs="+", default=argparse.SUPPRESS, metavar="C",
         help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)")  # fmt: skip
@@ -64,15 +69,16 @@ def call(options: argparse.Namespace) -> int:
 
     out = RunFolder(options.out)
     out.check(SWEEP, options.resume, options.overwrite)
-    chosen = _setting(read("compare", options, _FIELDS, _COMPARED))
+    names = _fields(options.vocabulary)
+    chosen = _setting(read("compare", options, names, _COMPARED), options.vocabulary)
     one = chosen.one
     if options.resume:
-        files.check_same(options.out, _values(chosen))
+        files.check_same(options.out, _values(chosen, names))
     mesh = machine.use_cores(one.cores)
     experiment = problem.experiment(one)
     exchange = experiment.communication()
     out.prepare(options.overwrite)
-    files.write(options.out, _values(chosen))
+    files.write(options.out, _values(chosen, names))
 
     console = show.console()
     sizes = experiment.data.num_examples
@@ -110,7 +116,7 @@ def call(options: argparse.Namespace) -> int:
     return 0 if complete else INTERRUPTED
 
 
-def _setting(values: Mapping[str, Any]) -> Setting:
+def _setting(values: Mapping[str, Any], vocabulary: Vocabulary) -> ResolvedComparison:
     """What is compared, of values by name: all checked, nothing computed."""
     compared = {name: values[name] for name in _COMPARED if name in values}
     for name, kind, of in (("fractions", (int, float), float), ("modes", str, str)):
@@ -120,32 +126,24 @@ def _setting(values: Mapping[str, Any]) -> Setting:
                 called = "numbers" if of is float else "names"
                 raise ValueError(f"{name} must be a list of {called}; got {some!r}")
             compared[name] = tuple(map(of, some))
-    one = setting({name: value for name, value in values.items() if name in _FIELDS})
+    one = setting(
+        {name: value for name, value in values.items() if name in _fields(vocabulary)}, vocabulary
+    )
     return Setting(one, **compared).resolved()
 
 
-def _values(chosen: Setting) -> dict[str, Any]:
+def _values(chosen: ResolvedComparison, names: tuple[str, ...]) -> dict[str, Any]:
     """As configuration.toml has them."""
-    one = {name: value for name, value in chosen.one.values().items() if name in _FIELDS}
+    one = {name: value for name, value in chosen.one.values().items() if name in names}
     return {**one, **{name: getattr(chosen, name) for name in _COMPARED}}
 
 
-_MEANS = {
-    "selected": "selected: the mean of the clients selected, weighed by their examples.",
-    "all_clients": "all_clients: the mean of all K clients, weighed by their examples; one not "
-    "selected still holds the model of the round before.",
-    "uniform": "uniform: the plain mean of the clients selected, however many examples each has.",
-    "unbiased": "unbiased: an update weighs its client's share of all examples, divided by the "
-    "probability of being selected: on average over cohorts the step of all K.",
-}
-
-
-def _modes(setting: Setting) -> list[str]:
+def _modes(setting: ResolvedComparison) -> list[str]:
     """What the modes are, a line each."""
-    return [_MEANS[mode] for mode in setting.modes]
+    return [f"{mode}: {declarations('mode')[mode].help}." for mode in setting.modes]
 
 
-def _legend(setting: Setting, rows: list[Row]) -> list[str]:
+def _legend(setting: ResolvedComparison, rows: list[Row]) -> list[str]:
     """What the table's columns mean."""
     several, score_name = setting.seeds > 1, setting.score_name
     spread = f", mean ± sample standard deviation of {setting.seeds} seeds" if several else ""
@@ -166,7 +164,7 @@ def _with_spread(mean: float, std: float | None) -> str:
     return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
 
 
-def _table(setting: Setting, rows: list[Row]) -> Any:
+def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
     from rich import box
     from rich.table import Table
 

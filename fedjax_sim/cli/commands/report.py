@@ -4,11 +4,10 @@ import argparse
 import importlib
 from pathlib import Path
 
-from fedjax_sim.cli.options import folder
+from fedjax_sim.cli.arguments import folder
 
-HELP = "make a page of results"
 DESCRIPTION = "Writes one HTML page about the results of runs, sweeps and comparisons."
-NEEDS = ()
+HAS_SETTING = False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

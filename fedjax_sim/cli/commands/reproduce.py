@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.cli import machine
-from fedjax_sim.cli.options import folder
+from fedjax_sim.cli.arguments import folder
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.core.checks import check_count
 
-HELP = "run the papers' tables again"
 DESCRIPTION = (
     "Runs cells of the papers' tables, learning rates tuned in each, beside the published figures; "
     "saves every run as it ends, and writes PAPERS.md and a picture of each table. Without a TABLE "
     "it lists them."
 )
-NEEDS = ("matplotlib", "rich")
+HAS_SETTING = False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

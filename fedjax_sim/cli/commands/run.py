@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.cli import files, folder, machine
-from fedjax_sim.cli.options import add_config, add_out, add_setting, whole
+from fedjax_sim.cli.arguments import add_config, add_out, whole
+from fedjax_sim.cli.options import add_setting
 from fedjax_sim.cli.run_plan import Plan, plan_of
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.host.driver import Interrupt
@@ -21,22 +22,22 @@ from fedjax_sim.results import Run
 from fedjax_sim.results.folder import CONFIGURATION, MODEL, RUN, RunFolder
 from fedjax_sim.results.trained import KEPT, relabel
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings.setting import Setting
+from fedjax_sim.settings.options import VOCABULARY, Vocabulary
+from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.training.experiment import Experiment
 from fedjax_sim.writers import tensorboard, wandb
 
-HELP = "train one model"
 DESCRIPTION = (
     "Trains one model, saved as it goes, and writes configuration.toml (which can be given as "
     "CONFIG), model.npz (which fs.load reads), rounds.csv, table.csv and summary.json."
 )
-NEEDS = ("rich",)
+HAS_SETTING = True
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
     """Those of a setting, of the folder and of what is written beside."""
     add_config(parser)
-    add_setting(parser)
+    add_setting(parser, vocabulary)
     parser.add_argument(
         "--patience",
         type=whole,
@@ -97,8 +98,8 @@ def call(options: argparse.Namespace) -> int:
     return 0 if through else INTERRUPTED
 
 
-def _experiment(chosen: Setting) -> Experiment:
-    """The experiment of a resolved setting, checked without being run."""
+def _experiment(chosen: ResolvedSetting) -> Experiment:
+    """The experiment of a setting, checked without being run."""
     import jax
 
     mesh = machine.use_cores(chosen.cores)
@@ -143,7 +144,7 @@ def _train(
                 stop=plan.stop,
                 on_progress=tell,
                 writers=writers,
-                configuration=chosen.without_target().values(),
+                configuration=chosen.values_without_target(),
                 keep_model=plan.keep_model,
                 metric=chosen.score if plan.keep_model == "best" else None,
             )
@@ -179,7 +180,7 @@ def _train_baselines(
     return True
 
 
-def _before(chosen: Setting, experiment: Experiment) -> str:
+def _before(chosen: ResolvedSetting, experiment: Experiment) -> str:
     """What is about to run, in a line."""
     sizes = experiment.data.num_examples
     return (
@@ -189,13 +190,12 @@ def _before(chosen: Setting, experiment: Experiment) -> str:
     )
 
 
-def _cohort(chosen: Setting) -> str:
+def _cohort(chosen: ResolvedSetting) -> str:
     """Who takes part in a round, in words."""
-    if chosen.sampler == "everyone":
+    if chosen.choices.sampler.takes("q"):
+        return f"m={chosen.expected_cohort:g} in a round on average"
+    if not chosen.choices.sampler.takes("m"):
         return f"all m={chosen.clients} in each round"
-    if chosen.sampler == "bernoulli":
-        expected = (chosen.fraction or 0.0) * (chosen.clients or 0)
-        return f"m={expected:g} in a round on average"
     return f"m={chosen.slots} in each round"
 
 
@@ -239,7 +239,7 @@ def _why_stopped(plan: Plan, run: Run) -> str:
     )
 
 
-def _kept(chosen: Setting, simulation: Simulation) -> str:
+def _kept(chosen: ResolvedSetting, simulation: Simulation) -> str:
     """Which model model.npz is, in words."""
     best, last = simulation.best, len(simulation.history.evaluated)
     if best is None:

@@ -2,16 +2,16 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.cli import files, folder, grids, machine
-from fedjax_sim.cli.options import add_config, add_out, add_setting, given, read, whole
+from fedjax_sim.cli.arguments import add_config, add_out, whole
+from fedjax_sim.cli.options import add_setting, given, read
 from fedjax_sim.cli.signals import INTERRUPTED, begun
-from fedjax_sim.cli.values import check_known, setting
-from fedjax_sim.core.checks import check_count
+from fedjax_sim.cli.values import setting
+from fedjax_sim.core.checks import check_count, check_known
 from fedjax_sim.grid import Grid
 from fedjax_sim.results import Results, ranked
 from fedjax_sim.results.columns import lowest_is_best, on_test
@@ -19,17 +19,19 @@ from fedjax_sim.results.folder import CONFIGURATION, MODELS, SWEEP, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.results.trained import KEPT
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings.setting import NAMES, TRACED, Setting
+from fedjax_sim.settings.options import VOCABULARY, Vocabulary
+from fedjax_sim.settings.resolve import resolve
+from fedjax_sim.settings.resolved import ResolvedSetting
+from fedjax_sim.settings.setting import Setting
 from fedjax_sim.sweeps import sweep
 from fedjax_sim.training.experiment import Experiment
 
-HELP = "train many configurations with several seeds"
 DESCRIPTION = (
     "Trains every configuration of a grid with several seeds, many in one compiled call; prints "
     "them, the best first, and writes configuration.toml (which can be given as CONFIG), "
     "rounds.csv, table.csv and summary.json."
 )
-NEEDS = ("rich",)
+HAS_SETTING = True
 
 
 class Plan(NamedTuple):
@@ -38,10 +40,11 @@ class Plan(NamedTuple):
     base: Setting  # what all configurations have in common is filled in
     tables: dict[str, Any]
     grid: Grid
-    settings: tuple[Setting, ...]  # resolved, one for each configuration
+    settings: tuple[ResolvedSetting, ...]  # one for each configuration
     seeds: int
     metric: str
     keep_models: str | None
+    vocabulary: Vocabulary
 
     def values(self) -> dict[str, Any]:
         """As configuration.toml has it."""
@@ -50,15 +53,21 @@ class Plan(NamedTuple):
         return {**self.base.values(), **own, **self.tables}
 
     @property
+    def static(self) -> list[str]:
+        """The axes that a compiled program has as constants."""
+        options = self.vocabulary.options
+        return [name for name in self.grid.names if not options[name].traced]
+
+    @property
     def keys(self) -> range:
         """The seeds."""
         return range(self.base.seed, self.base.seed + self.seeds)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
     """Those of a setting, of the grid and of the folder."""
     add_config(parser)
-    add_setting(parser)
+    add_setting(parser, vocabulary)
     add = parser.add_argument
     add("--seeds", type=whole, default=argparse.SUPPRESS, metavar="N",
         help="of each configuration, counted up from --seed (default: 1)")  # fmt: skip
@@ -88,11 +97,11 @@ def call(options: argparse.Namespace) -> int:
     out = RunFolder(options.out)
     out.check(SWEEP, options.resume, options.overwrite)
     values = read("sweep", options, more=("seeds", "metric", "keep_models"))
-    by_options = grids.from_options(options.grid, options.zip, options.random)
+    by_options = grids.from_options(options.grid, options.zip, options.random, options.vocabulary)
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
         by_options["grid"] = values["grid"] | by_options["grid"]
     options.elsewhere |= grids.names(values | by_options)
-    plan = _plan(values | by_options)
+    plan = _plan(values | by_options, options.vocabulary)
     for name in given(options):
         if name in plan.grid.names:
             raise ValueError(f"{name} is an axis and an option, too; give one of them")
@@ -115,7 +124,7 @@ def call(options: argparse.Namespace) -> int:
             found = sweep(
                 lambda **hyper: _experiment(plan.base, hyper), plan.grid, plan.keys,
                 out=options.out, resume=options.resume, mesh=mesh, on_progress=tell,
-                static=[name for name in plan.grid.names if name not in TRACED],
+                static=plan.static,
                 keep_models=plan.keep_models,
                 metric=plan.metric if plan.keep_models == "best" else None,
                 configuration={"command": "sweep", **plan.base.values()},
@@ -137,21 +146,24 @@ def call(options: argparse.Namespace) -> int:
 
 
 def _experiment(base: Setting, hyper: Mapping[str, Any]) -> Experiment:
-    return problem.experiment(replace(base, **hyper).resolved())
+    return problem.experiment(resolve({**base.values(), **hyper}))
 
 
-def _plan(values: Mapping[str, Any]) -> Plan:
+def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Plan:
     """Everything checked, nothing computed."""
     seeds, metric = values.get("seeds", 1), values.get("metric")
     check_count("seeds", seeds)
-    base = setting({name: value for name, value in values.items() if name in NAMES})
-    tables = grids.checked({name: values[name] for name in grids.TABLES if name in values})
-    made = grids.made(tables)
-    settings = tuple(replace(base, **one).resolved() for one in made)
+    shared = {name: value for name, value in values.items() if name in vocabulary.options}
+    base = setting(shared, vocabulary)
+    tables = {name: values[name] for name in grids.TABLES if name in values}
+    tables = grids.checked(tables, vocabulary)
+    made = grids.made(tables, vocabulary)
+    settings = tuple(base.but(**one).resolved() for one in made)
+    each = [one.values() for one in settings]
     common = {
-        name: getattr(settings[0], name)
-        for name in NAMES
-        if name not in made.names and len({getattr(one, name) for one in settings}) == 1
+        name: value
+        for name, value in each[0].items()
+        if name not in made.names and all(values.get(name) == value for values in each)
     }
     if base.seed + seeds > 2**32:
         raise ValueError(
@@ -164,15 +176,15 @@ def _plan(values: Mapping[str, Any]) -> Plan:
     if keep_models not in (None, *KEPT):
         raise ValueError(f"keep_models must be {' or '.join(KEPT)}; got {keep_models!r}")
     return Plan(
-        replace(base, **common), tables, made, settings, seeds, metric or settings[0].score,
-        keep_models,
+        base.but(**common), tables, made, settings, seeds, metric or settings[0].score,
+        keep_models, vocabulary,
     )  # fmt: skip
 
 
 def _before(plan: Plan) -> list[str]:
     names = plan.grid.names
-    traced = [name for name in names if name in TRACED]
-    static = [name for name in names if name not in TRACED]
+    static = plan.static
+    traced = [name for name in names if name not in static]
     groups = len({tuple(one[name] for name in static) for one in plan.grid})
     runs = len(plan.grid) * plan.seeds
     return [

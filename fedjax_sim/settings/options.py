@@ -1,0 +1,141 @@
+"""Every name that a setting may have, with what it takes and whose it is.
+
+`VOCABULARY` is the package's; `vocabulary_of` adds the options of a user's own files.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from fedjax_sim.core.checks import check_known
+from fedjax_sim.core.registry import Declaration, Option
+from fedjax_sim.settings.common import IN_ORDER
+from fedjax_sim.settings.rooms import OWN_FILES, ROOMS, declarations, named
+
+COMMON = tuple(option for option in IN_ORDER if isinstance(option, Option))
+_OF_DATA = ("dataset", "partition", "partition_seed", "clients", "validation")
+COMMON_NAMES = frozenset(option.name for option in COMMON)
+
+
+class Owners(NamedTuple):
+    """Whose an option is: those of a room that declare it."""
+
+    room: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.room} {listed(self.names)}"
+
+
+class Vocabulary(NamedTuple):
+    """All names, in the order of a file.
+
+    Attributes:
+      options: by name; where several of a room declare one name, what they have in common.
+      owners: by name, of those that not all settings have.
+    """
+
+    options: Mapping[str, Option]
+    owners: Mapping[str, Owners]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of a file."""
+        return tuple(self.options)
+
+    def of_room(self, *rooms: str) -> tuple[str, ...]:
+        """The names of options that the rooms declare."""
+        return tuple(name for name, owners in self.owners.items() if owners.room in rooms)
+
+    @property
+    def of_data(self) -> tuple[str, ...]:
+        """What the data and their split depend on."""
+        own = {*_OF_DATA, *self.of_room("dataset", "partition")}
+        return tuple(name for name in self.options if name in own)
+
+    def check(self, name: str, what: str, known: Iterable[str] | None = None) -> None:
+        """Refuses a name that is not known.
+
+        Args:
+          known: None for all names.
+
+        Raises:
+          ValueError: with the nearest one, and whose it is.
+        """
+        known = self.names if known is None else tuple(known)
+        near = get_close_matches(name.replace("-", "_"), known, 1)
+        if name not in known and near and near[0] in self.owners:
+            raise ValueError(
+                f"unknown {what} {name!r}; did you mean {near[0]!r} (of {self.owners[near[0]]})?"
+            )
+        check_known(name, known, what)
+
+
+def vocabulary_of(values: Mapping[str, Any], *more: tuple[str, str]) -> Vocabulary:
+    """The package's names, and those of the user's own files that the values name.
+
+    Args:
+      more: (room, name) of others, as the values of a grid.
+
+    Raises:
+      ValueError: if a file cannot be read.
+    """
+    several = [(room, values[room]) for room in OWN_FILES if isinstance(values.get(room), str)]
+    own: dict[str, list[Declaration]] = {}
+    for room, name in dict.fromkeys([*several, *more]):
+        if name not in declarations(room):
+            own.setdefault(room, []).append(named(room, name, COMMON_NAMES))
+    return _vocabulary(own) if own else VOCABULARY
+
+
+def listed(words: tuple[str, ...]) -> str:
+    """Words as a sentence lists them.
+
+    >>> listed(("a", "b", "c"))
+    'a, b and c'
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _vocabulary(own: Mapping[str, list[Declaration]]) -> Vocabulary:
+    options: dict[str, Option] = {}
+    owners: dict[str, Owners] = {}
+    for place in IN_ORDER:
+        if isinstance(place, Option):
+            options[place.name] = place
+            continue
+        (room,) = place
+        declaring: dict[str, list[tuple[Declaration, Option]]] = {}
+        for declaration in (*declarations(room).values(), *own.get(room, ())):
+            for option in declaration.options:
+                declaring.setdefault(option.name, []).append((declaration, option))
+        for name, pairs in declaring.items():
+            if name in options:
+                raise ValueError(f"option {name} of {pairs[0][0].name} has the name of another")
+            options[name] = _merged(room, name, pairs)
+            owners[name] = Owners(room, tuple(declaration.name for declaration, _ in pairs))
+    return Vocabulary(options, owners)
+
+
+def _merged(room: str, name: str, pairs: list[tuple[Declaration, Option]]) -> Option:
+    """One option for the command line of what several of a room declare."""
+    first = pairs[0][1]
+    for declaration, option in pairs:
+        if option.kind is not first.kind:
+            raise ValueError(
+                f"option {name} is {option.kind.__name__} of {declaration.name}, and "
+                f"{first.kind.__name__} of {pairs[0][0].name}"
+            )
+    helps: dict[str, list[str]] = {}
+    for declaration, option in pairs:
+        default = "" if option.default is None else f" (default: {option.default})"
+        helps.setdefault(option.help + default, []).append(declaration.name)
+    said = [f"of --{room} {listed(tuple(names))}: {help}" for help, names in helps.items()]
+    return replace(first, help="; ".join(said), traced=all(option.traced for _, option in pairs))
+
+
+VOCABULARY = _vocabulary({})
+NAMES = VOCABULARY.names
+TRACED = tuple(name for name, option in VOCABULARY.options.items() if option.traced)
+assert {room for place in IN_ORDER if isinstance(place, tuple) for room in place} == {*ROOMS}
