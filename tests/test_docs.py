@@ -112,6 +112,8 @@ def test_data(session):
     accuracies = own["result"].clients["accuracy"]
     assert accuracies.shape == (20,)
     assert own["result"].mean["accuracy"] > 0.5
+    assert own["round_fn"]._cache_size() == 1
+    assert int(own["metrics"].reporting) == 20
 
 
 @pytest.mark.slow

@@ -115,7 +115,9 @@ def test_a_samplers_name_or_factory_is_told_what_to_write(one):
                 fs.run(fs.make_round(algorithm), KEY, state, data, given, 3)
 
 
-@pytest.mark.parametrize("made_by", [fs.fedavg, fs.fedsgd, fs.fedprox, fs.scaffold])
+@pytest.mark.parametrize(
+    "made_by", [fs.fedavg, fs.fednova, fs.fedprox, fs.fedsgd, fs.ifca, fs.qfedavg, fs.scaffold]
+)
 def test_an_algorithm_that_was_not_called_is_told_so(made_by):
     with pytest.raises(ValueError, match=f"the function {made_by.__name__} itself: call it"):
         fs.make_round(made_by)

@@ -138,16 +138,16 @@ def server_step(optimizer: optax.GradientTransformation) -> Callable[..., Server
     return update
 
 
-def per_share(average: PyTree, share: Array) -> PyTree:
-    """`average / share`, and 0 where the share is 0; the share has no axis, or broadcasts.
+def ratio(average: PyTree, by: Array) -> PyTree:
+    """Two averages of what clients send: `average / by`, leaf by leaf, and 0 where `by` is 0.
 
-    A rule scales the mean over the clients that report, as by n_V / n under `all_clients`. The
-    average of a 1 that each client sends along is that scale, so that a server which multiplies
-    two averages can take it out of one: else the scale would count twice, and `all_clients` would
-    no longer be `w + (n_V / n) (selected - w)`.
+    A rule scales every average over the clients that report, as by n_V / n under `all_clients`. A
+    product of two averages has the scale twice, a ratio not at all, and `all_clients` would no
+    longer be `w + (n_V / n) (selected - w)`. The average of a 1 that each client sends along is the
+    scale: a product is divided by it once, a ratio multiplied.
     """
-    some = share != 0
-    safe = jnp.where(some, share, 1)
+    some = by != 0
+    safe = jnp.where(some, by, 1)
     return jax.tree.map(lambda x: jnp.where(some, x / safe.astype(x.dtype), 0), average)
 
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from fedjax_sim.algorithms.descent import (
     Message,
     Server,
-    per_share,
+    ratio,
     server_init,
     server_params,
     server_step,
@@ -201,7 +201,7 @@ def fednova(
         server: Server, update: NormalisedUpdate, total: PyTree, context: RoundContext
     ) -> Server:
         # Of two averages that are multiplied, one must lose the scale that the rule gave to both.
-        mean_norm = per_share(update.norm, update.share)
+        mean_norm = ratio(update.norm, update.share)
         change = jax.tree.map(lambda d: mean_norm.astype(d.dtype) * d, update.direction)
         return step_server(server, change, total, context)
 

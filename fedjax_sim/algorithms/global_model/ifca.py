@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.descent import (
     Message,
     Optimizer,
     averaged_descent,
-    per_share,
+    ratio,
     server_params,
 )
 from fedjax_sim.core.checks import check_count, has_values
@@ -171,7 +171,7 @@ def ifca(
 
         def move(models: Array, change: Array) -> Array:
             share = update.share.reshape(-1, *[1] * (models.ndim - 1))
-            step = all_shares.astype(change.dtype) * per_share(change, share)
+            step = all_shares.astype(change.dtype) * ratio(change, share)
             return models + step.astype(models.dtype)
 
         return Clusters(jax.tree.map(move, server.params, update.change))

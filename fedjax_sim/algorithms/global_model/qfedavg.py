@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.descent import (
     Message,
     Server,
     averaged_descent,
-    per_share,
+    ratio,
 )
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
@@ -170,8 +170,8 @@ def qfedavg(
         server: Server, update: FairUpdate, total: PyTree, context: RoundContext
     ) -> Server:
         # Of two averages that are divided the rule's scale is gone, and the step has to have it.
-        ratio = per_share(update.gradient, update.slope)
-        step = jax.tree.map(lambda g: -update.share.astype(g.dtype) * g, ratio)
+        quotient = ratio(update.gradient, update.slope)
+        step = jax.tree.map(lambda g: -update.share.astype(g.dtype) * g, quotient)
         return base.server_update(server, step, total, context)
 
     def check(params: Params, examples: PyTree) -> None:
