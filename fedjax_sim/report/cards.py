@@ -17,14 +17,6 @@ MOST = 9  # cards for one score
 _PARTS = ("validation", "test", "train")  # of a data set
 _LINES = 6  # of several folders; one folder has as many as a figure takes
 
-# A colour on light ground -> on dark.
-_DARK = {
-    canvas.INK: "#e9e9e9", canvas.LINE: "#8f8f8f", canvas.FAINT: "#3a3d41",
-    "#0072b2": "#4fb0f0", "#e69f00": "#f0b030", "#009e73": "#2fc79a", "#d55e00": "#ff8a4a",
-    "#cc79a7": "#e59ac4", "#3b3b3b": "#d5d5d5", "#56b4e9": "#b9e4ff", "#7a5195": "#b38fd1",
-    "#9ecae1": "#3f6f8f", "#756bb1": "#aaa0ea", "#00441b": "#7fdc9f", "#b30000": "#ff8f85",
-}  # fmt: skip
-
 
 class Card(NamedTuple):
     """A figure and what it shows."""
@@ -45,12 +37,6 @@ class Legend(NamedTuple):
     place: int
     lines: list[tuple[str, dict[str, Any]]]
     note: str
-
-
-def colours(dark: bool) -> str:
-    """The figures' colours as CSS variables."""
-    found = (f"--c{key[1:]}:{value if dark else key}" for key, value in _DARK.items())
-    return ";".join(found)
 
 
 def score(folder: Folder) -> str | None:
@@ -283,4 +269,5 @@ def _retagged(tag: str, prefix: str) -> str:
     tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
     tag = re.sub(r'(xlink:)?href="#', f'href="#{prefix}-', tag)
     tag = re.sub(r"url\(#", f"url(#{prefix}-", tag)
-    return re.sub("|".join(_DARK), lambda found: f"var(--c{found.group()[1:]})", tag)
+    # The stylesheet has another colour for dark ground. (An id is longer, and has a hyphen.)
+    return re.sub(r"#([0-9a-f]{6})\b", r"var(--c\1,#\1)", tag)

@@ -1,7 +1,7 @@
 """What results folders are: their settings as they were run, and in what they differ."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedjax_sim.plots import words
 from fedjax_sim.report import tables
@@ -10,6 +10,28 @@ from fedjax_sim.results import configurations
 
 _WIDE = 36  # characters of a name and its value that need a line of their own
 _SHOWN = 6  # values of an axis that are written out
+
+
+class Entry(NamedTuple):
+    """A name and its value; a wide one has a line of its own."""
+
+    name: str
+    value: str
+    is_wide: bool
+
+
+class Differences(NamedTuple):
+    """What differs between folders: a row (name, a value for each folder) a setting or version."""
+
+    folders: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+class Title(NamedTuple):
+    """A folder's name and its kind; no kind if the name says it."""
+
+    name: str
+    kind: str
 
 
 def entries(folder: Folder) -> dict[str, str]:
@@ -39,14 +61,9 @@ def entries(folder: Folder) -> dict[str, str]:
     return settings
 
 
-def described(values: Mapping[str, str]) -> str:
-    """Names and values as a list in HTML; long ones have a line of their own."""
-    items = (
-        f"<div{' class=wide' if len(name) + len(value) > _WIDE else ''}>"
-        f"<dt>{tables.text(name)}</dt><dd>{tables.text(value)}</dd></div>"
-        for name, value in values.items()
-    )
-    return f"<dl>{''.join(items)}</dl>" if values else ""
+def described(values: Mapping[str, str]) -> list[Entry]:
+    """Names and values as a list; long ones have a line of their own."""
+    return [Entry(k, value, len(k) + len(value) > _WIDE) for k, value in values.items()]
 
 
 def versions(folder: Folder) -> dict[str, str]:
@@ -54,27 +71,19 @@ def versions(folder: Folder) -> dict[str, str]:
     return {name: written(value) for name, value in folder.versions.items()}
 
 
-def differences(folders: Mapping[str, Folder]) -> str:
-    """The settings and the versions in which folders differ, as a table in HTML."""
+def differences(folders: Mapping[str, Folder]) -> Differences:
+    """The settings and the versions in which folders differ."""
     columns = {
         name: entries(folder) | {f"{key} (version)": x for key, x in versions(folder).items()}
         for name, folder in folders.items()
     }
     names = dict.fromkeys(name for column in columns.values() for name in column)
-    differ = [name for name in names if len({x.get(name) for x in columns.values()}) > 1]
-    if not differ:
-        return "<h2>What differs</h2><p>Nothing in settings or versions.</p>"
-    head = "".join(f'<th scope="col">{tables.text(name)}</th>' for name in columns)
-    body = "".join(
-        f'<tr><th scope="row">{tables.text(name)}</th>'
-        + "".join(f"<td>{tables.text(x.get(name, tables.NONE))}</td>" for x in columns.values())
-        + "</tr>"
-        for name in differ
-    )
-    return (
-        '<h2>What differs</h2><div class="box"><table class="wraps"><thead><tr><th></th>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    rows = [
+        (name, [column.get(name, tables.NONE) for column in columns.values()])
+        for name in names
+        if len({column.get(name) for column in columns.values()}) > 1
+    ]
+    return Differences([*columns], rows)
 
 
 def written(value: Any) -> str:
@@ -96,11 +105,10 @@ def _ends(values: list[Any]) -> str:
     return f"{written(values[:_SHOWN])} and {len(values) - _SHOWN} more"
 
 
-def title(name: str, folder: Folder) -> str:
-    """A folder's name and its kind, which a name may say by itself."""
-    says = folder.kind in name.replace("/", " ").replace("-", " ").lower().split()
-    kind = "" if says else f" <small>{tables.text(folder.kind)}</small>"
-    return f"<h2>{tables.text(name)}{kind}</h2>"
+def title(name: str, folder: Folder) -> Title:
+    """What a folder is called."""
+    is_said = folder.kind in name.replace("/", " ").replace("-", " ").lower().split()
+    return Title(name, "" if is_said else folder.kind)
 
 
 def counts(folder: Folder) -> str:

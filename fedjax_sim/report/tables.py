@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_sim.plots import canvas, words
@@ -37,61 +36,138 @@ class Line(NamedTuple):
         return not any(run.diverged for run in self.runs)
 
 
-def table(folders: Mapping[str, Folder]) -> str:
+class Head(NamedTuple):
+    """The heading of a column, in two lines if it is long."""
+
+    first: str
+    second: str
+    is_number: bool
+
+
+class Tag(NamedTuple):
+    """A word on a coloured ground; `kind` is good, bad or warn."""
+
+    kind: str
+    words: str
+
+
+class Cell(NamedTuple):
+    """A cell of the table.
+
+    Attributes:
+      text: what is in it.
+      is_number: whether it is one.
+      is_best: whether it is the best of its column.
+      tags: in place of a text.
+    """
+
+    text: str
+    is_number: bool = False
+    is_best: bool = False
+    tags: Sequence[Tag] = ()
+
+
+class Row(NamedTuple):
+    """A configuration's cells, and whether it is the best of all."""
+
+    is_best: bool
+    cells: list[Cell]
+
+
+class Table(NamedTuple):
+    """Headings, and rows of as many cells."""
+
+    heads: list[Head]
+    rows: list[Row]
+
+
+class _Columns(NamedTuple):
+    """What the table has columns of.
+
+    Attributes:
+      several: whether folders are told apart.
+      axes: hyper-parameters.
+      scores: metrics that configurations are compared by.
+      is_marked: whether any line has a tag.
+      targets: rounds to them.
+      is_sent: whether bytes are known.
+      rest: other metrics.
+    """
+
+    several: bool
+    axes: list[str]
+    scores: list[str]
+    is_marked: bool
+    targets: list[str]
+    is_sent: bool
+    rest: list[str]
+
+    def names(self) -> list[str]:
+        """What they are called, from the left."""
+        return [
+            *(["folder"] if self.several else []),
+            *self.axes,
+            *self.scores,
+            *([""] if self.is_marked else []),
+            *(name.replace("_", " ") for name in self.targets),
+            *(["MB sent"] if self.is_sent else []),
+            "seeds",
+            "rounds",
+            *self.rest,
+        ]
+
+
+def table(folders: Mapping[str, Folder]) -> Table:
     """A line a configuration: means, the best, what diverged, bytes, rounds to a target."""
     lines = [line for name, folder in folders.items() for line in lines_of(name, folder)]
-    axes = list(dict.fromkeys(name for line in lines for name in line.configuration))
     scores = [by for by in map(cards.score, folders.values()) if by is not None]
     metrics = _metrics(lines, list(dict.fromkeys(scores)))
-    targets = [name for name in dict.fromkeys(k for x in lines for k in x.runs[0].values)
-               if name.startswith("rounds_to")]  # fmt: skip
-    sent = any("bytes_down" in run.rounds for line in lines for run in line.runs)
     best = {metric: _best(lines, metric) for metric in metrics}
-    first_metrics = [name for name in metrics if name in scores]
-    rest = [name for name in metrics if name not in scores]
     winners = [line for line in lines if any(best.get(by) is line for by in scores)]
     tags = [_tags(line, line in winners) for line in lines]
-    marked = any(tags)
-    heads = [
-        *(["folder"] if len(folders) > 1 else []),
-        *axes,
-        *first_metrics,
-        *([""] if marked else []),
-        *(name.replace("_", " ") for name in targets),
-        *(["MB sent"] if sent else []),
-        "seeds",
-        "rounds",
-        *rest,
-    ]
+    values = dict.fromkeys(name for line in lines for name in line.runs[0].values)
+    columns = _Columns(
+        several=len(folders) > 1,
+        axes=list(dict.fromkeys(name for line in lines for name in line.configuration)),
+        scores=[name for name in metrics if name in scores],
+        is_marked=any(tags),
+        targets=[name for name in values if name.startswith("rounds_to")],
+        is_sent=any("bytes_down" in run.rounds for line in lines for run in line.runs),
+        rest=[name for name in metrics if name not in scores],
+    )
+    axes, names = columns.axes, columns.names()
     numbers = {name for name in axes if any(_is_number(x.configuration.get(name)) for x in lines)}
-    numbers |= {*heads} - {"folder", "", *axes}
-    rows = []
-    for line, tag in zip(lines, tags, strict=True):
-        said = folders[line.folder].configuration
-        cells = [_td(text(line.folder))] if len(folders) > 1 else []
-        for name in axes:  # what does not vary in one folder may stand in its configuration
-            value = line.configuration.get(name, said.get(name))
-            cells.append(_td(cell(value), name in numbers))
-        cells += [_mean(line, metric, best[metric]) for metric in first_metrics]
-        cells += [_td(tag)] if marked else []
-        cells += [_td(_reached(line, name), True) for name in targets]
-        if sent:
-            cells.append(_td(_megabytes(line), True))
-        counts = [str(len(line.runs)), words.span({run.done for run in line.runs})]
-        cells += [_td(count, True) for count in counts]
-        cells += [_mean(line, metric, best[metric]) for metric in rest]
-        start = '<tr class="best">' if line in winners else "<tr>"
-        rows.append(f"{start}{''.join(cells)}</tr>")
-    head = "".join(
-        f'<th scope="col"{" class=n" if name in numbers else ""}>{_heading(name)}</th>'
-        for name in heads
-    )
-    return (
-        "<h2>Configurations</h2><p>Final values: mean over seeds ± half of the 95 % interval of "
-        "the mean (Student's t). Bold: the best of a column.</p>"
-        f'<div class="box tall" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    numbers |= {*names} - {"folder", "", *axes}
+    rows = [
+        Row(line in winners, _cells(line, mark, folders[line.folder], columns, numbers, best))
+        for line, mark in zip(lines, tags, strict=True)
+    ]
+    return Table([Head(*_in_two(name), name in numbers) for name in names], rows)
+
+
+def _cells(
+    line: Line,
+    tags: Sequence[Tag],
+    folder: Folder,
+    columns: _Columns,
+    numbers: Collection[str],
+    best: Mapping[str, Line | None],
+) -> list[Cell]:
+    """A line's, under the columns' names."""
+    cells = [Cell(line.folder)] if columns.several else []
+    for name in columns.axes:
+        # What does not vary in one folder may stand in its configuration.
+        value = line.configuration.get(name, folder.configuration.get(name))
+        cells.append(Cell(said(value), name in numbers))
+    cells += [_mean(line, metric, best[metric]) for metric in columns.scores]
+    if columns.is_marked:
+        cells.append(Cell("", tags=tags))
+    cells += [Cell(_reached(line, name), is_number=True) for name in columns.targets]
+    if columns.is_sent:
+        cells.append(Cell(_megabytes(line), is_number=True))
+    counts = str(len(line.runs)), words.span({run.done for run in line.runs})
+    cells += [Cell(count, is_number=True) for count in counts]
+    return cells + [_mean(line, metric, best[metric]) for metric in columns.rest]
 
 
 def lines_of(name: str, folder: Folder) -> list[Line]:
@@ -148,19 +224,19 @@ def _best(lines: Sequence[Line], metric: str) -> Line | None:
     return known[ranked(means, canvas.lowest_is_best(metric))[0]]
 
 
-def _mean(line: Line, metric: str, best: Line | None) -> str:
-    said = interval(line.means[metric]) if metric in line.means else NONE
-    return _td(f"<b>{said}</b>" if best is line else said, True)
+def _mean(line: Line, metric: str, best: Line | None) -> Cell:
+    text = interval(line.means[metric]) if metric in line.means else NONE
+    return Cell(text, is_number=True, is_best=best is line)
 
 
-def _tags(line: Line, best: bool) -> str:
-    said = [("good", "best")] if best else []
+def _tags(line: Line, best: bool) -> list[Tag]:
+    tags = [Tag("good", "best")] if best else []
     if not line.finite:
         many, seeds = sum(run.diverged for run in line.runs), len(line.runs)
-        said.append(("bad", "diverged" if many == seeds else f"diverged {many} of {seeds}"))
+        tags.append(Tag("bad", "diverged" if many == seeds else f"diverged {many} of {seeds}"))
     if any(run.done != run.num_rounds for run in line.runs):
-        said.append(("warn", "interrupted"))
-    return " ".join(f'<span class="tag {kind}">{words}</span>' for kind, words in said)
+        tags.append(Tag("warn", "interrupted"))
+    return tags
 
 
 def _reached(line: Line, name: str) -> str:
@@ -201,28 +277,14 @@ def said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def cell(value: Any) -> str:
-    """A value, escaped; a dash for none."""
-    return text(said(value))
-
-
-def text(value: str) -> str:
-    """Escaped for HTML."""
-    return escape(value, quote=True)
-
-
-def _heading(value: str) -> str:
-    """In two lines if it is long."""
-    parts = value.split("_")
-    if len(value) <= 16 or len(parts) == 1:
-        return text(value)
+def _in_two(heading: str) -> tuple[str, str]:
+    """A heading's two lines; the second is empty if it is short."""
+    parts = heading.split("_")
+    if len(heading) <= 16 or len(parts) == 1:
+        return heading, ""
     starts = ["_".join(parts[:i]) + "_" for i in range(1, len(parts))]
-    start = min(starts, key=lambda start: abs(len(start) - len(value) / 2))
-    return f"{text(start)}<br>{text(value[len(start) :])}"
-
-
-def _td(html: str, number: bool = False) -> str:
-    return f'<td class="n">{html}</td>' if number else f"<td>{html}</td>"
+    start = min(starts, key=lambda start: abs(len(start) - len(heading) / 2))
+    return start, heading[len(start) :]
 
 
 def _is_number(value: Any) -> bool:

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from fedjax_sim.cli import main
+from fedjax_sim.cli import machine, main
 from fedjax_sim.compare.comparison import Setting, cohort_size
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings.setting import Setting as One
@@ -402,3 +402,11 @@ def test_compiled_programs_are_kept(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "cache" / "fedjax_sim" / "xla").iterdir())
+
+
+def test_compiled_programs_of_before_are_used_where_they_lie(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "before"))
+    monkeypatch.setattr(machine.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    assert machine.programs() == tmp_path / "fedjax_sim" / "xla"
+    (tmp_path / "before" / "fedjax_sim" / "xla").mkdir(parents=True)
+    assert machine.programs() == tmp_path / "before" / "fedjax_sim" / "xla"

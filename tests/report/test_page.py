@@ -7,13 +7,16 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedjax_sim.report import page, reading, tables
+from fedjax_sim.plots import canvas
+from fedjax_sim.report import cards, page, reading, rendering, tables
 from fedjax_sim.results import ROUNDS, SUMMARY, TABLE, Mean, Results, Run
 
 EVIL = "<script>alert('&\"')</script>"
@@ -125,6 +128,27 @@ def test_the_page_stands_alone(tmp_path):
     text = (tmp_path / "page.html").read_text()
     assert set(re.findall(r"url\((.*?)\)", text)) <= {f"#{x}" for x in read.ids}
     assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", text)
+
+
+def test_figures_have_colours_for_dark_ground():
+    """The page has them by CSS alone: a colour of the figures is a variable by its own name."""
+    css = (Path(page.__file__).parent / "templates" / "style.css").read_text()
+    dark = dict(re.findall(r"--c([0-9a-f]{6}):#([0-9a-f]{6})", css))
+    figure, ax = canvas.figure()
+    ax.plot([0, 1], [0, 1], color=canvas.INK)
+    drawn = cards.inline(figure, "f1")
+    assert f"stroke: var(--c{canvas.INK[1:]},{canvas.INK})" in drawn
+    used = set(re.findall(r"var\(--c([0-9a-f]{6}),", drawn))
+    styles = (*canvas.STYLES, *canvas.MODE_STYLES.values())
+    used |= {canvas.LINE[1:], canvas.FAINT[1:], *(style["color"][1:] for style in styles)}
+    assert used <= {*dark}
+    assert all(there != here for there, here in dark.items())
+
+
+def test_a_page_without_jinja2_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"a page needs jinja2: pip install fedjax-sim\[cli\]"):
+        rendering.rendered("page.html")
 
 
 def test_what_comes_from_files_is_escaped(tmp_path):
