@@ -36,50 +36,57 @@ def close(these, those):
     np.testing.assert_allclose(*numbers, rtol=1e-4, atol=3e-3)
 
 
-def copied(name, folder, programs_here):
-    """A copy of a saved folder, which resumes as it is only under the versions that made it.
+def copied(name, folder, of_today):
+    """A copy of a saved folder, which resumes as it is under the versions that made it.
 
     Under others, the versions are put into its manifest and, because a program traced by another
-    JAX has other checksums, these too.
+    JAX has other checksums, these too. A first model's bits are those of the machine and of how
+    its compiler is told to optimise, so they are put in anywhere.
 
     Args:
-      programs_here: () -> what the manifest of the same run or sweep of today has for programs,
-        one for each part of the manifest that has one.
+      of_today: () -> the manifest of the same run or sweep, made here.
     """
     shutil.copytree(SAVED / name, folder)
-    path = folder / MANIFESTS[name]
-    manifest = json.loads(path.read_text())
+    manifest = read(folder, name)
     if manifest["versions"] != versions():
         manifest["versions"] = versions()
-        parts = manifest.get("groups", [manifest])
-        for part, program in zip(parts, programs_here(), strict=True):
-            part["program"] = program
-        path.write_text(json.dumps(manifest))
+        for part, part_of_today in zip(parts(manifest), parts(of_today()), strict=True):
+            part["program"] = part_of_today["program"]
+    if "first_params" in manifest:
+        manifest["first_params"] = of_today()["first_params"]
+    (folder / MANIFESTS[name]).write_text(json.dumps(manifest))
     return folder
+
+
+def read(folder, name):
+    return json.loads((folder / MANIFESTS[name]).read_text())
+
+
+def parts(manifest):
+    """What a manifest has programs of: a sweep's groups, or a run."""
+    return manifest.get("groups", [manifest])
 
 
 def test_a_saved_run_goes_on_with_more_rounds(tmp_path):
     whole = tmp_path / "whole"
     assert main(["run", *RUN, "--rounds", "4", "--out", str(whole)]) == 0
-    of_today = json.loads((whole / MANIFESTS["run"]).read_text())
-    folder = copied("run", tmp_path / "run", lambda: [of_today["program"]])
+    folder = copied("run", tmp_path / "run", lambda: read(whole, "run"))
     assert main(["run", "--resume", "--rounds", "4", "--out", str(folder)]) == 0
     assert rows(folder)[:3] == rows(SAVED / "run")  # the rounds that were done are as they were
     close(rows(folder), rows(whole))
     if rows(whole)[:3] == rows(SAVED / "run"):  # where this machine has the bits of that one
         assert rows(folder) == rows(whole)
-    assert json.loads((folder / MANIFESTS["run"]).read_text()) == of_today
+    assert read(folder, "run") == read(whole, "run")
 
 
 def test_a_saved_sweep_computes_what_is_missing(tmp_path):
-    def programs_here():
+    def of_today():
         assert main(["sweep", *SWEEP, "--out", str(tmp_path / "today")]) == 0
-        of_today = json.loads((tmp_path / "today" / MANIFESTS["sweep"]).read_text())
-        return [group["program"] for group in of_today["groups"]]
+        return read(tmp_path / "today", "sweep")
 
-    folder = copied("sweep", tmp_path / "sweep", programs_here)
-    before = (folder / MANIFESTS["sweep"]).read_bytes()
+    folder = copied("sweep", tmp_path / "sweep", of_today)
+    before = read(folder, "sweep")
     assert main(["sweep", "--resume", "--out", str(folder)]) == 0
     close(rows(folder), rows(SAVED / "sweep"))
     assert rows(folder)[:5] == rows(SAVED / "sweep")[:5]  # those of the batch that is there
-    assert (folder / MANIFESTS["sweep"]).read_bytes() == before
+    assert read(folder, "sweep") == before
