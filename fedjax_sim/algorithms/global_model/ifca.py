@@ -104,9 +104,9 @@ def ifca(
 
     Raises:
       ValueError: for a `local` or `num_models` out of range, or what is not an optimizer; from
-        `fs.init`, for params without an axis of C models in front, or with equal models, and if
-        the loss or the optimizer does not fit one of them, or the loss cannot be computed without
-        a key.
+        `fs.init`, for params without an axis of C models in front or, where they have values,
+        with equal models, and if the loss or the optimizer does not fit one of them, or the loss
+        cannot be computed without a key.
 
     >>> import fedjax_sim as fs, numpy as np
     >>> loss_fn = lambda w, batch, key: (w - batch) ** 2
