@@ -33,66 +33,65 @@ CONTENTS, are the package's folders and files; those not named here are internal
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fedjax_sim import aggregation as aggregation
-from fedjax_sim import baselines as baselines
-from fedjax_sim import data as data
-from fedjax_sim import execution as execution
-from fedjax_sim import grid as grid
-from fedjax_sim import partition as partition
-from fedjax_sim import sampling as sampling
-from fedjax_sim.algorithms import fedavg as fedavg
-from fedjax_sim.algorithms import fednova as fednova
-from fedjax_sim.algorithms import fedprox as fedprox
-from fedjax_sim.algorithms import fedsgd as fedsgd
-from fedjax_sim.algorithms import qfedavg as qfedavg
-from fedjax_sim.algorithms import scaffold as scaffold
-from fedjax_sim.algorithms import server_optimizers as server_optimizers
-from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
-from fedjax_sim.core.files import SaveError as SaveError
-from fedjax_sim.core.history import Communication as Communication
-from fedjax_sim.core.history import History as History
-from fedjax_sim.core.history import RoundMetrics as RoundMetrics
-from fedjax_sim.core.interrupted import InterruptedRun as InterruptedRun
-from fedjax_sim.core.types import ClientOutput as ClientOutput
-from fedjax_sim.core.types import ClientUpdate as ClientUpdate
-from fedjax_sim.core.types import Coefficients as Coefficients
-from fedjax_sim.core.types import Cohort as Cohort
-from fedjax_sim.core.types import FederatedAlgorithm as FederatedAlgorithm
-from fedjax_sim.core.types import FederatedState as FederatedState
-from fedjax_sim.core.types import LocalTraining as LocalTraining
-from fedjax_sim.core.types import RoundContext as RoundContext
-from fedjax_sim.data import FederatedData as FederatedData
-from fedjax_sim.host.simulate import Simulation as Simulation
-from fedjax_sim.host.simulate import simulate as simulate
-from fedjax_sim.host.stopping import Stop as Stop
-from fedjax_sim.host.stopping import any_of as any_of
-from fedjax_sim.host.stopping import patience as patience
-from fedjax_sim.host.stopping import reaches as reaches
-from fedjax_sim.results import Results as Results
-from fedjax_sim.results.model_file import load_params as load_params
-from fedjax_sim.results.model_file import save_params as save_params
-from fedjax_sim.results.trained import Trained as Trained
-from fedjax_sim.results.trained import load as load
-from fedjax_sim.sweeps import sweep as sweep
-from fedjax_sim.training.communication import communication as communication
-from fedjax_sim.training.evaluation import ClientStatistics as ClientStatistics
-from fedjax_sim.training.evaluation import Evaluation as Evaluation
-from fedjax_sim.training.evaluation import client_statistics as client_statistics
-from fedjax_sim.training.evaluation import evaluate as evaluate
-from fedjax_sim.training.evaluation import evaluator as evaluator
-from fedjax_sim.training.experiment import Experiment as Experiment
-from fedjax_sim.training.personal import evaluate_clients as evaluate_clients
-from fedjax_sim.training.personal import personal_params as personal_params
-from fedjax_sim.training.round import make_round as make_round
-from fedjax_sim.training.run import run as run
-from fedjax_sim.training.state import init as init
-
 if TYPE_CHECKING:
+    from fedjax_sim import aggregation as aggregation
+    from fedjax_sim import baselines as baselines
+    from fedjax_sim import data as data
     from fedjax_sim import datasets as datasets
+    from fedjax_sim import execution as execution
+    from fedjax_sim import grid as grid
     from fedjax_sim import models as models
     from fedjax_sim import nn as nn
+    from fedjax_sim import partition as partition
     from fedjax_sim import plots as plots
+    from fedjax_sim import sampling as sampling
     from fedjax_sim import writers as writers
+    from fedjax_sim.algorithms import fedavg as fedavg
+    from fedjax_sim.algorithms import fednova as fednova
+    from fedjax_sim.algorithms import fedprox as fedprox
+    from fedjax_sim.algorithms import fedsgd as fedsgd
+    from fedjax_sim.algorithms import qfedavg as qfedavg
+    from fedjax_sim.algorithms import scaffold as scaffold
+    from fedjax_sim.algorithms import server_optimizers as server_optimizers
+    from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
+    from fedjax_sim.core.files import SaveError as SaveError
+    from fedjax_sim.core.history import Communication as Communication
+    from fedjax_sim.core.history import History as History
+    from fedjax_sim.core.history import RoundMetrics as RoundMetrics
+    from fedjax_sim.core.interrupted import InterruptedRun as InterruptedRun
+    from fedjax_sim.core.types import ClientOutput as ClientOutput
+    from fedjax_sim.core.types import ClientUpdate as ClientUpdate
+    from fedjax_sim.core.types import Coefficients as Coefficients
+    from fedjax_sim.core.types import Cohort as Cohort
+    from fedjax_sim.core.types import FederatedAlgorithm as FederatedAlgorithm
+    from fedjax_sim.core.types import FederatedState as FederatedState
+    from fedjax_sim.core.types import LocalTraining as LocalTraining
+    from fedjax_sim.core.types import RoundContext as RoundContext
+    from fedjax_sim.data import FederatedData as FederatedData
+    from fedjax_sim.host.simulate import Simulation as Simulation
+    from fedjax_sim.host.simulate import simulate as simulate
+    from fedjax_sim.host.stopping import Stop as Stop
+    from fedjax_sim.host.stopping import any_of as any_of
+    from fedjax_sim.host.stopping import patience as patience
+    from fedjax_sim.host.stopping import reaches as reaches
+    from fedjax_sim.results import Results as Results
+    from fedjax_sim.results.model_file import load_params as load_params
+    from fedjax_sim.results.model_file import save_params as save_params
+    from fedjax_sim.results.trained import Trained as Trained
+    from fedjax_sim.results.trained import load as load
+    from fedjax_sim.sweeps import sweep as sweep
+    from fedjax_sim.training.communication import communication as communication
+    from fedjax_sim.training.evaluation import ClientStatistics as ClientStatistics
+    from fedjax_sim.training.evaluation import Evaluation as Evaluation
+    from fedjax_sim.training.evaluation import client_statistics as client_statistics
+    from fedjax_sim.training.evaluation import evaluate as evaluate
+    from fedjax_sim.training.evaluation import evaluator as evaluator
+    from fedjax_sim.training.experiment import Experiment as Experiment
+    from fedjax_sim.training.personal import evaluate_clients as evaluate_clients
+    from fedjax_sim.training.personal import personal_params as personal_params
+    from fedjax_sim.training.round import make_round as make_round
+    from fedjax_sim.training.run import run as run
+    from fedjax_sim.training.state import init as init
 
 __version__ = "0.1.0"
 
@@ -157,14 +156,100 @@ __all__ = [
     "sweep",
     "writers",
 ]
-_LAZY = ("models", "nn", "datasets", "plots", "writers")
+# Where each is, because a name is imported once it is asked for: the command line's help needs no
+# JAX, and rounds need no flax. A test compares it with the imports above.
+_WHERE = {
+    "fedjax_sim": (
+        "aggregation",
+        "baselines",
+        "data",
+        "execution",
+        "grid",
+        "partition",
+        "sampling",
+        "datasets",
+        "models",
+        "nn",
+        "plots",
+        "writers",
+    ),
+    "fedjax_sim.algorithms": (
+        "fedavg",
+        "fednova",
+        "fedprox",
+        "fedsgd",
+        "qfedavg",
+        "scaffold",
+        "server_optimizers",
+    ),
+    "fedjax_sim.algorithms.global_model.ifca": ("ifca",),
+    "fedjax_sim.core.files": ("SaveError",),
+    "fedjax_sim.core.history": (
+        "Communication",
+        "History",
+        "RoundMetrics",
+    ),
+    "fedjax_sim.core.interrupted": ("InterruptedRun",),
+    "fedjax_sim.core.types": (
+        "ClientOutput",
+        "ClientUpdate",
+        "Coefficients",
+        "Cohort",
+        "FederatedAlgorithm",
+        "FederatedState",
+        "LocalTraining",
+        "RoundContext",
+    ),
+    "fedjax_sim.data": ("FederatedData",),
+    "fedjax_sim.host.simulate": (
+        "Simulation",
+        "simulate",
+    ),
+    "fedjax_sim.host.stopping": (
+        "Stop",
+        "any_of",
+        "patience",
+        "reaches",
+    ),
+    "fedjax_sim.results": ("Results",),
+    "fedjax_sim.results.model_file": (
+        "load_params",
+        "save_params",
+    ),
+    "fedjax_sim.results.trained": (
+        "Trained",
+        "load",
+    ),
+    "fedjax_sim.sweeps": ("sweep",),
+    "fedjax_sim.training.communication": ("communication",),
+    "fedjax_sim.training.evaluation": (
+        "ClientStatistics",
+        "Evaluation",
+        "client_statistics",
+        "evaluate",
+        "evaluator",
+    ),
+    "fedjax_sim.training.experiment": ("Experiment",),
+    "fedjax_sim.training.personal": (
+        "evaluate_clients",
+        "personal_params",
+    ),
+    "fedjax_sim.training.round": ("make_round",),
+    "fedjax_sim.training.run": ("run",),
+    "fedjax_sim.training.state": ("init",),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded where used: models and nn bring in flax, datasets and writers meet files.
-    if name in _LAZY:
-        return importlib.import_module(f"fedjax_sim.{name}")
-    raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
+    module = _MODULE_OF[name]
+    if module == __name__:
+        return importlib.import_module(f"{module}.{name}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value  # the next time, it is there
+    return value
 
 
 def __dir__() -> list[str]:

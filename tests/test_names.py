@@ -50,6 +50,21 @@ def test_every_name_that_the_package_offers_is_listed():
         assert getattr(fs, name) is not None
 
 
+def test_a_name_is_imported_from_where_it_says():
+    """The imports that type checkers read, and those that are made once a name is asked for."""
+    tree = ast.parse((ROOT / "fedjax_sim" / "__init__.py").read_text())
+    imports = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    assert imports == fs._MODULE_OF
+    with pytest.raises(AttributeError, match="has no attribute 'fedavgg'"):
+        _ = fs.fedavgg
+
+
 def test_help_lists_them():
     text = pydoc.plain(pydoc.render_doc(fs))
     for name in fs.__all__:

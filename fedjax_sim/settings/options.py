@@ -110,7 +110,8 @@ def _vocabulary(own: Mapping[str, list[Declaration]]) -> Vocabulary:
         for declaration in (*declarations(room).values(), *own.get(room, ())):
             for option in declaration.options:
                 declaring.setdefault(option.name, []).append((declaration, option))
-        for name, pairs in declaring.items():
+        # What one alone declares comes first, as it did before others declared the same.
+        for name, pairs in sorted(declaring.items(), key=lambda item: len(item[1]) > 1):
             if name in options:
                 raise ValueError(f"option {name} of {pairs[0][0].name} has the name of another")
             options[name] = _merged(room, name, pairs)
