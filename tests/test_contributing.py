@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.cli import main
 from fedjax_sim.core.registry import declaration_of
 from fedjax_sim.core.types import Coefficients
 from tests import snippets
@@ -68,6 +69,24 @@ def test_the_rule_caps_weights(skeletons):
     assert coefficients.weights.tolist() == [3.0, 4.0]
     with pytest.raises(ValueError, match="decay must be finite and at least 0; got -1"):
         skeletons["feddecay"](linear_loss, optax.sgd(0.1), fs.LocalTraining(), -1.0)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_them_from_a_file(tmp_path, monkeypatch):
+    """The commands of docs/command-line.md, of two rounds each."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("\n".join(snippets.blocks(TEXT)), encoding="utf-8")
+    page = (snippets.ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    fedjax-sim (.* mine\.py:.*)$", page, re.M)
+    assert [command.split()[0] for command in commands] == ["run", "sweep", "run"]
+    for command in commands:
+        assert main([*command.split(), "--rounds", "2"]) == 0
+    runs = (tmp_path / "results" / "decay" / "table.csv").read_text(encoding="utf-8").splitlines()
+    assert len(runs) == 1 + 3
+    assert "decay" in runs[0].split(",")
+    configuration = (tmp_path / "results" / "mine" / "configuration.toml").read_text()
+    assert 'algorithm = "mine.py:feddecay"' in configuration
+    assert "decay = 0.1" in configuration
 
 
 def test_the_paths_that_it_names_are_there():
