@@ -24,7 +24,7 @@ from fedjax_sim.training.evaluation import Evaluation, quotient
 
 
 def personal_params(
-    algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData
+    algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData | None = None
 ) -> Params:
     """The models that the clients use themselves, leaves `[K, ...]`: K models in memory.
 
@@ -32,10 +32,12 @@ def personal_params(
 
     Args:
       algorithm: one with `personal`.
-      data: what the clients train on, of which an algorithm may have to ask.
+      data: what the clients train on. It may be left out where the clients' states say all: where
+        the algorithm has client state and no probe.
 
     Raises:
-      ValueError: for an algorithm without personal models, or a state of another federation.
+      ValueError: for an algorithm without personal models, a state of another federation, or
+        without data where the algorithm needs them.
 
     >>> import fedjax_sim as fs, optax
     >>> loss_fn = lambda w, batch, key: (w - batch) ** 2
@@ -45,12 +47,20 @@ def personal_params(
     >>> fs.personal_params(algorithm, state, data).tolist()
     [-0.5, 3.0, 3.0]
     """
-    _check(state, data)
-    if algorithm.personal is None:
+    personal = algorithm.personal
+    if personal is None:
         raise ValueError(
             "algorithm must have personal models (its field `personal`); all clients of this one "
             "use the global model, state.params"
         )
+    if data is None:
+        if algorithm.client.probe is not None or not jax.tree.leaves(state.clients):
+            raise ValueError(
+                "data must be given, since the clients' states do not say alone which models this "
+                "algorithm's clients use"
+            )
+        return jax.lax.map(lambda kept: personal(state.server, kept, ()), state.clients)
+    _check(state, data)
     ids = jnp.arange(data.num_clients, dtype=jnp.int32)
     return jax.lax.map(lambda k: _own_model(algorithm, state, data, k), ids)
 

@@ -40,6 +40,8 @@ def test_ifcas_clients_use_the_model_that_fits_them_best(clients, data, tests_of
     assert set(chosen) == {0, 1}
     models = server.w[chosen]
     np.testing.assert_allclose(flat(fs.personal_params(algorithm, state, data)), models, rtol=1e-6)
+    with pytest.raises(ValueError, match="data must be given"):
+        fs.personal_params(algorithm, state)
     test = federation(tests_of_clients)
     some = np.array([7, 0, 3, 4])
 
@@ -86,6 +88,7 @@ def test_models_that_clients_keep(clients, data, tests_of_clients):
         models[k] = server.train(k, blocks(SIZES[k], 2, 4, "epochs"))
     own = fs.personal_params(algorithm, state, data)
     np.testing.assert_allclose(flat(own), models, atol=1e-6)
+    np.testing.assert_array_equal(flat(fs.personal_params(algorithm, state)), flat(own))
     result = fs.evaluate_clients(
         linear_loss, algorithm, state, data, test=federation(tests_of_clients)
     )
