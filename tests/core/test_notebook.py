@@ -122,7 +122,7 @@ def test_a_bar_and_a_function_are_both_told(capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert "8/8 rounds" in said.err
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(fs.InterruptedRun, match="ZeroDivisionError"):
         fs.simulate(experiment, 5, progress=True, on_progress=lambda now: 1 / 0)
     told.clear()
 
