@@ -2,12 +2,16 @@
 
 import csv
 import json
+import sqlite3
 import subprocess
 import sys
+import zlib
+from contextlib import closing
 
 import jax
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 
 import fedjax_sim as fs
 from fedjax_sim.cli import main
@@ -200,6 +204,36 @@ def test_a_folder_of_data_is_trained_on(tmp_path, capsys, write):
     assert "clients = 2" in configuration
     shapes = {x.shape for layer in fs.load(out).params.values() for x in layer.values()}
     assert shapes == {(2, 3), (3,)}
+
+
+def write_hdf5(folder, part):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / f"fed_{part}.h5", "w") as file:
+        for name, (x, y) in clients().items():
+            file[f"examples/{name}/pixels"] = np.tile(x[:, :, None], (1, 1, 2)).astype(np.float32)
+            file[f"examples/{name}/label"] = y
+
+
+def write_sqlite(folder, part):
+    with closing(sqlite3.connect(folder / f"fed_{part}.sqlite")) as connection:
+        connection.execute("CREATE TABLE federated_data(client_id, data, num_examples)")
+        for name, (x, y) in clients().items():
+            arrays = {"pixels": np.tile(x[:, :, None], (1, 1, 2)).astype(np.float32), "label": y}
+            record = (name, zlib.compress(msgpack_serialize(arrays)), len(y))
+            connection.execute("INSERT INTO federated_data VALUES (?, ?, ?)", record)
+        connection.commit()
+
+
+@pytest.mark.parametrize("write", [write_hdf5, write_sqlite])
+def test_two_files_of_a_federation(tmp_path, capsys, write):
+    for part in ("train", "test"):
+        write(tmp_path, part)
+    assert main(["data", "describe", "--data", str(tmp_path), "--validation", "0.2"]) == 0
+    assert "2 clients, 8 training examples" in capsys.readouterr().out
+    resolved = Setting(dataset=str(tmp_path)).resolved()
+    assert (resolved.facts.kind, resolved.clients, resolved.partition) == ("images", 2, "natural")
+    other = Setting.of({"dataset": str(tmp_path), "task": "regression"}).resolved()
+    assert (other.model, other.score) == ("mlp", "test_r2")
 
 
 def test_data_of_a_function(tmp_path, capsys):
