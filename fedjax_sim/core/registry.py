@@ -217,7 +217,7 @@ def declaration_of(value: Any) -> Declaration | None:
 def declared(face: ModuleType) -> dict[str, Declaration]:
     """What the face of a room exports that is declared, by name, in the face's order."""
     several = (declaration_of(value) for value in vars(face).values())
-    return {one.name: one for one in several if one is not None}
+    return {each.name: each for each in several if each is not None}
 
 
 def undeclared(name: str, factory: Callable[..., Any], common: tuple[str, ...]) -> Declaration:

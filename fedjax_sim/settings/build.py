@@ -18,9 +18,8 @@ from fedjax_sim.core.types import AggregationRule, Array, FederatedAlgorithm, Pa
 from fedjax_sim.data import FederatedData
 from fedjax_sim.datasets import Dataset
 from fedjax_sim.sampling import Sampler
-from fedjax_sim.settings.options import COMMON_NAMES
+from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSetting
-from fedjax_sim.settings.rooms import named
 from fedjax_sim.settings.strategies import strategy
 from fedjax_sim.settings.user_data import keys, load
 from fedjax_sim.settings.user_files import called
@@ -58,7 +57,7 @@ def split(chosen: DataChoice) -> Split:
     options = dict(chosen.options)
     seed = chosen.partition_seed
     _, split_key = keys(seed)
-    dataset = load(named("dataset", chosen.dataset, COMMON_NAMES), options, chosen.clients, seed)
+    dataset = load(choose("dataset", chosen.dataset), options, chosen.clients, seed)
     client_ids = _client_ids(split_key, chosen, options, dataset)
     if chosen.validation is None:
         return Split(dataset, client_ids)
@@ -72,7 +71,7 @@ def _client_ids(
     key: Array, chosen: DataChoice, options: Mapping[str, Any], dataset: Dataset
 ) -> np.ndarray:
     """Int[N], the client of each training example."""
-    declaration = named("partition", chosen.partition, COMMON_NAMES)
+    declaration = choose("partition", chosen.partition)
     if declaration.takes("ids") and dataset.client_ids is not None:
         # Not by the split itself, which would number the clients anew, by first appearance.
         return dataset.client_ids
@@ -116,7 +115,7 @@ def _problem(
 
 def _model(name: str, dataset: Dataset, options: Mapping[str, Any] | None = None) -> models.Model:
     """The model of that name for the data set."""
-    declaration = named("model", name, COMMON_NAMES)
+    declaration = choose("model", name)
     shape, classes = dataset.train["x"].shape[1:], dataset.num_classes
     facts = declaration.facts
     is_grey = facts is not None and facts.needs_channels and len(shape) == 2

@@ -30,8 +30,8 @@ def _by_dataset(value: Callable[[Facts], Any]) -> str:
             continue  # what it holds says, once it is loaded
         having.setdefault(value(declaration.facts), []).append(name)
     common, *others = sorted(having, key=lambda default: -len(having[default]))
-    said = [f"{_number(default)} for {', '.join(having[default])}" for default in others]
-    return f"(default: {'; '.join([_number(common), *said])})"
+    rest = [f"{_number(default)} for {', '.join(having[default])}" for default in others]
+    return f"(default: {'; '.join([_number(common), *rest])})"
 
 
 def _number(value: Any) -> str:

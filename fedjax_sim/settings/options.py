@@ -72,6 +72,18 @@ class Vocabulary(NamedTuple):
         check_known(name, known, what)
 
 
+def choose(room: str, name: str) -> Declaration:
+    """What a setting names: a declaration of the package, or of a user's own file or folder.
+
+    Raises:
+      ValueError: for what is none of them, or a file that does not hold it.
+
+    >>> choose("algorithm", "fedprox").options[0].name
+    'mu'
+    """
+    return named(room, name, COMMON_NAMES)
+
+
 def vocabulary_of(values: Mapping[str, Any], *more: tuple[str, str]) -> Vocabulary:
     """The package's names, and those of the user's own files that the values name.
 
@@ -85,7 +97,7 @@ def vocabulary_of(values: Mapping[str, Any], *more: tuple[str, str]) -> Vocabula
     own: dict[str, list[Declaration]] = {}
     for room, name in dict.fromkeys([*several, *more]):
         if name not in declarations(room):
-            own.setdefault(room, []).append(named(room, name, COMMON_NAMES))
+            own.setdefault(room, []).append(choose(room, name))
     return _vocabulary(own) if own else VOCABULARY
 
 
@@ -132,8 +144,8 @@ def _merged(room: str, name: str, pairs: list[tuple[Declaration, Option]]) -> Op
     for declaration, option in pairs:
         default = "" if option.default is None else f" (default: {option.default})"
         helps.setdefault(option.help + default, []).append(declaration.name)
-    said = [f"of --{room} {listed(tuple(names))}: {help}" for help, names in helps.items()]
-    return replace(first, help="; ".join(said), traced=all(option.traced for _, option in pairs))
+    words = [f"of --{room} {listed(tuple(names))}: {help}" for help, names in helps.items()]
+    return replace(first, help="; ".join(words), traced=all(option.traced for _, option in pairs))
 
 
 VOCABULARY = _vocabulary({})

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedjax_sim.core.checks import is_concrete
-from fedjax_sim.core.registry import Declaration, Option, SameAs
+from fedjax_sim.core.registry import Declaration, SameAs
 from fedjax_sim.core.types import LocalTraining
 from fedjax_sim.datasets.types import Facts
 from fedjax_sim.settings.common import FULL, SCHEDULES
-from fedjax_sim.settings.options import COMMON, COMMON_NAMES, listed, vocabulary_of
+from fedjax_sim.settings.options import COMMON, choose, listed, vocabulary_of
 from fedjax_sim.settings.resolved import (
     Choices,
     ClientSteps,
@@ -17,7 +17,7 @@ from fedjax_sim.settings.resolved import (
     ResolvedSetting,
     ServerSteps,
 )
-from fedjax_sim.settings.rooms import declarations, default_of, named
+from fedjax_sim.settings.rooms import declarations, default_of
 from fedjax_sim.settings.schedules import first_without_training, share
 from fedjax_sim.settings.strategies import strategy
 from fedjax_sim.settings.user_data import facts_of
@@ -43,51 +43,74 @@ _WITH_DEFAULT = ("dataset", "mode", "sampler", "algorithm")
 _ADAPTIVE_LR = 0.01  # of the server, where it is not plain SGD
 
 
+class _Context(NamedTuple):
+    """The values of a setting, and what its defaults depend on."""
+
+    values: Mapping[str, Any]
+    choices: Choices
+    facts: Facts
+
+    def value(self, name: str) -> Any:
+        """Of a setting that all share: what was said, or else the default."""
+        return self.values[name] if name in self.values else self._default(name)
+
+    def _default(self, name: str) -> Any:
+        """The algorithm's own, the data set's, or the common one."""
+        own = self.choices.algorithm.defaults.get(name)
+        if isinstance(own, SameAs):
+            return self._default(own.name)
+        if own is not None:
+            return own
+        of_data = {"client_lr": self.facts.client_lr, "fraction": self.facts.fraction}
+        return of_data.get(name, _SHARED[name].default)
+
+
 def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
     """The setting of values by their flat names; None is no value.
 
     Raises:
       ValueError: naming the value, what was given and what is allowed.
     """
-    said = {name: value for name, value in values.items() if value is not None}
+    values = {name: value for name, value in values.items() if value is not None}
     owed = (option for option in COMMON if option.default is not None)
     # Those that not all have get their default where they are taken.
     always = (option for option in owed if option.name not in {*_TAKEN_AS, *_OF_SCHEDULES})
-    said = {option.name: option.default for option in always} | said
-    said = {room: default_of(room) for room in _WITH_DEFAULT} | said
-    choices, facts = _choices(said)
-    _check_belongs(said, choices)
+    values = {option.name: option.default for option in always} | values
+    values = {room: default_of(room) for room in _WITH_DEFAULT} | values
+    choices, facts = _choices(values)
+    _check_belongs(values, choices)
     for option in COMMON:
-        if option.name in said:
-            option.check(said[option.name])
-    options = _own_options(said, choices)
-    clients = said.get("clients", facts.clients)
+        if option.name in values:
+            option.check(values[option.name])
+    options = _own_options(values, choices)
+    clients = values.get("clients", facts.clients)
     if choices.partition.takes("ids") and facts.fixed and clients != facts.clients:
         raise ValueError(
-            f"clients must be the {facts.clients} that {said['dataset']} has; got {clients} (any "
+            f"clients must be the {facts.clients} that {values['dataset']} has; got {clients} (any "
             "number with partition iid)"
         )
+    context = _Context(values, choices, facts)
     resolved = ResolvedSetting(
         dataset=choices.dataset.name,
         partition=choices.partition.name,
-        partition_seed=said["partition_seed"],
+        partition_seed=values["partition_seed"],
         model=choices.model.name,
         clients=clients,
         algorithm=choices.algorithm.name,
         mode=choices.mode.name,
         sampler=choices.sampler.name,
-        fraction=said.get("fraction", facts.fraction) if _takes(choices, "fraction") else 1.0,
-        local=_local(said, choices),
-        client=_client_steps(said, choices, facts),
-        server=_server_steps(said, choices, facts),
-        rounds=said["rounds"],
-        seed=said["seed"],
-        evaluate_every=said["evaluate_every"],
-        validation=said.get("validation"),
-        per_client=said["per_client"],
-        target=said.get("target"),
-        execution=said["execution"],
-        cores=said.get("cores"),
+        fraction=context.value("fraction") if _takes(choices, "fraction") else 1.0,
+        local=_local(context),
+        client=_client_steps(context),
+        server=_server_steps(context),
+        rounds=values["rounds"],
+        seed=values["seed"],
+        evaluate_every=values["evaluate_every"],
+        validation=values.get("validation"),
+        per_client=values["per_client"],
+        target=values.get("target"),
+        execution=values["execution"],
+        cores=values.get("cores"),
         options=options,
         choices=choices,
         facts=facts,
@@ -102,19 +125,14 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
     return resolved
 
 
-def _choices(said: Mapping[str, Any]) -> tuple[Choices, Facts]:
+def _choices(values: Mapping[str, Any]) -> tuple[Choices, Facts]:
     """What is named, and the facts of the data set, on which split and model depend."""
-
-    def choose(room: str, name: str) -> Declaration:
-        return named(room, name, COMMON_NAMES)
-
-    dataset = choose("dataset", said["dataset"])
-    facts = facts_of(dataset, said)
-    split = choose("partition", said.get("partition", facts.partition))
+    dataset = choose("dataset", values["dataset"])
+    facts = facts_of(dataset, values)
+    split = choose("partition", values.get("partition", facts.partition))
     if split.takes("ids") and not facts.natural:
-        natural = [
-            name for name, one in declarations("dataset").items() if one.facts and one.facts.natural
-        ]
+        facts_of_all = {name: each.facts for name, each in declarations("dataset").items()}
+        natural = [name for name, its in facts_of_all.items() if its is not None and its.natural]
         raise ValueError(
             f"partition {split.name} needs a dataset with natural clients ({', '.join(natural)})"
         )
@@ -128,14 +146,14 @@ def _choices(said: Mapping[str, Any]) -> tuple[Choices, Facts]:
             f"partition {split.name} splits by label, and {dataset.name} has none; use "
             f"{' or '.join([', '.join(others[:-1]), others[-1]])}"
         )
-    model = _model(said.get("model", facts.model), dataset.name, facts)
+    model = _model(values.get("model", facts.model), dataset.name, facts)
     return Choices(
         dataset=dataset,
         partition=split,
         model=model,
-        mode=choose("mode", said["mode"]),
-        sampler=choose("sampler", said["sampler"]),
-        algorithm=choose("algorithm", said["algorithm"]),
+        mode=choose("mode", values["mode"]),
+        sampler=choose("sampler", values["sampler"]),
+        algorithm=choose("algorithm", values["algorithm"]),
     ), facts
 
 
@@ -151,7 +169,7 @@ def _model(name: str, dataset: str, facts: Facts) -> Declaration:
             f"model (of {dataset}) must be one of {', '.join(ordered)} or FILE.py:FUNCTION; got "
             f"{name!r}"
         )
-    return named("model", name, COMMON_NAMES)
+    return choose("model", name)
 
 
 def _takes(choices: Choices, name: str) -> bool:
@@ -164,13 +182,13 @@ def _is_taken(choice: Declaration, name: str, parameters: tuple[str, ...]) -> bo
     return choice.takes(*parameters) and name not in choice.without
 
 
-def _check_belongs(said: Mapping[str, Any], choices: Choices) -> None:
+def _check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
     """Refuses what is of another choice than the one made: whose it is."""
     own = {option.name for choice in choices for option in choice.options}
-    vocabulary = vocabulary_of(said)
-    schedule = said.get("schedule", "constant")
+    vocabulary = vocabulary_of(values)
+    schedule = values.get("schedule", "constant")
     _SHARED["schedule"].check(schedule)
-    for name in said:
+    for name in values:
         vocabulary.check(name, "name")
         if name in vocabulary.owners and name not in own:
             room, owners = vocabulary.owners[name]
@@ -178,7 +196,7 @@ def _check_belongs(said: Mapping[str, Any], choices: Choices) -> None:
         elif name in _TAKEN_AS and not _takes(choices, name):
             room, parameters = _TAKEN_AS[name]
             several = declarations(room).values()
-            owners = tuple(one.name for one in several if _is_taken(one, name, parameters))
+            owners = tuple(each.name for each in several if _is_taken(each, name, parameters))
             chosen = getattr(choices, room).name
         elif name in _OF_SCHEDULES and schedule not in _OF_SCHEDULES[name]:
             room, owners = "schedule", _OF_SCHEDULES[name]
@@ -188,12 +206,12 @@ def _check_belongs(said: Mapping[str, Any], choices: Choices) -> None:
         raise ValueError(f"{name} belongs to {room} {listed(owners)}; the {room} is {chosen}")
 
 
-def _own_options(said: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
+def _own_options(values: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
     """The values of what the choices declare, checked."""
     options: dict[str, Any] = {}
     for choice in choices:
         for option in choice.options:
-            value = said.get(option.name, option.default)
+            value = values.get(option.name, option.default)
             if value is not None:
                 option.check(value)
                 options[option.name] = value
@@ -202,69 +220,53 @@ def _own_options(said: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
     return options
 
 
-def _default(option: Option, choices: Choices, facts: Facts) -> Any:
-    """Of a setting that all share: the algorithm's own, the data set's, or the common one."""
-    default = choices.algorithm.defaults.get(option.name)
-    if isinstance(default, SameAs):
-        return _default(_SHARED[default.name], choices, facts)
-    if default is not None:
-        return default
-    return facts.client_lr if option.name == "client_lr" else option.default
-
-
-def _local(said: Mapping[str, Any], choices: Choices) -> LocalTraining | None:
-    if not _takes(choices, "epochs"):
+def _local(context: _Context) -> LocalTraining | None:
+    if not _takes(context.choices, "epochs"):
         return None
-    defaults = choices.algorithm.defaults
-    epochs, batch_size = (
-        said.get(name, defaults.get(name, _SHARED[name].default))
-        for name in ("epochs", "batch_size")
+    batch_size = context.value("batch_size")
+    return LocalTraining(
+        epochs=context.value("epochs"), batch_size=None if batch_size == FULL else batch_size
     )
-    return LocalTraining(epochs=epochs, batch_size=None if batch_size == FULL else batch_size)
 
 
-def _client_steps(said: Mapping[str, Any], choices: Choices, facts: Facts) -> ClientSteps | None:
-    if not _takes(choices, "client_lr"):
+def _client_steps(context: _Context) -> ClientSteps | None:
+    if not _takes(context.choices, "client_lr"):
         return None
-
-    def value(name: str) -> Any:
-        return said.get(name, _default(_SHARED[name], choices, facts))
-
-    has_schedule = _takes(choices, "schedule")
+    takes_momentum = _takes(context.choices, "client_momentum")
+    has_schedule = _takes(context.choices, "schedule")
     return ClientSteps(
-        lr=value("client_lr"),
-        momentum=value("client_momentum") if _takes(choices, "client_momentum") else None,
-        decay=_decay(said, value("schedule")) if has_schedule else None,
+        lr=context.value("client_lr"),
+        momentum=context.value("client_momentum") if takes_momentum else None,
+        decay=_decay(context) if has_schedule else None,
         has_schedule=has_schedule,
     )
 
 
-def _decay(said: Mapping[str, Any], schedule: str) -> Decay | None:
+def _decay(context: _Context) -> Decay | None:
+    schedule, rounds = context.value("schedule"), context.value("rounds")
     if schedule == "constant":
         return None
-    third = max(1, said["rounds"] // 3)
-    span = {"exponential": 1, "step": third}.get(schedule, said["rounds"])
-    rounds = said.get("decay_rounds", span)
+    span = {"exponential": 1, "step": max(1, rounds // 3)}.get(schedule, rounds)
+    span = context.values.get("decay_rounds", span)
     if schedule in _OF_SCHEDULES["decay_end"]:
-        return Decay(schedule, rounds, end=said.get("decay_end", 0.0))
-    return Decay(schedule, rounds, rate=said.get("decay_rate", 0.1 if schedule == "step" else 0.99))
+        return Decay(schedule, span, end=context.value("decay_end"))
+    factor = 0.1 if schedule == "step" else 0.99
+    return Decay(schedule, span, rate=context.values.get("decay_rate", factor))
 
 
-def _server_steps(said: Mapping[str, Any], choices: Choices, facts: Facts) -> ServerSteps | None:
-    if not _takes(choices, "server_lr"):
+def _server_steps(context: _Context) -> ServerSteps | None:
+    if not _takes(context.choices, "server_lr"):
         return None
-    optimizer = None
-    default = _default(_SHARED["server_lr"], choices, facts)
-    if _takes(choices, "server_optimizer"):
-        optimizer = said.get(
-            "server_optimizer", _default(_SHARED["server_optimizer"], choices, facts)
-        )
-        default = default if optimizer == "sgd" else _ADAPTIVE_LR
-    return ServerSteps(said.get("server_lr", default), optimizer)
+    if not _takes(context.choices, "server_optimizer"):
+        return ServerSteps(context.value("server_lr"), None)
+    optimizer = context.value("server_optimizer")
+    if optimizer == "sgd":
+        return ServerSteps(context.value("server_lr"), optimizer)
+    return ServerSteps(context.values.get("server_lr", _ADAPTIVE_LR), optimizer)
 
 
 def _check_trains(resolved: ResolvedSetting) -> None:
-    """Refuses a schedule that leaves whole rounds at rate 0, in which nobody trains."""
+    """Refuses a schedule that leaves context rounds at rate 0, in which nobody trains."""
     client = resolved.client
     if client is None or client.decay is None:
         return

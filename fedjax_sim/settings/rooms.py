@@ -45,7 +45,7 @@ def default_of(room: str) -> str:
     >>> default_of("sampler")
     'uniform'
     """
-    return next(name for name, one in declarations(room).items() if one.is_default)
+    return next(name for name, each in declarations(room).items() if each.is_default)
 
 
 @cache

@@ -26,7 +26,7 @@ def keys(seed: int) -> tuple[Array, Array]:
     return data_key, split_key
 
 
-def facts_of(dataset: Declaration, said: Mapping[str, Any]) -> Facts:
+def facts_of(dataset: Declaration, values: Mapping[str, Any]) -> Facts:
     """Those that are declared; or of a user's own data, which are loaded for it.
 
     Raises:
@@ -34,15 +34,15 @@ def facts_of(dataset: Declaration, said: Mapping[str, Any]) -> Facts:
     """
     if dataset.facts is not None:
         return dataset.facts
-    options = {o.name: said.get(o.name, o.default) for o in dataset.options}
+    options = {o.name: values.get(o.name, o.default) for o in dataset.options}
     for option in dataset.options:
         if options[option.name] is not None:
             option.check(options[option.name])
     loaded = load(
         dataset,
         {name: value for name, value in options.items() if value is not None},
-        said.get("clients"),
-        said["partition_seed"],
+        values.get("clients"),
+        values["partition_seed"],
     )
     return facts_from(loaded, fixed=not dataset.takes("num_clients", "num_regions"))
 

@@ -82,9 +82,9 @@ def _declared(
             )
     arguments = {option.argument for option in own.options}
     for parameter in own.parameters.values():
-        given = parameter.name in common or parameter.name in arguments
+        has_meaning = parameter.name in common or parameter.name in arguments
         is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.default is parameter.empty and not given and not is_variadic:
+        if parameter.default is parameter.empty and not has_meaning and not is_variadic:
             raise ValueError(
                 f"{room} {name}: its parameter {parameter.name} has no default, and is none of "
                 f"{', '.join(common)}"
@@ -101,12 +101,12 @@ def called(room: str, name: str, call: Callable[[], Any], wanted: type, what: st
     if not is_reference(name):
         return call()
     try:
-        made = call()
+        result = call()
     except Exception as error:  # a user's code may raise anything
         raise ValueError(f"{room} {name} failed: {_told(error)}") from error
-    if not isinstance(made, wanted):
-        raise ValueError(f"{room} {name} must return {what}; got {type(made).__name__}")
-    return made
+    if not isinstance(result, wanted):
+        raise ValueError(f"{room} {name} must return {what}; got {type(result).__name__}")
+    return result
 
 
 @lru_cache(maxsize=16)
