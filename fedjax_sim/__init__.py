@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from fedjax_sim.core.types import LocalTraining as LocalTraining
     from fedjax_sim.core.types import RoundContext as RoundContext
     from fedjax_sim.data import FederatedData as FederatedData
-    from fedjax_sim.host.simulate import Simulation as Simulation
     from fedjax_sim.host.simulate import simulate as simulate
+    from fedjax_sim.host.simulation import Simulation as Simulation
     from fedjax_sim.host.stopping import Stop as Stop
     from fedjax_sim.host.stopping import any_of as any_of
     from fedjax_sim.host.stopping import patience as patience
@@ -201,10 +201,8 @@ _WHERE = {
         "RoundContext",
     ),
     "fedjax_sim.data": ("FederatedData",),
-    "fedjax_sim.host.simulate": (
-        "Simulation",
-        "simulate",
-    ),
+    "fedjax_sim.host.simulate": ("simulate",),
+    "fedjax_sim.host.simulation": ("Simulation",),
     "fedjax_sim.host.stopping": (
         "Stop",
         "any_of",

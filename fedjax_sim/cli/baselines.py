@@ -12,7 +12,8 @@ from fedjax_sim.cli import files, folder
 from fedjax_sim.cli.show import run_progress
 from fedjax_sim.core.checks import check_known
 from fedjax_sim.core.types import FederatedState
-from fedjax_sim.host.simulate import Simulation, simulate
+from fedjax_sim.host.simulate import simulate
+from fedjax_sim.host.simulation import Simulation
 from fedjax_sim.results import Results, Scalar
 from fedjax_sim.results.columns import BYTES
 from fedjax_sim.results.folder import BASELINES, CONFIGURATION, RUN, RunFolder

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from fedjax_sim.core.interrupted import InterruptedRun
 
@@ -54,6 +57,23 @@ def replace_file(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise SaveError(f"{path} was not written: {reason(error)}") from error
+
+
+def to_json(value: Any) -> bytes:
+    """JSON text; it has no NaN and no infinity: null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): clean(x) for key, x in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(x) for x in value]
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+    return (json.dumps(clean(value), indent=2) + "\n").encode()
 
 
 def fingerprint(numbers: Any) -> str:

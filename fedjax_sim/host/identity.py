@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.types import Array, Coefficients, Cohort, FederatedState, PyTree, RoundContext
+from fedjax_sim.core.versions import versions
 from fedjax_sim.execution.client import block_size
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.fingerprint import traced
-from fedjax_sim.results import versions
 from fedjax_sim.sampling import as_arrays
 from fedjax_sim.training.experiment import Experiment
 

@@ -5,8 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_sim.core.files import replace_file
-from fedjax_sim.results import to_json
+from fedjax_sim.core.files import replace_file, to_json
 from fedjax_sim.results.folder import RUN, SWEEP, Kind, RunFolder
 
 MORE_ROUNDS = (

@@ -1,28 +1,28 @@
 """A whole run driven from the host: progress, early stop, checkpoints, resume."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.files import SaveError
-from fedjax_sim.core.history import Communication, History
+from fedjax_sim.core.history import History
 from fedjax_sim.core.interrupted import InterruptedRun
-from fedjax_sim.core.notebook import card, number, progress_bar, words
+from fedjax_sim.core.notebook import progress_bar, words
 from fedjax_sim.core.randomness import as_key
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.host.checkpoints import Checkpoints
-from fedjax_sim.host.driver import WARM_SECONDS, Interrupt, Progress, drive, history_of
+from fedjax_sim.host.driver import Driven, Interrupt, Progress, drive, history_of
 from fedjax_sim.host.identity import identity
 from fedjax_sim.host.keeping import (
-    Best,
+    Keep,
     advance,
     check_keep_model,
     first_best,
@@ -31,72 +31,13 @@ from fedjax_sim.host.keeping import (
 )
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.program import compile_program, trace_step
-from fedjax_sim.host.stopping import Criterion, as_stop, check_stop, replay
-from fedjax_sim.results import Results, Run
-from fedjax_sim.results.columns import check_evaluated, columns, has_value
+from fedjax_sim.host.simulation import Simulation, save_model
+from fedjax_sim.host.stopping import Criterion, Stop, as_stop, check_stop, replay
+from fedjax_sim.host.telling import Teller, Writer
+from fedjax_sim.results.columns import check_evaluated
 from fedjax_sim.results.folder import MODEL, RUN, RunFolder
-from fedjax_sim.results.trained import save_trained, trained_params
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
-
-
-class Writer(Protocol):
-    """Where a run's numbers go while it runs; `fs.writers` has some."""
-
-    def write(self, round: int, values: Mapping[str, float]) -> None:
-        """The scalars of round `round`, counted from 1. After a resume, of saved ones again.
-
-        What has no value there, as a metric that was not evaluated, is left out; a NaN is of a
-        run that diverged.
-        """
-
-    def close(self) -> None:
-        """Everything is written."""
-
-
-class Simulation(NamedTuple):
-    """What `fs.simulate` returns.
-
-    Attributes:
-      state: after the last round done.
-      history: of the rounds done, numpy leaves.
-      status: "finished"; "stopped", by `stop`; or "interrupted", by a signal.
-      exchange: the bytes of one exchange.
-      num_rounds: R, what was asked for.
-      best: with `keep_model="best"`: its params, the metric's value, and the rounds that it was
-        trained for (0, and the first model, if the metric was never measured).
-    """
-
-    state: FederatedState
-    history: History
-    status: str
-    exchange: Communication
-    num_rounds: int
-    best: Best | None = None
-
-    def __repr__(self) -> str:
-        return f"Simulation({words(self._facts())})"
-
-    def _repr_html_(self) -> str:
-        return card("Simulation", self._facts())
-
-    def _facts(self) -> dict[str, Any]:
-        measured = self.history._facts()
-        rounds = f"{number(measured.pop('rounds'))} of {number(self.num_rounds)}"
-        size = sum(x.size for x in jax.tree.leaves(trained_params(self.state)))
-        return {"status": self.status, "rounds": rounds, **measured, "parameters": size}
-
-    def results(self, configuration: Mapping[str, Any] | None = None, seed: int = 0) -> Results:
-        """The run as a table of one: to print, to save, to hand to pandas.
-
-        Args:
-          configuration: hyper-parameter -> value, to label it with.
-          seed: its label.
-        """
-        # A run that its criterion ended is complete.
-        asked = self.num_rounds if self.status == "interrupted" else len(self.history.evaluated)
-        found = columns(self.history, self.exchange)
-        return Results((Run(dict(configuration or {}), seed, found, {}, asked),))
 
 
 def simulate(
@@ -165,21 +106,11 @@ def simulate(
     >>> round(float(simulation.state.params), 3), simulation.status
     (0.488, 'finished')
     """
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
+    _check(experiment, out, resume, on_progress, writers)
     if checkpoint_every is not None:
         checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
-    if on_progress is not None:
-        check_takes("on_progress", on_progress, "progress")
-    if resume and out is None:
-        raise ValueError("resume needs out, the folder to go on from; got None")
     check_keep_model(keep_model, metric)
     criterion = None if stop is None else as_stop(stop)
-    if not all(hasattr(writer, "write") for writer in writers):
-        raise ValueError(
-            "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
-            f"{writers!r}"
-        )
     if progress:
         with progress_bar(experiment.num_rounds, "rounds") as tell:
 
@@ -189,10 +120,18 @@ def simulate(
                     on_progress(now)
 
             shown = simulate(
-                experiment, key, out=out, resume=resume, stop=stop, on_progress=both,
-                checkpoint_every=checkpoint_every, writers=writers, configuration=configuration,
-                keep_model=keep_model, metric=metric,
-            )  # fmt: skip
+                experiment,
+                key,
+                out=out,
+                resume=resume,
+                stop=stop,
+                checkpoint_every=checkpoint_every,
+                on_progress=both,
+                writers=writers,
+                configuration=configuration,
+                keep_model=keep_model,
+                metric=metric,
+            )
             tell(len(shown.history.evaluated), shown.status)
             return shown
     key, seed = as_key(key)
@@ -201,27 +140,18 @@ def simulate(
     state = experiment.start(key)
     check_evaluated(experiment.evaluate, state.params)
     exchange = communication(experiment.algorithm, state.params, experiment.data)
-
     keep = None if keep_model == "final" else keep_of(keep_model, metric, experiment, key, state)
+    execution = experiment.execution
+    mesh = None if execution is None else as_strategy(execution).mesh
+    carry = _first_carry(state, keep, mesh)
 
     def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         if keep is None:
             return experiment.advance(key, round, carry)
         return advance(keep, experiment, key, round, carry)
 
-    begun: PyTree = (state.server, state.clients)
-    begun = begun if keep is None else (begun, first_best(state))
-    # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
-    carry = jax.tree.map(lambda x: jnp.array(x, copy=True), begun)
-    execution = experiment.execution
-    mesh = None if execution is None else as_strategy(execution).mesh
-    if mesh is not None:
-        carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
     traced = trace_step(step, (), carry)
-
-    def as_it_were(rows: History) -> History:
-        return _without_last_evaluation(experiment, rows)
-
+    as_it_were = partial(_without_last_evaluation, experiment)
     checkpoints = None
     if out is not None:
         here = identity(experiment, key, state) | {
@@ -231,33 +161,14 @@ def simulate(
         }
         if keep is not None:
             here |= {"keep_model": keep.kept, "metric": keep.metric}
-
         folder = RunFolder(Path(out))
         checkpoints = Checkpoints(folder.parts(RUN))
-
-        def rounds_met() -> list[int]:
-            rows = as_it_were(history_of(checkpoints, traced.row))
-            met = np.array(False) if criterion is None else replay(criterion, rows)[1]
-            return [int(i) + 1 for i in np.flatnonzero(met)]
-
+        rounds_met = partial(_rounds_met, criterion, checkpoints, traced.row, as_it_were)
         Manifest.of(RUN, here).open(folder, resume, rounds_met)
     program = compile_program(traced, (), carry, experiment.num_rounds, stop=criterion, place=mesh)
-    is_warm = False  # whether a chunk's time is that of its rounds alone
+    teller = Teller(writers, on_progress, experiment.num_rounds)
 
-    def on_chunk(first: int, rows: History, seconds: float) -> None:
-        nonlocal is_warm
-        found = {name: x for name, x in columns(rows).items() if x.ndim == 1}
-        has = {name: has_value(found, name) for name in found if name != "evaluated"}
-        for i in range(len(rows.evaluated)):
-            values = {name: float(found[name][i]) for name, there in has.items() if there[i]}
-            for writer in writers:
-                writer.write(first + i + 1, values)
-        if on_progress is not None and seconds:
-            is_warm = is_warm or seconds >= WARM_SECONDS
-            on_progress(progress_of(found, first, experiment.num_rounds, seconds, is_warm))
-        is_warm = is_warm or seconds > 0
-
-    def simulation(driven: Any) -> Simulation:
+    def simulation(driven: Driven) -> Simulation:
         carry, best = driven.carry, None
         if keep is not None:
             carry, best = carry
@@ -271,50 +182,81 @@ def simulate(
     try:
         with Interrupt() as interrupt:
             driven = drive(
-                program, (), carry, interrupt, on_chunk, checkpoints, checkpoint_every, as_it_were
+                program,
+                (),
+                carry,
+                interrupt,
+                teller.chunk,
+                checkpoints,
+                checkpoint_every,
+                as_it_were,
             )
     except BaseException as error:
-        _close(writers, error)
+        teller.close(error)
         if isinstance(error, InterruptedRun):
             if out is not None and not isinstance(error, SaveError):
                 error.add_note(f"{error.partial.round} rounds are saved in {out}, to be resumed")
             error.partial = simulation(error.partial)
         raise
-    found = simulation(driven)
+    done = simulation(driven)
     try:
-        _close(writers, None)
+        teller.close()
         if out is not None:
-            best = found.best
-            save_trained(
-                Path(out) / MODEL, trained_params(found.state) if best is None else best.params,
-                configuration=configuration or {}, seed=seed,
-                round=driven.round if best is None else int(best.round),
-                num_rounds=found.num_rounds, status=found.status, kept=keep_model,
-                metric=None if keep is None else keep.metric,
-                value=None if best is None else float(best.value),
-            )  # fmt: skip
+            save_model(Path(out) / MODEL, done, keep, configuration or {}, seed)
     except SaveError as error:
-        error.partial = found
+        error.partial = done
         raise
     except Exception as error:
         closed = InterruptedRun(f"all rounds are done, but not all is written: {error!r}")
-        raise closed.holding(found) from error
-    return found
+        raise closed.holding(done) from error
+    return done
 
 
-def _close(writers: Sequence[Writer], first: BaseException | None) -> None:
-    """Closes all of them; raises the first error, unless there is an earlier one to note it on."""
-    earlier = first
-    for writer in writers:
-        try:
-            writer.close()
-        except Exception as error:
-            if earlier is None:
-                earlier = error
-            else:
-                earlier.add_note(f"{type(writer).__name__}.close() then raised {error!r}")
-    if first is None and earlier is not None:
-        raise earlier
+def _check(
+    experiment: Any,
+    out: str | Path | None,
+    resume: bool,
+    on_progress: Callable[[Progress], None] | None,
+    writers: Sequence[Writer],
+) -> None:
+    """Refuses arguments of `simulate` before anything is computed.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
+    if on_progress is not None:
+        check_takes("on_progress", on_progress, "progress")
+    if resume and out is None:
+        raise ValueError("resume needs out, the folder to go on from; got None")
+    if not all(hasattr(writer, "write") for writer in writers):
+        raise ValueError(
+            "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
+            f"{writers!r}"
+        )
+
+
+def _first_carry(state: FederatedState, keep: Keep | None, mesh: Mesh | None) -> PyTree:
+    """What is carried from round to round, before round 0, on the devices of the mesh."""
+    begun: PyTree = (state.server, state.clients)
+    begun = begun if keep is None else (begun, first_best(state))
+    # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
+    carry = jax.tree.map(lambda x: jnp.array(x, copy=True), begun)
+    return carry if mesh is None else jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
+
+
+def _rounds_met(
+    criterion: Stop | None,
+    checkpoints: Checkpoints,
+    row: History,
+    as_it_were: Callable[[History], History],
+) -> list[int]:
+    """Those of the rounds done, counted from 1, that meet the criterion of what is to run."""
+    if criterion is None:
+        return []
+    met = replay(criterion, as_it_were(history_of(checkpoints, row)))[1]
+    return [int(i) + 1 for i in np.flatnonzero(met)]
 
 
 def _without_last_evaluation(experiment: Experiment, rows: History) -> History:
@@ -330,33 +272,3 @@ def _without_last_evaluation(experiment: Experiment, rows: History) -> History:
 
     evaluation = jax.tree.map(without, rows.evaluation)
     return rows._replace(evaluation=evaluation, evaluated=without(rows.evaluated))
-
-
-def progress_of(
-    found: Mapping[str, np.ndarray],
-    first: int,
-    num_rounds: int,
-    seconds: float,
-    is_warm: bool = True,
-) -> Progress:
-    """What a chunk's columns [rounds, ...] say of the pace and the latest metrics.
-
-    Args:
-      is_warm: whether its seconds say how long the rounds to come will take.
-    """
-    count = len(next(iter(found.values())))
-    steps = float(np.sum(found.get("client_steps", 0)))
-    scalars = {name: x for name, x in found.items() if x.ndim == 1 and x.dtype.kind == "f"}
-    known = {name: x[has_value(found, name)] for name, x in scalars.items()}
-    metrics = {name: float(x[-1]) for name, x in known.items() if len(x)}
-    done = first + count
-    return Progress(
-        round=done,
-        num_rounds=num_rounds,
-        rounds_per_second=count / seconds,
-        client_steps_per_second=steps / seconds,
-        seconds_left=(num_rounds - done) * seconds / count
-        if is_warm or done == num_rounds
-        else math.nan,
-        metrics=metrics,
-    )

@@ -13,15 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.core.versions import versions
 from fedjax_sim.host.checkpoints import Checkpoints, checksum
 from fedjax_sim.host.driver import Interrupt, drive
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.program import Program, compile_program, trace_step
-from fedjax_sim.host.simulate import progress_of
 from fedjax_sim.host.stopping import as_stop, reaches
+from fedjax_sim.host.telling import progress_of
 from fedjax_sim.reproduce.cells import RATIO, Cell, named
 from fedjax_sim.reproduce.store import Store, what
-from fedjax_sim.results import versions
 from fedjax_sim.results.columns import columns
 from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.results.targets import rounds_to_target

@@ -11,12 +11,12 @@ import jax
 from jax.sharding import Mesh
 
 from fedjax_sim import execution
-from fedjax_sim.core.files import replace_file
+from fedjax_sim.core.files import replace_file, to_json
 from fedjax_sim.host.driver import Progress
 from fedjax_sim.host.simulate import simulate
 from fedjax_sim.host.stopping import reaches
 from fedjax_sim.report import reading
-from fedjax_sim.results import Results, to_json
+from fedjax_sim.results import Results
 from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.setting import Setting

@@ -10,10 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fedjax_sim.core.files import replace_file
+from fedjax_sim.core.files import replace_file, to_json
 from fedjax_sim.host.manifest import differences
 from fedjax_sim.reproduce.cells import Cell
-from fedjax_sim.results import to_json
 
 ESTIMATES = "estimates.json"
 

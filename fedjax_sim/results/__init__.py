@@ -10,5 +10,3 @@ from fedjax_sim.results.table import Run as Run
 from fedjax_sim.results.table import Scalar as Scalar
 from fedjax_sim.results.table import joined as joined
 from fedjax_sim.results.table import ranked as ranked
-from fedjax_sim.results.table import to_json as to_json
-from fedjax_sim.results.table import versions as versions

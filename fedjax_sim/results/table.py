@@ -2,23 +2,19 @@
 
 import csv
 import io
-import json
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-import jax
 import numpy as np
 from scipy.special import stdtrit
 
 from fedjax_sim.core import notebook
 from fedjax_sim.core.checks import check_number
-from fedjax_sim.core.files import SaveError, reason, replace_file
+from fedjax_sim.core.files import SaveError, reason, replace_file, to_json
+from fedjax_sim.core.versions import versions
 from fedjax_sim.results.columns import LABELS, is_measured, lowest_is_best, score_of
 from fedjax_sim.results.folder import ROUNDS, SUMMARY, TABLE
 from fedjax_sim.results.runs import Mean as Mean
@@ -310,35 +306,6 @@ def _check_labelled(runs: Sequence[Run], others: Sequence[Run]) -> None:
 
 def _number(value: Scalar) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def versions() -> dict[str, str]:
-    """What made a result: packages, Python, machine."""
-    packages = ("fedjax-sim", "jax", "jaxlib", "flax", "optax", "numpy")
-    device = jax.devices()[0]
-    return {
-        **{name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": f"{device.platform} ({device.device_kind})",
-    }
-
-
-def to_json(value: Any) -> bytes:
-    """JSON text; it has no NaN and no infinity: null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): clean(x) for key, x in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [clean(x) for x in value]
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
-
-    return (json.dumps(clean(value), indent=2) + "\n").encode()
 
 
 def _is_text(rows: Sequence[Mapping[str, Scalar]], name: str) -> bool:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_sim.core.checks import check_known
+from fedjax_sim.core.files import to_json
 from fedjax_sim.core.types import FederatedState, Params, PyTree
-from fedjax_sim.results import model_file, to_json, versions
+from fedjax_sim.core.versions import versions
+from fedjax_sim.results import model_file
 from fedjax_sim.results.folder import MODEL, MODELS, RUN, SWEEP, RunFolder
 
 KEPT = ("final", "best")  # what a sweep can keep of a run

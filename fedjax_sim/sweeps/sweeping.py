@@ -1,10 +1,9 @@
 """`fs.sweep` itself."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,53 +14,22 @@ from fedjax_sim import grid as grids
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.files import SaveError
 from fedjax_sim.core.interrupted import InterruptedRun
-from fedjax_sim.core.notebook import card, progress_bar, words
+from fedjax_sim.core.notebook import progress_bar
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array
+from fedjax_sim.core.versions import versions
 from fedjax_sim.execution.machine import free_memory
 from fedjax_sim.grid import Grid
-from fedjax_sim.host.driver import WARM_SECONDS, Interrupt
+from fedjax_sim.host.driver import Interrupt
 from fedjax_sim.host.identity import program
-from fedjax_sim.results import Results, Run, versions
+from fedjax_sim.results import Results, Run
 from fedjax_sim.results.trained import save_trained
 from fedjax_sim.sweeps.batch import Columns, Compiled
 from fedjax_sim.sweeps.checks import check_labels, check_names, said, takes_key
 from fedjax_sim.sweeps.models import Model, check_keep
 from fedjax_sim.sweeps.plan import Group, build, plan
 from fedjax_sim.sweeps.store import Store
-
-
-class Swept(NamedTuple):
-    """What is told after each chunk of a sweep.
-
-    Attributes:
-      runs: configurations times seeds that are through.
-      num_runs: how many there are.
-      client_steps_per_second: of this chunk; 0 if the outputs do not say.
-      seconds_left: at this pace, compilation of groups to come not counted; NaN while no pace is
-        known, after a first chunk that was short.
-      says: the batch at work, in words.
-    """
-
-    runs: int
-    num_runs: int
-    client_steps_per_second: float
-    seconds_left: float
-    says: str
-
-    def __repr__(self) -> str:
-        return f"Swept({words(self._facts())})"
-
-    def _repr_html_(self) -> str:
-        return card("Sweep", self._facts())
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "runs": f"{self.runs:,} of {self.num_runs:,}",
-            "client steps a second": self.client_steps_per_second,
-            "seconds left": self.seconds_left,
-            **({"at work": self.says} if self.says else {}),
-        }
+from fedjax_sim.sweeps.telling import Swept, Teller
 
 
 def sweep(
@@ -212,7 +180,7 @@ def sweep(
         store.open(identity, [group.side_by_side for group in groups], resume)
 
     runs: dict[tuple[int, int], Run] = {}
-    teller = _Teller(on_progress, len(grid) * len(labels))
+    teller = Teller(on_progress, len(grid) * len(labels))
 
     def through() -> Results:
         return Results(tuple(runs[place] for place in sorted(runs)))
@@ -327,41 +295,6 @@ def _save_model(
         num_rounds=group.num_rounds, status="finished", kept=group.keep.kept,
         metric=group.keep.metric, value=None if final else float(model.value),
     )  # fmt: skip
-
-
-class _Teller:
-    """Keeps the pace, and tells it."""
-
-    def __init__(self, on_progress: Callable[[Swept], None] | None, num_runs: int) -> None:
-        self.on_progress, self.num_runs = on_progress, num_runs
-        self.before, self.worked, self.seconds, self.partly = 0, 0.0, 0.0, 0.0
-        self.is_warm = False  # whether a chunk's time is that of its rounds alone
-
-    def chunk(
-        self, group: Group, new: int, runs: int, share: float, steps: float, seconds: float
-    ) -> None:
-        """Of a batch of some runs, `new` of which are no repetition."""
-        fresh = new * share - self.partly
-        self.partly = new * share
-        if not seconds:
-            return
-        if self.is_warm or seconds >= WARM_SECONDS:
-            self.worked, self.seconds = self.worked + fresh, self.seconds + seconds
-        self.is_warm = True
-        if self.on_progress is not None:
-            left = max(self.num_runs - self.before - self.partly, 0.0)
-            pace = self.seconds / self.worked if self.worked else math.nan
-            says = ", ".join(f"{name}={said(value)}" for name, value in group.static.items())
-            self.on_progress(Swept(
-                runs=min(self.before + int(self.partly), self.num_runs),
-                num_runs=self.num_runs,
-                client_steps_per_second=steps * new / runs / seconds,
-                seconds_left=left * pace if left else 0.0,
-                says=says,
-            ))  # fmt: skip
-
-    def through(self, runs: int) -> None:
-        self.before, self.partly = runs, 0.0
 
 
 def _keys(keys: Array | Sequence[int]) -> tuple[list[int], Array]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from fedjax_sim.cli import show
 from fedjax_sim.host.driver import Progress
 from fedjax_sim.sweeps import Swept
-from fedjax_sim.sweeps.sweeping import _Teller
+from fedjax_sim.sweeps.telling import Teller
 
 NOW = Progress(
     22, 200, 908.2, 74_367.0, 4000.0, {"clients_accuracy_worst_tenth": 0.5, "train_loss": 0.392}
@@ -83,7 +83,7 @@ def test_no_time_left_is_told_before_a_pace_is_known(capsys):
 
 def test_a_sweeps_first_short_chunk_is_no_pace():
     told = []
-    teller = _Teller(told.append, 10)
+    teller = Teller(told.append, 10)
     group = type("group", (), {"static": {}})
     teller.chunk(group, 2, 2, 0.01, 10.0, 0.5)  # of which 0.4 s load the program
     teller.chunk(group, 2, 2, 0.11, 10.0, 1.0)  # a tenth of two runs in a second

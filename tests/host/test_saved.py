@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.cli import main
-from fedjax_sim.results import versions
+from fedjax_sim.core.versions import versions
 
 SAVED = Path(__file__).with_name("saved")
 MANIFESTS = {"run": "experiment.json", "sweep": "sweep.json"}

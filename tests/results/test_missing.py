@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fedjax_sim as fs
 from fedjax_sim import plots
 from fedjax_sim.compare import report
-from fedjax_sim.host.simulate import progress_of
+from fedjax_sim.host.telling import progress_of
 from fedjax_sim.report import page, reading
 from fedjax_sim.results import ROUNDS, TABLE, Results, Run
 from tests.conftest import linear_loss, zeros

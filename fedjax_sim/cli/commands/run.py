@@ -17,7 +17,9 @@ from fedjax_sim.cli.options import add_setting
 from fedjax_sim.cli.run_plan import Plan, plan_of
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.host.driver import Interrupt
-from fedjax_sim.host.simulate import Simulation, Writer, simulate
+from fedjax_sim.host.simulate import simulate
+from fedjax_sim.host.simulation import Simulation
+from fedjax_sim.host.telling import Writer
 from fedjax_sim.results import Run
 from fedjax_sim.results.folder import CONFIGURATION, MODEL, RUN, RunFolder
 from fedjax_sim.results.trained import KEPT, relabel
