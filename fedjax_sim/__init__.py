@@ -2,8 +2,8 @@
 
     import fedjax_sim as fs
 
-One round: `fs.fedavg`, `fs.fednova`, `fs.fedprox`, `fs.fedsgd`, `fs.ifca`, `fs.qfedavg` and
-`fs.scaffold` make an algorithm (of `fs.LocalTraining` and, at the server, of optax or
+One round: `fs.fedavg`, `fs.fednova`, `fs.fedprox`, `fs.fedsgd`, `fs.ifca`, `fs.mime`, `fs.qfedavg`
+and `fs.scaffold` make an algorithm (of `fs.LocalTraining` and, at the server, of optax or
 `fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
 share the machine.
@@ -23,6 +23,7 @@ of `fs.data`), `fs.partition`, and, loaded where they are used, `fs.datasets`, `
 
 Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs.ClientStatistics`,
 `fs.ClientUpdate`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
+`fs.Exchange`,
 `fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.History`, `fs.InterruptedRun`, `fs.RoundContext`,
 `fs.RoundMetrics`, `fs.SaveError`, `fs.Simulation`, `fs.Stop`, `fs.Trained`.
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from fedjax_sim.algorithms import fednova as fednova
     from fedjax_sim.algorithms import fedprox as fedprox
     from fedjax_sim.algorithms import fedsgd as fedsgd
+    from fedjax_sim.algorithms import mime as mime
     from fedjax_sim.algorithms import qfedavg as qfedavg
     from fedjax_sim.algorithms import scaffold as scaffold
     from fedjax_sim.algorithms import server_optimizers as server_optimizers
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from fedjax_sim.core.types import ClientUpdate as ClientUpdate
     from fedjax_sim.core.types import Coefficients as Coefficients
     from fedjax_sim.core.types import Cohort as Cohort
+    from fedjax_sim.core.types import Exchange as Exchange
     from fedjax_sim.core.types import FederatedAlgorithm as FederatedAlgorithm
     from fedjax_sim.core.types import FederatedState as FederatedState
     from fedjax_sim.core.types import LocalTraining as LocalTraining
@@ -104,6 +107,7 @@ __all__ = [
     "Cohort",
     "Communication",
     "Evaluation",
+    "Exchange",
     "Experiment",
     "FederatedAlgorithm",
     "FederatedData",
@@ -139,6 +143,7 @@ __all__ = [
     "load",
     "load_params",
     "make_round",
+    "mime",
     "models",
     "nn",
     "partition",
@@ -178,6 +183,7 @@ _WHERE = {
         "fednova",
         "fedprox",
         "fedsgd",
+        "mime",
         "qfedavg",
         "scaffold",
         "server_optimizers",
@@ -195,6 +201,7 @@ _WHERE = {
         "ClientUpdate",
         "Coefficients",
         "Cohort",
+        "Exchange",
         "FederatedAlgorithm",
         "FederatedState",
         "LocalTraining",

@@ -8,5 +8,6 @@ from fedjax_sim.algorithms.global_model.fedavg import fedavg as fedavg
 from fedjax_sim.algorithms.global_model.fednova import fednova as fednova
 from fedjax_sim.algorithms.global_model.fedprox import fedprox as fedprox
 from fedjax_sim.algorithms.global_model.fedsgd import fedsgd as fedsgd
+from fedjax_sim.algorithms.global_model.mime import mime as mime
 from fedjax_sim.algorithms.global_model.qfedavg import qfedavg as qfedavg
 from fedjax_sim.algorithms.global_model.scaffold import scaffold as scaffold

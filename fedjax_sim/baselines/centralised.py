@@ -65,6 +65,12 @@ def centralised(experiment: Experiment) -> Experiment:
             "gradient, as fs.fedsgd: with fs.sampling.everyone() that is gradient descent on the "
             "pooled data already"
         )
+    if algorithm.earlier:
+        raise ValueError(
+            "experiment.algorithm must exchange once a round, as fs.fedavg; got one of "
+            f"{len(algorithm.exchanges)} exchanges, whose budget of local steps a single client "
+            "does not have"
+        )
     total, local = data.total_num_examples, algorithm.local
     mean = -(-total // data.num_clients)
     size = mean if local.batch_size is None else min(local.batch_size, mean)

@@ -14,6 +14,7 @@ from fedjax_sim.core.types import (
     Array,
     ClientOutput,
     ClientUpdate,
+    Exchange,
     FederatedAlgorithm,
     FederatedState,
     Metrics,
@@ -95,6 +96,22 @@ def local_only(experiment: Experiment) -> Experiment:
 
 def _alone(base: FederatedAlgorithm) -> FederatedAlgorithm:
     """Each client a federation of one, in its own state. The message is the round."""
+    *earlier, last = map(_own_exchange, base.exchanges)
+    return FederatedAlgorithm(
+        init=_itself,
+        params=_itself,
+        init_client=lambda w: OwnModel(base.init(w), base.init_client(w), base.params),
+        broadcast=last.broadcast,
+        client=last.client,
+        server_update=last.server_update,
+        local=last.local,
+        check=base.check,
+        earlier=tuple(earlier),
+    )
+
+
+def _own_exchange(base: Exchange) -> Exchange:
+    """The exchange of a client with a server of its own, which is in its state."""
     inner = base.client
 
     def probe(message: Array, own: OwnModel, batch: PyTree, mask: Array) -> PyTree:
@@ -134,15 +151,11 @@ def _alone(base: FederatedAlgorithm) -> FederatedAlgorithm:
         kept = OwnModel(server, output.client_state, own.get_params)
         return ClientOutput(update=(), client_state=kept, metrics=output.metrics)
 
-    return FederatedAlgorithm(
-        init=_itself,
-        params=_itself,
-        init_client=lambda w: OwnModel(base.init(w), base.init_client(w), base.params),
+    return Exchange(
         broadcast=lambda server, round: round,
         client=ClientUpdate(init, step, finish, None if inner.probe is None else probe),
         server_update=lambda server, update, total, context: server,
         local=base.local,
-        check=base.check,
     )
 
 

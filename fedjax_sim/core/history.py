@@ -58,6 +58,7 @@ class RoundMetrics(NamedTuple):
         """`client_steps`, `lane_steps` and `examples` on the host, exact: Int64 where 32 bits might
         not hold them.
 
+        >>> import jax.numpy as jnp
         >>> rounds = RoundMetrics({}, *10 * [jnp.int32(5)], {"examples": jnp.array([1, 0, 3, 0])})
         >>> {name: int(count) for name, count in rounds.counts().items()}
         {'client_steps': 5, 'lane_steps': 5, 'examples': 12884901889}

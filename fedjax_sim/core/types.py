@@ -159,10 +159,36 @@ class RoundContext(NamedTuple):
         return fields_of(self)
 
 
+class Exchange(NamedTuple):
+    """Down and up once: the server sends, the clients that report answer, the server takes it in.
+
+    Attributes:
+      broadcast: (server_state, round) -> message, the downlink; `round` is Int[], t.
+      client: what a client does with it.
+      server_update: (server_state, update, total, RoundContext) -> server_state.
+      local: E, B and the order of a client's blocks.
+      pooled_gradient: as in `FederatedAlgorithm`.
+      aggregation: Coefficients -> Coefficients, what it makes of the round's rule; None takes it
+        as it is.
+    """
+
+    broadcast: Callable[[PyTree, Array], PyTree]
+    client: ClientUpdate
+    server_update: Callable[[PyTree, PyTree, PyTree, RoundContext], PyTree]
+    local: LocalTraining
+    pooled_gradient: Callable[..., tuple[PyTree, dict[str, Array]]] | None = None
+    aggregation: Callable[["Coefficients"], "Coefficients"] | None = None
+
+    def __repr__(self) -> str:
+        return fields_of(self, "client", "server_update", "local")
+
+
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm: the mathematics of one client and one server.
 
     `fs.fedavg` and its siblings make one; `_replace` on theirs is the short way to your own.
+    `broadcast`, `client`, `server_update`, `local` and `pooled_gradient` are its exchange with the
+    clients, the last one of a round that has several.
 
     Attributes:
       init: params -> server_state, any pytree of arrays that holds the model.
@@ -188,6 +214,9 @@ class FederatedAlgorithm(NamedTuple):
         probe. `fs.personal_params` and `fs.evaluate_clients` ask for it. None: the global model.
       acts_when_empty: the server takes its step also where nothing was aggregated, with an update
         and a total of zeros, as one that must release noise in every round. Clients' states stay.
+      earlier: exchanges that come before it in every round, over the same cohort; in each, who
+        reports takes at least one step. Where one of them aggregates nothing, the round is empty.
+        `RoundMetrics` adds up their steps and examples; what it says of training is of the last.
     """
 
     init: Callable[[Params], PyTree]
@@ -201,6 +230,15 @@ class FederatedAlgorithm(NamedTuple):
     check: Callable[[Params, PyTree], None] | None = None
     personal: Callable[[PyTree, PyTree, PyTree], Params] | None = None
     acts_when_empty: bool = False
+    earlier: tuple[Exchange, ...] = ()
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """All of a round, in their order."""
+        last = Exchange(
+            self.broadcast, self.client, self.server_update, self.local, self.pooled_gradient
+        )
+        return (*self.earlier, last)
 
     def __repr__(self) -> str:
         return fields_of(self, "client", "server_update", "local")

@@ -45,7 +45,7 @@ class Automatic(Strategy):
             return packed()
         largest, room = carry_bytes(engine, client_states), DEVICE_BYTES
         if platform_of(engine) == "cpu":
-            largest = max(largest, block_bytes(engine.algorithm.local, data))
+            largest = max(largest, block_bytes(engine.exchange.local, data))
             room = _CACHES * cache_bytes()
         return vmapped() if slots * largest <= room else packed()
 

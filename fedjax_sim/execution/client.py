@@ -21,7 +21,7 @@ from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
-    FederatedAlgorithm,
+    Exchange,
     LocalTraining,
     Metrics,
     PyTree,
@@ -89,19 +89,19 @@ class Client(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """An algorithm's client bound to a round: message, data and key.
+    """An exchange's client bound to a round: message, data and key.
 
     `start`, `step` and `finish` are for one client; `start` includes the probe.
 
     Attributes:
-      algorithm: whose client it is.
+      exchange: whose client it is.
       data: the federation.
       key: of the clients' training in this round.
       message: what the server sent down.
       platform: of the devices that run it, where a mesh says so; None where the data's own do.
     """
 
-    algorithm: FederatedAlgorithm
+    exchange: Exchange
     data: FederatedData
     key: Array
     message: PyTree
@@ -138,7 +138,7 @@ class Engine(NamedTuple):
             batch = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self.data.examples)
             return function(batch, mask)
 
-        sizes = block_sizes(self.algorithm.local, self.data)
+        sizes = block_sizes(self.exchange.local, self.data)
         if len(sizes) == 1:
             return padded(sizes[0])
         smaller = jnp.array(sizes[:-1], jnp.int32) < client.num_examples
@@ -158,11 +158,11 @@ class Engine(NamedTuple):
         return jnp.where(mask, positions, positions[:1]), mask
 
     def _num_blocks(self, client: Client) -> Array:
-        return num_blocks(self.algorithm.local, client.num_examples)
+        return num_blocks(self.exchange.local, client.num_examples)
 
     def _pass(self, client: Client, step: Array) -> tuple[Array, Array]:
         """The epoch of local step `step`, and its block of the pass."""
-        local = self.algorithm.local
+        local = self.exchange.local
         if local.order == "epochs":
             blocks = jnp.maximum(self._num_blocks(client), 1)
             return step // blocks, step % blocks
@@ -175,10 +175,10 @@ class Engine(NamedTuple):
         XLA's CPU compiler computes neighbours there side by side, and B is seldom a multiple of
         their number. None where nothing is shuffled.
         """
-        if not shuffles(self.algorithm.local):
+        if not shuffles(self.exchange.local):
             return None
         epochs, blocks = self._pass(client, steps)
-        size = block_size(self.algorithm.local, self.data)
+        size = block_size(self.exchange.local, self.data)
         places = jax.vmap(lambda block: self._positions(client, block, size)[0], out_axes=-1)
         return permute(
             client.seeds, places(blocks), client.num_examples, epochs[None], rounds=_SHUFFLE_ROUNDS
@@ -192,13 +192,13 @@ class Engine(NamedTuple):
             differentiated in reverse; or over as many as the largest client has, masked.
         """
         probed = self.probed(client, client_state, dynamic)
-        return self.algorithm.client.init(
+        return self.exchange.client.init(
             self.message, client_state, probed, stream(client.key, INIT)
         )
 
     def probed(self, client: Client, client_state: PyTree, dynamic: bool = False) -> PyTree:
         """What the algorithm's probe sums over the client's blocks; () without a probe."""
-        probe = self.algorithm.client.probe
+        probe = self.exchange.client.probe
         if probe is None:
             return ()
         return self.sum_over_blocks(partial(probe, self.message, client_state), client, dynamic)
@@ -216,7 +216,7 @@ class Engine(NamedTuple):
         def value(block: Array) -> PyTree:
             return self._with_block(function, client, block)
 
-        most = max_num_blocks(self.algorithm.local, self.data)
+        most = max_num_blocks(self.exchange.local, self.data)
         shapes = jax.eval_shape(value, jnp.int32(0))
         sums = zero_sum(shapes, terms=most, whole=True)
         if dynamic:
@@ -244,21 +244,21 @@ class Engine(NamedTuple):
         key = stream(client.key, STEP, step)
 
         def on_block(batch: PyTree, mask: Array) -> tuple[PyTree, Metrics]:
-            return self.algorithm.client.step(carry, self.message, client_state, batch, mask, key)
+            return self.exchange.client.step(carry, self.message, client_state, batch, mask, key)
 
         return self._with_block(on_block, client, self._pass(client, step)[1], shuffled)
 
     def no_metrics(self, client: Client, carry: PyTree, client_state: PyTree) -> Sum:
         """Zeros, to which what the steps report is added."""
         shuffled = None
-        if shuffles(self.algorithm.local):
-            size = block_size(self.algorithm.local, self.data)
+        if shuffles(self.exchange.local):
+            size = block_size(self.exchange.local, self.data)
             shuffled = jax.ShapeDtypeStruct((size, 1), jnp.int32)
 
         def first(shuffled: Array | None) -> Metrics:
             return self.step(client, carry, client_state, jnp.int32(0), shuffled, jnp.int32(0))[1]
 
-        most = self.algorithm.local.epochs * max_num_blocks(self.algorithm.local, self.data)
+        most = self.exchange.local.epochs * max_num_blocks(self.exchange.local, self.data)
         return zero_sum(jax.eval_shape(first, shuffled), most, FEW_REPORTED)
 
     def finish(
@@ -268,7 +268,7 @@ class Engine(NamedTuple):
         # multiplied by zero: dividing by the steps must not make it infinite.
         steps = jnp.maximum(steps, 1)
         key = stream(client.key, FINISH)
-        output = self.algorithm.client.finish(
+        output = self.exchange.client.finish(
             carry, self.message, client_state, client.num_examples, steps, key
         )
         check_same_spec(

@@ -83,7 +83,7 @@ class Packed(Strategy):
     def __call__(
         self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:
-        if takes_pooled(engine.algorithm, options):
+        if takes_pooled(engine.exchange, options):
             executed = pooled(engine, client_states, tasks, dynamic=True)
         else:
             lanes = self._choose(engine, client_states, tasks)
@@ -116,11 +116,11 @@ def _pack(
     slots = tasks.client_ids.shape[0]
     # The queue, longest first; of full batches those of like size, which lanes pad alike, together.
     steps, examples = tasks.num_steps, engine.data.num_examples[tasks.client_ids]
-    full = len(block_sizes(engine.algorithm.local, engine.data)) > 1
+    full = len(block_sizes(engine.exchange.local, engine.data)) > 1
     order = jnp.lexsort((-examples, -steps) if full else (-steps,)).astype(jnp.int32)
     queued = jnp.sum(tasks.num_steps > 0, dtype=jnp.int32)
     clients = jax.vmap(engine.client)(tasks.client_ids)
-    group = group_size(engine.algorithm.local, engine.data)
+    group = group_size(engine.exchange.local, engine.data)
 
     def begin(place: Array, no_metrics: Sum | None = None) -> _Lanes:
         """One lane, with the client at this place of the queue, or idle behind its end.
@@ -161,7 +161,7 @@ def _pack(
             shuffled = shuffle_all(state)
             return jax.lax.fori_loop(0, steps, lambda i, s: advance_all(s, shuffled, i), state)
 
-        if not shuffles(engine.algorithm.local):
+        if not shuffles(engine.exchange.local):
             return take(times, state)
 
         def take_group(g: Array, state: _Lanes) -> _Lanes:
@@ -169,8 +169,8 @@ def _pack(
 
         return jax.lax.fori_loop(0, -(-times // group), take_group, state)
 
-    most = lanes * slots * engine.algorithm.local.epochs
-    beyond = most * max_num_blocks(engine.algorithm.local, engine.data) > MOST
+    most = lanes * slots * engine.exchange.local.epochs
+    beyond = most * max_num_blocks(engine.exchange.local, engine.data) > MOST
 
     def taken(before: Array, together: Array, alone: Array) -> Array:
         """Steps of all lanes after some more `together` and some of one lane."""

@@ -10,7 +10,7 @@ from fedjax_sim.core.randomness import STEP, stream
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
 from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import all_finite
-from fedjax_sim.core.types import Array, FederatedAlgorithm, PyTree, accumulator
+from fedjax_sim.core.types import Array, Exchange, PyTree, accumulator
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import platform_of
 
@@ -25,9 +25,9 @@ class _Sums(NamedTuple):
     bad: Array  # Int[m], 1 where a loss is not finite
 
 
-def takes_pooled(algorithm: FederatedAlgorithm, options: Options) -> bool:
+def takes_pooled(exchange: Exchange, options: Options) -> bool:
     """Whether one gradient serves the round: it says nothing of any single client."""
-    return algorithm.pooled_gradient is not None and options == Options()
+    return exchange.pooled_gradient is not None and options == Options()
 
 
 def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -> Executed:
@@ -42,7 +42,7 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
       dynamic: as many blocks as the cohort fills, in a loop that cannot be
         differentiated in reverse; or the most any cohort of m could fill.
     """
-    data, gradient = engine.data, engine.algorithm.pooled_gradient
+    data, gradient = engine.data, engine.exchange.pooled_gradient
     assert gradient is not None
     slots = tasks.client_ids.shape[0]
     reports = tasks.num_steps > 0

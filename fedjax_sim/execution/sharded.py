@@ -119,10 +119,10 @@ class Sharded(Strategy):
         axis = AXIS if AXIS in self.mesh.axis_names else self.mesh.axis_names[0]
         devices = self.mesh.shape[axis]
         platform = self.mesh.devices.flat[0].platform
-        algorithm, engine = engine.algorithm, engine._replace(platform=platform)
+        exchange, engine = engine.exchange, engine._replace(platform=platform)
         # What a device would run side by side; the slots of the others are not its own.
         inner = self.inner.chosen(engine, client_states, -(-tasks.client_ids.shape[0] // devices))
-        by_examples = takes_pooled(algorithm, options) or algorithm.local.batch_size is None
+        by_examples = takes_pooled(exchange, options) or exchange.local.batch_size is None
 
         def share(
             data: FederatedData, key: Array, message: PyTree, client_states: PyTree, tasks: Tasks
@@ -144,7 +144,7 @@ class Sharded(Strategy):
                 own = own._replace(client_ids=tasks.client_ids[held])
                 own_states = jax.tree.map(lambda x: x[held], client_states)
             own = own._replace(num_steps=jnp.where(mine, own.num_steps, 0))
-            here = Engine(algorithm, data, key, message, platform)
+            here = Engine(exchange, data, key, message, platform)
             executed = inner(here, own_states, own, options)
             executed = executed._replace(client_states=_as_numbers(executed.client_states))
 

@@ -34,10 +34,10 @@ class Vmapped(Strategy):
     def __call__(
         self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:
-        if takes_pooled(engine.algorithm, options):
+        if takes_pooled(engine.exchange, options):
             return pooled(engine, client_states, tasks, dynamic=False)
 
-        groups, group = _groups(engine.algorithm.local, engine.data)
+        groups, group = _groups(engine.exchange.local, engine.data)
         steps = jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
 
         # What an idle slot computes is never read, but its derivative is multiplied by zero,

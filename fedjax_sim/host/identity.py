@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.types import Array, Coefficients, Cohort, FederatedState, PyTree, RoundContext
+from fedjax_sim.core.types import (
+    Array,
+    Coefficients,
+    Cohort,
+    Exchange,
+    FederatedAlgorithm,
+    FederatedState,
+    PyTree,
+    RoundContext,
+)
 from fedjax_sim.core.versions import versions
 from fedjax_sim.execution.client import block_size
 from fedjax_sim.host.checkpoints import checksum
@@ -28,7 +37,7 @@ def identity(experiment: Experiment, key: Array, state: FederatedState) -> dict[
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "num_rounds": experiment.num_rounds,
         "evaluate_every": experiment.evaluate_every,
-        "local": experiment.algorithm.local._asdict(),
+        **local_facts(experiment.algorithm),
         "cohort": experiment.sampler.size,
         "nonfinite": experiment.nonfinite,
         "federation": checksum(*jax.tree.leaves(data)),
@@ -37,6 +46,12 @@ def identity(experiment: Experiment, key: Array, state: FederatedState) -> dict[
         "program": program(lambda key: experiment._replace(params=state.params), key),
         "versions": versions(),
     }
+
+
+def local_facts(algorithm: FederatedAlgorithm) -> dict[str, Any]:
+    """How its clients pass over their examples, in all exchanges of a round."""
+    earlier = [exchange.local._asdict() for exchange in algorithm.earlier]
+    return {"local": algorithm.local._asdict(), **({"earlier": earlier} if earlier else {})}
 
 
 def program(
@@ -117,14 +132,15 @@ def _aggregation(experiment: Experiment, cohort: Cohort, state: FederatedState, 
     numbers = _Numbers(*answer[:4])
     if answer.combine is None:
         return numbers
-    update = jax.eval_shape(lambda: _client(experiment, key, state)[1])
+    last = experiment.algorithm.exchanges[-1]
+    update = jax.eval_shape(lambda: _client(experiment, last, key, state)[1])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(reports), *x.shape), x.dtype), update)
     return numbers, answer.combine(_stand_in(shapes), answer.weights, reports, key)
 
 
 def _client_and_server(experiment: Experiment, key: Array, state: FederatedState) -> PyTree:
-    """One client's phases on one block, and the server's step."""
-    client, update, total = _client(experiment, key, state)
+    """Of each exchange one client's phases on one block, and the server's step."""
+    algorithm, server, parts = experiment.algorithm, state.server, list[PyTree]()
     one: Any = jnp.ones((), jnp.result_type(float))
     context = RoundContext(
         round=state.round,
@@ -136,18 +152,25 @@ def _client_and_server(experiment: Experiment, key: Array, state: FederatedState
         denominator=5 * one,
         largest_weight=6 * one,
     )
-    server = experiment.algorithm.server_update(state.server, update, total, context)
-    # Nothing where it is the default, as in checksums of before there was another.
-    acts = (7 * one,) if experiment.algorithm.acts_when_empty else ()
-    return (client, server, *acts)
+    for exchange in algorithm.exchanges:
+        here = replace(state, server=server)
+        client, update, total = _client(experiment, exchange, key, here)
+        server = exchange.server_update(server, update, total, context)
+        parts += [client, server]
+        if exchange.aggregation is not None:
+            numbers = Coefficients(8 * one[None], 9 * one, 10 * one[None], jnp.int32(11))
+            parts.append(exchange.aggregation(numbers)[:4])
+    if algorithm.acts_when_empty:  # by default nothing, as in checksums of saved runs
+        parts.append(7 * one)
+    return tuple(parts)
 
 
 def _client(
-    experiment: Experiment, key: Array, state: FederatedState
+    experiment: Experiment, exchange: Exchange, key: Array, state: FederatedState
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One client's phases on one block; and of what it sends, the update and the total."""
-    algorithm, data = experiment.algorithm, experiment.data
-    size = block_size(algorithm.local, data)
+    data = experiment.data
+    size = block_size(exchange.local, data)
     block = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data.examples
     )
@@ -155,13 +178,13 @@ def _client(
     behind_the_state = 1 + len(jax.tree.leaves(state))
     batch, mask = _stand_in(block, first=behind_the_state), jnp.ones(size, bool)
     num_examples, num_steps = jnp.int32(2), jnp.int32(3)
-    message = algorithm.broadcast(state.server, state.round)
+    message = exchange.broadcast(state.server, state.round)
     one: Any = jnp.ones((), jnp.result_type(float))
-    if algorithm.pooled_gradient is not None and experiment.nonfinite == "keep":
+    if exchange.pooled_gradient is not None and experiment.nonfinite == "keep":
         keys = jax.random.split(key, size)
-        client = algorithm.pooled_gradient(message, batch, one * mask, keys)
+        client = exchange.pooled_gradient(message, batch, one * mask.astype(one.dtype), keys)
         return client, client[0], ()
-    own, phases = jax.tree.map(lambda x: x[0], state.clients), algorithm.client
+    own, phases = jax.tree.map(lambda x: x[0], state.clients), exchange.client
     probed = () if phases.probe is None else phases.probe(message, own, batch, mask)
     carry = phases.init(message, own, probed, key)
     stepped, metrics = phases.step(carry, message, own, batch, mask, key)

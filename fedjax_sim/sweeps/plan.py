@@ -14,6 +14,7 @@ from fedjax_sim.execution.machine import cache_bytes, carry_bytes, platform_of
 from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.grid import Grid
 from fedjax_sim.host.checkpoints import checksum
+from fedjax_sim.host.identity import local_facts
 from fedjax_sim.host.keeping import Keep, keep_of
 from fedjax_sim.results.columns import COLUMNS, LABELS, check_evaluated, names_of
 from fedjax_sim.sweeps.checks import check_columns
@@ -109,7 +110,7 @@ def plan(
             facts = {
                 "num_rounds": num_rounds,
                 "evaluate_every": made.evaluate_every,
-                "local": made.algorithm.local._asdict(),
+                **local_facts(made.algorithm),
                 "federation": checksum(*jax.tree.leaves(made.data)),
                 "state": [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)],
             }
@@ -146,7 +147,7 @@ def _width(
 
     def measure(state: FederatedState) -> None:
         message = made.algorithm.broadcast(state.server, state.round)
-        engine = Engine(made.algorithm, made.data, key, message)
+        engine = Engine(made.algorithm.exchanges[-1], made.data, key, message)
         carry = carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients))
         measured.append((platform_of(engine), carry))
 

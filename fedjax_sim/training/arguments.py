@@ -2,12 +2,21 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
+
+import jax.numpy as jnp
 
 from fedjax_sim import aggregation as rules
 from fedjax_sim.core.checks import check_not_a_name, check_takes
 from fedjax_sim.core.local_training import check_local
-from fedjax_sim.core.types import FederatedAlgorithm
+from fedjax_sim.core.types import (
+    AggregationRule,
+    Array,
+    Coefficients,
+    Cohort,
+    Exchange,
+    FederatedAlgorithm,
+)
 from fedjax_sim.execution import automatic, packed, sharded, vmapped
 from fedjax_sim.execution.strategy import Strategy, as_strategy
 
@@ -28,7 +37,15 @@ def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
         raise ValueError(
             f"acts_when_empty must be True or False; got {algorithm.acts_when_empty!r}"
         )
-    return algorithm._replace(local=check_local(algorithm.local))
+    for exchange in algorithm.earlier:
+        if not isinstance(exchange, Exchange):
+            raise ValueError(
+                f"earlier must be exchanges, fs.Exchange(...); got {type(exchange).__name__}"
+            )
+    return algorithm._replace(
+        local=check_local(algorithm.local),
+        earlier=tuple(x._replace(local=check_local(x.local)) for x in algorithm.earlier),
+    )
 
 
 def check_rule(rule: Any) -> None:
@@ -49,6 +66,41 @@ def check_rule(rule: Any) -> None:
             name = f"fs.aggregation.{name}"
             raise ValueError(f"aggregation must be a rule; got {name} itself: call it, {name}()")
     check_takes("aggregation", rule, "cohort", "client_weights", "all_client_weights")
+
+
+def ask_rule(
+    rule: AggregationRule, cohort: Cohort, client_weights: Array, all_client_weights: Array
+) -> Coefficients:
+    """The rule's answer, as arrays of the right shapes, with each client's fixed share.
+
+    Raises:
+      ValueError: saying what it must return, and what it does.
+    """
+    answer: Any = rule(cohort, client_weights, all_client_weights)
+    if not isinstance(answer, tuple) or not 2 <= len(answer) <= 5:
+        raise ValueError(
+            "aggregation must return (weights[m], denominator or None), or fs.Coefficients; got "
+            f"{type(answer).__name__}"
+        )
+    coefficients = Coefficients(*answer)
+    combine = coefficients.combine
+    if combine is not None:
+        if not callable(combine):
+            raise ValueError(f"combine must be a function of the updates, or None; got {combine!r}")
+        check_takes("combine", combine, "updates", "weights", "counted", "key")
+    weights, denominator, shares, num_receivers = (
+        None if x is None else jnp.asarray(x) for x in coefficients[:4]
+    )
+    number = len(client_weights)
+    for name, value in (("weights", weights), ("shares", shares)):
+        if (value is not None or name == "weights") and (value is None or value.shape != (number,)):
+            raise ValueError(
+                f"aggregation must return {name} for each of the {number} slots; "
+                f"got shape {() if value is None else value.shape}"
+            )
+    if shares is None:
+        shares = client_weights / jnp.sum(all_client_weights)
+    return Coefficients(cast(Array, weights), denominator, shares, num_receivers, combine)
 
 
 def check_strategy(execution: Any) -> Strategy:

@@ -16,7 +16,8 @@ def communication(
 ) -> Communication:
     """What one client is sent and sends back in a round, in bytes; computes nothing.
 
-    `down = bytes(message)`, `up = bytes(update) + bytes(total)`; `.total(metrics)` or
+    `down = bytes(message)`, `up = bytes(update) + bytes(total)`, of an algorithm with several
+    exchanges in a round those of all of them; `.total(metrics)` or
     `.total(history.rounds)` then gives the bytes of a round or a run.
 
     >>> import fedjax_sim as fs, numpy as np, optax
@@ -26,16 +27,22 @@ def communication(
     Communication(down=8, up=8)
     """
 
-    def exchange(key: Array, params: Params, data: FederatedData) -> tuple[PyTree, PyTree]:
-        message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
-        engine = Engine(algorithm, data, key, message)
-        client, state = engine.client(jnp.zeros((), jnp.int32)), algorithm.init_client(params)
-        output = engine.finish(client, engine.start(client, state), state, jnp.ones((), jnp.int32))
-        return message, (output.update, output.total)
+    def exchanged(key: Array, params: Params, data: FederatedData) -> tuple[PyTree, PyTree]:
+        down, up = [], []
+        server, state = algorithm.init(params), algorithm.init_client(params)
+        for exchange in algorithm.exchanges:
+            message = exchange.broadcast(server, jnp.zeros((), jnp.int32))
+            engine = Engine(exchange, data, key, message)
+            client = engine.client(jnp.zeros((), jnp.int32))
+            carry = engine.start(client, state)
+            output = engine.finish(client, carry, state, jnp.ones((), jnp.int32))
+            down.append(message)
+            up.append((output.update, output.total))
+        return down, up
 
     # Arrays, numbers or their shapes alike.
     params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
-    down, up = jax.eval_shape(exchange, jax.random.key(0), params, data)
+    down, up = jax.eval_shape(exchanged, jax.random.key(0), params, data)
     return Communication(_bytes(down), _bytes(up))
 
 

@@ -1,6 +1,7 @@
 """What a round's local work is counted as: steps and examples, exact beyond 32 bits."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -11,34 +12,56 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import max_num_blocks
 
 
+class LocalWork(NamedTuple):
+    """The local work of one exchange.
+
+    Attributes:
+      local: E and B.
+      steps: Int[m], local steps of each slot.
+      lane_steps: Int[] or UInt32[4], as a strategy counted them.
+    """
+
+    local: LocalTraining
+    steps: Array
+    lane_steps: Array
+
+
 def local_work(
-    local: LocalTraining,
-    data: FederatedData,
-    client_ids: Array,
-    steps: Array,
-    lane_steps: Array,
+    exchanged: Sequence[LocalWork], data: FederatedData, client_ids: Array
 ) -> dict[str, Any]:
-    """The fields of `RoundMetrics` that count local work.
+    """The fields of `RoundMetrics` that count local work, of all exchanges together.
 
     What 32 bits hold whatever the cohort, by the shapes alone, is counted in 32 bits.
 
     Args:
+      exchanged: one or more.
       client_ids: Int[m].
-      steps: Int[m], local steps of each slot.
-      lane_steps: Int[] or UInt32[4], as a strategy counted them.
     """
     slots, sizes = client_ids.shape[0], data.num_examples[client_ids]
+    most_steps = sum(x.local.epochs * max_num_blocks(x.local, data) for x in exchanged)
+    most_examples = sum(x.local.epochs * data.max_num_examples for x in exchanged)
     digits = {}
-    if slots * local.epochs * max_num_blocks(local, data) > MOST:
-        digits["client_steps"] = total(exact(steps))
-    if slots * local.epochs * data.max_num_examples > MOST:
-        digits["examples"] = total(digits_seen(local, sizes, steps))
-    if jnp.ndim(lane_steps):
-        digits["lane_steps"] = carried(lane_steps)
+    if slots * most_steps > MOST:
+        digits["client_steps"] = _added([total(exact(x.steps)) for x in exchanged])
+    if slots * most_examples > MOST:
+        digits["examples"] = _added(
+            [total(digits_seen(x.local, sizes, x.steps)) for x in exchanged]
+        )
+    if len(exchanged) > 1 or jnp.ndim(exchanged[0].lane_steps):
+        counts = [x.lane_steps for x in exchanged]
+        exactly = [x if jnp.ndim(x) else exact(x) for x in counts]
+        digits["lane_steps"] = carried(sum(exactly[1:], exactly[0]))
     fields: dict[str, Any] = {name: capped(x) for name, x in digits.items()}
     if "client_steps" not in fields:
-        fields["client_steps"] = jnp.sum(steps, dtype=jnp.int32)
+        steps = [jnp.sum(x.steps, dtype=jnp.int32) for x in exchanged]
+        fields["client_steps"] = sum(steps[1:], steps[0])
     if "examples" not in fields:
-        fields["examples"] = jnp.sum(num_seen(local, sizes, steps), dtype=jnp.int32)
-    fields.setdefault("lane_steps", lane_steps)
+        seen = [jnp.sum(num_seen(x.local, sizes, x.steps), dtype=jnp.int32) for x in exchanged]
+        fields["examples"] = sum(seen[1:], seen[0])
+    fields.setdefault("lane_steps", exchanged[0].lane_steps)
     return {**fields, "digits": digits or ()}
+
+
+def _added(counts: Sequence[Array]) -> Array:
+    """UInt32[4], the sum of a few of them."""
+    return counts[0] if len(counts) == 1 else carried(sum(counts[1:], counts[0]))

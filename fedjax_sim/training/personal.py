@@ -119,7 +119,7 @@ def evaluate_clients(
     ids = _client_ids(clients, data.num_clients)
     own_model = jax.eval_shape(lambda: _own_model(algorithm, state, data, jnp.int32(0)))
     check_metric(metric_fn, own_model, test.examples, None, name)
-    passes = algorithm._replace(local=LocalTraining(1, batch_size, shuffle=False))
+    passes = algorithm.exchanges[-1]._replace(local=LocalTraining(1, batch_size, shuffle=False))
     engine = Engine(passes, test, jax.random.key(0), ())
 
     def measure(client_id: Array) -> Metrics:
@@ -149,7 +149,7 @@ def _own_model(
         return state.params
     message = algorithm.broadcast(state.server, state.round)
     # A probe draws nothing, so that the key does not matter.
-    engine = Engine(algorithm, data, jax.random.key(0), message)
+    engine = Engine(algorithm.exchanges[-1], data, jax.random.key(0), message)
     client_state = jax.tree.map(lambda x: x[client_id], state.clients)
     probed = engine.probed(engine.client(client_id), client_state, dynamic=True)
     return algorithm.personal(state.server, client_state, probed)

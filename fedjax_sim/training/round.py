@@ -1,24 +1,25 @@
 """One federated round as one pure function."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregation import selected
-from fedjax_sim.core.checks import check_same_spec, check_takes
+from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.history import RoundMetrics
 from fedjax_sim.core.local_training import num_steps
-from fedjax_sim.core.randomness import CLIENT, COMBINE, SERVER, check_key, stream
+from fedjax_sim.core.randomness import CLIENT, COMBINE, EXCHANGE, SERVER, check_key, stream
 from fedjax_sim.core.tasks import Executed, Options, Tasks
-from fedjax_sim.core.trees import first_of_each, global_norm, power_of_two, where
+from fedjax_sim.core.trees import first_of_each, power_of_two, where
 from fedjax_sim.core.types import (
     AggregationRule,
     Array,
     Coefficients,
     Cohort,
     Combine,
+    Exchange,
     FederatedAlgorithm,
     FederatedState,
     PyTree,
@@ -30,8 +31,8 @@ from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import check_updates_fit
 from fedjax_sim.execution.strategy import Strategy
 from fedjax_sim.sampling import as_arrays
-from fedjax_sim.training.arguments import check_algorithm, check_rule, check_strategy
-from fedjax_sim.training.ledger import local_work
+from fedjax_sim.training.arguments import ask_rule, check_algorithm, check_rule, check_strategy
+from fedjax_sim.training.reported import Average, Exchanged, Slots, is_empty, round_metrics
 from fedjax_sim.training.state import check_state
 
 RoundFn = Callable[
@@ -94,70 +95,64 @@ def make_round(
         check_key(key)
         check_state(algorithm, state, data)
         slots = _who_reports(algorithm, state, data, cohort)
-        coefficients = _coefficients(aggregation, slots, data)
-        tasks, unit = _tasks(slots, coefficients, data)
-        engine = Engine(
-            algorithm,
-            data,
-            stream(key, CLIENT, state.round),
-            algorithm.broadcast(state.server, state.round),
+        coefficients = ask_rule(
+            aggregation, slots.cohort, slots.client_weights, data.client_weights
         )
+        server, exchanged = state.server, list[Exchanged]()
         client_states = jax.tree.map(lambda x: x[slots.ids], state.clients)
-        options = Options(
-            drop_nonfinite=nonfinite == "drop",
-            keep_updates=coefficients.combine is not None,
+        for number, exchange in enumerate(algorithm.exchanges):
+            last = number == len(algorithm.earlier)
+            own_key = key if last else stream(key, EXCHANGE, number)
+            rule = coefficients
+            if exchange.aggregation is not None:
+                rule = exchange.aggregation(coefficients)
+            engine = Engine(
+                exchange,
+                data,
+                stream(own_key, CLIENT, state.round),
+                exchange.broadcast(server, state.round),
+            )
+            tasks, unit = _tasks(exchange, slots, rule, data)
+            options = Options(
+                drop_nonfinite=nonfinite == "drop", keep_updates=rule.combine is not None
+            )
+            executed = _execute(strategy, engine, client_states, tasks, options)
+            average = _combine(
+                key=own_key,
+                round=state.round,
+                num_clients=data.num_clients,
+                coefficients=rule,
+                tasks=tasks,
+                unit=unit,
+                executed=executed,
+            )
+            server = _server_update(
+                exchange, server, average, executed, acts_when_empty=algorithm.acts_when_empty
+            )
+            exchanged.append(Exchanged(tasks.num_steps, executed, average))
+            # The next exchange, if there is one, finds what those that do not count had before.
+            client_states = (
+                where(executed.counted, executed.client_states, client_states)
+                if algorithm.earlier
+                else executed.client_states
+            )
+        new_state = _advance(
+            algorithm,
+            state,
+            server=server,
+            client_states=client_states,
+            ids=slots.ids,
+            exchanged=exchanged,
+            num_clients=data.num_clients,
         )
-        executed = _execute(strategy, engine, client_states, tasks, options)
-        average = _combine(key, state.round, coefficients, tasks, unit, executed, data)
-        server = _server_update(algorithm, state.server, average, executed)
-        # Only slots that counted write back: a padding slot may carry any id.
-        target = jnp.where(executed.counted & ~average.empty, slots.ids, data.num_clients)
-        clients = jax.tree.map(
-            lambda old, new: old.at[target].set(new, mode="drop"),
-            state.clients,
-            executed.client_states,
-        )
-        new_state = FederatedState(server, clients, state.round + 1, state.get_params)
-        return new_state, _metrics(algorithm, data, slots, coefficients, executed, average)
+        return new_state, round_metrics(algorithm, data, slots, coefficients, exchanged)
 
     return round_fn
 
 
-class _Slots(NamedTuple):
-    """Who takes part in a round.
-
-    Attributes:
-      cohort: as arrays; its `reports` are the slots that complete a step.
-      ids: Int[m], in [0, K).
-      given: Bool[m], was given the model.
-      steps: Int[m], local steps; 0 for who does not report.
-      client_weights: Float[m], of the federation.
-    """
-
-    cohort: Cohort
-    ids: Array
-    given: Array
-    steps: Array
-    client_weights: Array
-
-
-class _Average(NamedTuple):
-    """What the updates come to.
-
-    Attributes:
-      update: as one client's, in float32 or better.
-      empty: Bool[], nothing was aggregated.
-      context: what the server knows beside.
-    """
-
-    update: PyTree
-    empty: Array
-    context: RoundContext
-
-
 def _who_reports(
     algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData, cohort: Cohort
-) -> _Slots:
+) -> Slots:
     """Given the model, no dropout, and at least one local step."""
     stateful = bool(jax.tree.leaves(state.clients))
     cohort, mask, reports = as_arrays(cohort, data.num_clients, stateful)
@@ -169,46 +164,23 @@ def _who_reports(
     steps = jnp.where(given & reports, steps, 0)
     # A slot that completes no step does not report, and stands for no other of its client.
     cohort = cohort._replace(reports=steps > 0)
-    return _Slots(cohort, ids, given, steps, data.client_weights[ids])
+    return Slots(cohort, ids, given, steps, algorithm.local, data.client_weights[ids])
 
 
-def _coefficients(rule: AggregationRule, slots: _Slots, data: FederatedData) -> Coefficients:
-    """The rule's answer, as arrays of the right shapes, with a client's fixed share."""
-    answer: Any = rule(slots.cohort, slots.client_weights, data.client_weights)
-    if not isinstance(answer, tuple) or not 2 <= len(answer) <= 5:
-        raise ValueError(
-            "aggregation must return (weights[m], denominator or None), or fs.Coefficients; got "
-            f"{type(answer).__name__}"
-        )
-    coefficients = Coefficients(*answer)
-    combine = coefficients.combine
-    if combine is not None:
-        if not callable(combine):
-            raise ValueError(f"combine must be a function of the updates, or None; got {combine!r}")
-        check_takes("combine", combine, "updates", "weights", "counted", "key")
-    weights, denominator, shares, num_receivers = (
-        None if x is None else jnp.asarray(x) for x in coefficients[:4]
-    )
-    number = len(slots.client_weights)
-    for name, value in (("weights", weights), ("shares", shares)):
-        if (value is not None or name == "weights") and (value is None or value.shape != (number,)):
-            raise ValueError(
-                f"aggregation must return {name} for each of the {number} slots; "
-                f"got shape {() if value is None else value.shape}"
-            )
-    if shares is None:
-        shares = slots.client_weights / jnp.sum(data.client_weights)
-    return Coefficients(cast(Array, weights), denominator, shares, num_receivers, combine)
-
-
-def _tasks(slots: _Slots, coefficients: Coefficients, data: FederatedData) -> tuple[Tasks, Array]:
+def _tasks(
+    exchange: Exchange, slots: Slots, coefficients: Coefficients, data: FederatedData
+) -> tuple[Tasks, Array]:
     """The slots' work, and the power of two that its weights a_k are given times.
 
     It changes no bit of the average, and keeps the products of tiny weights in range.
     """
-    unit = power_of_two(jnp.where(slots.steps > 0, coefficients.weights, 0))
+    reports, steps = slots.steps > 0, slots.steps
+    if exchange.local != slots.local:  # who reports takes part in every exchange of the round
+        own = num_steps(exchange.local, data.num_examples[slots.ids], slots.cohort.work)
+        steps = jnp.where(reports, jnp.maximum(own, 1), 0)
+    unit = power_of_two(jnp.where(reports, coefficients.weights, 0))
     weights = coefficients.weights * unit
-    return Tasks(slots.ids, slots.steps, weights, cast(Array, coefficients.shares)), unit
+    return Tasks(slots.ids, steps, weights, cast(Array, coefficients.shares)), unit
 
 
 def _execute(
@@ -221,14 +193,15 @@ def _execute(
 
 
 def _combine(
+    *,
     key: Array,
     round: Array,
+    num_clients: int,
     coefficients: Coefficients,
     tasks: Tasks,
     unit: Array,
     executed: Executed,
-    data: FederatedData,
-) -> _Average:
+) -> Average:
     """One division by the denominator, or what the rule makes of all updates.
 
     The denominator comes last, so that a client that was dropped renormalises.
@@ -247,7 +220,7 @@ def _combine(
         update = _combined(coefficients.combine, coefficients.weights, executed, own_key)
     context = RoundContext(
         round=round,
-        num_clients=data.num_clients,
+        num_clients=num_clients,
         num_reporting=jnp.sum(counted, dtype=jnp.int32),
         weight_sum=weight_sum / unit,
         reporting_share=share,
@@ -255,7 +228,7 @@ def _combine(
         denominator=denominator / unit,
         largest_weight=jnp.max(jnp.where(counted, jnp.abs(weights), 0)) / unit,
     )
-    return _Average(update, empty, context)
+    return Average(update, empty, context)
 
 
 def _combined(combine: Combine, weights: Array, executed: Executed, key: Array) -> PyTree:
@@ -274,48 +247,46 @@ def _combined(combine: Combine, weights: Array, executed: Executed, key: Array) 
 
 
 def _server_update(
-    algorithm: FederatedAlgorithm, before: PyTree, average: _Average, executed: Executed
+    exchange: Exchange,
+    before: PyTree,
+    average: Average,
+    executed: Executed,
+    *,
+    acts_when_empty: bool,
 ) -> PyTree:
-    """The server's state after the round: as it was if nothing was aggregated.
+    """The server's state after the exchange: as it was if nothing was aggregated.
 
-    An algorithm that acts nevertheless is given zeros then.
+    A server that acts nevertheless is given zeros then.
     """
     update, total, empty = average.update, executed.total, average.empty
-    if algorithm.acts_when_empty:
+    if acts_when_empty:
         zeros = jax.tree.map(jnp.zeros_like, (update, total))
         update, total = where(empty, zeros, (update, total))
-    server = algorithm.server_update(before, update, total, average.context)
+    server = exchange.server_update(before, update, total, average.context)
     check_same_spec("server_update", "the server state", before, server)
-    return server if algorithm.acts_when_empty else where(empty, before, server)
+    return server if acts_when_empty else where(empty, before, server)
 
 
-def _metrics(
+def _advance(
     algorithm: FederatedAlgorithm,
-    data: FederatedData,
-    slots: _Slots,
-    coefficients: Coefficients,
-    executed: Executed,
-    average: _Average,
-) -> RoundMetrics:
-    """What is reported of the round."""
-    sent, receivers = slots.steps > 0, coefficients.num_receivers
-    weight_counted = jnp.sum(jnp.where(executed.counted, slots.client_weights, 0))
-    return RoundMetrics(
-        train={
-            name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
-            for name, (total, count) in executed.metrics.items()
-        },
-        receivers=_count_distinct(slots.ids, slots.given) if receivers is None else receivers,
-        senders=_count_distinct(slots.ids, sent),
-        reporting=average.context.num_reporting,
-        nonfinite=jnp.sum(sent & ~executed.finite, dtype=jnp.int32),
-        update_norm=jnp.where(average.empty, jnp.nan, global_norm(average.update)),
-        reporting_share=weight_counted / jnp.sum(data.client_weights),
-        empty=average.empty,
-        **local_work(algorithm.local, data, slots.ids, slots.steps, executed.lane_steps),
+    state: FederatedState,
+    *,
+    server: PyTree,
+    client_states: PyTree,
+    ids: Array,
+    exchanged: Sequence[Exchanged],
+    num_clients: int,
+) -> FederatedState:
+    """The state after the round; where an exchange aggregated nothing, as it was before it."""
+    empty = is_empty(exchanged)
+    if algorithm.earlier and not algorithm.acts_when_empty:
+        server = where(empty, state.server, server)
+    written = exchanged[0].executed.counted
+    for later in exchanged[1:]:
+        written |= later.executed.counted
+    # Only slots that counted write back: a padding slot may carry any id.
+    target = jnp.where(written & ~empty, ids, num_clients)
+    clients = jax.tree.map(
+        lambda old, new: old.at[target].set(new, mode="drop"), state.clients, client_states
     )
-
-
-def _count_distinct(ids: Array, mask: Array) -> Array:
-    """How many different clients: one drawn twice is one receiver."""
-    return jnp.sum(first_of_each(ids, mask), dtype=jnp.int32)
+    return FederatedState(server, clients, state.round + 1, state.get_params)

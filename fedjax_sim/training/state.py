@@ -26,7 +26,8 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
     """
     algorithm = check_algorithm(algorithm)
     check_data(data)
-    check_steps(algorithm.local, data)
+    for exchange in algorithm.exchanges:
+        check_steps(exchange.local, data)
     # Copies, so that donating the state leaves the caller's arrays alone, and without the
     # weak type of a Python number, which would cost a second trace.
     params = jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), params)
@@ -71,7 +72,8 @@ def check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: Fede
       ValueError: saying how it differs.
     """
     check_data(data)
-    check_steps(algorithm.local, data)
+    for exchange in algorithm.exchanges:
+        check_steps(exchange.local, data)
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     for x in jax.tree.leaves(state.clients):

@@ -17,7 +17,7 @@ from fedjax_sim.core.local_training import num_steps
 from fedjax_sim.core.tasks import Executed
 from fedjax_sim.execution.client import check_steps
 from fedjax_sim.results.columns import columns
-from fedjax_sim.training.ledger import local_work
+from fedjax_sim.training.ledger import LocalWork, local_work
 
 MOST = 2**31 - 1
 WHOLE = st.integers(0, MOST) | st.integers(MOST - 2, MOST) | st.integers(0, 3)
@@ -112,16 +112,20 @@ def test_local_work_is_counted_exactly_or_refused(sizes, epochs, batch, order, r
     check_steps(local, data)
     ids = np.arange(SLOTS, dtype=np.int32) % 4
     steps = jnp.where(np.arange(SLOTS) < reporting, num_steps(local, data.num_examples[ids]), 0)
-    work = local_work(local, data, jnp.asarray(ids), steps, jnp.int32(7))
-    metrics = RoundMetrics(
-        {}, *4 * [None], update_norm=None, reporting_share=None, empty=None, **work
-    )
+    once = LocalWork(local, steps, jnp.int32(7))
     expected = [sum(by_hand(local, sizes[k])[i] for k in ids[:reporting]) for i in (0, 1)]
-    names = ("client_steps", "examples")
-    assert [int(metrics.counts()[name]) for name in names] == expected
-    assert [int(work[name]) for name in names] == [min(x, MOST) for x in expected]
-    if SLOTS * epochs * max(sizes) <= MOST:
-        assert metrics.digits == ()  # nothing is carried along where 32 bits do
+    for exchanges in (1, 2):  # of which the second is as the first
+        work = local_work([once] * exchanges, data, jnp.asarray(ids))
+        metrics = RoundMetrics(
+            {}, *4 * [None], update_norm=None, reporting_share=None, empty=None, **work
+        )
+        counts, several = metrics.counts(), [exchanges * x for x in expected]
+        assert [int(counts[name]) for name in ("client_steps", "examples")] == several
+        assert int(counts["lane_steps"]) == 7 * exchanges
+        in_32_bits = [int(work[name]) for name in ("client_steps", "examples")]
+        assert in_32_bits == [min(x, MOST) for x in several]
+        if exchanges == 1 and SLOTS * epochs * max(sizes) <= MOST:
+            assert metrics.digits == ()  # nothing is carried along where 32 bits do
 
 
 def test_a_round_has_the_exact_counts_and_refuses_more_steps():

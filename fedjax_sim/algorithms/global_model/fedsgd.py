@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from fedjax_sim.algorithms.descent import (
@@ -15,16 +13,13 @@ from fedjax_sim.algorithms.descent import (
     server_step,
     stateless,
 )
-from fedjax_sim.core.loss import check_loss, mean_gradient, per_example, uses_key
+from fedjax_sim.algorithms.gradient import ONE_FULL_BATCH, full_gradient, pooled_gradient
+from fedjax_sim.core.loss import check_loss
 from fedjax_sim.core.registry import SameAs, declare
 from fedjax_sim.core.types import (
     Array,
-    ClientOutput,
-    ClientUpdate,
     FederatedAlgorithm,
-    LocalTraining,
     LossFn,
-    Metrics,
     Params,
     PyTree,
 )
@@ -60,44 +55,6 @@ def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> F
     >>> algorithm = fs.fedsgd(loss_fn, optax.sgd(0.1))
     """
     check_optimizer("server_optimizer", server_optimizer)
-    gradient = mean_gradient(loss_fn)
-
-    def init(message: Message, client_state: PyTree, probed: PyTree, key: Array) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, message.params)
-
-    def step(
-        carry: PyTree,
-        message: Message,
-        client_state: PyTree,
-        batch: PyTree,
-        mask: Array,
-        key: Array,
-    ) -> tuple[PyTree, Metrics]:
-        return gradient(message.params, batch, mask, key)
-
-    def finish(
-        carry: PyTree, message: Message, client_state: PyTree,
-        num_examples: Array, num_steps: Array, key: Array,
-    ) -> ClientOutput:  # fmt: skip
-        return ClientOutput(update=jax.tree.map(jnp.negative, carry))
-
-    def pooled_gradient(
-        message: Message, batch: PyTree, weights: Array, keys: Array
-    ) -> tuple[PyTree, dict[str, Array]]:
-        # One example and one key at a time: its draws depend on no neighbour.
-        def one(params: Params, example: PyTree, key: Array) -> dict[str, Array]:
-            batch = jax.tree.map(lambda x: x[None], example)
-            values = per_example(loss_fn, params, batch, key)
-            return {name: value[0] for name, value in values.items()}
-
-        def objective(params: Params) -> tuple[Array, dict[str, Array]]:
-            if not uses_key(loss_fn, params, batch, keys[0]):
-                values = per_example(loss_fn, params, batch, keys[0])
-            else:
-                values = jax.vmap(one, (None, 0, 0))(params, batch, keys)
-            return -jnp.sum(weights.astype(values["loss"].dtype) * values["loss"]), values
-
-        return jax.grad(objective, has_aux=True)(message.params)
 
     def check(params: Params, examples: PyTree) -> None:
         check_loss(loss_fn, params, examples)
@@ -111,9 +68,9 @@ def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> F
         params=server_params,
         init_client=stateless,
         broadcast=broadcast,
-        client=ClientUpdate(init, step, finish),
+        client=full_gradient(loss_fn),
         server_update=server_step(server_optimizer),
-        local=LocalTraining(epochs=1, batch_size=None, shuffle=False),
-        pooled_gradient=pooled_gradient,
+        local=ONE_FULL_BATCH,
+        pooled_gradient=pooled_gradient(loss_fn),
         check=check,
     )
