@@ -122,9 +122,14 @@ def compile_program(
         return jax.tree.unflatten(structure, [jnp.asarray(x) for x in flat])
 
     def chunk(
-        consts: list[Array], inputs: PyTree, carry: PyTree, remembered: PyTree, buffers: PyTree,
-        first: Array, count: Array,
-    ) -> tuple[PyTree, PyTree, PyTree, Array, Array]:  # fmt: skip
+        consts: list[Array],
+        inputs: PyTree,
+        carry: PyTree,
+        remembered: PyTree,
+        buffers: PyTree,
+        first: Array,
+        count: Array,
+    ) -> tuple[PyTree, PyTree, PyTree, Array, Array]:
         def body(loop: tuple[Array, Array, PyTree]) -> tuple[Array, Array, PyTree]:
             i, _, (carry, remembered, buffers) = loop
             carry, row = call(consts, inputs, first + i, carry)
@@ -149,9 +154,14 @@ def compile_program(
         (axis,) = mesh.axis_names
 
         def share(
-            consts: Any, inputs: Any, carry: Any, remembered: Any, buffers: Any,
-            first: Any, count: Any,
-        ) -> Any:  # fmt: skip
+            consts: Any,
+            inputs: Any,
+            carry: Any,
+            remembered: Any,
+            buffers: Any,
+            first: Any,
+            count: Any,
+        ) -> Any:
             carry, remembered, buffers, done, stopped = chunk(
                 consts, own(inputs), own(carry), remembered, own(buffers), first, count
             )

@@ -140,9 +140,10 @@ _response = partial(plots.response, width=canvas.WIDTH)
 
 def _responses(folders: Sequence[tuple[str, Results]], by: str) -> Iterator[Card]:
     with_axis = [
-        (name, results) for name, results in folders
+        (name, results)
+        for name, results in folders
         if any(len(x) > 3 for x in configurations.numeric_axes(results).values())
-    ]  # fmt: skip
+    ]
     if not with_axis:
         return
     joint = together(with_axis)
@@ -220,8 +221,9 @@ def _facets(results: Results) -> list[tuple[str, Results]]:
 def _columns(results: Results) -> list[str]:
     """The columns by round that all runs have."""
     first, *rest = results.runs
-    return [k for k, x in first.rounds.items()
-            if x.ndim == 1 and all(k in run.rounds for run in rest)]  # fmt: skip
+    return [
+        k for k, x in first.rounds.items() if x.ndim == 1 and all(k in run.rounds for run in rest)
+    ]
 
 
 def _with_column(results: Results, name: str) -> Results | None:
@@ -255,8 +257,13 @@ def inline(figure: Any, prefix: str) -> str:
         figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue().decode()
     text = text[text.index("<svg") :]
-    for unwanted in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</style>\s*</defs>",
-                     r"<!--.*?-->", r' xmlns(:xlink)?="[^"]*"', r' version="1.1"'):  # fmt: skip
+    for unwanted in (
+        r"<metadata>.*?</metadata>",
+        r"<defs>\s*<style.*?</style>\s*</defs>",
+        r"<!--.*?-->",
+        r' xmlns(:xlink)?="[^"]*"',
+        r' version="1.1"',
+    ):
         text = re.sub(unwanted, "", text, flags=re.DOTALL)
     text = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text)
     text = re.sub(r"<[^>]*>", lambda tag: _retagged(tag.group(), prefix), text)

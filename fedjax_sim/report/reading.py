@@ -66,8 +66,10 @@ def load(folder: str | Path) -> Folder:
         what = "is a file, and no results folder" if folder.exists() else "is not there"
         raise ValueError(f"{folder} {what}")
     if missing := RunFolder(folder).missing():
-        raise ValueError(f"{folder} holds no results: {', '.join(missing)} "
-                         f"{'are' if len(missing) > 1 else 'is'} missing")  # fmt: skip
+        raise ValueError(
+            f"{folder} holds no results: {', '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} missing"
+        )
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -252,8 +252,9 @@ def _reached(line: Line, name: str) -> str:
 def _megabytes(line: Line) -> str:
     sent = [
         sum(float(run.rounds[k][-1]) for k in BYTES)
-        for run in line.runs if {*BYTES} <= set(run.rounds) and run.done
-    ]  # fmt: skip
+        for run in line.runs
+        if {*BYTES} <= set(run.rounds) and run.done
+    ]
     return f"{sum(sent) / len(sent) / 1e6:,.4g}" if sent else NONE
 
 

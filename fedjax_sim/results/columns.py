@@ -13,9 +13,21 @@ BYTES = ("bytes_down", "bytes_up")
 
 # What a round costs; everything else that is reported of it is measured.
 LEDGER = frozenset(
-    ("receivers", "senders", "reporting", "nonfinite", "client_steps", "lane_steps", "examples",
-     "reporting_share", "update_norm", "empty", "evaluated", *BYTES)
-)  # fmt: skip
+    (
+        "receivers",
+        "senders",
+        "reporting",
+        "nonfinite",
+        "client_steps",
+        "lane_steps",
+        "examples",
+        "reporting_share",
+        "update_norm",
+        "empty",
+        "evaluated",
+        *BYTES,
+    )
+)
 
 # What every table says of a run, whatever it was of.
 LABELS = frozenset(("seed", "round", "rounds", "complete", "diverged"))

@@ -235,8 +235,11 @@ def _in_structure(path: Path, arrays: Mapping[LeafPath, np.ndarray], like: PyTre
         for keys, leaf in here.items()
         if keys in there and not _fits(there[keys], leaf)
     ]
-    parts = [f"{_listed(map(_name, keys))} {where}" for keys, where in
-             ((missing, "missing there"), (more, "there and not in like")) if keys]  # fmt: skip
+    parts = [
+        f"{_listed(map(_name, keys))} {where}"
+        for keys, where in ((missing, "missing there"), (more, "there and not in like"))
+        if keys
+    ]
     parts += [_listed(differ)] if differ else []
     if parts:
         raise ValueError(f"like must have the leaves of {path}: {'; '.join(parts)}")

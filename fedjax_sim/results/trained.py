@@ -84,9 +84,16 @@ def save_trained(
       SaveError: if the file cannot be written.
     """
     about = {
-        "configuration": configuration, "seed": seed, "round": round, "num_rounds": num_rounds,
-        "status": status, "kept": kept, "metric": metric, "value": value, "versions": versions(),
-    }  # fmt: skip
+        "configuration": configuration,
+        "seed": seed,
+        "round": round,
+        "num_rounds": num_rounds,
+        "status": status,
+        "kept": kept,
+        "metric": metric,
+        "value": value,
+        "versions": versions(),
+    }
     model_file.write(path, params, json.loads(to_json(about)))
 
 

@@ -52,9 +52,12 @@ class Compiled:
                 lambda inputs: jax.tree.map(
                     lambda x: x[None], self._start(jax.tree.map(lambda x: x[0], inputs))
                 ),
-                mesh=mesh, in_specs=dealt, out_specs=dealt, check_vma=False,
+                mesh=mesh,
+                in_specs=dealt,
+                out_specs=dealt,
+                check_vma=False,
             )
-        )  # fmt: skip
+        )
 
     def _made(self, hyper: dict[str, Array], data: Array) -> tuple[Any, Array]:
         """What `experiment` makes of one configuration, inside the trace."""
@@ -179,10 +182,12 @@ class Compiled:
                 driven.history,
             )
             by_kind = [
-                {"rounds": columns(jax.tree.map(lambda x, i=i: x[i], rows), self.group.exchange),
-                 "values": {}}
+                {
+                    "rounds": columns(jax.tree.map(lambda x, i=i: x[i], rows), self.group.exchange),
+                    "values": {},
+                }
                 for i in range(runs)
-            ]  # fmt: skip
+            ]
         for kind, into in found.items():
             for name in by_kind[0][kind]:
                 stacked = np.stack([one[kind][name] for one in by_kind])

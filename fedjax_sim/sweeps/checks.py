@@ -5,6 +5,12 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.types import Array
 from fedjax_sim.grid import Grid
 from fedjax_sim.results.columns import COLUMNS, LABELS
 from fedjax_sim.training.experiment import Experiment
@@ -34,8 +40,11 @@ def check_names(
                 f"grid has {name!r}, which experiment does not take"
                 + (f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(taken)}")
             )
-    missing = [p.name for p in parameters if p.default is p.empty and p.name in taken
-               and p.name not in grid.names]  # fmt: skip
+    missing = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.name in taken and p.name not in grid.names
+    ]
     if missing:
         raise ValueError(f"grid must give {', '.join(missing)}, which experiment has no default of")
     for name in static:
@@ -96,3 +105,26 @@ def said(value: Any) -> Any:
     if isinstance(value, (int, float, str)) or value is None:
         return value
     return getattr(value, "__name__", None) or repr(value)
+
+
+def keys_of(keys: Array | Sequence[int]) -> tuple[list[int], Array]:
+    """The labels of the seeds, and their keys [S].
+
+    Raises:
+      ValueError: for what is neither keys nor different whole numbers.
+    """
+    if isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        if keys.ndim != 1 or not len(keys):
+            raise ValueError(f"keys must be an array [S] of keys; got shape {keys.shape}")
+        check_key(keys[0])
+        return list(range(len(keys))), keys
+    whole = hasattr(keys, "__iter__") and all(
+        isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in keys
+    )
+    seeds = [int(k) for k in keys] if whole else []
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(
+            "keys must be typed keys [S], or different whole numbers, at least one; got "
+            f"{keys!r} (as keys=range(4))"
+        )
+    return seeds, jnp.stack([jax.random.key(seed) for seed in seeds])

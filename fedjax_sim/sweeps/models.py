@@ -1,5 +1,7 @@
 """What a sweep keeps of its runs' models, on the host."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,8 @@ import numpy as np
 
 from fedjax_sim.core.types import Params, PyTree
 from fedjax_sim.host.keeping import Keep
-from fedjax_sim.results.trained import KEPT, trained_params
+from fedjax_sim.results.trained import KEPT, save_trained, trained_params
+from fedjax_sim.sweeps.plan import Group
 from fedjax_sim.training.experiment import Experiment
 
 
@@ -66,3 +69,32 @@ def on_host(keep: Keep, experiment: Experiment, carry: PyTree) -> list[Model]:
     flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), model)
     count = len(jax.tree.leaves(flat)[0])
     return [jax.tree.map(lambda x, i=i: x[i], flat) for i in range(count)]
+
+
+def save_model(
+    path: Path, model: Model, group: Group, seed: int, configuration: Mapping[str, Any]
+) -> None:
+    """Writes a run's model where `fs.load` finds it.
+
+    Args:
+      configuration: what the sweep is labelled with, and the run's hyper-parameters.
+
+    Raises:
+      SaveError: if it cannot be written.
+    """
+    assert group.keep is not None
+    assert group.num_rounds is not None
+    path.parent.mkdir(exist_ok=True)
+    final = model.round is None
+    save_trained(
+        path,
+        model.params,
+        configuration=configuration,
+        seed=seed,
+        round=group.num_rounds if final else int(model.round),
+        num_rounds=group.num_rounds,
+        status="finished",
+        kept=group.keep.kept,
+        metric=group.keep.metric,
+        value=None if final else float(model.value),
+    )

@@ -73,9 +73,10 @@ def plan(
 ) -> list[Group]:
     """The groups, each with its batches; refuses what cannot be traced."""
     traced = tuple(
-        name for name in grid.names
+        name
+        for name in grid.names
         if name not in static and _is_traced([one[name] for one in grid])
-    )  # fmt: skip
+    )
     members: dict[Any, list[int]] = {}
     for i, one in enumerate(grid):
         fixed_values = [(k, type(v), v) for k, v in one.items() if k not in traced]
@@ -132,16 +133,30 @@ def plan(
         units += [units[-1]] * (-len(units) % devices)
         batches = tuple(tuple(units[i : i + devices]) for i in range(0, len(units), devices))
         groups.append(
-            Group(fixed, traced, tuple(indices), width, batches, num_rounds, exchange, not common,
-                  facts, keep)
-        )  # fmt: skip
+            Group(
+                fixed,
+                traced,
+                tuple(indices),
+                width,
+                batches,
+                num_rounds,
+                exchange,
+                not common,
+                facts,
+                keep,
+            )
+        )
     return groups
 
 
 def _width(
-    made: Experiment, state: FederatedState, key: Array, devices: int, limit: float,
+    made: Experiment,
+    state: FederatedState,
+    key: Array,
+    devices: int,
+    limit: float,
     keep: Keep | None,
-) -> int:  # fmt: skip
+) -> int:
     """How many configurations fit a core's cache together, and the memory."""
     measured: list[tuple[str, int]] = []
 

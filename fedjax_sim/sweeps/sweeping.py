@@ -15,7 +15,6 @@ from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.files import SaveError
 from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.notebook import progress_bar
-from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array
 from fedjax_sim.core.versions import versions
 from fedjax_sim.execution.machine import free_memory
@@ -23,10 +22,9 @@ from fedjax_sim.grid import Grid
 from fedjax_sim.host.driver import Interrupt
 from fedjax_sim.host.identity import program
 from fedjax_sim.results import Results, Run
-from fedjax_sim.results.trained import save_trained
 from fedjax_sim.sweeps.batch import Columns, Compiled
-from fedjax_sim.sweeps.checks import check_labels, check_names, said, takes_key
-from fedjax_sim.sweeps.models import Model, check_keep
+from fedjax_sim.sweeps.checks import check_labels, check_names, keys_of, said, takes_key
+from fedjax_sim.sweeps.models import check_keep, save_model
 from fedjax_sim.sweeps.plan import Group, build, plan
 from fedjax_sim.sweeps.store import Store
 from fedjax_sim.sweeps.telling import Swept, Teller
@@ -116,7 +114,7 @@ def sweep(
     """
     grid = grid if isinstance(grid, Grid) else grids.product(**grid)
     given_keys = keys
-    labels, keys = _keys(keys)
+    labels, keys = keys_of(keys)
     if progress:
         with progress_bar(len(grid) * len(labels), "runs") as tell:
 
@@ -126,12 +124,22 @@ def sweep(
                     on_progress(now)
 
             shown = sweep(
-                experiment, grid, given_keys, out=out, resume=resume,
-                static=static, side_by_side=side_by_side, memory_limit=memory_limit,
-                common_random_numbers=common_random_numbers, mesh=mesh, on_progress=both,
-                checkpoint_every=checkpoint_every, keep_models=keep_models, metric=metric,
+                experiment,
+                grid,
+                given_keys,
+                out=out,
+                resume=resume,
+                static=static,
+                side_by_side=side_by_side,
+                memory_limit=memory_limit,
+                common_random_numbers=common_random_numbers,
+                mesh=mesh,
+                on_progress=both,
+                checkpoint_every=checkpoint_every,
+                keep_models=keep_models,
+                metric=metric,
                 configuration=configuration,
-            )  # fmt: skip
+            )
             tell(len(shown.runs), "")
             return shown
     opaque = takes_key(experiment)
@@ -160,9 +168,18 @@ def sweep(
     widths = None if store is None or not resume else store.widths()
     limit = memory_limit if memory_limit is not None else free_memory([*mesh.devices.flat]) / 2
     groups = plan(
-        experiment, grid, keys, mesh.size, static, opaque, common_random_numbers,
-        side_by_side if widths is None else widths, limit, keep_models, metric,
-    )  # fmt: skip
+        experiment,
+        grid,
+        keys,
+        mesh.size,
+        static,
+        opaque,
+        common_random_numbers,
+        side_by_side if widths is None else widths,
+        limit,
+        keep_models,
+        metric,
+    )
     if store is not None:
         identity = {
             "names": list(grid.names),
@@ -211,22 +228,30 @@ def sweep(
                 places = [(i, seed) for seed, indices in batch for i in indices]
                 # Padding repeats a run.
                 new = len({*places} - {*runs})
-                models = [] if store is None or group.keep is None else [
-                    store.folder.model(i, labels[seed]) for i, seed in dict.fromkeys(places)
-                ]  # fmt: skip
+                models = (
+                    []
+                    if store is None or group.keep is None
+                    else [store.folder.model(i, labels[seed]) for i, seed in dict.fromkeys(places)]
+                )
                 found = None if store is None else store.load(number, models)
                 if found is None and interrupt.received is None:
                     try:
                         ran = compiled.run(
-                            batch, interrupt, partial(teller.chunk, group, new, len(places)),
-                            None if store is None else store.checkpoints(number), checkpoint_every,
-                        )  # fmt: skip
+                            batch,
+                            interrupt,
+                            partial(teller.chunk, group, new, len(places)),
+                            None if store is None else store.checkpoints(number),
+                            checkpoint_every,
+                        )
                         found = None if ran is None else ran[0]
                         if store is not None and ran is not None and interrupt.received is None:
                             # Models come first: the batch's own file says that all of it is there.
                             for (i, seed), model in zip(places, ran[1], strict=False):
-                                _save_model(store, grid.configurations[i], i, labels[seed], model,
-                                            group, configuration or {})  # fmt: skip
+                                hyper = grid.configurations[i].items()
+                                label = {name: said(value) for name, value in hyper}
+                                label = {**(configuration or {}), **label}
+                                path = store.folder.model(i, labels[seed])
+                                save_model(path, model, group, labels[seed], label)
                             store.save(number, ran[0])
                     except InterruptedRun as error:
                         error.partial = through()
@@ -272,44 +297,3 @@ def _run(configuration: dict[str, Any], seed: int, found: Columns, row: int, gro
     if asked is None:  # a function's own: all or nothing
         asked = len(next(iter(rounds.values()))) if rounds else 1
     return Run({k: said(v) for k, v in configuration.items()}, seed, rounds, values, asked)
-
-
-def _save_model(
-    store: Store,
-    hyper: Mapping[str, Any],
-    index: int,
-    seed: int,
-    model: Model,
-    group: Group,
-    configuration: Mapping[str, Any],
-) -> None:
-    assert group.keep is not None
-    assert group.num_rounds is not None
-    path = store.folder.model(index, seed)
-    path.parent.mkdir(exist_ok=True)
-    final = model.round is None
-    save_trained(
-        path, model.params,
-        configuration={**configuration, **{name: said(value) for name, value in hyper.items()}},
-        seed=seed, round=group.num_rounds if final else int(model.round),
-        num_rounds=group.num_rounds, status="finished", kept=group.keep.kept,
-        metric=group.keep.metric, value=None if final else float(model.value),
-    )  # fmt: skip
-
-
-def _keys(keys: Array | Sequence[int]) -> tuple[list[int], Array]:
-    if isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        if keys.ndim != 1 or not len(keys):
-            raise ValueError(f"keys must be an array [S] of keys; got shape {keys.shape}")
-        check_key(keys[0])
-        return list(range(len(keys))), keys
-    whole = hasattr(keys, "__iter__") and all(
-        isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in keys
-    )
-    seeds = [int(k) for k in keys] if whole else []
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(
-            "keys must be typed keys [S], or different whole numbers, at least one; got "
-            f"{keys!r} (as keys=range(4))"
-        )
-    return seeds, jnp.stack([jax.random.key(seed) for seed in seeds])

@@ -66,13 +66,15 @@ class Teller:
             left = max(self.num_runs - self.before - self.partly, 0.0)
             pace = self.seconds / self.worked if self.worked else math.nan
             says = ", ".join(f"{name}={said(value)}" for name, value in group.static.items())
-            self.on_progress(Swept(
-                runs=min(self.before + int(self.partly), self.num_runs),
-                num_runs=self.num_runs,
-                client_steps_per_second=steps * new / runs / seconds,
-                seconds_left=left * pace if left else 0.0,
-                says=says,
-            ))  # fmt: skip
+            self.on_progress(
+                Swept(
+                    runs=min(self.before + int(self.partly), self.num_runs),
+                    num_runs=self.num_runs,
+                    client_steps_per_second=steps * new / runs / seconds,
+                    seconds_left=left * pace if left else 0.0,
+                    says=says,
+                )
+            )
 
     def through(self, runs: int) -> None:
         self.before, self.partly = runs, 0.0
