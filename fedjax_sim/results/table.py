@@ -16,7 +16,6 @@ from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.files import SaveError, reason, replace_file, to_json
 from fedjax_sim.core.versions import versions
 from fedjax_sim.results.columns import LABELS, is_measured, lowest_is_best, score_of
-from fedjax_sim.results.facts import to_json, versions
 from fedjax_sim.results.folder import ROUNDS, SUMMARY, TABLE
 from fedjax_sim.results.runs import Mean as Mean
 from fedjax_sim.results.runs import Run as Run
