@@ -4,6 +4,7 @@ Those named here are what a setting may name. `global_model/ifca.py` is not amon
 run starts from one model and measures one, and IFCA has several.
 """
 
+from fedjax_sim.algorithms import server_optimizers as server_optimizers
 from fedjax_sim.algorithms.global_model.fedavg import fedavg as fedavg
 from fedjax_sim.algorithms.global_model.fednova import fednova as fednova
 from fedjax_sim.algorithms.global_model.fedprox import fedprox as fedprox
