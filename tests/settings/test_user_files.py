@@ -15,6 +15,7 @@ from flax.serialization import msgpack_serialize
 
 import fedjax_sim as fs
 from fedjax_sim.cli import main
+from fedjax_sim.settings import build as problem
 from fedjax_sim.settings.options import VOCABULARY, vocabulary_of
 from fedjax_sim.settings.setting import Setting
 
@@ -75,15 +76,9 @@ def test_an_algorithm_of_a_file_is_run_swept_and_reported(mine, tmp_path, capsys
     run, swept, page = tmp_path / "run", tmp_path / "sweep", tmp_path / "page.html"
     chosen = ["--algorithm", name, *SMALL]
     assert main(["run", *chosen, "--keep", "1", "--out", str(run)]) == 0
-    trained = fs.load(run).params
     configuration = (run / "configuration.toml").read_text()
     assert "keep = 1.0" in configuration
     assert f"algorithm = {json.dumps(name)}" in configuration
-    # What is there names the file and its option. The model stays as it was.
-    assert main(["run", "--resume", "--rounds", "3", "--out", str(run)]) == 0
-    resumed = fs.load(run)
-    assert resumed.round == 3
-    jax.tree.map(np.testing.assert_array_equal, trained, resumed.params)
 
     grid = ["--grid", "keep=0,0.5,1", "--seeds", "1"]
     assert main(["sweep", *chosen, *grid, "--out", str(swept)]) == 0
@@ -96,6 +91,23 @@ def test_an_algorithm_of_a_file_is_run_swept_and_reported(mine, tmp_path, capsys
     assert accuracy[0.0] > accuracy[1.0]
     assert main(["report", str(run), str(swept), "--out", str(page)]) == 0
     assert "keep" in page.read_text()
+
+
+@pytest.mark.slow
+def test_it_is_resumed_by_the_name_that_is_there_unless_it_changed(mine, tmp_path, capsys):
+    """It keeps all of the old model, which is the same after more rounds."""
+    out = tmp_path / "run"
+    assert (
+        main(["run", "--algorithm", f"{mine}:inert", *SMALL, "--keep", "1", "--out", str(out)]) == 0
+    )
+    trained = fs.load(out).params
+    assert main(["run", "--resume", "--rounds", "3", "--out", str(out)]) == 0
+    resumed = fs.load(out)
+    assert resumed.round == 3
+    jax.tree.map(np.testing.assert_array_equal, trained, resumed.params)
+    mine.write_text(ALGORITHM.replace("1.0 - keep", "1.0 - keep / 2"))
+    line = refusal(capsys, "run", "--resume", "--rounds", "4", "--out", out)
+    assert "the traced program differs: the algorithm" in line
 
 
 def test_an_undeclared_one_has_the_options_of_its_signature(mine):
@@ -155,11 +167,10 @@ def test_a_model_of_a_file(tmp_path, capsys):
         "def wrong(input_shape):\n"
         "    return input_shape\n"
     )
-    out = tmp_path / "run"
-    chosen = ["--model", f"{file}:narrow", "--width", "5"]
-    assert main(["run", *chosen, *SMALL, "--out", str(out)]) == 0
-    shapes = {x.shape for layer in fs.load(out).params.values() for x in layer.values()}
-    assert shapes == {(64, 5), (5,), (5, 10), (10,)}
+    chosen = Setting.of({"model": f"{file}:narrow", "width": 5}).resolved()
+    assert chosen.values()["width"] == 5
+    params = jax.eval_shape(problem.problem(chosen).init, jax.random.key(0))
+    assert {x.shape for x in jax.tree.leaves(params)} == {(64, 5), (5,), (5, 10), (10,)}
     line = refusal(capsys, "run", "--model", f"{file}:wrong", *SMALL, "--out", tmp_path / "other")
     assert "must return an fs.models.Model; got tuple" in line
 
@@ -259,8 +270,9 @@ def test_a_folder_of_no_form_says_what_was_looked_for(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     line = refusal(capsys, "run", "--data", tmp_path / "data", "--out", tmp_path / "out")
     assert "must hold one of train/*.json, train/*.npz, train/*.csv, *train*.h5" in line
-    line = refusal(capsys, "run", "--data", tmp_path / "no", "--out", tmp_path / "out")
-    assert "no: there is no such folder" in line
+    for command in ("run", "sweep", "compare"):
+        line = refusal(capsys, command, "--data", tmp_path / "no", "--out", tmp_path / "out")
+        assert line.endswith("no: there is no such folder")
 
 
 def test_help_is_there_without_jax():
