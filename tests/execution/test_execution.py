@@ -13,7 +13,7 @@ import fedjax_sim as fs
 from fedjax_sim.execution.automatic import Automatic
 from fedjax_sim.execution.client import block_sizes
 from fedjax_sim.execution.sharded import _deal, _deal_slots
-from tests.conftest import MESH, SIZES, federation, flat, linear_loss, zeros
+from tests.conftest import MESH, SIZES, federation, flat, linear_loss, slow_after, zeros
 
 LOCAL = fs.LocalTraining(2, 4)
 
@@ -343,13 +343,15 @@ def flat_params(params):
     return jnp.concatenate([params["w"], params["b"][None]])
 
 
-@pytest.mark.parametrize("seeds", [None, 2])
 @pytest.mark.parametrize(
-    ("execution", "sizes"),
+    ("execution", "sizes", "seeds"),
     [
-        (fs.execution.packed(1), {20, 40}),
-        (fs.execution.packed(2), {20, 40}),
-        (fs.execution.vmapped(), {40}),
+        (fs.execution.packed(2), {20, 40}, 2),
+        (fs.execution.vmapped(), {40}, None),
+        pytest.param(fs.execution.packed(1), {20, 40}, None, marks=pytest.mark.slow),
+        pytest.param(fs.execution.packed(1), {20, 40}, 2, marks=pytest.mark.slow),
+        pytest.param(fs.execution.packed(2), {20, 40}, None, marks=pytest.mark.slow),
+        pytest.param(fs.execution.vmapped(), {40}, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_large_client_elsewhere_does_not_pad_full_batches(execution, sizes, seeds):
@@ -388,7 +390,9 @@ def test_full_batches_of_a_few_sizes_have_a_gradient(clients):
     np.testing.assert_allclose(slope(0.02, data), slope(0.02, alone), rtol=1e-5)
 
 
-@pytest.mark.parametrize("inner", [fs.execution.vmapped(), fs.execution.packed(1)], ids=repr)
+@pytest.mark.parametrize(
+    "inner", slow_after(1, [fs.execution.packed(1), fs.execution.vmapped()]), ids=repr
+)
 def test_a_client_may_keep_a_typed_key(inner, data):
     """Alone and dealt over devices: the same key, whatever else the state holds."""
     algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)

@@ -72,7 +72,7 @@ def test_storage_order():
     assert logs(epochs, [4, 7], 1, work=0.5) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-@settings(max_examples=12)
+@settings(max_examples=7)
 @given(
     n=st.integers(1, 9),
     batch_size=st.sampled_from([1, 3, 5]),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from tests.conftest import MESH, SIZES, flat, linear_loss, standard_promotion, zeros
+from tests.conftest import MESH, SIZES, flat, linear_loss, slow_after, standard_promotion, zeros
 from tests.helpers.reference import Server, blocks, gradient
 
 K = len(SIZES)
@@ -201,7 +201,9 @@ def test_zero_weights_change_nothing():
         assert bool(metrics.empty)
 
 
-@pytest.mark.parametrize("execution", [fs.execution.vmapped(), fs.execution.packed(2)])
+@pytest.mark.parametrize(
+    "execution", slow_after(1, [fs.execution.packed(2), fs.execution.vmapped()])
+)
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedsgd", "scaffold"])
 def test_nonfinite_is_counted_and_dropped(execution, algorithm):
     data = mean_clients([2.0], [4.0, 4.0], [0.0], [3.0])
@@ -313,7 +315,9 @@ def test_fedsgd_in_16_bits_overflows_no_sum_and_loses_no_weight(dtype, rule):
         # 2 x 2, 2 x 2, and the last client's last two steps alone.
         (fs.execution.packed(2), 2 * 2 + 2 * 2 + 2),
         (fs.execution.sharded(MESH, fs.execution.vmapped()), 2 * 2 * 6),
-        (fs.execution.sharded(MESH, fs.execution.packed(1)), 2 + 2 + 6),
+        pytest.param(
+            fs.execution.sharded(MESH, fs.execution.packed(1)), 2 + 2 + 6, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_ledger_by_hand(execution, lane_steps):
@@ -355,7 +359,7 @@ def test_update_norm_of_a_round_that_moves_nothing_has_a_gradient():
     assert float(jax.grad(norm)(0.5)) == 0
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     epochs=st.integers(1, 3),
     batch_size=st.sampled_from([None, 1, 4]),
@@ -370,7 +374,7 @@ def test_examples_of_a_round_against_numpy(data, epochs, batch_size, order, work
     cohort = fs.Cohort(
         jnp.array(ids), jnp.array(mask), work=jnp.asarray(np.array(work) / 8, jnp.float32)
     )
-    round_fn = fs.make_round(made, execution=fs.execution.packed(1))
+    round_fn = fs.make_round(made, execution=fs.execution.vmapped())
     state = fs.init(made, zeros(), data)
     _, metrics = jax.jit(round_fn)(jax.random.key(0), state, data, cohort)
     seen = 0
@@ -696,7 +700,7 @@ def test_refused_by_the_round(data):
     fs.make_round(fedavg())(key, other, data, cohort_of([4, 1, 4]))
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "fedsgd"])
+@pytest.mark.parametrize("algorithm", slow_after(1, ["fedavg", "fedsgd"]))
 def test_reverse_mode_through_packed_is_refused(data, algorithm):
     @partial(jax.jit, static_argnums=1)
     def last(lr, execution):
@@ -740,9 +744,9 @@ def test_ids_out_of_range_in_a_trace_are_padding(data):
     ("execution", "rule"),
     [
         (fs.execution.vmapped(), "selected"),
-        (fs.execution.vmapped(), "uniform"),
-        (fs.execution.packed(1), "selected"),
         (fs.execution.packed(1), "all_clients"),
+        pytest.param(fs.execution.vmapped(), "uniform", marks=pytest.mark.slow),
+        pytest.param(fs.execution.packed(1), "selected", marks=pytest.mark.slow),
         pytest.param(fs.execution.sharded(MESH), "all_clients", marks=pytest.mark.slow),
     ],
     ids=repr,
