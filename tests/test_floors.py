@@ -41,3 +41,17 @@ def test_tests_mirror_the_rooms():
     rooms = {room for floor in floors_of_architecture() for room in floor}
     folders = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").exists()}
     assert folders - rooms == {"helpers"}
+
+
+def test_architecture_is_short():
+    assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= 200
+
+
+def test_a_file_does_one_thing():
+    """No file of the package has more than 330 lines."""
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert len(lengths) > 150
+    assert {name: length for name, length in lengths.items() if length > 330} == {}
