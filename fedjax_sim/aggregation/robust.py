@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import (
     AggregationRule,
     Array,
@@ -13,6 +14,7 @@ from fedjax_sim.core.types import (
 )
 
 
+@declare("the median of the updates, coordinate by coordinate")
 def median() -> AggregationRule:
     """The coordinate-wise median of the clients that report: `w_{t+1} = w_t + med_{k in V} d_k`.
 

@@ -43,6 +43,11 @@ class Setting:
             check_number("fraction", fraction, lambda c: 0 < c <= 1, "in (0, 1]")
         base = replace(self.one, fraction=min(self.fractions)).resolved()
         for mode in self.modes:
+            # The averages alone, because what is said of their server learning rates is of them.
+            if mode not in aggregation.RULES:
+                raise ValueError(
+                    f"mode must be one of {', '.join(aggregation.RULES)}; got {mode!r}"
+                )
             replace(self.one, fraction=min(self.fractions), mode=mode).resolved()
         check_count("seeds", self.seeds)
         cohorts = [cohort_size(fraction, base.clients) for fraction in self.fractions]

@@ -37,6 +37,18 @@ def test_resolving_is_done_once(dataset, algorithm, sampler):
     assert Setting.of(setting.values()).resolved() == setting
 
 
+@pytest.mark.parametrize("algorithm", declarations("algorithm"))
+def test_a_schedule_is_taken_or_refused_by_name(algorithm):
+    """One whose signature has client_lr takes a function of the round, or is declared without."""
+    chosen = SMALL.but(algorithm=algorithm, epochs=None)
+    scheduled = chosen.but(schedule="cosine")
+    if "schedule" in chosen.resolved().values():
+        problem.experiment(scheduled.resolved()).check(jax.random.key(0))
+    else:
+        with pytest.raises(ValueError, match="schedule belongs to algorithm"):
+            scheduled.resolved()
+
+
 def test_defaults():
     digits, wind = Setting().resolved(), Setting(dataset="wind").resolved()
     assert (digits.partition, digits.clients, digits.slots) == ("dirichlet", 50, 5)

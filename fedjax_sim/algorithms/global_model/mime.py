@@ -52,6 +52,7 @@ class MimeServer(NamedTuple):
     "local steps with the server's momentum, corrected by the cohort's gradient "
     "(Karimireddy et al. 2021)",
     Option("momentum", "of the server", default=0.9, range=BELOW_1, traced=True),
+    without=("schedule",),
 )
 def mime(
     loss_fn: LossFn, client_lr: ArrayLike, local: LocalTraining, momentum: ArrayLike = 0.9
