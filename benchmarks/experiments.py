@@ -165,8 +165,9 @@ def width_section() -> str:
     for name, seeds, rounds in (("lr-mnist", 1, 40), ("2nn", 1, 6)):
         found = {}
         for width in (1, 4, 16, 32, None):
-            found[width] = min(fresh("sweep", name, 64, seeds, rounds, width)["us"]
-                               for _ in range(2))  # fmt: skip
+            found[width] = min(
+                fresh("sweep", name, 64, seeds, rounds, width)["us"] for _ in range(2)
+            )
             print(name, width, found[width], flush=True)
         text += f"| {name} | " + " | ".join(f"{x:.1f}" for x in found.values()) + " |\n"
     return text

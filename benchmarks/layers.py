@@ -208,14 +208,17 @@ def recurrence() -> dict[str, list[float]]:
     parts: dict[str, tuple[Any, tuple[Any, Any], float]] = {
         "x W of all steps, one product": (lambda x, w: x.reshape(-1, units) @ w, (x, w), product),
         "x^T d of all steps, one product": (
-            lambda x, g: x.reshape(-1, units).T @ g.reshape(-1, 4 * units), (x, g), product),
+            lambda x, g: x.reshape(-1, units).T @ g.reshape(-1, 4 * units),
+            (x, g),
+            product,
+        ),
         "h U, step by step": (forward, (g, w), product),
         "d U^T, step by step": (backward, (g, w), product),
         "the gates, step by step": (gates, (g, w), 0),
         "the layer, forward": (layer, (x, w), 2 * product),
         "the layer, forward and all gradients": (jax.grad(layer, (0, 1)), (x, w), 6 * product),
         "a product of 1000 x 1000 matrices": (jnp.matmul, (jnp.ones((1000, 1000)),) * 2, 2e9),
-    }  # fmt: skip
+    }
     found = {}
     for name, (part, given, flops) in parts.items():
         run = partial(jax.jit(part), *given)

@@ -158,8 +158,10 @@ def _check_range(low: float, high: float) -> None:
 def _values(name: str, values: Any) -> list[Any]:
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise ValueError(f"{name} must be a sequence of values; got {values!r}")
-    found = [x.item() if isinstance(x, (np.generic, np.ndarray, jax.Array)) and x.ndim == 0 else x
-             for x in values]  # fmt: skip
+    found = [
+        x.item() if isinstance(x, (np.generic, np.ndarray, jax.Array)) and x.ndim == 0 else x
+        for x in values
+    ]
     if not found:
         raise ValueError(f"{name} must have at least one value; got none")
     return found

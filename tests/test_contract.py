@@ -156,9 +156,12 @@ def test_contract(clients, algorithm, rule, strategy, local, treatment):
             reports = [0 if x == 0 else 1 for x in COHORTS[name][3]]
         else:
             slots = reference.round(
-                rule, *(np.asarray(x) for x in cohort),
-                training.epochs, training.batch_size, training.order,
-            )  # fmt: skip
+                rule,
+                *(np.asarray(x) for x in cohort),
+                training.epochs,
+                training.batch_size,
+                training.order,
+            )
             expected, tolerance = reference.w, 1e-5
             reports = None
         np.testing.assert_allclose(flat(state.params), expected, atol=tolerance, err_msg=name)

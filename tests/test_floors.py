@@ -55,3 +55,9 @@ def test_a_file_does_one_thing():
     }
     assert len(lengths) > 150
     assert {name: length for name, length in lengths.items() if length > 330} == {}
+
+
+def test_the_formatter_is_not_told_to_look_away():
+    for folder in ("fedjax_sim", "tests", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "fmt: " + "skip" not in path.read_text(), path

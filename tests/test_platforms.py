@@ -11,23 +11,73 @@ import fedjax_sim
 
 PACKAGE = Path(fedjax_sim.__file__).parent
 MODULES = {
-    "crypt", "curses", "fcntl", "grp", "nis", "posix", "pty", "pwd", "readline", "resource",
-    "spwd", "syslog", "termios", "tty",
-}  # fmt: skip
+    "crypt",
+    "curses",
+    "fcntl",
+    "grp",
+    "nis",
+    "posix",
+    "pty",
+    "pwd",
+    "readline",
+    "resource",
+    "spwd",
+    "syslog",
+    "termios",
+    "tty",
+}
 NAMES = {
     "os": {
-        "chown", "fork", "forkpty", "getegid", "geteuid", "getgid", "getgroups", "getloadavg",
-        "getpgid", "getppgid", "getuid", "killpg", "lchown", "mkfifo", "mknod", "nice", "openpty",
-        "pread", "pwrite", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "setsid",
-        "setuid", "statvfs", "sysconf", "uname", "wait", "wait3", "wait4",
+        "chown",
+        "fork",
+        "forkpty",
+        "getegid",
+        "geteuid",
+        "getgid",
+        "getgroups",
+        "getloadavg",
+        "getpgid",
+        "getppgid",
+        "getuid",
+        "killpg",
+        "lchown",
+        "mkfifo",
+        "mknod",
+        "nice",
+        "openpty",
+        "pread",
+        "pwrite",
+        "register_at_fork",
+        "sched_getaffinity",
+        "sched_setaffinity",
+        "setsid",
+        "setuid",
+        "statvfs",
+        "sysconf",
+        "uname",
+        "wait",
+        "wait3",
+        "wait4",
     },
     "signal": {
-        "SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1", "SIGUSR2", "alarm",
-        "pause", "pthread_kill", "pthread_sigmask", "setitimer", "siginterrupt", "sigwait",
+        "SIGALRM",
+        "SIGCHLD",
+        "SIGHUP",
+        "SIGKILL",
+        "SIGQUIT",
+        "SIGUSR1",
+        "SIGUSR2",
+        "alarm",
+        "pause",
+        "pthread_kill",
+        "pthread_sigmask",
+        "setitimer",
+        "siginterrupt",
+        "sigwait",
     },
     "socket": {"AF_UNIX"},
     "time": {"clock_gettime", "pthread_getcpuclockid", "tzset"},
-}  # fmt: skip
+}
 
 
 def asked_for(source):
@@ -77,8 +127,21 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 def test_compare_on_a_system_without_posix(tmp_path):
     arguments = [
-        "compare", "--rounds", "2", "--clients", "5", "--fractions", "0.5", "--seeds", "1",
-        "--modes", "selected", "--cores", "1", "--out", str(tmp_path / "out"),
-    ]  # fmt: skip
+        "compare",
+        "--rounds",
+        "2",
+        "--clients",
+        "5",
+        "--fractions",
+        "0.5",
+        "--seeds",
+        "1",
+        "--modes",
+        "selected",
+        "--cores",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     subprocess.run([sys.executable, "-c", WITHOUT_POSIX, *arguments], check=True, timeout=300)
     assert (tmp_path / "out" / "compare.png").exists()

@@ -128,9 +128,13 @@ def _own_exchange(base: Exchange) -> Exchange:
         return inner.step(carry, sent, own.client, batch, mask, key)
 
     def finish(
-        carry: PyTree, message: Array, own: OwnModel,
-        num_examples: Array, num_steps: Array, key: Array,
-    ) -> ClientOutput:  # fmt: skip
+        carry: PyTree,
+        message: Array,
+        own: OwnModel,
+        num_examples: Array,
+        num_steps: Array,
+        key: Array,
+    ) -> ClientOutput:
         sent = base.broadcast(own.server, message)
         output = inner.finish(carry, sent, own.client, num_examples, num_steps, key)
         update, total = jax.tree.map(  # as a strategy sums them

@@ -18,9 +18,12 @@ def add_out(
     """--out, --resume and --overwrite."""
     said = {"default": Path(default)} if default else {"required": True}
     parser.add_argument(
-        "--out", type=folder, metavar="DIR", **said,
+        "--out",
+        type=folder,
+        metavar="DIR",
+        **said,
         help=f"{what} folder" + (f" (default: {default})" if default else ""),
-    )  # fmt: skip
+    )
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help=resume)
     either.add_argument("--overwrite", action="store_true", help="replace the results in --out")
@@ -29,10 +32,13 @@ def add_out(
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG."""
     parser.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG",
+        "config",
+        nargs="?",
+        type=Path,
+        metavar="CONFIG",
         help="a TOML file of the options below, which override it (client_lr = 0.1); with "
         "--resume by default the one in --out",
-    )  # fmt: skip
+    )
 
 
 def folder(text: str) -> Path:

@@ -40,9 +40,13 @@ def train(
     with folder.saying_what_is_saved(below):
         with run_progress(made.num_rounds, chosen.score) as tell:
             simulation = simulate(
-                made, chosen.seed, out=below, resume=resume, on_progress=tell,
+                made,
+                chosen.seed,
+                out=below,
+                resume=resume,
+                on_progress=tell,
                 configuration={**chosen.values_without_target(), "baseline": name},
-            )  # fmt: skip
+            )
         if simulation.status == "interrupted":
             return f"{name} interrupted, and what was computed is saved", False
         (run,) = simulation.results(seed=chosen.seed).runs

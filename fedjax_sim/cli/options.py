@@ -120,8 +120,9 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
 
 def _say_what_runs(options: argparse.Namespace) -> bool:
     others = ("command", "out", "resume", "overwrite", "vocabulary")
-    return any(value not in (None, []) for name, value in vars(options).items()
-               if name not in others)  # fmt: skip
+    return any(
+        value not in (None, []) for name, value in vars(options).items() if name not in others
+    )
 
 
 def _check_names(

@@ -56,8 +56,9 @@ def _bar(unit: str, total: int) -> Iterator[Update]:
         yield tell
         return
     columns = (
-        BarColumn(_BAR), TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True)),
-    )  # fmt: skip
+        BarColumn(_BAR),
+        TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True)),
+    )
     with Progress(*columns, console=to, transient=True) as progress:
         task = progress.add_task("", total=total, line="compiling")
 
@@ -195,8 +196,12 @@ def means(
         if mean.diverged:
             score += f" DIVERGED ({mean.diverged} of {mean.seeds})"
         table.add_row(
-            "best" if best else "", *(value(mean.configuration[name]) for name in names),
-            score, interval, str(mean.seeds), *(cells[i] for cells in more.values()),
+            "best" if best else "",
+            *(value(mean.configuration[name]) for name in names),
+            score,
+            interval,
+            str(mean.seeds),
+            *(cells[i] for cells in more.values()),
             style="bold" if best else None,
-        )  # fmt: skip
+        )
     return table, max(0, len(found) - _MOST)

@@ -269,9 +269,13 @@ def drawn(setting: ResolvedComparison, found: list[Curve]) -> Any:
     }
     shown = [name for name in (*setting.modes, target) if name in handles]  # the table's order
     figure.legend(
-        [handles[mode] for mode in shown], shown, loc="outside lower center", ncols=len(shown),
-        frameon=False, handlelength=4,
-    )  # fmt: skip
+        [handles[mode] for mode in shown],
+        shown,
+        loc="outside lower center",
+        ncols=len(shown),
+        frameon=False,
+        handlelength=4,
+    )
     return figure
 
 

@@ -59,8 +59,9 @@ def pair(path: str | os.PathLike[str] | Pair, ending: str) -> tuple[Path, Path]:
         if len(files) != 2:
             raise ValueError(f"path must be a folder, or two files (train, test); got {len(files)}")
         if missing := [file for file in files if not file.is_file()]:
-            raise FileNotFoundError(f"path must name two files (train, test); got {missing[0]}, "
-                                    "which is none")  # fmt: skip
+            raise FileNotFoundError(
+                f"path must name two files (train, test); got {missing[0]}, which is none"
+            )
         return files[0], files[1]
     chosen = []
     for part in ("train", "test"):

@@ -90,8 +90,14 @@ class _Block(nn.Module):
 
 def _convolution(channels: int, size: int, stride: int = 1) -> nn.Conv:
     around = (size // 2, size // 2)
-    return convolution(channels, size, strides=(stride, stride), padding=(around, around),
-                       use_bias=False, kernel_init=nn.initializers.he_normal())  # fmt: skip
+    return convolution(
+        channels,
+        size,
+        strides=(stride, stride),
+        padding=(around, around),
+        use_bias=False,
+        kernel_init=nn.initializers.he_normal(),
+    )
 
 
 def _norm(groups: int) -> nn.GroupNorm:

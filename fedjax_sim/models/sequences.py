@@ -84,8 +84,14 @@ def transformer(
     430170
     """
     hidden = 4 * width if hidden is None else hidden
-    sizes = {"vocabulary": vocabulary, "length": length, "width": width, "heads": heads,
-             "layers": layers, "hidden": hidden}  # fmt: skip
+    sizes = {
+        "vocabulary": vocabulary,
+        "length": length,
+        "width": width,
+        "heads": heads,
+        "layers": layers,
+        "hidden": hidden,
+    }
     for name, size in sizes.items():
         check_count(name, size)
     if width % heads:

@@ -70,10 +70,19 @@ def conv_general_dilated(
         for i, (low, high), holes in zip(image, padding, lhs_dilation or ones, strict=True):
             sides[i] = (int(low), int(high), holes - 1)
         return conv_general_dilated(
-            lax.pad(lhs, jnp.zeros((), lhs.dtype), sides), rhs, window_strides,
-            [(0, 0)] * len(image), None, rhs_dilation, dimension_numbers, feature_group_count,
-            batch_group_count, precision, preferred_element_type, out_sharding,
-        )  # fmt: skip
+            lax.pad(lhs, jnp.zeros((), lhs.dtype), sides),
+            rhs,
+            window_strides,
+            [(0, 0)] * len(image),
+            None,
+            rhs_dilation,
+            dimension_numbers,
+            feature_group_count,
+            batch_group_count,
+            precision,
+            preferred_element_type,
+            out_sharding,
+        )
     if not _is_ours(lhs, rhs, result.dtype, batch_group_count, out_sharding):
         return own(lhs, rhs)
     window_shape = tuple(rhs.shape[i] for i in window)

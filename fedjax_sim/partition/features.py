@@ -134,8 +134,9 @@ def _each(
 ) -> tuple[np.ndarray, np.ndarray]:
     ids = check_ids(client_ids)
     if len(ids) != len(x):
-        raise ValueError(f"client_ids must have one entry for each of the {len(x)} {name}; "
-                         f"got {len(ids)}")  # fmt: skip
+        raise ValueError(
+            f"client_ids must have one entry for each of the {len(x)} {name}; got {len(ids)}"
+        )
     made = np.empty_like(x)
     values = np.empty(int(ids.max()) + 1)
     order = np.argsort(ids, kind="stable")

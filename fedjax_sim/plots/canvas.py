@@ -147,8 +147,14 @@ def limit(ax: Any, lines: Sequence[np.ndarray], lowest: bool) -> None:
     shown = ends(lines, lowest)
     if shown is None:
         ax.set_yticks([])
-        ax.annotate("no finite value", (0.5, 0.5), xycoords="axes fraction", ha="center",
-                    fontsize=TEXT, color=INK)  # fmt: skip
+        ax.annotate(
+            "no finite value",
+            (0.5, 0.5),
+            xycoords="axes fraction",
+            ha="center",
+            fontsize=TEXT,
+            color=INK,
+        )
         return
     low, high = shown
     if lowest and low > 0 and high > 50 * low:
@@ -260,10 +266,19 @@ def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
         columns = max(1, min(4, int(width / (_KEY + _LETTER * longest)), len(labels)))
         rows = -(-len(labels) // columns)
         columns = -(-len(labels) // rows)
-        found = made.legend(handles, [_short(said, 50) for said in labels], ncols=columns,
-                            loc="outside lower center", frameon=False, fontsize=SMALL,
-                            labelcolor=INK, handlelength=3, columnspacing=1.2,
-                            labelspacing=0.35, borderpad=0.2)  # fmt: skip
+        found = made.legend(
+            handles,
+            [_short(said, 50) for said in labels],
+            ncols=columns,
+            loc="outside lower center",
+            frameon=False,
+            fontsize=SMALL,
+            labelcolor=INK,
+            handlelength=3,
+            columnspacing=1.2,
+            labelspacing=0.35,
+            borderpad=0.2,
+        )
         if note:
             said, more = _wrapped(note)
             found.set_title(said, prop={"size": SMALL})
@@ -279,8 +294,12 @@ def name_ticks(ax: Any, names: Sequence[str]) -> None:
     """Words below the ticks 1, 2, ..., turned where they need the room."""
     ax.set_xticks(range(1, len(names) + 1))
     turned = sum(map(len, names)) > 40
-    ax.set_xticklabels([plain(_short(name, 24)) for name in names], rotation=40 if turned else 0,
-                       ha="right" if turned else "center", rotation_mode="anchor")  # fmt: skip
+    ax.set_xticklabels(
+        [plain(_short(name, 24)) for name in names],
+        rotation=40 if turned else 0,
+        ha="right" if turned else "center",
+        rotation_mode="anchor",
+    )
     ax.set_xlim(0.5, len(names) + 0.5)
 
 

@@ -49,8 +49,14 @@ def _map(made: Any, ax: Any, description: Description) -> None:
     ax.patch.set(facecolor="none", hatch="////", edgecolor=canvas.LINE)
     # White for a class that a client has not: what a client holds is what is seen, also where the
     # classes are two and most shares are near a half.
-    mesh = ax.pcolormesh(np.ma.masked_invalid(shares.T), cmap=canvas.shades(), vmin=0, vmax=1,
-                         edgecolors="face", lw=0.2)  # fmt: skip
+    mesh = ax.pcolormesh(
+        np.ma.masked_invalid(shares.T),
+        cmap=canvas.shades(),
+        vmin=0,
+        vmax=1,
+        edgecolors="face",
+        lw=0.2,
+    )
     ax.set_yticks(np.arange(1, shares.shape[1]), minor=True)
     ax.grid(which="minor", axis="y", color=canvas.LINE, linewidth=0.5)
     ax.tick_params(which="minor", length=0)

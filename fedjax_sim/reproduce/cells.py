@@ -130,9 +130,12 @@ def _cell(table: str, setting: Setting, published: int, fraction: float) -> Cell
 
 
 def _block(
-    table: str, model: str, epochs: int, target: float,
+    table: str,
+    model: str,
+    epochs: int,
+    target: float,
     rows: dict[float, tuple[int | None, ...]],
-) -> tuple[Cell, ...]:  # fmt: skip
+) -> tuple[Cell, ...]:
     found = []
     for place, iid, batch in ((1, True, 10), (0, True, None), (3, False, 10), (2, False, None)):
         for fraction, published in rows.items():
@@ -177,13 +180,23 @@ def _modes() -> tuple[Cell, ...]:
             )
             spread = "IID" if iid else "non-IID"
             name = f"modes-{spread.lower()}-C{fraction:g}-E{epochs}-B{batch}"
-            says = (("C", f"{fraction:g}"), ("E", str(epochs)), ("B", str(batch)),
-                    ("clients", spread))  # fmt: skip
+            says = (
+                ("C", f"{fraction:g}"),
+                ("E", str(epochs)),
+                ("B", str(batch)),
+                ("clients", spread),
+            )
             most = 150 if iid else 800
             first = Cell(
-                "modes", f"{name}-selected", replace(base, mode="selected"), None, most,
-                "client_lr", rates(_MIDDLE), says=(*says, ("mode", "selected"), ("server", "1")),
-            )  # fmt: skip
+                "modes",
+                f"{name}-selected",
+                replace(base, mode="selected"),
+                None,
+                most,
+                "client_lr",
+                rates(_MIDDLE),
+                says=(*says, ("mode", "selected"), ("server", "1")),
+            )
             found.append(first)
             share = fraction  # n_V / n of equal clients
             for mode, rate, tuned in (

@@ -80,9 +80,10 @@ def experiment(federation: str, stragglers_share: float, method: str) -> Experim
     mu, keep = METHODS[method]
     local = LocalTraining(EPOCHS, BATCH)
     algorithm = (
-        fedprox(loss_fn, optax.sgd(RATE), local, mu) if mu else
-        fedavg(loss_fn, optax.sgd(RATE), local)
-    )  # fmt: skip
+        fedprox(loss_fn, optax.sgd(RATE), local, mu)
+        if mu
+        else fedavg(loss_fn, optax.sgd(RATE), local)
+    )
 
     def measure(params: Params) -> dict[str, Array]:
         return {
@@ -116,8 +117,10 @@ def is_through(out: Path, seeds: int) -> bool:
         return False
     there = len({one.seed for one in found.runs})
     if there < seeds:
-        raise ValueError(f"{out} holds curves of {there} seeds, and is not given more; got --seeds "
-                         f"{seeds}; name another --out")  # fmt: skip
+        raise ValueError(
+            f"{out} holds curves of {there} seeds, and is not given more; got --seeds "
+            f"{seeds}; name another --out"
+        )
     return True
 
 

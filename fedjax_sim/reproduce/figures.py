@@ -123,10 +123,22 @@ def stragglers(results: Results, path: Path) -> None:
                 seen.append(mean)
                 numbers.append([federation, share, method, np.asarray(lines, float).tolist()])
                 at = np.arange(1, len(mean) + 1)
-                ax.plot(at, mean, color=style["color"], linestyle=style["linestyle"],
-                        linewidth=1.6, label=method)  # fmt: skip
-                ax.fill_between(at, lines.min(axis=0), lines.max(axis=0), color=style["color"],
-                                alpha=0.15, linewidth=0)  # fmt: skip
+                ax.plot(
+                    at,
+                    mean,
+                    color=style["color"],
+                    linestyle=style["linestyle"],
+                    linewidth=1.6,
+                    label=method,
+                )
+                ax.fill_between(
+                    at,
+                    lines.min(axis=0),
+                    lines.max(axis=0),
+                    color=style["color"],
+                    alpha=0.15,
+                    linewidth=0,
+                )
             if i == 0:
                 ax.set_title(federation, fontsize=11, color=INK)
             if j == 0:

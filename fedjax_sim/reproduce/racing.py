@@ -96,9 +96,13 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     exchange = first.communication()
     everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots
     return Runner(
-        program, start, everyone * exchange.down, resolved.slots * exchange.up,
-        1 if mesh is None else mesh.size, checksum(*jax.tree.leaves(first.data)),
-    )  # fmt: skip
+        program,
+        start,
+        everyone * exchange.down,
+        resolved.slots * exchange.up,
+        1 if mesh is None else mesh.size,
+        checksum(*jax.tree.leaves(first.data)),
+    )
 
 
 def race(
@@ -214,9 +218,14 @@ def _is_whole(ratio: float) -> bool:
 
 
 def _one(
-    cell: Cell, runner: Runner, store: Store, of: dict[str, Any], most: int,
-    interrupt: Interrupt, tell: Tell,
-) -> dict[str, Any] | None:  # fmt: skip
+    cell: Cell,
+    runner: Runner,
+    store: Store,
+    of: dict[str, Any],
+    most: int,
+    interrupt: Interrupt,
+    tell: Tell,
+) -> dict[str, Any] | None:
     """One run; None if it was interrupted, its rounds saved."""
     program = runner.program._replace(num_rounds=most)
     rate, seed = of["rate"], of["seed"]
@@ -286,9 +295,9 @@ def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, floa
         share = 1.0 if mesh is None else 1 / min(mesh.size, setting.slots)
         # Where none reaches the target, the grid is extended for as long as the best is at an end.
         runs = (_MOST_RATES if cell.tuned else 1) + seeds - 1
-        found[cell.name] = runs * cell.most * (
-            clients * a_pass * share + an_evaluation / setting.evaluate_every
-        )  # fmt: skip
+        found[cell.name] = (
+            runs * cell.most * (clients * a_pass * share + an_evaluation / setting.evaluate_every)
+        )
     return found
 
 

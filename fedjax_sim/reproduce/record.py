@@ -147,15 +147,21 @@ def _fresh(runs: list[dict[str, Any]]) -> str:
     return f"{sum(times) / len(times):.0f}" if times and None not in times else ""
 
 
-_VARIANTS = (("selected", "1"), ("selected", "tuned"), ("all_clients", "1"),
-             ("all_clients", "tuned"))  # fmt: skip
+_VARIANTS = (
+    ("selected", "1"),
+    ("selected", "tuned"),
+    ("all_clients", "1"),
+    ("all_clients", "tuned"),
+)
 
 
 def _modes(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
     """One line a combination, rounds and megabytes of each mode and server rate; what they say."""
     said = [f"{mode}, server {rate}" for mode, rate in _VARIANTS]
-    found = ["| C | E | B | clients | client rate | " + " | ".join(said) + " |",
-             "|" + "---|" * (5 + len(said))]  # fmt: skip
+    found = [
+        "| C | E | B | clients | client rate | " + " | ".join(said) + " |",
+        "|" + "---|" * (5 + len(said)),
+    ]
     groups: dict[tuple[str, ...], dict[tuple[str, str], Cell]] = {}
     for cell in table.cells:
         words = tuple(text for _, text in cell.says)
@@ -244,8 +250,9 @@ def _not_run(
         if record is None or not record["complete"]:
             place = [
                 word if name == "clients" else f"{name} = {word}"
-                for name, word in cell.says if name not in COMPARED
-            ]  # fmt: skip
+                for name, word in cell.says
+                if name not in COMPARED
+            ]
             groups.setdefault(", ".join(place), []).append(cell)
     if not groups:
         return ""

@@ -30,9 +30,15 @@ ROUNDS, TARGET = 20, 0.54
 SPREADS = {"by role": "natural", "IID": "iid"}
 PUBLISHED = {"by role": 164, "IID": 460}  # rounds to 54 %
 SETTING = Setting(
-    dataset="shakespeare", fraction=0.1, epochs=1, batch_size=10, client_lr=1.0, rounds=ROUNDS,
-    evaluate_every=2, target=TARGET,
-)  # fmt: skip
+    dataset="shakespeare",
+    fraction=0.1,
+    epochs=1,
+    batch_size=10,
+    client_lr=1.0,
+    rounds=ROUNDS,
+    evaluate_every=2,
+    target=TARGET,
+)
 _TIMED = 0.01  # C of the rounds that are timed packed and padded
 _TIMES = "times.json"
 
@@ -79,8 +85,10 @@ def lines(out: Path) -> list[str]:
     """The table, in Markdown, and the times."""
     found = load(out)
     at = range(SETTING.evaluate_every, ROUNDS + 1, SETTING.evaluate_every)
-    rows = ["| clients | " + " | ".join(f"round {i}" for i in at) + " | published to 54 % |",
-            "|" + "---|" * (len(at) + 2)]  # fmt: skip
+    rows = [
+        "| clients | " + " | ".join(f"round {i}" for i in at) + " | published to 54 % |",
+        "|" + "---|" * (len(at) + 2),
+    ]
     for spread, results in found.items():
         scores = results.runs[0].rounds["test_accuracy"]
         cells = " | ".join(f"{scores[i - 1]:.3f}" for i in at if i <= len(scores))

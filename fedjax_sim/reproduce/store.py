@@ -53,8 +53,9 @@ class Store:
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}; remove it, or name another --out")\
-                from error  # fmt: skip
+            raise ValueError(
+                f"{path} cannot be read: {error}; remove it, or name another --out"
+            ) from error
         here = json.loads(to_json(what(cell)))
         there = {name: found.get("what", {}).get(name) for name in here}
         if differs := differences(there, here):

@@ -85,15 +85,22 @@ class Experiment(NamedTuple):
         params: Any = self.params
         if callable(params):
             check_takes("params", params, "key")
-        return init(self.algorithm, params(stream(key, INIT)) if callable(params) else params,
-                    self.data)  # fmt: skip
+        return init(
+            self.algorithm, params(stream(key, INIT)) if callable(params) else params, self.data
+        )
 
     def next_round(self, key: Array, state: FederatedState) -> tuple[FederatedState, History]:
         """One round, evaluated if that is due; pure."""
         return next_round(
-            self.round_fn, key, state, self.data, self.sampler, self.evaluate,
-            self.evaluate_every, last=self.num_rounds,
-        )  # fmt: skip
+            self.round_fn,
+            key,
+            state,
+            self.data,
+            self.sampler,
+            self.evaluate,
+            self.evaluate_every,
+            last=self.num_rounds,
+        )
 
     def communication(self) -> Communication:
         """The bytes of one exchange, as `fs.communication` counts them; computes nothing."""
@@ -118,9 +125,16 @@ class Experiment(NamedTuple):
     def run(self, key: Array) -> tuple[FederatedState, History]:
         """All R rounds in one scan, as `fs.run`; pure, and compiled anew at each unjitted call."""
         return run(
-            self.round_fn, key, self.start(key), self.data, self.sampler, self.num_rounds,
-            self.evaluate, self.evaluate_every, last=self.num_rounds,
-        )  # fmt: skip
+            self.round_fn,
+            key,
+            self.start(key),
+            self.data,
+            self.sampler,
+            self.num_rounds,
+            self.evaluate,
+            self.evaluate_every,
+            last=self.num_rounds,
+        )
 
     def check(self, key: Array) -> FederatedState:
         """Refuses what cannot run, before anything compiles; returns the state's shapes.
@@ -130,9 +144,14 @@ class Experiment(NamedTuple):
         """
         state = jax.eval_shape(self.start, key)
         check_run(
-            self.round_fn, key, state, self.data, self.sampler, self.num_rounds,
+            self.round_fn,
+            key,
+            state,
+            self.data,
+            self.sampler,
+            self.num_rounds,
             self.evaluate_every,
-        )  # fmt: skip
+        )
         check_evaluate(self.evaluate)
         if self.evaluate is not None:  # which refuses test examples that are not of the model
             jax.eval_shape(self.evaluate, state.params)

@@ -139,8 +139,13 @@ def test_a_combine_of_ones_own(clients, data):
     seen = []
 
     def combine(updates, weights, counted, key):
-        jax.debug.callback(lambda *values: seen.append(values), weights, counted, updates["w"],
-                           jax.random.key_data(key))  # fmt: skip
+        jax.debug.callback(
+            lambda *values: seen.append(values),
+            weights,
+            counted,
+            updates["w"],
+            jax.random.key_data(key),
+        )
         shares = jnp.where(counted, weights, 0) / jnp.sum(jnp.where(counted, weights, 0))
         return jax.tree.map(lambda x: jnp.tensordot(shares, x, 1), updates)
 
@@ -197,9 +202,13 @@ def test_what_cannot_be_combined_is_refused(data, monkeypatch):
 def test_a_resume_knows_one_combine_from_another(data):
     def checksum(rule):
         experiment = fs.Experiment(
-            fs.fedavg(linear_loss, optax.sgd(LR), LOCAL), zeros(), data, fs.sampling.uniform(3), 2,
+            fs.fedavg(linear_loss, optax.sgd(LR), LOCAL),
+            zeros(),
+            data,
+            fs.sampling.uniform(3),
+            2,
             aggregation=rule,
-        )  # fmt: skip
+        )
         return program(lambda key: experiment, jax.random.key(0))["parts"]
 
     def halved(cohort, client_weights, all_client_weights):

@@ -33,8 +33,9 @@ def test_fedprox_without_mu_is_fedavg(data):
 def test_scaffolds_first_round_is_fedavg(data):
     ends = []
     for algorithm in (
-        fs.scaffold(linear_loss, 0.05, LOCAL), fs.fedavg(linear_loss, optax.sgd(0.05), LOCAL)
-    ):  # fmt: skip
+        fs.scaffold(linear_loss, 0.05, LOCAL),
+        fs.fedavg(linear_loss, optax.sgd(0.05), LOCAL),
+    ):
         round_fn, state = jax.jit(fs.make_round(algorithm)), fs.init(algorithm, zeros(), data)
         ends.append([])
         for _ in range(2):

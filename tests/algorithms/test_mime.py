@@ -147,9 +147,13 @@ def test_experiments_run_it(data, tmp_path):
 
     def experiment(client_lr, momentum, num_rounds=2):
         return fs.Experiment(
-            fs.mime(linear_loss, client_lr, LOCAL, momentum), zeros(), data,
-            fs.sampling.uniform(3), num_rounds, execution=fs.execution.vmapped(),
-        )  # fmt: skip
+            fs.mime(linear_loss, client_lr, LOCAL, momentum),
+            zeros(),
+            data,
+            fs.sampling.uniform(3),
+            num_rounds,
+            execution=fs.execution.vmapped(),
+        )
 
     one = experiment(LR, BETA)
     whole, _ = jax.jit(one.run)(KEY)
@@ -163,12 +167,14 @@ def test_experiments_run_it(data, tmp_path):
     np.testing.assert_allclose(losses[1], simulated.history.rounds.train["loss"][-1], rtol=1e-5)
     assert losses[0] != losses[1]
     of_one = identity(one, KEY, one.start(KEY))
-    assert of_one["earlier"] == [{"epochs": 1, "batch_size": None, "shuffle": False,
-                                  "order": "epochs"}]  # fmt: skip
+    assert of_one["earlier"] == [
+        {"epochs": 1, "batch_size": None, "shuffle": False, "order": "epochs"}
+    ]
     other = experiment(LR, 0.25)
     of_other = identity(other, KEY, other.start(KEY))
-    differing = {k for k, x in of_one["program"]["parts"].items()
-                 if x != of_other["program"]["parts"][k]}  # fmt: skip
+    differing = {
+        k for k, x in of_one["program"]["parts"].items() if x != of_other["program"]["parts"][k]
+    }
     assert differing == {"algorithm"}
 
 

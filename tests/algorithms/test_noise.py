@@ -101,9 +101,10 @@ def test_noise_from_the_losss_key_is_added_to_the_gradient_and_differs_everywher
     moves = []
     for seed in (0, 1):
         for t in (0, 1):
-            at = jax.tree.map(jnp.asarray, state.__class__(
-                state.server, state.clients, jnp.int32(t), state.get_params
-            ))  # fmt: skip
+            at = jax.tree.map(
+                jnp.asarray,
+                state.__class__(state.server, state.clients, jnp.int32(t), state.get_params),
+            )
             for client in range(clients):
                 after, _ = step(jax.random.key(seed), at, data, fs.Cohort(jnp.array([client])))
                 moves.append(-np.asarray(after.params))
@@ -113,10 +114,14 @@ def test_noise_from_the_losss_key_is_added_to_the_gradient_and_differs_everywher
     assert np.abs(others).max() < 0.15
 
 
-@pytest.mark.parametrize("make", [
-    lambda: fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL),
-    lambda: fs.fedsgd(linear_loss, optax.sgd(0.1)),
-], ids=["fedavg", "fedsgd"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL),
+        lambda: fs.fedsgd(linear_loss, optax.sgd(0.1)),
+    ],
+    ids=["fedavg", "fedsgd"],
+)
 def test_noise_from_the_key_of_finish_is_in_the_update(data, make):
     """What the refusal says of the server: other noise by seed, none where its std is 0."""
     base = make()

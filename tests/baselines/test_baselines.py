@@ -130,9 +130,11 @@ def test_a_federation_of_one_is_centralised(clients, kind, batch_size):
 def test_centralised_sees_every_example_once_a_pass_and_shuffles_each_round(data):
     """A loss linear in w moves it by the sum of what was seen, whatever the order."""
     marked = fs.FederatedData.from_clients(
-        [{"x": np.eye(60, dtype=np.float32)[a : a + n]} for a, n in
-         zip(np.cumsum((0, *SIZES)), SIZES, strict=False)]
-    )  # fmt: skip
+        [
+            {"x": np.eye(60, dtype=np.float32)[a : a + n]}
+            for a, n in zip(np.cumsum((0, *SIZES)), SIZES, strict=False)
+        ]
+    )
     algorithm = fs.fedavg(
         lambda w, batch, key: -(batch["x"] @ w) * 4, optax.sgd(1.0), fs.LocalTraining(1, 4)
     )
@@ -149,8 +151,12 @@ def test_centralised_sees_every_example_once_a_pass_and_shuffles_each_round(data
 
 def test_centralised_keeps_vmapped_and_replaces_what_cannot_hold_one_client(data):
     results = []
-    for execution in (None, fs.execution.packed(4), fs.execution.vmapped(),
-                      fs.execution.sharded(MESH, fs.execution.packed(2))):  # fmt: skip
+    for execution in (
+        None,
+        fs.execution.packed(4),
+        fs.execution.vmapped(),
+        fs.execution.sharded(MESH, fs.execution.packed(2)),
+    ):
         given = fs.baselines.centralised(experiment(data, execution=execution))
         kept = execution if execution == fs.execution.vmapped() else fs.execution.packed(1)
         assert given.execution == kept
@@ -348,13 +354,21 @@ def test_refusals(data):
     refused("experiment.algorithm must take local steps", baselines.centralised, sgd)
     twice = given._replace(sampler=fs.sampling.with_replacement(2))
     refused("sampler must not draw with replacement", baselines.local_only, twice)
-    refused("state must come from a run of fs.baselines.local_only",
-            baselines.local_models, given.start(KEY))  # fmt: skip
+    refused(
+        "state must come from a run of fs.baselines.local_only",
+        baselines.local_models,
+        given.start(KEY),
+    )
     models = {"w": np.zeros((3, 4), np.float32), "b": np.zeros(3, np.float32)}
     score = baselines.evaluate_local
     refused("must be given test, clients or both", score, linear_loss, models)
     refused("one for each of the 3 models; got 8", score, linear_loss, models, None, data)
     refused("data must be an fs.FederatedData; got dict", score, linear_loss, models, {})
     refused("batch_size must be", score, linear_loss, models, data, batch_size=0)
-    refused(r"leaves \[K, ...\] with one K; got shapes \[\(\), \(4,\)\]",
-            score, linear_loss, zeros(), data)  # fmt: skip
+    refused(
+        r"leaves \[K, ...\] with one K; got shapes \[\(\), \(4,\)\]",
+        score,
+        linear_loss,
+        zeros(),
+        data,
+    )

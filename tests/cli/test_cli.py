@@ -20,8 +20,13 @@ from fedjax_sim.settings.setting import Setting as One
 from tests.conftest import slow_after
 
 FILES = {
-    "summary.json", "history.csv", "compare.png", "table.csv", "rounds.csv", "configuration.toml"
-}  # fmt: skip
+    "summary.json",
+    "history.csv",
+    "compare.png",
+    "table.csv",
+    "rounds.csv",
+    "configuration.toml",
+}
 RESUMED_BY = {"sweep.json", "batches"}
 SMALL = ("--rounds", "4", "--seeds", "2", "--fractions", "0.2", "0.5", "--clients", "10")
 
@@ -65,9 +70,10 @@ def test_compare_writes_what_it_promises(tmp_path, capsys):
     last = [h for h in history if h["round"] == "4"]
     for row in summary["rows"]:
         scores = [
-            float(h["score"]) for h in last
+            float(h["score"])
+            for h in last
             if (h["mode"], float(h["fraction"])) == (row["mode"], row["fraction"])
-        ]  # fmt: skip
+        ]
         assert np.mean(scores) == pytest.approx(row["score_mean"], abs=1e-5)
         assert np.std(scores, ddof=1) == pytest.approx(row["score_std"], abs=1e-5)
     one = [h for h in history if (h["mode"], h["seed"], h["fraction"]) == ("selected", "0", "0.2")]
@@ -80,8 +86,10 @@ def test_same_seed_same_history_in_any_chunks(tmp_path, execution):
 
     setting = Setting(
         One(clients=10, rounds=4, execution=execution),
-        fractions=(0.5,), modes=("selected",), seeds=2,
-    ).resolved()  # fmt: skip
+        fractions=(0.5,),
+        modes=("selected",),
+        seeds=2,
+    ).resolved()
     whole = comparison.compare(setting, checkpoint_every=4)
     told = []
     parts = comparison.compare(setting, checkpoint_every=3, on_progress=told.append)
@@ -294,9 +302,23 @@ def test_an_interrupt_before_the_first_round_says_so(tmp_path, capsys, monkeypat
 def test_a_signal_at_any_time_ends_cleanly(tmp_path, number):
     """The real process: no crash in a running XLA call, and whole files."""
     command = [
-        sys.executable, "-m", "fedjax_sim.cli", "compare", "--rounds", "1000000", "--seeds", "1",
-        "--clients", "10", "-C", "0.2", "--modes", "selected", "--out", str(tmp_path),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "fedjax_sim.cli",
+        "compare",
+        "--rounds",
+        "1000000",
+        "--seeds",
+        "1",
+        "--clients",
+        "10",
+        "-C",
+        "0.2",
+        "--modes",
+        "selected",
+        "--out",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()
@@ -325,9 +347,23 @@ def test_a_closed_pipe_loses_nothing(tmp_path):
 
 def test_an_ascii_terminal_is_enough(tmp_path):
     command = [
-        sys.executable, "-m", "fedjax_sim.cli", "compare", "--rounds", "2", "--seeds", "2",
-        "--clients", "10", "-C", "0.2", "--modes", "selected", "--out", str(tmp_path),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "fedjax_sim.cli",
+        "compare",
+        "--rounds",
+        "2",
+        "--seeds",
+        "2",
+        "--clients",
+        "10",
+        "-C",
+        "0.2",
+        "--modes",
+        "selected",
+        "--out",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -88,9 +88,15 @@ def test_configuration_goes_round(tmp_path):
 
 def test_toml_is_toml():
     values = {
-        "text": 'a "quoted" \\ path, ü\n', "yes": True, "whole": 3, "small": 1e-05, "big": 1e22,
-        "list": [1, 2.5, "x"], "table": {"a": [0.1]}, "tables": [{"b": 1}, {"c": [False]}],
-    }  # fmt: skip
+        "text": 'a "quoted" \\ path, ü\n',
+        "yes": True,
+        "whole": 3,
+        "small": 1e-05,
+        "big": 1e22,
+        "list": [1, 2.5, "x"],
+        "table": {"a": [0.1]},
+        "tables": [{"b": 1}, {"c": [False]}],
+    }
     assert tomllib.loads(toml(values)) == values
 
 
@@ -288,8 +294,10 @@ def test_a_signal_and_a_resume_change_no_bit(tmp_path, number):
     options += ["--evaluate-every", "100"]
     process = subprocess.Popen(
         [sys.executable, "-m", "fedjax_sim.cli", "run", *options, "--out", str(tmp_path / "cut")],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert process.stdout is not None
     assert any(f"of {rounds} rounds, " in line for line in process.stdout)
     process.send_signal(number)
@@ -303,8 +311,9 @@ def test_a_signal_and_a_resume_change_no_bit(tmp_path, number):
     for name, more in (("cut", ["--resume"]), ("whole", options)):
         done = subprocess.run(
             [sys.executable, "-m", "fedjax_sim.cli", "run", *more, "--out", str(tmp_path / name)],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
     assert read(tmp_path / "cut") == read(tmp_path / "whole")
     assert read(tmp_path / "cut", "table.csv") == read(tmp_path / "whole", "table.csv")
@@ -523,9 +532,17 @@ def test_clearing_that_is_cut_off_leaves_what_can_be_cleared(tmp_path, monkeypat
     kept = ["batches", "checkpoints"]
     for steps in range(100):
         out = tmp_path / str(steps)
-        for name in ("checkpoints/000000003/x", "checkpoints/000000004/x", "batches/000000.npz",
-                     "batches/000001/000000002/x", "summary.json", "table.csv", "rounds.csv",
-                     "configuration.toml", kind.manifest):  # fmt: skip
+        for name in (
+            "checkpoints/000000003/x",
+            "checkpoints/000000004/x",
+            "batches/000000.npz",
+            "batches/000001/000000002/x",
+            "summary.json",
+            "table.csv",
+            "rounds.csv",
+            "configuration.toml",
+            kind.manifest,
+        ):
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_text("x")
         left[0] = steps
@@ -593,8 +610,20 @@ def test_baselines(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_baselines_have_the_rounds_of_a_run_that_reached_its_target(tmp_path, capsys):
-    options = ("--rounds", 40, "--clients", 50, "--fraction", 0.04, "--client-lr", 0.1,
-               "--partition", "iid", "--target", 0.85)  # fmt: skip
+    options = (
+        "--rounds",
+        40,
+        "--clients",
+        50,
+        "--fraction",
+        0.04,
+        "--client-lr",
+        0.1,
+        "--partition",
+        "iid",
+        "--target",
+        0.85,
+    )
     assert run(*options, "--baselines", "centralised", "local_only", out=tmp_path) == 0
     said = capsys.readouterr().out
     done = len(read(tmp_path, "rounds.csv").splitlines()) - 1

@@ -51,8 +51,10 @@ def test_a_sweep_writes_what_it_promises(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "one").iterdir()} == FILES | RESUMED_BY
     rows = table(tmp_path / "one")
     assert [(row["client_lr"], row["epochs"], row["seed"]) for row in rows[:3]] == [
-        ("0.001", "1", "0"), ("0.001", "1", "1"), ("0.001", "2", "0"),
-    ]  # fmt: skip
+        ("0.001", "1", "0"),
+        ("0.001", "1", "1"),
+        ("0.001", "2", "0"),
+    ]
     scores = {}
     for row in rows:
         scores.setdefault((row["client_lr"], row["epochs"]), []).append(float(row["test_accuracy"]))
@@ -118,8 +120,11 @@ def test_zips_and_draws(tmp_path):
     assert sweep(*SMALL[:4], *options, *draws, "seed=3", out=tmp_path / "one") == 0
     rows = table(tmp_path / "one")
     assert [(row["epochs"], row["batch_size"]) for row in rows] == [
-        ("1", "10"), ("1", "10"), ("2", "full"), ("2", "full"),
-    ]  # fmt: skip
+        ("1", "10"),
+        ("1", "10"),
+        ("2", "full"),
+        ("2", "full"),
+    ]
     lrs = [float(row["client_lr"]) for row in rows]
     assert lrs[:2] == lrs[2:]
     assert lrs[0] != lrs[1]

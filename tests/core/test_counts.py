@@ -186,16 +186,19 @@ def test_lane_steps_beyond_32_bits():
 def test_packed_counts_lane_steps_in_digits_where_they_might_not_fit(lanes):
     """The largest client, which takes no part, might take 2^30 steps: the others' are counted."""
     data = fs.FederatedData.from_clients([np.ones(n, np.float32) for n in (1, 2, 3)])
-    data = fs.FederatedData(data.examples, data.offsets, data.num_examples, data.client_weights,
-                            max_num_examples=2**30)  # fmt: skip
+    data = fs.FederatedData(
+        data.examples, data.offsets, data.num_examples, data.client_weights, max_num_examples=2**30
+    )
     algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining(1, 1, shuffle=False))
     state, cohort = fs.init(algorithm, 1.0, data), fs.Cohort(int32([0, 1, 2]))
     round_fn = jax.jit(fs.make_round(algorithm, execution=fs.execution.packed(lanes)))
     metrics = round_fn(jax.random.key(0), state, data, cohort)[1]
     assert set(metrics.digits) == {"client_steps", "examples", "lane_steps"}
     assert {name: int(x) for name, x in metrics.counts().items()} == {
-        "client_steps": 6, "lane_steps": 6, "examples": 6,
-    }  # fmt: skip
+        "client_steps": 6,
+        "lane_steps": 6,
+        "examples": 6,
+    }
 
 
 def history(examples):
@@ -204,17 +207,27 @@ def history(examples):
     rounds = len(examples)
     ones = jnp.ones(rounds, jnp.int32)
     metrics = fs.RoundMetrics(
-        {"loss": jnp.ones(rounds)}, 10**6 * ones, ones, ones, 0 * ones, ones, ones,
-        counts.capped(digits), jnp.ones(rounds), jnp.ones(rounds), jnp.zeros(rounds, bool),
+        {"loss": jnp.ones(rounds)},
+        10**6 * ones,
+        ones,
+        ones,
+        0 * ones,
+        ones,
+        ones,
+        counts.capped(digits),
+        jnp.ones(rounds),
+        jnp.ones(rounds),
+        jnp.zeros(rounds, bool),
         {"examples": digits},
-    )  # fmt: skip
+    )
     return History(metrics, (), jnp.zeros(rounds, bool))
 
 
 @given(examples=st.lists(st.integers(0, 2**58), min_size=1, max_size=5))
 def test_results_have_the_exact_counts_and_their_sum(examples):
-    simulation = fs.Simulation(None, history(examples), "finished", fs.Communication(8, 8),
-                               len(examples))  # fmt: skip
+    simulation = fs.Simulation(
+        None, history(examples), "finished", fs.Communication(8, 8), len(examples)
+    )
     run = simulation.results().runs[0]
     assert run.rounds["examples"].tolist() == examples
     assert run.row()["examples"] == sum(examples)

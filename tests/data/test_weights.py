@@ -67,8 +67,10 @@ ROUNDS = {
 @pytest.mark.parametrize(("name", "kind"), ROUNDS)
 def test_a_round_is_the_same_whatever_the_weights_are_multiplied_with(name, kind):
     """Alone or among clients of much more weight, at the build's scale or handed in by a rule."""
-    made = {"fedavg": fs.fedavg(square_loss, optax.sgd(0.5), FULL),
-            "fedsgd": fs.fedsgd(square_loss, optax.sgd(0.5))}[kind]  # fmt: skip
+    made = {
+        "fedavg": fs.fedavg(square_loss, optax.sgd(0.5), FULL),
+        "fedsgd": fs.fedsgd(square_loss, optax.sgd(0.5)),
+    }[kind]
     weights = np.array([3.0, 0.7, 1.1, 5.0])
 
     def params(weights, ids):
@@ -113,8 +115,9 @@ def test_what_the_server_is_told_is_not_scaled():
         return made.server_update(server, update, total, context)
 
     data = fs.FederatedData.from_clients(CLIENTS, [3.0, 0.75, 1.25, 5.0])
-    round_fn = fs.make_round(made._replace(server_update=server_update),
-                             execution=fs.execution.vmapped())  # fmt: skip
+    round_fn = fs.make_round(
+        made._replace(server_update=server_update), execution=fs.execution.vmapped()
+    )
     round_fn(jax.random.key(0), fs.init(made, 1.0, data), data, fs.Cohort(jnp.array([0, 2])))
     assert float(told[0][0]) == 4.25
     np.testing.assert_allclose(told[0][1], 0.425)

@@ -44,9 +44,11 @@ def idx(array):
 def test_mnist_in_each_of_its_layouts(tmp_path, layout):
     rng = np.random.default_rng(0)
     arrays = [
-        rng.integers(0, 256, (5, 28, 28), np.uint8), np.arange(5, dtype=np.uint8),
-        rng.integers(0, 256, (3, 28, 28), np.uint8), np.array([9, 0, 9], np.uint8),
-    ]  # fmt: skip
+        rng.integers(0, 256, (5, 28, 28), np.uint8),
+        np.arange(5, dtype=np.uint8),
+        rng.integers(0, 256, (3, 28, 28), np.uint8),
+        np.array([9, 0, 9], np.uint8),
+    ]
     for name, array in zip(IDX[layout], arrays, strict=True):
         content = idx(array)
         (tmp_path / name).write_bytes(gzip.compress(content) if name[-1] == "z" else content)
@@ -191,10 +193,13 @@ def test_roles_by_hand(tmp_path):
     roles = shakespeare.roles_of("hamlet", PLAY)
     assert roles == {
         "HAMLET in hamlet": [
-            "Alas, poor ghost! Pity", "me not, but lend", "thy serious hearing", "I will.",
+            "Alas, poor ghost! Pity",
+            "me not, but lend",
+            "thy serious hearing",
+            "I will.",
         ],
         "Ghost in hamlet": ["Mark me."],
-    }  # fmt: skip
+    }
     (tmp_path / "hamlet.md").write_text(PLAY)
     (tmp_path / "made").mkdir()
     shakespeare.convert(tmp_path, tmp_path / "made")
@@ -251,8 +256,9 @@ def test_forecasting_by_hand():
     # Of 8 training steps a has 6 examples, b those that the gap at 3 does not touch: 2, 6 and 7.
     assert found.client_ids.tolist() == [0] * 6 + [1] * 3
     assert found.train["x"].shape == (9, 2, 2)
-    np.testing.assert_allclose(found.train["x"][0], [[(1 - mean) / std, 1], [(2 - mean) / std, 2]],
-                               rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        found.train["x"][0], [[(1 - mean) / std, 1], [(2 - mean) / std, 2]], rtol=1e-6
+    )
     np.testing.assert_allclose(found.train["y"][-1], (80 - mean) / std, rtol=1e-6)
     np.testing.assert_allclose(found.test["y"] * std + mean, [9, 10, 90, 100], rtol=1e-5)
     # The first test example looks back at training steps.
@@ -367,8 +373,12 @@ def test_activity_from_its_pickle(tmp_path):
     rng = np.random.default_rng(0)
     lengths = [25, 12, 4]
     recordings = [rng.normal(i, 2, (n, 6)) for i, n in enumerate(lengths)]
-    content = {"X": recordings, "y": np.array([3, 0, 6]), "subject": np.array([2, 1, 2]),
-               "y_labels": list(activity.EXERCISES)}  # fmt: skip
+    content = {
+        "X": recordings,
+        "y": np.array([3, 0, 6]),
+        "subject": np.array([2, 1, 2]),
+        "y_labels": list(activity.EXERCISES),
+    }
     np.save(tmp_path / "watch_dataset.npy", content, allow_pickle=True)
     activity.convert(tmp_path, tmp_path)
     found = fs.datasets.activity(tmp_path, length=5)
@@ -398,8 +408,10 @@ def write_leaf(folder, users):
 
 
 def test_leaf(tmp_path):
-    write_leaf(tmp_path / "train", {"b": {"x": [[0.5, 1.0]], "y": [2]},
-                                    "a": {"x": [[0.0, 0.25], [1, 1]], "y": [0, 1]}})  # fmt: skip
+    write_leaf(
+        tmp_path / "train",
+        {"b": {"x": [[0.5, 1.0]], "y": [2]}, "a": {"x": [[0.0, 0.25], [1, 1]], "y": [0, 1]}},
+    )
     with pytest.raises(FileNotFoundError, match="without any in test/"):
         fs.datasets.leaf(tmp_path)
     write_leaf(tmp_path / "test", {"a": {"x": [[9.0, 9.0]], "y": [3]}})
@@ -583,18 +595,27 @@ def test_images_of_bytes_are_scaled_and_have_channels(tmp_path):
     [
         ({}, {"a": ([1.0], [1])}, "train must hold at least one example"),
         ({"a": ([1.0], [1, 2])}, {"a": ([1.0], [1])}, "client a of train must have an x for each"),
-        ({"a": ([[1.0]], [1]), "b": ([[1.0, 2]], [1])}, {"a": ([1.0], [1])},
-         r"of one shape; got \[2\] of client b, and \[1\]"),
+        (
+            {"a": ([[1.0]], [1]), "b": ([[1.0, 2]], [1])},
+            {"a": ([1.0], [1])},
+            r"of one shape; got \[2\] of client b, and \[1\]",
+        ),
         ({"a": ([1.0], [1])}, {"a": ([1.0], [[1]])}, r"y must be alike in train and test"),
-        ({"a": (np.ones((1, 2, 2), np.uint8), [1]), "b": (np.ones((1, 2, 2)), [1])},
-         {"a": ([1.0], [1])}, "must be of bytes everywhere, or nowhere; got float64 and uint8"),
-        ({"a": (np.ones((1, 2, 2), np.uint8), [1])}, {"a": (np.ones((1, 2, 2), np.float32), [1])},
-         "images must be of bytes everywhere, or nowhere; got float32 and uint8"),
+        (
+            {"a": (np.ones((1, 2, 2), np.uint8), [1]), "b": (np.ones((1, 2, 2)), [1])},
+            {"a": ([1.0], [1])},
+            "must be of bytes everywhere, or nowhere; got float64 and uint8",
+        ),
+        (
+            {"a": (np.ones((1, 2, 2), np.uint8), [1])},
+            {"a": (np.ones((1, 2, 2), np.float32), [1])},
+            "images must be of bytes everywhere, or nowhere; got float32 and uint8",
+        ),
         ({"a": (["t"], [1])}, {"a": ([1.0], [1])}, "client a of train must have numbers; got <U1"),
         ({"a": ([1.0], [-1])}, {"a": ([1.0], [1])}, "labels from 0 up"),
         ({"a": ([1.0], [2**40])}, {"a": ([1.0], [1])}, "whole numbers of 32 bits"),
     ],
-)  # fmt: skip
+)
 def test_clients_that_do_not_fit_together(train, test, says):
     made = [
         {name: (np.asarray(x), np.asarray(y)) for name, (x, y) in part.items()}

@@ -175,8 +175,16 @@ def test_any_names_have_one_order(names):
 def test_natural_order_by_hand():
     names = ["b2", "b10", "b02", "a", "b", "b1c10", "b1c9", "9" * 5000, "10"]
     assert sorted(names, key=files.natural_order) == [
-        "10", "9" * 5000, "a", "b", "b1c9", "b1c10", "b02", "b2", "b10",
-    ]  # fmt: skip
+        "10",
+        "9" * 5000,
+        "a",
+        "b",
+        "b1c9",
+        "b1c10",
+        "b02",
+        "b2",
+        "b10",
+    ]
 
 
 def test_client_2_is_not_file_10(tmp_path):
@@ -191,8 +199,9 @@ def test_client_2_is_not_file_10(tmp_path):
 def test_leafs_users_over_several_files(tmp_path):
     for part in PARTS:
         for number in (10, 2, 1):
-            write_leaf(tmp_path, {f"u{number}{name}": {"x": [[0.5]], "y": [number]}
-                                  for name in "ba"})  # fmt: skip
+            write_leaf(
+                tmp_path, {f"u{number}{name}": {"x": [[0.5]], "y": [number]} for name in "ba"}
+            )
             (tmp_path / part).mkdir(exist_ok=True)
             (tmp_path / "all_data.json").rename(tmp_path / part / f"all_data_{number}_niid.json")
     found = fs.datasets.leaf(tmp_path)
@@ -266,9 +275,10 @@ def test_classes_that_are_declared_count():
 def test_class_labels_of_the_library():
     library = pytest.importorskip("datasets")
     features = library.Features(
-        x=library.Sequence(library.Value("float32")), who=library.Value("string"),
+        x=library.Sequence(library.Value("float32")),
+        who=library.Value("string"),
         y=library.ClassLabel(num_classes=62),
-    )  # fmt: skip
+    )
     whole = library.Dataset.from_dict(
         {"x": [[0.5], [1.5]], "who": ["f10", "f9"], "y": [3, 4]}, features=features
     )
@@ -361,18 +371,28 @@ def test_fedjaxs_cifar100(tmp_path):
 @pytest.mark.parametrize(
     ("clients", "says"),
     [
-        ({b"a": {"pixels": np.array([b"To be"], object), "label": np.ones(1, int)}},
-         "client a, must have numbers in pixels; got text.*fs.datasets.npz"),
+        (
+            {b"a": {"pixels": np.array([b"To be"], object), "label": np.ones(1, int)}},
+            "client a, must have numbers in pixels; got text.*fs.datasets.npz",
+        ),
         ({b"a": b"no zlib"}, "client a, must be a dictionary of arrays in msgpack, compressed by"),
         ({b"a": zlib.compress(b"\xc1")}, "client a, must be a dictionary of arrays in msgpack"),
         ({b"a": zlib.compress(record({"label": np.ones(3)})[:9])}, "client a, must be a dict"),
         ({b"a": zlib.compress(msgpack.packb([1]))}, "must be a dictionary of arrays; got list"),
-        ({b"a": zlib.compress(msgpack.packb({"pixels": msgpack.ExtType(1, msgpack.packb(
-            ((1,), "object", b"12345678")))}))}, "client a, must be a dictionary of arrays in"),
+        (
+            {
+                b"a": zlib.compress(
+                    msgpack.packb(
+                        {"pixels": msgpack.ExtType(1, msgpack.packb(((1,), "object", b"12345678")))}
+                    )
+                )
+            },
+            "client a, must be a dictionary of arrays in",
+        ),
         ({b"a": emnist(0, 1), "a": emnist(0, 1)}, "holds client a twice"),
         ({b"a": {"pixels": np.ones((1, 2)), "label": np.ones((2, 1))}}, "have 1 examples; got 2"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_fedjaxs(tmp_path, clients, says):
     for part in PARTS:
         write_sqlite(tmp_path / f"{part}.sqlite", clients)
@@ -415,8 +435,9 @@ def test_pfllibs_pickles_are_refused_with_what_converts_them(tmp_path, capsys):
             with (tmp_path / part / f"{k}.npz").open("wb") as file:
                 client = {"x": np.full((2, 1, 4, 4), k, np.float32), "y": np.array([k, 0])}
                 np.savez_compressed(file, data=client)
-    with pytest.raises(ValueError, match=r"train/0.npz holds pickled objects .data., as PFLlib's") \
-            as caught:  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"train/0.npz holds pickled objects .data., as PFLlib's"
+    ) as caught:
         fs.datasets.npz(tmp_path)
     code = str(caught.value).split("all of them once: ")[1]
     assert code == npz_module.CONVERT
@@ -465,10 +486,13 @@ def test_leafs_documented_conversion_of_sent140(tmp_path):
 @pytest.mark.parametrize(
     ("encoding", "mark"),
     [
-        ("utf-8", codecs.BOM_UTF8), ("utf-16", b""), ("utf-16-le", codecs.BOM_UTF16_LE),
-        ("utf-32", b""), ("utf-8", b""),
+        ("utf-8", codecs.BOM_UTF8),
+        ("utf-16", b""),
+        ("utf-16-le", codecs.BOM_UTF16_LE),
+        ("utf-32", b""),
+        ("utf-8", b""),
     ],
-)  # fmt: skip
+)
 def test_leafs_json_in_any_unicode(tmp_path, encoding, mark):
     for part in PARTS:
         write_leaf(tmp_path / part, {"é": {"x": [[0.5]], "y": [1]}})

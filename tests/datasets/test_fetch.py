@@ -100,11 +100,17 @@ def fake(tmp_path, monkeypatch):
 def tiny(cache, fake, monkeypatch):
     """A data set of two files by npm, and a way to change its recipe."""
     recipe = Recipe(
-        says="", licence="", client="npm", package="tiny", version="1.0",
+        says="",
+        licence="",
+        client="npm",
+        package="tiny",
+        version="1.0",
         sha256=fake.archive("archive.tgz", tgz({**CONTENT, "c.txt": b"not wanted"})),
         members={"package/a.txt": None, "package/b.*": None},
-        layouts=(("a.txt", "b.txt"),), megabytes=1, kept=1,
-    )  # fmt: skip
+        layouts=(("a.txt", "b.txt"),),
+        megabytes=1,
+        kept=1,
+    )
 
     def change(**given):
         monkeypatch.setitem(RECIPES, "tiny", recipe._replace(**given))
@@ -237,9 +243,12 @@ def test_a_corrupt_archive(tiny, fake, cache):
 
 
 def test_names_in_an_archive_do_not_leave_the_folder(tiny, fake, cache):
-    tiny(sha256=fake.archive("archive.tgz", tgz({"../../../a.txt": CONTENT["a.txt"],
-                                                  "b.txt": CONTENT["b.txt"]})),
-         members={"*a.txt": None, "*b.txt": None})  # fmt: skip
+    tiny(
+        sha256=fake.archive(
+            "archive.tgz", tgz({"../../../a.txt": CONTENT["a.txt"], "b.txt": CONTENT["b.txt"]})
+        ),
+        members={"*a.txt": None, "*b.txt": None},
+    )
     fetch("tiny")
     assert whole(cache)
 
@@ -370,9 +379,10 @@ def another(tiny, fake):
     """A process that is in the middle of fetching."""
     fake.mode("hang")
     process = subprocess.Popen(
-        [sys.executable, "-c", FETCH_TINY, RECIPES["tiny"].sha256], start_new_session=True,
+        [sys.executable, "-c", FETCH_TINY, RECIPES["tiny"].sha256],
+        start_new_session=True,
         cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 60
     while not (fake.folder / "started").exists():
         assert process.poll() is None
@@ -417,8 +427,9 @@ def test_from_the_command_line(tiny, fake, cache, capsys):
         return caught.value.code, said
 
     assert error("fetch", "tiny", "mnits") == (
-        2, "fedjax-sim data fetch: error: unknown data set 'mnits'; did you mean 'mnist'?\n"
-    )  # fmt: skip
+        2,
+        "fedjax-sim data fetch: error: unknown data set 'mnits'; did you mean 'mnist'?\n",
+    )
     assert fake.calls == []
     fake.mode("offline")
     code, said = error("fetch", "tiny")

@@ -23,10 +23,14 @@ def experiment(lr, data=None):
     data = federation() if data is None else data
     algorithm = fs.scaffold(linear_loss, lr, fs.LocalTraining(2, 3))
     return fs.Experiment(
-        algorithm, zeros(), data, fs.sampling.uniform(3), ROUNDS,
+        algorithm,
+        zeros(),
+        data,
+        fs.sampling.uniform(3),
+        ROUNDS,
         evaluate=lambda params: {"b": params["b"], "norm": jnp.sum(params["w"] ** 2)},
         evaluate_every=7,
-    )  # fmt: skip
+    )
 
 
 def simulate(out, **options):

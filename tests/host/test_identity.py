@@ -70,12 +70,15 @@ def experiment(**changes):
         algorithm = fs.fedavg(loss, client, of["local"], server)
     test = jnp.full(4, of["test"])
     return fs.Experiment(
-        algorithm, {"w": zeros()["w"], "b": np.float32(of["start"])},
+        algorithm,
+        {"w": zeros()["w"], "b": np.float32(of["start"])},
         DATA if of["shift"] == 0 else federation(of["shift"]),
-        getattr(fs.sampling, of["sampler"])(of["cohort"]), ROUNDS,
-        aggregation=getattr(fs.aggregation, of["rule"]), nonfinite=of["nonfinite"],
+        getattr(fs.sampling, of["sampler"])(of["cohort"]),
+        ROUNDS,
+        aggregation=getattr(fs.aggregation, of["rule"]),
+        nonfinite=of["nonfinite"],
         evaluate=lambda params: {"value": jnp.sum(params[of["measure"]] * test)},
-    )  # fmt: skip
+    )
 
 
 def described(**changes):
@@ -107,11 +110,13 @@ def test_a_refusal_names_what_differs():
     for change, words in (
         ({"rule": "all_clients"}, "aggregation is selected there and all_clients here"),
         ({"sampler": "weighted"}, "sampler is uniform there and weighted here"),
-        ({"rate": 0.2}, "the algorithm (its loss, optimizers, rates or another constant of it) "
-                        "differs"),
+        (
+            {"rate": 0.2},
+            "the algorithm (its loss, optimizers, rates or another constant of it) differs",
+        ),
         ({"test": 2.0}, "what is evaluated (the measures or the test set) differs"),
         ({"cohort": 1}, "cohort is 2 there and 1 here"),
-    ):  # fmt: skip
+    ):
         assert words in another(there, described(**change))
 
 
@@ -144,9 +149,13 @@ def several():
 def test_checksums_are_the_same_in_another_process():
     code = "import json; from tests.host import test_identity as t; print(json.dumps(t.several()))"
     there = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "4242"},
-    ).stdout  # fmt: skip
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONHASHSEED": "4242"},
+    ).stdout
     here = several()
     assert json.loads(there) == here
     # And nothing is the same only because it is not looked at.
@@ -175,8 +184,12 @@ def test_checksums_see_nested_programs_and_what_they_close_over():
 
     base = (2.0, 3.0, table, sine)
     assert of(*base) == of(*base)
-    others = [(5.0, 3.0, table, sine), (2.0, 4.0, table, sine), (2.0, 3.0, table + 1, sine),
-              (2.0, 3.0, table, cosine)]  # fmt: skip
+    others = [
+        (5.0, 3.0, table, sine),
+        (2.0, 4.0, table, sine),
+        (2.0, 3.0, table + 1, sine),
+        (2.0, 3.0, table, cosine),
+    ]
     assert len({of(*base), *(of(*other) for other in others)}) == 5
 
 
@@ -206,8 +219,12 @@ def test_checksums_tell_what_has_one_shape_apart():
 
         return finish
 
-    checksums = [checksum(forward), checksum(backward), checksum(forward, divided("examples")),
-                 checksum(forward, divided("steps"))]  # fmt: skip
+    checksums = [
+        checksum(forward),
+        checksum(backward),
+        checksum(forward, divided("examples")),
+        checksum(forward, divided("steps")),
+    ]
     assert len({*checksums}) == 4
     assert checksum(forward) == checksums[0]
 
@@ -245,8 +262,11 @@ def test_sweep_refuses_another_program(tmp_path):
     def sweep(**changes):
         return fs.sweep(
             lambda rate, momentum=0.0: experiment(rate=rate, momentum=0.5, **changes),
-            {"rate": [0.1, 0.05]}, [0], out=tmp_path, resume=True,
-        )  # fmt: skip
+            {"rate": [0.1, 0.05]},
+            [0],
+            out=tmp_path,
+            resume=True,
+        )
 
     table = sweep().table()
     assert sweep().table() == table

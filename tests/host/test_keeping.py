@@ -29,9 +29,15 @@ def run(rounds, every=3, **options):
 
     algorithm = fs.fedavg(loss, optax.sgd(0.05), fs.LocalTraining(1, None))
     experiment = fs.Experiment(
-        algorithm, zeros(), DATA, fs.sampling.bernoulli(0.7), rounds,
-        execution=fs.execution.vmapped(), evaluate=evaluate, evaluate_every=every,
-    )  # fmt: skip
+        algorithm,
+        zeros(),
+        DATA,
+        fs.sampling.bernoulli(0.7),
+        rounds,
+        execution=fs.execution.vmapped(),
+        evaluate=evaluate,
+        evaluate_every=every,
+    )
     return fs.simulate(experiment, KEY, **options)
 
 

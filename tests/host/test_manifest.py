@@ -7,8 +7,13 @@ import pytest
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.results.folder import RUN, SWEEP, RunFolder
 
-FACTS = {"key": [0, 1], "num_rounds": 4, "evaluate_every": 2, "configuration": {"lr": 0.1},
-         "program": {"parts": {"sampler": "a"}, "names": {"sampler": "uniform"}}}  # fmt: skip
+FACTS = {
+    "key": [0, 1],
+    "num_rounds": 4,
+    "evaluate_every": 2,
+    "configuration": {"lr": 0.1},
+    "program": {"parts": {"sampler": "a"}, "names": {"sampler": "uniform"}},
+}
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
@@ -30,11 +35,13 @@ def test_what_is_read_is_what_was_written(tmp_path):
     [
         ({"key": [0, 2]}, r"key is \[0, 1\] there and \[0, 2\] here"),
         ({"configuration": {"lr": 0.2}}, "configuration.lr is 0.1 there and 0.2 here"),
-        ({"program": {"parts": {"sampler": "b"}, "names": {"sampler": "everyone"}}},
-         "sampler is uniform there and everyone here"),
+        (
+            {"program": {"parts": {"sampler": "b"}, "names": {"sampler": "everyone"}}},
+            "sampler is uniform there and everyone here",
+        ),
         ({"num_rounds": 6, "key": [0, 2]}, "num_rounds is 4 there and 6 here; key .*More rounds"),
     ],
-)  # fmt: skip
+)
 def test_another_run_is_refused_and_left_as_it_is(tmp_path, change, words):
     folder = RunFolder(tmp_path)
     Manifest.of(RUN, FACTS).open(folder, resume=False)

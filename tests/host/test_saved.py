@@ -18,8 +18,18 @@ from fedjax_sim.core.versions import versions
 SAVED = Path(__file__).with_name("saved")
 MANIFESTS = {"run": "experiment.json", "sweep": "sweep.json"}
 RUN = ("-K", "10", "-C", "0.3", "-E", "1")
-SWEEP = ("-K", "10", "-C", "0.3", "--rounds", "2", "--grid", "epochs=1,2",
-         "--grid", "client_lr=0.05,0.1")  # fmt: skip
+SWEEP = (
+    "-K",
+    "10",
+    "-C",
+    "0.3",
+    "--rounds",
+    "2",
+    "--grid",
+    "epochs=1,2",
+    "--grid",
+    "client_lr=0.05,0.1",
+)
 
 
 def rows(folder):
@@ -30,8 +40,10 @@ def rows(folder):
 def close(these, those):
     """Rows of rounds that differ by a machine's or a version's rounding at most."""
     assert these[0] == those[0]
-    numbers = [[[float({"True": 1, "False": 0}.get(cell, cell)) for cell in row]
-                for row in table[1:]] for table in (these, those)]  # fmt: skip
+    numbers = [
+        [[float({"True": 1, "False": 0}.get(cell, cell)) for cell in row] for row in table[1:]]
+        for table in (these, those)
+    ]
     # An accuracy on 360 images moves by 1/360 where one image changes sides.
     np.testing.assert_allclose(*numbers, rtol=1e-4, atol=3e-3)
 

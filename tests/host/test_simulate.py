@@ -61,9 +61,12 @@ def test_checkpoints_change_no_bit(whole, tmp_path, every):
     same(run, whole)
     # What is finished is read, not run.
     back = fs.simulate(
-        killed.experiment(0.03), jax.random.key(5), out=tmp_path, resume=True,
+        killed.experiment(0.03),
+        jax.random.key(5),
+        out=tmp_path,
+        resume=True,
         on_progress=lambda progress: pytest.fail("nothing was left to do"),
-    )  # fmt: skip
+    )
     same(back, whole)
     assert len(Checkpoints(tmp_path / "checkpoints").numbers()) <= 2
 
@@ -141,9 +144,12 @@ def test_one_cut_off_in_the_middle_is_not_seen(whole, tmp_path):
 def kill_and_resume(what, out, moments, seed, cache):
     """SIGKILLs the process at random moments of its life, then lets it end."""
     rng = np.random.default_rng(seed)
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache),
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                   "JAX_NUM_CPU_DEVICES": "2"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_NUM_CPU_DEVICES": "2",
+    }
     command = [sys.executable, "-m", "tests.helpers.killed", what, str(out)]
     deaths = 0
     while not (out / "result.npz").exists():
@@ -402,16 +408,24 @@ def test_refusals(tmp_path, whole):
     refused("evaluate_every must be .*got 0", experiment=experiment._replace(evaluate_every=0))
     refused("checkpoint_every must be .*got 0", checkpoint_every=0)
     refused("resume needs out", resume=True)
-    refused("must be of a value that evaluate returns; got 'acc'.*returns b, norm",
-            stop=fs.reaches("acc", 1.0))  # fmt: skip
+    refused(
+        "must be of a value that evaluate returns; got 'acc'.*returns b, norm",
+        stop=fs.reaches("acc", 1.0),
+    )
     fs.simulate(experiment._replace(num_rounds=2), key, out=tmp_path, configuration={"lr": 0.03})
     refused("holds an experiment already; resume it", out=tmp_path)
-    refused(r"num_rounds is 2 there and 60 here; configuration.lr is 0.03 there and null here",
-            out=tmp_path, resume=True)  # fmt: skip
+    refused(
+        r"num_rounds is 2 there and 60 here; configuration.lr is 0.03 there and null here",
+        out=tmp_path,
+        resume=True,
+    )
     refused(
         r"configuration.lr is 0.03 there and 0.1 here",
-        experiment._replace(num_rounds=2), out=tmp_path, resume=True, configuration={"lr": 0.1},
-    )  # fmt: skip
+        experiment._replace(num_rounds=2),
+        out=tmp_path,
+        resume=True,
+        configuration={"lr": 0.1},
+    )
     other = killed.experiment(0.03)._replace(num_rounds=2, params={**zeros(), "b": np.float32(1)})
     refused("first_params is", other, out=tmp_path, resume=True, configuration={"lr": 0.03})
     kept = json.loads((tmp_path / "experiment.json").read_text())
@@ -449,7 +463,10 @@ def test_fedsgd_and_optimizer_states_resume(tmp_path, data):
     with jax.numpy_dtype_promotion("standard"):
         whole = fs.simulate(experiment, jax.random.key(1))
         fs.simulate(
-            experiment, jax.random.key(1), out=tmp_path, checkpoint_every=2,
+            experiment,
+            jax.random.key(1),
+            out=tmp_path,
+            checkpoint_every=2,
             on_progress=stopping(4),
-        )  # fmt: skip
+        )
         same(fs.simulate(experiment, jax.random.key(1), out=tmp_path, resume=True), whole)

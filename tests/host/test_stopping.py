@@ -31,11 +31,15 @@ def run(rounds, every=7, **options):
 
     algorithm = fs.fedavg(loss, optax.sgd(0.05), fs.LocalTraining(1, None))
     experiment = fs.Experiment(
-        algorithm, zeros(), DATA, fs.sampling.bernoulli(0.7), rounds,
+        algorithm,
+        zeros(),
+        DATA,
+        fs.sampling.bernoulli(0.7),
+        rounds,
         execution=fs.execution.vmapped(),
         evaluate=lambda params: {"b": params["b"], "norm": jnp.sum(params["w"] ** 2)},
         evaluate_every=every,
-    )  # fmt: skip
+    )
     return fs.simulate(experiment, KEY, **options)
 
 
@@ -51,8 +55,9 @@ def test_more_rounds_are_one_longer_run(tmp_path_factory, draw):
     out = tmp_path_factory.mktemp("longer")
     *fewer, most = sorted(rounds)
     for number in fewer:
-        run(number, every, out=out, resume=True, checkpoint_every=chunks,
-            on_progress=stopping(ends))  # fmt: skip
+        run(
+            number, every, out=out, resume=True, checkpoint_every=chunks, on_progress=stopping(ends)
+        )
     same(run(most, every, out=out, resume=True, checkpoint_every=chunks), run(most, every))
 
 
@@ -88,7 +93,7 @@ def test_a_schedule_of_all_rounds_is_refused(data, tmp_path):
         match=r"num_rounds is 3 there and 5 here; .*the algorithm .* "
         "differs.* More rounds need all else to be as it was",
     ):
-        fs.simulate(decaying(5, 5), KEY, out=tmp_path, resume=True)  # fmt: skip
+        fs.simulate(decaying(5, 5), KEY, out=tmp_path, resume=True)
     longer = fs.simulate(decaying(5, 3), KEY, out=tmp_path, resume=True)
     same(longer, fs.simulate(decaying(5, 3), KEY))
 
@@ -213,9 +218,15 @@ def test_what_remembers_is_read_and_not_counted_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "falling"),
-    [("test_loss", 1), ("clients_loss_mean", 1), ("clients_loss_worst_tenth", 1),
-     ("clients_accuracy_std", 1), ("clients_accuracy_mean", 0), ("clients_loss_jain", 0)],
-)  # fmt: skip
+    [
+        ("test_loss", 1),
+        ("clients_loss_mean", 1),
+        ("clients_loss_worst_tenth", 1),
+        ("clients_accuracy_std", 1),
+        ("clients_accuracy_mean", 0),
+        ("clients_loss_jain", 0),
+    ],
+)
 def test_which_way_a_metric_is_better(name, falling):
     """A value that gets better every round ends no run by patience, and reaches a target once."""
     values = np.array([4.0, 3.0, 2.0, 1.0]) if falling else np.array([1.0, 2.0, 3.0, 4.0])

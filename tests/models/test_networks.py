@@ -188,8 +188,10 @@ def test_attention_by_numpy():
 
     def norm(x, p):
         centred = x - x.mean(axis=-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * p[
-            "scale"] + p["bias"]  # fmt: skip
+        return (
+            centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * p["scale"]
+            + p["bias"]
+        )
 
     def dense(x, name):
         return x @ params[name]["kernel"] + params[name]["bias"]
@@ -278,7 +280,7 @@ def test_each_trains_by_rounds(name):
         (lambda m: m.mlp((3,), 5, 2), "hidden must be a sequence of whole numbers.*; got 5"),
         (lambda m: m.character_lstm(hidden=9), "hidden must be a sequence.*; got 9"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build(fs.models)
@@ -287,17 +289,26 @@ def test_what_cannot_be_is_refused(build, message):
 @pytest.mark.parametrize(
     ("build", "x", "message"),
     [
-        (lambda m: m.two_nn((8, 8)), np.zeros((3, 7, 8)),
-         r"the model cannot take x float32\[N, 7, 8\]: .*\(56, 200\).*\(64, 200\)"),
+        (
+            lambda m: m.two_nn((8, 8)),
+            np.zeros((3, 7, 8)),
+            r"the model cannot take x float32\[N, 7, 8\]: .*\(56, 200\).*\(64, 200\)",
+        ),
         (lambda m: m.cnn(), np.zeros((3, 28, 28)), r"the model cannot take x float32\[N, 28, 28\]"),
         (lambda m: m.time_series_mlp(5, 2), np.zeros((3, 2, 5)), r"x must be \[B, 5, 2\]; got"),
-        (lambda m: m.character_lstm(7, hidden=(2,)), np.array([[0, 6, 7]]),
-         r"x must lie in \[0, 7\), the vocabulary of the model; got 7 \(1 of 3"),
-        (lambda m: m.transformer(7, width=4), np.array([[-1, 6, -2]]),
-         r"x must lie in \[0, 7\), the vocabulary of the model; got -1 \(2 of 3"),
+        (
+            lambda m: m.character_lstm(7, hidden=(2,)),
+            np.array([[0, 6, 7]]),
+            r"x must lie in \[0, 7\), the vocabulary of the model; got 7 \(1 of 3",
+        ),
+        (
+            lambda m: m.transformer(7, width=4),
+            np.array([[-1, 6, -2]]),
+            r"x must lie in \[0, 7\), the vocabulary of the model; got -1 \(2 of 3",
+        ),
         (lambda m: m.transformer(7, width=4), np.ones((2, 3)), "x must be integers.*float32"),
     ],
-)  # fmt: skip
+)
 def test_examples_that_a_model_cannot_take_are_refused(build, x, message):
     model = build(fs.models)
     data = fs.FederatedData.from_clients([{"x": x, "y": np.zeros(len(x), np.int32)}])

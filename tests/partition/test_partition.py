@@ -29,9 +29,12 @@ SPLITS = {
 @pytest.mark.parametrize("name", SPLITS)
 @settings(max_examples=30)
 @given(
-    size=st.integers(1, 80), classes=st.integers(1, 6), share=st.floats(0, 1),
-    parameter=st.sampled_from([1e-300, 1e-6, 0.1, 1.0, 30.0, 1e6]), seed=st.integers(0, 3),
-)  # fmt: skip
+    size=st.integers(1, 80),
+    classes=st.integers(1, 6),
+    share=st.floats(0, 1),
+    parameter=st.sampled_from([1e-300, 1e-6, 0.1, 1.0, 30.0, 1e6]),
+    seed=st.integers(0, 3),
+)
 def test_every_example_goes_to_one_client(name, size, classes, share, parameter, seed):
     labels = np.random.default_rng(seed).integers(0, classes, size)
     clients = max(1, round(share * size))
@@ -50,17 +53,21 @@ def test_every_example_goes_to_one_client(name, size, classes, share, parameter,
 
 @settings(max_examples=40)
 @given(
-    classes=st.integers(1, 8), clients=st.integers(1, 20), held=st.integers(1, 8),
-    extra=st.integers(0, 40), seed=st.integers(0, 3),
-)  # fmt: skip
+    classes=st.integers(1, 8),
+    clients=st.integers(1, 20),
+    held=st.integers(1, 8),
+    extra=st.integers(0, 40),
+    seed=st.integers(0, 3),
+)
 def test_every_client_has_just_so_many_classes(classes, clients, held, extra, seed):
     held = min(held, classes)
     if clients * held < classes:
         clients = -(-classes // held)
     rng = np.random.default_rng(seed)
     # Every class has an example for each client, and some classes have more; names have holes.
-    labels = 3 * rng.permutation(np.append(np.repeat(np.arange(classes), clients),
-                                           rng.integers(0, classes, extra)))  # fmt: skip
+    labels = 3 * rng.permutation(
+        np.append(np.repeat(np.arange(classes), clients), rng.integers(0, classes, extra))
+    )
     ids = P.labels(jax.random.key(seed), labels, clients, held)
     counts = P.describe(ids, labels, clients).counts
     assert ((counts > 0).sum(axis=1) == held).all()
@@ -247,8 +254,10 @@ def test_figures_by_hand():
         (lambda: P.labels(KEY, LABELS, 10, 11), "at most the 10 classes of the labels; got 11"),
         (lambda: P.labels(KEY, LABELS, 10, 0), "classes_per_client must be .*got 0"),
         (lambda: P.labels(KEY, LABELS, 4, 2), "give each of the 10 classes a client; got 2"),
-        (lambda: P.labels(KEY, [0] * 9 + [1], 4, 2), "gives class 1 to 4 of the 4 clients, and it "
-         "has 1 examples"),
+        (
+            lambda: P.labels(KEY, [0] * 9 + [1], 4, 2),
+            "gives class 1 to 4 of the 4 clients, and it has 1 examples",
+        ),
         (lambda: P.labels(KEY, LABELS, 601, 2), "at most the 600 examples"),
         (lambda: P.dirichlet(KEY, LABELS, 10, 0.0), "alpha must be .*positive.*; got 0"),
         (lambda: P.dirichlet(KEY, LABELS, 10, 1e308), "alpha must be .*1e200; got 1e.308"),
@@ -279,7 +288,7 @@ def test_figures_by_hand():
         (lambda: P.describe([0, 1], [1, 2, 3]), "as many as the 2 client_ids; got 3"),
         (lambda: P.describe([0, 1], [0.5, 1.0]), "labels must be integers.*float64"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(build, message):
     with pytest.raises(ValueError, match=re.compile(message, re.S)):
         build()
@@ -295,8 +304,7 @@ def test_the_picture_has_the_shares_and_the_sizes():
     found = P.describe([0, 0, 2, 0, 0, 2], [5, 5, 7, 5, 7, 7], num_clients=3)
     cells, bars = parts(fs.plots.split(found))
     shares = cells.collections[0].get_array()
-    np.testing.assert_allclose(shares.filled(np.nan),
-                               [[0.75, np.nan, 0], [0.25, np.nan, 1]])  # fmt: skip
+    np.testing.assert_allclose(shares.filled(np.nan), [[0.75, np.nan, 0], [0.25, np.nan, 1]])
     assert [text.get_text() for text in cells.get_yticklabels()] == ["5", "7"]
     heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in bars.patches}
     assert heights == {2: 1, 3: 0, 4: 1}

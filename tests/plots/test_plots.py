@@ -83,8 +83,10 @@ def test_several_columns_of_one_configuration():
 
 def test_the_modes_keep_their_styles():
     runs = [made([0.1, 0.2], {"mode": mode}) for mode in ("all_clients", "selected")]
-    colours = {line.get_label(): line.get_color()
-               for line in drawn(plots.curves(Results(tuple(runs)), "test_accuracy"))}  # fmt: skip
+    colours = {
+        line.get_label(): line.get_color()
+        for line in drawn(plots.curves(Results(tuple(runs)), "test_accuracy"))
+    }
     assert colours == {mode: canvas.MODE_STYLES[mode]["color"] for mode in colours}
     assert set(colours) == {"all_clients", "selected"}
 

@@ -28,13 +28,19 @@ def run(configuration, seed, *, rounds=6, top=0.9, num_rounds=None, values=None,
     t = np.arange(1, rounds + 1)
     score = top * (1 - 0.5**t) + 0.01 * seed
     found = {
-        "train_loss": 1 / t, "receivers": np.full(rounds, 3), "update_norm": 0.5**t,
-        "nonfinite": np.zeros(rounds, int), "evaluated": t % every == 0,
-        "bytes_down": 1_000_000 * t, "bytes_up": 500_000 * t,
-        "test_accuracy": score, "test_loss": 1 - score,
-        "clients_accuracy_mean": score - 0.1, "clients_accuracy_p10": score - 0.2,
+        "train_loss": 1 / t,
+        "receivers": np.full(rounds, 3),
+        "update_norm": 0.5**t,
+        "nonfinite": np.zeros(rounds, int),
+        "evaluated": t % every == 0,
+        "bytes_down": 1_000_000 * t,
+        "bytes_up": 500_000 * t,
+        "test_accuracy": score,
+        "test_loss": 1 - score,
+        "clients_accuracy_mean": score - 0.1,
+        "clients_accuracy_p10": score - 0.2,
         "clients_accuracy_worst_tenth": score - 0.3,
-    }  # fmt: skip
+    }
     return Run(configuration, seed, found, dict(values or {}), num_rounds or rounds)
 
 
@@ -233,8 +239,12 @@ def test_what_diverged_is_marked_and_never_best(tmp_path):
 
 def test_folders_are_compared(tmp_path):
     a = save(tmp_path / "a", grid([0.01, 0.1]), configuration={"algorithm": "fedavg", "clients": 9})
-    b = save(tmp_path / "b", [run({}, 0)], kind="run",
-             configuration={"algorithm": "fedprox", "clients": 9, "lr": 0.5})  # fmt: skip
+    b = save(
+        tmp_path / "b",
+        [run({}, 0)],
+        kind="run",
+        configuration={"algorithm": "fedprox", "clients": 9, "lr": 0.5},
+    )
     read = written([a, b], tmp_path / "page.html")
     names = [row[""] for row in rows(read, "b")]
     assert names == ["algorithm", "lr", "seeds"]
@@ -278,10 +288,15 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 
 @pytest.mark.parametrize(
     ("folders", "out", "says"),
-    [((), "p.html", "at least one"), (("a",), "p.pdf", "out must end in .html or .htm, .*p.pdf"),
-     (("a",), "page", "out must end in .html"), (("a", "a"), "p.html", "must differ"),
-     (("a",), "a", "is a folder"), (("a",), "a/table.csv/p.html", "cannot be written")],
-)  # fmt: skip
+    [
+        ((), "p.html", "at least one"),
+        (("a",), "p.pdf", "out must end in .html or .htm, .*p.pdf"),
+        (("a",), "page", "out must end in .html"),
+        (("a", "a"), "p.html", "must differ"),
+        (("a",), "a", "is a folder"),
+        (("a",), "a/table.csv/p.html", "cannot be written"),
+    ],
+)
 def test_what_write_refuses(tmp_path, folders, out, says):
     save(tmp_path / "a", grid([0.1]))
     with pytest.raises(ValueError, match=says):
@@ -313,7 +328,7 @@ def broken(name, change):
         (broken(ROUNDS, lambda x: x[: x[:-2].rindex(b"\n") + 1]), "do not belong together"),
         (broken(ROUNDS, lambda x: x.replace(b"1.0", b"one")), "must be numbers"),
     ],
-)  # fmt: skip
+)
 def test_what_load_refuses(tmp_path, change, says):
     folder = save(tmp_path / "a", grid([0.1], seeds=2))
     change(folder)
@@ -377,10 +392,21 @@ def test_the_layout_in_a_browser(tmp_path, width, row):
     )
 
     def browse(*options, of):
-        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                   "--disable-background-networking", "--disable-component-update",
-                   "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
-                   f"--window-size={width},2000", *options, (tmp_path / of).as_uri()]  # fmt: skip
+        command = [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},2000",
+            *options,
+            (tmp_path / of).as_uri(),
+        ]
         done = subprocess.run(command, capture_output=True, timeout=120, env=os.environ)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode()

@@ -27,13 +27,24 @@ from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.setting import Setting
 
 SETTING = Setting(
-    model="logistic", clients=20, partition="iid", fraction=0.2, epochs=1, target=0.75,
+    model="logistic",
+    clients=20,
+    partition="iid",
+    fraction=0.2,
+    epochs=1,
+    target=0.75,
     evaluate_every=2,
-)  # fmt: skip
+)
 CELL = Cell(
-    "tiny", "tiny-iid", SETTING, 20, 22, "client_lr", rates(0.1),
+    "tiny",
+    "tiny-iid",
+    SETTING,
+    20,
+    22,
+    "client_lr",
+    rates(0.1),
     says=(("C", "0.2"), ("E", "1"), ("B", "10"), ("clients", "IID")),
-)  # fmt: skip
+)
 
 
 def silent(*told):
@@ -269,8 +280,23 @@ def test_a_broken_record_is_refused(tmp_path):
 def test_the_tables_hold_the_published_figures():
     published = [cell.published for cell in TABLES["table1-2nn"].cells]
     assert published == [
-        316, 87, 77, 75, 70, 1455, 1474, 1658, 3275, 664, 619, 443, 380, 4278, 1796, 1528,
-    ]  # fmt: skip
+        316,
+        87,
+        77,
+        75,
+        70,
+        1455,
+        1474,
+        1658,
+        3275,
+        664,
+        619,
+        443,
+        380,
+        4278,
+        1796,
+        1528,
+    ]
     assert [cell.most for cell in TABLES["table1-2nn"].cells][:3] == [348, 96, 85]
     assert len(TABLES["table1-cnn"].cells) == 19
     second = {cell.says[1:]: cell.published for cell in TABLES["table2-cnn"].cells}
@@ -285,8 +311,9 @@ def test_the_tables_hold_the_published_figures():
 def test_a_cell_brings_the_one_whose_rate_it_uses():
     found = select(["modes-iid-C0.1-E1-B10-all_clients"])
     assert [cell.name for cell in found] == [
-        "modes-iid-C0.1-E1-B10-selected", "modes-iid-C0.1-E1-B10-all_clients",
-    ]  # fmt: skip
+        "modes-iid-C0.1-E1-B10-selected",
+        "modes-iid-C0.1-E1-B10-all_clients",
+    ]
 
 
 def test_an_unknown_table_is_refused_with_the_nearest():
@@ -375,12 +402,17 @@ def stragglers_curves():
     accuracy = np.where(np.arange(30) < fedprox.EARLY, 0.25, 0.75)
     return tuple(
         Run(
-            {"federation": federation, "stragglers_share": share, "method": method}, seed,
-            {"all_loss": loss * (1 + share), "test_accuracy": accuracy + seed / 10}, {}, 30,
+            {"federation": federation, "stragglers_share": share, "method": method},
+            seed,
+            {"all_loss": loss * (1 + share), "test_accuracy": accuracy + seed / 10},
+            {},
+            30,
         )
-        for federation in fedprox.FEDERATIONS for share in fedprox.STRAGGLERS
-        for method in fedprox.METHODS for seed in (0, 1)
-    )  # fmt: skip
+        for federation in fedprox.FEDERATIONS
+        for share in fedprox.STRAGGLERS
+        for method in fedprox.METHODS
+        for seed in (0, 1)
+    )
 
 
 def test_the_stragglers_table_by_hand():

@@ -23,8 +23,10 @@ places = st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3]), st.integers(0, 4))
 @given(places, st.data())
 def test_a_sum_has_the_runs_of_both_by_configuration(all_places, data):
     cut = data.draw(st.integers(0, len(all_places)))
-    a, b = (Results(tuple(run(*p, score=p[1] / 8) for p in part))
-            for part in (all_places[:cut], all_places[cut:]))  # fmt: skip
+    a, b = (
+        Results(tuple(run(*p, score=p[1] / 8) for p in part))
+        for part in (all_places[:cut], all_places[cut:])
+    )
     found = a + b
     assert sorted((r.configuration["lr"], r.seed) for r in found.runs) == sorted(all_places)
     rates = [r.configuration["lr"] for r in found.runs]
@@ -90,10 +92,12 @@ def test_the_best_is_by_validation_where_there_is_one():
     losses = Results((scored(0.1, test_loss=0.5), scored(0.2, test_loss=0.3)))
     assert (losses.score, losses.best().configuration) == ("test_loss", {"lr": 0.2})
     assert losses.best(lowest=False).configuration == {"lr": 0.1}
-    both = Results((
-        scored(0.1, test_accuracy=0.8, validation_accuracy=0.7),
-        scored(0.2, test_accuracy=0.9, validation_accuracy=0.6),
-    ))  # fmt: skip
+    both = Results(
+        (
+            scored(0.1, test_accuracy=0.8, validation_accuracy=0.7),
+            scored(0.2, test_accuracy=0.9, validation_accuracy=0.6),
+        )
+    )
     assert (both.score, both.best().configuration) == ("validation_accuracy", {"lr": 0.1})
     assert both.best("test_accuracy").configuration == {"lr": 0.2}
     with pytest.raises(ValueError, match="no metric was measured"):

@@ -29,8 +29,11 @@ def histories(draw):
     An empty round in which clients of no weight trained has a loss and no update.
     """
     length = draw(st.integers(1, 12))
-    kinds = draw(st.lists(st.sampled_from(["trained", "empty", "weightless"]), min_size=length,
-                          max_size=length))  # fmt: skip
+    kinds = draw(
+        st.lists(
+            st.sampled_from(["trained", "empty", "weightless"]), min_size=length, max_size=length
+        )
+    )
     evaluated = np.array(draw(st.lists(st.booleans(), min_size=length, max_size=length)))
     empty, nobody = (
         np.array([k != "trained" for k in kinds]),
@@ -51,8 +54,11 @@ def histories(draw):
 
 
 def of(*several):
-    return Results(tuple(Run({"run": i}, 0, rounds, {}, len(rounds["empty"]))
-                         for i, rounds in enumerate(several)))  # fmt: skip
+    return Results(
+        tuple(
+            Run({"run": i}, 0, rounds, {}, len(rounds["empty"])) for i, rounds in enumerate(several)
+        )
+    )
 
 
 @given(histories())
@@ -73,8 +79,12 @@ def test_what_was_not_measured_is_missing_and_no_divergence(made):
     assert all(metrics[name] == rounds[name][has[name]][-1] for name in metrics)
 
 
-@given(histories(), st.sampled_from(["train_loss", "test_loss"]), st.data(),
-       st.sampled_from([NAN, math.inf, -math.inf]))  # fmt: skip
+@given(
+    histories(),
+    st.sampled_from(["train_loss", "test_loss"]),
+    st.data(),
+    st.sampled_from([NAN, math.inf, -math.inf]),
+)
 def test_a_nan_elsewhere_is_divergence(made, name, data, bad):
     rounds, has = made
     # A loss of a round in which nobody of any weight trained cannot be told from none.
@@ -116,8 +126,11 @@ def _as_the_first_versions_wrote(folder, results):
         for row in rows:
             for key in ("train_loss", "update_norm") if name == ROUNDS else ():
                 row[key] = row[key] or "nan"
-            losses = [run.rounds["train_loss"] for run in results.runs
-                      if str(run.configuration["run"]) == row["run"]]  # fmt: skip
+            losses = [
+                run.rounds["train_loss"]
+                for run in results.runs
+                if str(run.configuration["run"]) == row["run"]
+            ]
             if name == TABLE and np.isnan(losses).any():
                 row |= {"diverged": "True", "train_loss": "nan"}
         with (folder / name).open("w", newline="") as file:
@@ -160,12 +173,18 @@ def dropouts():
 )
 def test_a_healthy_run_with_empty_rounds(data, tmp_path, sampler):
     experiment = fs.Experiment(
-        fs.fedavg(linear_loss, optax.sgd(0.02), fs.LocalTraining(1, 4)), zeros(), data, sampler, 24,
-        evaluate=fs.evaluator(linear_loss, data), evaluate_every=5,
-    )  # fmt: skip
+        fs.fedavg(linear_loss, optax.sgd(0.02), fs.LocalTraining(1, 4)),
+        zeros(),
+        data,
+        sampler,
+        24,
+        evaluate=fs.evaluator(linear_loss, data),
+        evaluate_every=5,
+    )
     told, path = [], tmp_path / "run.csv"
-    simulation = fs.simulate(experiment, jax.random.key(3), on_progress=told.append,
-                             writers=[fs.writers.csv(path)])  # fmt: skip
+    simulation = fs.simulate(
+        experiment, jax.random.key(3), on_progress=told.append, writers=[fs.writers.csv(path)]
+    )
     empty = simulation.history.rounds.empty
     assert 0 < empty.sum() < 24
     (run,) = simulation.results().runs
@@ -192,8 +211,11 @@ def test_curves_have_no_gap_where_nobody_trained():
 
 def test_the_best_is_one_that_did_not_diverge(tmp_path):
     def run(lr, loss, accuracy):
-        rounds = {"train_loss": np.array(loss), "empty": np.array([False, True, False]),
-                  "test_accuracy": np.array(accuracy)}  # fmt: skip
+        rounds = {
+            "train_loss": np.array(loss),
+            "empty": np.array([False, True, False]),
+            "test_accuracy": np.array(accuracy),
+        }
         return Run({"lr": lr}, 0, rounds, {}, 3)
 
     healthy, lost = run(0.1, [1.0, NAN, 0.5], [0.5, 0.5, 0.8]), run(9.0, [1.0, NAN, NAN], [0.9] * 3)

@@ -21,12 +21,24 @@ def results():
             "evaluated": np.array(evaluated),
         }
 
-    return Results((
-        Run({"lr": 0.1, "name": "slow", "nesterov": False}, 0,
-            rounds([1.5, 0.75], [math.nan, 0.5], [False, True]), {"score": 1.25}, 2),
-        Run({"lr": 0.5, "name": "fast", "nesterov": True}, 1,
-            rounds([2.5, math.inf], [math.nan, math.nan], [False, False]), {"score": None}, 2),
-    ))  # fmt: skip
+    return Results(
+        (
+            Run(
+                {"lr": 0.1, "name": "slow", "nesterov": False},
+                0,
+                rounds([1.5, 0.75], [math.nan, 0.5], [False, True]),
+                {"score": 1.25},
+                2,
+            ),
+            Run(
+                {"lr": 0.5, "name": "fast", "nesterov": True},
+                1,
+                rounds([2.5, math.inf], [math.nan, math.nan], [False, False]),
+                {"score": None},
+                2,
+            ),
+        )
+    )
 
 
 def same(found, expected):
@@ -80,9 +92,11 @@ def test_pandas(long):
 
 @pytest.mark.parametrize(
     ("module", "call"),
-    [("pyarrow", lambda path: results().to_parquet(path)),
-     ("pandas", lambda path: results().to_pandas())],
-)  # fmt: skip
+    [
+        ("pyarrow", lambda path: results().to_parquet(path)),
+        ("pandas", lambda path: results().to_pandas()),
+    ],
+)
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, module, call):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install fedjax-sim\[tables\]"):

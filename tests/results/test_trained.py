@@ -88,8 +88,12 @@ def test_leaves_have_readable_names_and_numpy_reads_them(file):
     fs.save_params(file, {"Dense_0": {"kernel": w}, "rest": [Layer(w, 2.0)], "half": w[0, 0]})
     with np.load(file) as archive:
         assert archive.files == [
-            "Dense_0/kernel", "half", "rest/0/kernel", "rest/0/bias", "about.json"
-        ]  # fmt: skip
+            "Dense_0/kernel",
+            "half",
+            "rest/0/kernel",
+            "rest/0/bias",
+            "about.json",
+        ]
         np.testing.assert_array_equal(archive["Dense_0/kernel"], w)
     nested = fs.load_params(file)
     assert nested["rest"]["0"]["bias"].dtype == np.float32  # a number is what JAX takes it for
@@ -201,9 +205,14 @@ def test_which_models_there_are_is_said(tmp_path, asked, says):
     axes = itertools.product((0.1, 0.2), "ab", (0, 1, 2), epochs)
     for i, (lr, mode, seed, epoch) in enumerate(axes):
         save_trained(
-            tmp_path / "models" / f"{i:06d}-{seed}.npz", zeros(), seed=seed, round=1, num_rounds=1,
-            configuration={"lr": lr, "mode": mode, **more, **epoch}, status="finished",
-        )  # fmt: skip
+            tmp_path / "models" / f"{i:06d}-{seed}.npz",
+            zeros(),
+            seed=seed,
+            round=1,
+            num_rounds=1,
+            configuration={"lr": lr, "mode": mode, **more, **epoch},
+            status="finished",
+        )
     if "mode" in asked:
         assert fs.load(tmp_path, asked | {"epochs": 3}).configuration["epochs"] == 3
     with pytest.raises(ValueError, match=says):
@@ -229,9 +238,12 @@ def test_a_model_is_given_another_configuration_and_stays_as_it_was(tmp_path, pa
 def test_a_seed_is_its_key(run):
     simulation, out = run
     back = fs.simulate(
-        killed.experiment(0.03), jax.random.key(5), out=out, resume=True,
+        killed.experiment(0.03),
+        jax.random.key(5),
+        out=out,
+        resume=True,
         configuration={"lr": 0.03},
-    )  # fmt: skip
+    )
     same(back.state.params, simulation.state.params)
     assert fs.load(out).seed is None  # only the key is known
     for wrong in (-1, 2**32):
@@ -248,8 +260,9 @@ def test_a_folder_without_a_model_says_what_to_do(run, tmp_path):
     (tmp_path / "old" / "model.npz").unlink()
     with pytest.raises(ValueError, match=r"holds no model.npz .*was killed before its end; resume"):
         fs.load(tmp_path / "old")
-    fs.simulate(killed.experiment(0.03), 5, out=tmp_path / "old", resume=True,
-                configuration={"lr": 0.03})  # fmt: skip
+    fs.simulate(
+        killed.experiment(0.03), 5, out=tmp_path / "old", resume=True, configuration={"lr": 0.03}
+    )
     assert fs.load(tmp_path / "old").round == 60
     with pytest.raises(ValueError, match="is not there"):
         fs.load(tmp_path / "nowhere")
@@ -266,8 +279,13 @@ def test_a_model_that_cannot_be_written_costs_no_run(run, tmp_path):
     (tmp_path / "run" / "model.npz").unlink()
     (tmp_path / "run" / "model.npz").mkdir()
     with pytest.raises(fs.SaveError, match=r"model.npz was not written") as error:
-        fs.simulate(killed.experiment(0.03), 5, out=tmp_path / "run", resume=True,
-                    configuration={"lr": 0.03})  # fmt: skip
+        fs.simulate(
+            killed.experiment(0.03),
+            5,
+            out=tmp_path / "run",
+            resume=True,
+            configuration={"lr": 0.03},
+        )
     same(error.value.partial.state.params, simulation.state.params)
 
 

@@ -66,12 +66,16 @@ def test_defaults():
     ("given", "message"),
     [
         ({"mu": 0.1}, "mu belongs to algorithm .*fedprox; the algorithm is fedavg"),
-        ({"algorithm": "fedsgd", "epochs": 5}, "epochs belongs to algorithm fedavg, .* and "
-         "scaffold; the algorithm is fedsgd"),
+        (
+            {"algorithm": "fedsgd", "epochs": 5},
+            "epochs belongs to algorithm fedavg, .* and scaffold; the algorithm is fedsgd",
+        ),
         ({"algorithm": "scaffold", "server_optimizer": "adam"}, "server_optimizer belongs to"),
         ({"algorithm": "fedsgd", "schedule": "cosine"}, "schedule belongs to algorithm fedavg"),
-        ({"decay_rate": 0.9}, "decay_rate belongs to schedule exponential and step; the schedule "
-         "is constant"),
+        (
+            {"decay_rate": 0.9},
+            "decay_rate belongs to schedule exponential and step; the schedule is constant",
+        ),
         ({"sampler": "everyone", "fraction": 0.5}, "fraction belongs to sampler bernoulli"),
         ({"algorithm": "fedopt"}, "algorithm must be one of fedavg, .*fedprox.*'fedopt'"),
         ({"sampler": "poisson"}, "sampler must be one of bernoulli.*'poisson'"),
@@ -79,8 +83,12 @@ def test_defaults():
         ({"server_optimizer": "sdg"}, "server_optimizer must be one of sgd.*'sdg'"),
         ({"client_momentum": 1.0}, r"client_momentum must be finite and in \[0, 1\); got 1.0"),
         ({"schedule": "step", "decay_rate": 0.0}, r"decay_rate .*in \(0, 1\]; got 0"),
-        ({"schedule": "cosine", "decay_rounds": 9, "rounds": 10}, "decay_rounds must be at least "
-         "the 10 rounds where decay_end is 0: cosine leaves a rate of 0 from round 10 on.*; got 9"),
+        (
+            {"schedule": "cosine", "decay_rounds": 9, "rounds": 10},
+            "decay_rounds must be at least "
+            "the 10 rounds where decay_end is 0: cosine leaves a rate of 0 from round 10 on.*; got "
+            "9",
+        ),
         ({"schedule": "exponential", "decay_rate": 0.1}, "from round 38 on; got 0.1 with decay"),
         ({"schedule": "linear", "decay_rounds": 0}, "decay_rounds must be .*got 0"),
         ({"min_examples": -1}, "min_examples must be a whole number, at least 0; got -1"),
@@ -92,7 +100,7 @@ def test_defaults():
         ({"batch_size": "ten"}, "must be a whole number, at least 1, or full; got 'ten'"),
         ({"algorithm": "fedprox", "mu": -0.1}, "mu must be .*at least 0; got -0.1"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Setting.of(given).resolved()
@@ -175,8 +183,16 @@ def test_r2_by_hand():
 )
 def test_schedules_by_hand(given, rates):
     """One step on one client: the norm of the update is the rate times the gradient's."""
-    setting = Setting(clients=1, partition="iid", fraction=1.0, epochs=1, batch_size="full",
-                      client_lr=1e-3, rounds=4, **given).resolved()  # fmt: skip
+    setting = Setting(
+        clients=1,
+        partition="iid",
+        fraction=1.0,
+        epochs=1,
+        batch_size="full",
+        client_lr=1e-3,
+        rounds=4,
+        **given,
+    ).resolved()
     experiment = problem.experiment(setting)
     key = jax.random.key(0)
     loss_fn, state = problem.problem(setting).loss_fn, experiment.start(key)
@@ -242,8 +258,10 @@ def test_a_mesh_deals_the_cohort():
 @settings(max_examples=60, deadline=None)
 @given(
     schedule=st.sampled_from(["cosine", "linear", "exponential", "step"]),
-    rounds=st.integers(1, 40), span=st.integers(1, 50), of=st.sampled_from([0.0, 1e-3, 0.5, 1.0]),
-)  # fmt: skip
+    rounds=st.integers(1, 40),
+    span=st.integers(1, 50),
+    of=st.sampled_from([0.0, 1e-3, 0.5, 1.0]),
+)
 def test_a_schedule_is_refused_where_a_round_has_rate_0(schedule, rounds, span, of):
     """Against optax's own schedule, in float32."""
     decay = {"decay_end": of} if schedule in ("cosine", "linear") else {"decay_rate": of or 1e-9}

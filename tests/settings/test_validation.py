@@ -23,8 +23,12 @@ from fedjax_sim.settings.setting import Setting
 KEY = jax.random.key(0)
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.floats(0.01, 0.99),
-       st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))  # fmt: skip
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**32 - 1),
+    st.randoms(use_true_random=False),
+)
 def test_each_client_holds_back_its_share(sizes, share, seed, random):
     rows = [k for k, n in enumerate(sizes) for _ in range(n)]
     random.shuffle(rows)
@@ -73,8 +77,9 @@ def test_a_setting_holds_back_of_each_client_and_changes_no_split():
     setting = Setting.of({"clients": 10, "alpha": 1.0}).resolved()
     whole, part = (problem.split(x.data) for x in (setting, replace(setting, validation=0.2)))
     assert whole.dataset.validation is None
-    examples = {k: {x.tobytes() for x in whole.dataset.train["x"][whole.client_ids == k]}
-                for k in range(10)}  # fmt: skip
+    examples = {
+        k: {x.tobytes() for x in whole.dataset.train["x"][whole.client_ids == k]} for k in range(10)
+    }
     held = {x.tobytes() for x in part.dataset.validation["x"]}
     for k, there in examples.items():
         here = [x.tobytes() for x in part.dataset.train["x"][part.client_ids == k]]
@@ -133,12 +138,19 @@ def chosen():
     """Two configurations: one better on the validation set, the other on the test set."""
 
     def run(lr, seed, validation, test):
-        rounds = {"validation_accuracy": np.array([0.1, validation + 0.01 * seed]),
-                  "test_accuracy": np.array([0.1, test + 0.01 * seed])}  # fmt: skip
+        rounds = {
+            "validation_accuracy": np.array([0.1, validation + 0.01 * seed]),
+            "test_accuracy": np.array([0.1, test + 0.01 * seed]),
+        }
         return Run({"lr": lr}, seed, rounds, {}, 2)
 
-    return Results(tuple(run(lr, seed, v, t) for lr, v, t in ((0.1, 0.8, 0.7), (0.2, 0.6, 0.9))
-                         for seed in (0, 1)))  # fmt: skip
+    return Results(
+        tuple(
+            run(lr, seed, v, t)
+            for lr, v, t in ((0.1, 0.8, 0.7), (0.2, 0.6, 0.9))
+            for seed in (0, 1)
+        )
+    )
 
 
 def test_the_page_says_the_test_score_of_the_one_chosen(tmp_path):
@@ -153,9 +165,30 @@ def test_the_page_says_the_test_score_of_the_one_chosen(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_on_the_command_line(tmp_path, capsys):
-    assert main(["sweep", "--grid", "client_lr=0.001,0.1", "--clients", "5", "--rounds", "3",
-                 "--epochs", "1", "--validation", "0.2", "--seeds", "2", "--target", "0.3",
-                 "--out", str(tmp_path)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "sweep",
+                "--grid",
+                "client_lr=0.001,0.1",
+                "--clients",
+                "5",
+                "--rounds",
+                "3",
+                "--epochs",
+                "1",
+                "--validation",
+                "0.2",
+                "--seeds",
+                "2",
+                "--target",
+                "0.3",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     with (tmp_path / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -176,8 +209,9 @@ def test_a_comparison_shows_both():
     setting = Comparison(
         one=Setting(validation=0.2), fractions=(0.3,), modes=("selected",), seeds=2
     ).resolved()
-    rounds = {name: np.ones(2) for name in ("bytes_down", "bytes_up", "reporting_share",
-                                            "train_loss")}  # fmt: skip
+    rounds = {
+        name: np.ones(2) for name in ("bytes_down", "bytes_up", "reporting_share", "train_loss")
+    }
     runs = [
         run._replace(
             configuration={"fraction": 0.3, "mode": "selected"}, rounds=run.rounds | rounds
@@ -201,10 +235,12 @@ def test_a_sweep_prints_the_test_score_of_the_one_chosen():
 
     grid = {"client_lr": [0.1, 0.2]}
     plan = sweep._plan({"validation": 0.2, "seeds": 2, "grid": grid})
-    results = Results(tuple(
-        run._replace(configuration={"client_lr": run.configuration["lr"]})
-        for run in reversed(chosen().runs)
-    ))  # fmt: skip
+    results = Results(
+        tuple(
+            run._replace(configuration={"client_lr": run.configuration["lr"]})
+            for run in reversed(chosen().runs)
+        )
+    )
     table, *lines = sweep._after(plan, results)
     cells = {column.header: [*column.cells] for column in table.columns}
     assert (cells[""], cells["client_lr"]) == (["best", ""], ["0.1", "0.2"])

@@ -32,10 +32,14 @@ def factory(data, rounds=6):
     def experiment(lr, mu=0.0, epochs=2, mode="selected"):
         algorithm = fs.fedprox(linear_loss, optax.sgd(lr), fs.LocalTraining(epochs, 4), mu=mu)
         return fs.Experiment(
-            algorithm, zeros(), data, fs.sampling.uniform(4), rounds,
+            algorithm,
+            zeros(),
+            data,
+            fs.sampling.uniform(4),
+            rounds,
             aggregation=getattr(fs.aggregation, mode),
             evaluate=lambda params: {"b": params["b"]},
-        )  # fmt: skip
+        )
 
     return experiment
 
@@ -110,8 +114,12 @@ def test_the_table_does_not_depend_on_the_chunks(data, side_by_side, whole_table
         for name in set(a) - {"lane_steps", "useful_share"}:
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "sweep.json", "batches", "summary.json", "table.csv", "rounds.csv"
-    }  # fmt: skip
+        "sweep.json",
+        "batches",
+        "summary.json",
+        "table.csv",
+        "rounds.csv",
+    }
 
 
 @pytest.mark.slow
@@ -243,8 +251,10 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
         with pytest.raises(ValueError, match=message):
             fs.sweep(experiment, {"lr": RATES[:2]} if grid is None else grid, keys, **options)
 
-    refused("grid has 'epoch', which experiment does not take; did you mean 'epochs'",
-            grid={"lr": [0.1], "epoch": [1]})  # fmt: skip
+    refused(
+        "grid has 'epoch', which experiment does not take; did you mean 'epochs'",
+        grid={"lr": [0.1], "epoch": [1]},
+    )
     refused("grid must give lr, which experiment has no default of", grid={"mu": [0.1]})
     refused("keys must be typed keys", keys=[])
     refused("keys must be typed keys", keys=[1, 1])
@@ -254,21 +264,38 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
     refused("resume needs out", resume=True)
     refused("experiment must be a function", experiment=make(lr=0.1))
     refused("experiment must return an fs.Experiment", experiment=lambda lr: lr)
-    refused("client_optimizer must be", experiment=lambda lr: fs.Experiment(
-        fs.fedavg(linear_loss, lr, LOCAL), zeros(), data, fs.sampling.uniform(2), 2))  # fmt: skip
+    refused(
+        "client_optimizer must be",
+        experiment=lambda lr: fs.Experiment(
+            fs.fedavg(linear_loss, lr, LOCAL), zeros(), data, fs.sampling.uniform(2), 2
+        ),
+    )
     refused("mu must be .*at least 0; got -1", grid={"lr": [0.1], "mu": [0.1, -1.0]})
-    refused("execution must not be sharded", experiment=lambda lr: make(lr)._replace(
-        execution=fs.execution.sharded(MESH)))  # fmt: skip
-    refused(r"grid axis mu cannot be traced.*static=\('mu',\)",
-            experiment=lambda lr, mu: make(lr, mu=1.0 if mu > 0.5 else 0.0),
-            grid={"lr": [0.1], "mu": [0.1, 0.9]})  # fmt: skip
-    refused("has two values that are both called '<lambda>'",
-            experiment=lambda f: make(f()), grid={"f": [lambda: 0.1, lambda: 0.2]})  # fmt: skip
+    refused(
+        "execution must not be sharded",
+        experiment=lambda lr: make(lr)._replace(execution=fs.execution.sharded(MESH)),
+    )
+    refused(
+        r"grid axis mu cannot be traced.*static=\('mu',\)",
+        experiment=lambda lr, mu: make(lr, mu=1.0 if mu > 0.5 else 0.0),
+        grid={"lr": [0.1], "mu": [0.1, 0.9]},
+    )
+    refused(
+        "has two values that are both called '<lambda>'",
+        experiment=lambda f: make(f()),
+        grid={"f": [lambda: 0.1, lambda: 0.2]},
+    )
     refused("memory_limit must hold a call; got 0 MB", memory_limit=10.0)
-    refused(r"grid must have each configuration once; got {'lr': 0.1} twice",
-            grid={"lr": [0.1, 0.2, 0.1]})  # fmt: skip
-    results = fs.sweep(lambda lr, mu: make(lr, mu=1.0 if mu > 0.5 else 0.0),
-                       {"lr": [0.1], "mu": [0.1, 0.9]}, [0], static=["mu"])  # fmt: skip
+    refused(
+        r"grid must have each configuration once; got {'lr': 0.1} twice",
+        grid={"lr": [0.1, 0.2, 0.1]},
+    )
+    results = fs.sweep(
+        lambda lr, mu: make(lr, mu=1.0 if mu > 0.5 else 0.0),
+        {"lr": [0.1], "mu": [0.1, 0.9]},
+        [0],
+        static=["mu"],
+    )
     assert len(results.runs) == 2
 
     fs.sweep(make, {"lr": RATES[:2]}, [0], out=tmp_path)
@@ -283,10 +310,18 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "makes"),
-    [("examples", None), ("rounds", None), ("seed", None), ("nonfinite", None), ("b", None),
-     ("train_loss", None), ("loss", {"loss": 1.0}), ("seed", {"loss": 1.0}),
-     ("value", 2.0)],
-)  # fmt: skip
+    [
+        ("examples", None),
+        ("rounds", None),
+        ("seed", None),
+        ("nonfinite", None),
+        ("b", None),
+        ("train_loss", None),
+        ("loss", {"loss": 1.0}),
+        ("seed", {"loss": 1.0}),
+        ("value", 2.0),
+    ],
+)
 def test_an_axis_called_like_a_column_is_refused(data, monkeypatch, name, makes):
     monkeypatch.setattr(sweeping, "Compiled", lambda *_: pytest.fail("compiled"))
     make = factory(data)
@@ -336,13 +371,21 @@ def test_grids():
     grid = fs.grid.product(a=[1, 2], b=["x"]) + fs.grid.zip(a=[3], b=["y"])
     assert list(grid) == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}, {"a": 3, "b": "y"}]
     drawn = fs.grid.random(
-        jax.random.key(1), 50, lr=fs.grid.log_uniform(1e-3, 1.0), c=fs.grid.choice([1, 2]),
+        jax.random.key(1),
+        50,
+        lr=fs.grid.log_uniform(1e-3, 1.0),
+        c=fs.grid.choice([1, 2]),
         u=fs.grid.uniform(2.0, 3.0),
-    )  # fmt: skip
-    assert list(drawn) == list(fs.grid.random(
-        jax.random.key(1), 50, lr=fs.grid.log_uniform(1e-3, 1.0), c=fs.grid.choice([1, 2]),
-        u=fs.grid.uniform(2.0, 3.0),
-    ))  # fmt: skip
+    )
+    assert list(drawn) == list(
+        fs.grid.random(
+            jax.random.key(1),
+            50,
+            lr=fs.grid.log_uniform(1e-3, 1.0),
+            c=fs.grid.choice([1, 2]),
+            u=fs.grid.uniform(2.0, 3.0),
+        )
+    )
     rates = np.array([one["lr"] for one in drawn])
     assert ((rates >= 1e-3) & (rates < 1)).all()
     assert 10 < (rates < 10**-1.5).sum() < 40  # the median of the logarithm
@@ -363,10 +406,13 @@ def test_grids():
 
 
 def runs(values, name="score"):
-    return Results(tuple(
-        Run({"lr": lr}, seed, {name: np.array([0.0, value])}, {}, 2)
-        for lr, row in values.items() for seed, value in enumerate(row)
-    ))  # fmt: skip
+    return Results(
+        tuple(
+            Run({"lr": lr}, seed, {name: np.array([0.0, value])}, {}, 2)
+            for lr, row in values.items()
+            for seed, value in enumerate(row)
+        )
+    )
 
 
 def test_means_by_hand():

@@ -23,9 +23,14 @@ def factory(data, rounds=6, evaluate=lambda params: {"b": params["b"], "w": para
     def experiment(lr):
         algorithm = fs.fedavg(linear_loss, optax.sgd(lr), fs.LocalTraining(1, 4))
         return fs.Experiment(
-            algorithm, zeros(), data, fs.sampling.uniform(4), rounds,
-            evaluate=evaluate, evaluate_every=2,
-        )  # fmt: skip
+            algorithm,
+            zeros(),
+            data,
+            fs.sampling.uniform(4),
+            rounds,
+            evaluate=evaluate,
+            evaluate_every=2,
+        )
 
     return experiment
 
@@ -65,9 +70,15 @@ def kept(data, tmp_path_factory):
     def of(kept, **options):
         out = tmp_path_factory.mktemp(kept)
         results = fs.sweep(
-            factory(data), {"lr": RATES}, [0, 7], out=out, keep_models=kept, side_by_side=2,
-            configuration={"model": "linear"}, **options,
-        )  # fmt: skip
+            factory(data),
+            {"lr": RATES},
+            [0, 7],
+            out=out,
+            keep_models=kept,
+            side_by_side=2,
+            configuration={"model": "linear"},
+            **options,
+        )
         return results, out
 
     return {"final": of("final"), "best": of("best", metric="b")}
@@ -123,8 +134,13 @@ def test_interrupted_and_resumed_the_models_are_the_same(data, kept, tmp_path):
         if len(told) == 5:
             signal.raise_signal(signal.SIGINT)
 
-    options = {"out": tmp_path, "keep_models": "best", "metric": "b", "side_by_side": 2,
-               "configuration": {"model": "linear"}}  # fmt: skip
+    options = {
+        "out": tmp_path,
+        "keep_models": "best",
+        "metric": "b",
+        "side_by_side": 2,
+        "configuration": {"model": "linear"},
+    }
     make, grid = factory(data), {"lr": RATES}
     fs.sweep(make, grid, [0, 7], on_progress=stop, checkpoint_every=2, **options)
     assert 0 < len([*(tmp_path / "models").iterdir()]) < 6
@@ -139,8 +155,9 @@ def test_interrupted_and_resumed_the_models_are_the_same(data, kept, tmp_path):
     with pytest.warns(UserWarning, match=r"000001-7.npz is missing and is computed again"):
         resume()
     with pytest.raises(ValueError, match='keep_models is "best" there and "final" here; metric is'):
-        fs.sweep(make, grid, [0, 7], resume=True, **options | {"keep_models": "final",
-                 "metric": None})  # fmt: skip
+        fs.sweep(
+            make, grid, [0, 7], resume=True, **options | {"keep_models": "final", "metric": None}
+        )
 
 
 def test_a_sweep_that_kept_none_says_so(tmp_path):
@@ -185,8 +202,14 @@ def test_a_function_of_the_key_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match=r"keep_models needs an experiment that returns an fs.Exp"):
         fs.sweep(experiment, {"lr": [0.01]}, [0], out=tmp_path, keep_models="final")
     with pytest.raises(ValueError, match="got None, and the experiment evaluates nothing"):
-        fs.sweep(factory(data, evaluate=None), {"lr": [0.01]}, [0], out=tmp_path,
-                 keep_models="best", metric=None)  # fmt: skip
+        fs.sweep(
+            factory(data, evaluate=None),
+            {"lr": [0.01]},
+            [0],
+            out=tmp_path,
+            keep_models="best",
+            metric=None,
+        )
 
 
 @pytest.mark.slow

@@ -97,8 +97,9 @@ def test_an_accuracy_is_the_nearest_number_to_its_quotient(vmapped):
     mean, clients = jax.jit(jax.vmap(found) if vmapped else lambda x: jax.lax.map(found, x))(right)
     small = np.minimum(right, 7)
     np.testing.assert_array_equal(mean, (right + small) / np.float32(1007))
-    np.testing.assert_array_equal(clients, np.stack([right / np.float32(1000),
-                                                     small / np.float32(7)], 1))  # fmt: skip
+    np.testing.assert_array_equal(
+        clients, np.stack([right / np.float32(1000), small / np.float32(7)], 1)
+    )
 
 
 def test_a_run_stops_with_the_round_that_meets_the_target_exactly():

@@ -633,17 +633,19 @@ def test_refused_when_built(build, message):
         (fedavg, {"w": np.zeros(4, int), "b": 0.0}, r"floating arrays; got int32 at params\['w'\]"),
         (
             lambda: fedavg(optimizer=optax.multi_transform({"a": optax.sgd(0.1)}, {"x": "a"})),
-            None, "client_optimizer does not fit params",
+            None,
+            "client_optimizer does not fit params",
         ),
         (
             lambda: fedavg(
                 server_optimizer=optax.multi_transform({"a": optax.sgd(0.1)}, {"x": "a"})
             ),
-            None, "server_optimizer does not fit params",
+            None,
+            "server_optimizer does not fit params",
         ),
         (lambda: fedavg(optimizer=lambda t: 0.1), None, "what client_optimizer returns must be"),
     ],
-)  # fmt: skip
+)
 def test_refused_by_init(data, algorithm, params, message):
     with pytest.raises(ValueError, match=message):
         fs.init(algorithm(), zeros() if params is None else params, data)
@@ -795,7 +797,8 @@ def test_fedsgd_tells_whose_loss_is_not_finite_whatever_it_weighs():
 
     algorithm = fs.fedsgd(loss_fn, optax.sgd(1.0))
     for execution in (fs.execution.vmapped(), fs.execution.packed(1)):
-        state, metrics = one_round("selected", data, cohort_of([0, 1]), algorithm,
-                                   execution=execution)  # fmt: skip
+        state, metrics = one_round(
+            "selected", data, cohort_of([0, 1]), algorithm, execution=execution
+        )
         assert float(state.params) == 1
         assert (int(metrics.nonfinite), int(metrics.reporting)) == (1, 2)

@@ -161,9 +161,14 @@ def test_gradient_by_the_learning_rate(clients):
             round_fn = fs.make_round(algorithm, execution=fs.execution.vmapped())
             state = fs.init(algorithm, start, data)
             state, history = fs.run(
-                round_fn, jax.random.key(0), state, data, SAMPLER, 5,
+                round_fn,
+                jax.random.key(0),
+                state,
+                data,
+                SAMPLER,
+                5,
                 evaluate=lambda params: linear_loss(params, test, None).mean(),
-            )  # fmt: skip
+            )
             return history.evaluation[-1]
 
         last_loss = jax.jit(last_loss)

@@ -20,9 +20,14 @@ def experiment(data, rounds=6, every=3):
     algorithm = fs.fedavg(linear_loss, optax.sgd(0.02), fs.LocalTraining(1, 4))
     evaluate = fs.evaluator(linear_loss, data)
     return fs.Experiment(
-        algorithm, zeros(), data, fs.sampling.uniform(4), rounds,
-        evaluate=evaluate, evaluate_every=every,
-    )  # fmt: skip
+        algorithm,
+        zeros(),
+        data,
+        fs.sampling.uniform(4),
+        rounds,
+        evaluate=evaluate,
+        evaluate_every=every,
+    )
 
 
 def read(path):
@@ -181,9 +186,14 @@ def test_wandb_is_told_each_round(data, tmp_path, monkeypatch):
     fs.simulate(experiment(data), KEY, writers=[writer])
     settings, *rounds, last = calls
     assert settings == {
-        "project": "digits", "name": "first", "mode": "online", "config": {"lr": 0.02},
-        "dir": str(tmp_path), "id": "a1", "resume": "allow",
-    }  # fmt: skip
+        "project": "digits",
+        "name": "first",
+        "mode": "online",
+        "config": {"lr": 0.02},
+        "dir": str(tmp_path),
+        "id": "a1",
+        "resume": "allow",
+    }
     assert [step for step, _ in rounds] == [1, 2, 3, 4, 5, 6]
     assert ["test_loss" in values for _, values in rounds] == [False, False, True] * 2
     assert last == "finish"

@@ -49,7 +49,9 @@ def fedprox(
     def adjust(grads: PyTree, params: Params, message: Any, client_state: PyTree) -> PyTree:
         return jax.tree.map(
             lambda g, w, w_t: g + jnp.asarray(mu, g.dtype) * (w - w_t),
-            grads, params, message.params,
-        )  # fmt: skip
+            grads,
+            params,
+            message.params,
+        )
 
     return averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer, adjust)

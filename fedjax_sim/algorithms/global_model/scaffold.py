@@ -115,9 +115,13 @@ def scaffold(
         return jax.tree.map(lambda g, c_k, c: g - c_k + c, grads, control, message.control)
 
     def finish(
-        carry: Descent, message: ScaffoldMessage, control: PyTree,
-        num_examples: Array, num_steps: Array, key: Array,
-    ) -> ClientOutput:  # fmt: skip
+        carry: Descent,
+        message: ScaffoldMessage,
+        control: PyTree,
+        num_examples: Array,
+        num_steps: Array,
+        key: Array,
+    ) -> ClientOutput:
         delta = jax.tree.map(jnp.subtract, carry.params, message.params)
         rate = rate_at(message.round)
 

@@ -25,8 +25,15 @@ DESCRIPTION = (
 )
 HAS_SETTING = True
 _SHARED = (
-    "epochs", "batch_size", "client_lr", "server_lr", "rounds", "target", "execution", "cores",
-)  # fmt: skip
+    "epochs",
+    "batch_size",
+    "client_lr",
+    "server_lr",
+    "rounds",
+    "target",
+    "execution",
+    "cores",
+)
 _HELPS = {
     "server_lr": "server's learning rate (default: 1)",
     "target": "score to reach, accuracy or R^2 of a regression: the rounds until then are counted "
@@ -54,12 +61,29 @@ def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABU
     add_config(parser)
     add_setting(parser, vocabulary, _fields(vocabulary), _HELPS)
     add = parser.add_argument
-    add("--fractions", "-C", type=fraction, nargs="+", default=argparse.SUPPRESS, metavar="C",
-        help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)")  # fmt: skip
-    add("--modes", nargs="+", default=argparse.SUPPRESS, metavar="MODE",
-        help=f"{', '.join(RULES)} (default: all)")  # fmt: skip
-    add("--seeds", type=whole, default=argparse.SUPPRESS, metavar="N",
-        help="seeds 0 to N-1 (default: 5)")  # fmt: skip
+    add(
+        "--fractions",
+        "-C",
+        type=fraction,
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar="C",
+        help="the cohort is m = max(1, round(C K)) (default: 0.1 0.3 1)",
+    )
+    add(
+        "--modes",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar="MODE",
+        help=f"{', '.join(RULES)} (default: all)",
+    )
+    add(
+        "--seeds",
+        type=whole,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="seeds 0 to N-1 (default: 5)",
+    )
     add_out(parser, "compare-results", "go on with the comparison in --out")
 
 
@@ -190,7 +214,13 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
         if row.rounds < rounds:
             score += f" after {row.rounds} round{'s' if row.rounds > 1 else ''}"
         table.add_row(
-            f"{row.fraction:g}", str(row.cohort), row.mode, score, *test, reached,
-            f"{row.megabytes_down:.2f}", up,
-        )  # fmt: skip
+            f"{row.fraction:g}",
+            str(row.cohort),
+            row.mode,
+            score,
+            *test,
+            reached,
+            f"{row.megabytes_down:.2f}",
+            up,
+        )
     return table

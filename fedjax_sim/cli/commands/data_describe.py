@@ -25,8 +25,9 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
     """Those of the data and of the picture."""
     add_setting(parser, vocabulary, vocabulary.of_data, _HELPS)
-    parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="a picture of it: .png, .svg or .pdf")  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a picture of it: .png, .svg or .pdf"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the picture in --out")
 
 

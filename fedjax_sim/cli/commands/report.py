@@ -14,8 +14,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Which folders, and where to."""
     add = parser.add_argument
     add("folders", nargs="+", type=folder, metavar="DIR", help="results folders")
-    add("--out", type=Path, default=Path("report.html"), metavar="FILE",
-        help="the page (default: report.html)")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page (default: report.html)",
+    )
     add(
         "--overwrite",
         action="store_true",

@@ -21,14 +21,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Which cells, how many seeds, where to."""
     add = parser.add_argument
     add("tables", nargs="*", metavar="TABLE", help="a table, or a single cell of one")
-    add("--seeds", type=int, default=3, metavar="N",
-        help="seeds 0 to N-1; one where a run takes over ten minutes (default: 3)")  # fmt: skip
-    add("--estimate", action="store_true",
+    add(
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="seeds 0 to N-1; one where a run takes over ten minutes (default: 3)",
+    )
+    add(
+        "--estimate",
+        action="store_true",
         help="measure about how long it takes (all tables, without a TABLE), and run no cell",
-        )  # fmt: skip
-    add("--out", type=folder, default=Path("reproduce-results"), metavar="DIR",
+    )
+    add(
+        "--out",
+        type=folder,
+        default=Path("reproduce-results"),
+        metavar="DIR",
         help="results folder; what is in it is not run again (default: reproduce-results)",
-        )  # fmt: skip
+    )
     add("--record", type=Path, metavar="FILE", help="the page (default: PAPERS.md in --out)")
     add("--cores", type=int, metavar="N", help="cores to use (default: all)")
 

@@ -69,24 +69,54 @@ def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABU
     add_config(parser)
     add_setting(parser, vocabulary)
     add = parser.add_argument
-    add("--seeds", type=whole, default=argparse.SUPPRESS, metavar="N",
-        help="of each configuration, counted up from --seed (default: 1)")  # fmt: skip
-    add("--grid", action="append", default=[], metavar="NAME=VALUE,...",
+    add(
+        "--seeds",
+        type=whole,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="of each configuration, counted up from --seed (default: 1)",
+    )
+    add(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
         help="an axis, as client_lr=0.01,0.1; of several, each behind a --grid of its own, all "
-        "combinations; in a file [grid] with client_lr = [0.01, 0.1] under it")  # fmt: skip
-    add("--zip", action="append", nargs="+", default=[], metavar="NAME=VALUE,...",
+        "combinations; in a file [grid] with client_lr = [0.01, 0.1] under it",
+    )
+    add(
+        "--zip",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE,...",
         help="axes whose values go together, as epochs=1,5 batch_size=10,50; in a file [[zip]] "
-        "with epochs = [1, 5] and batch_size = [10, 50] under it; several combine")  # fmt: skip
-    add("--random", nargs="+", default=[], metavar="N",
+        "with epochs = [1, 5] and batch_size = [10, 50] under it; several combine",
+    )
+    add(
+        "--random",
+        nargs="+",
+        default=[],
+        metavar="N",
         help="N configurations, then NAME=loguniform(LOW,HIGH), uniform(LOW,HIGH) or "
         "choice(VALUE,...) for each axis, and seed=SEED; in a file [random] with num = 20, "
-        "seed = 0 and client_lr = \"loguniform(0.01,1)\" under it")  # fmt: skip
-    add("--metric", default=argparse.SUPPRESS,
+        'seed = 0 and client_lr = "loguniform(0.01,1)" under it',
+    )
+    add(
+        "--metric",
+        default=argparse.SUPPRESS,
         help="what the best is best in (default: the score on what --validation holds out, else "
-        "on the test set)")  # fmt: skip
-    add("--keep-models", nargs="?", const="final", choices=KEPT, default=argparse.SUPPRESS,
+        "on the test set)",
+    )
+    add(
+        "--keep-models",
+        nargs="?",
+        const="final",
+        choices=KEPT,
+        default=argparse.SUPPRESS,
         help="keep the final model of each run (default without a word), or the best by --metric, "
-        "in --out's models, where fs.load reads them")  # fmt: skip
+        "in --out's models, where fs.load reads them",
+    )
     add_out(parser, None, "go on with the sweep in --out")
 
 
@@ -122,13 +152,18 @@ def call(options: argparse.Namespace) -> int:
     with folder.saying_what_is_saved(options.out):
         with show.sweep_progress(total) as tell:
             found = sweep(
-                lambda **hyper: _experiment(plan.base, hyper), plan.grid, plan.keys,
-                out=options.out, resume=options.resume, mesh=mesh, on_progress=tell,
+                lambda **hyper: _experiment(plan.base, hyper),
+                plan.grid,
+                plan.keys,
+                out=options.out,
+                resume=options.resume,
+                mesh=mesh,
+                on_progress=tell,
                 static=plan.static,
                 keep_models=plan.keep_models,
                 metric=plan.metric if plan.keep_models == "best" else None,
                 configuration={"command": "sweep", **plan.base.values()},
-            )  # fmt: skip
+            )
         results, complete = begun(found, total)
         names = results.save(options.out, _summary(plan, complete))
     for line in _after(plan, results):
@@ -176,9 +211,15 @@ def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Pla
     if keep_models not in (None, *KEPT):
         raise ValueError(f"keep_models must be {' or '.join(KEPT)}; got {keep_models!r}")
     return Plan(
-        base.but(**common), tables, made, settings, seeds, metric or settings[0].score,
-        keep_models, vocabulary,
-    )  # fmt: skip
+        base.but(**common),
+        tables,
+        made,
+        settings,
+        seeds,
+        metric or settings[0].score,
+        keep_models,
+        vocabulary,
+    )
 
 
 def _before(plan: Plan) -> list[str]:

