@@ -6,7 +6,7 @@ One round: `fs.fedavg`, `fs.fednova`, `fs.fedprox`, `fs.fedsgd`, `fs.ifca`, `fs.
 and `fs.scaffold` make an algorithm (of `fs.LocalTraining` and, at the server, of optax or
 `fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
-share the machine.
+share the machine. `fs.compression` makes clients send less.
 
 Many: `fs.run` is R rounds in one scan, `fs.simulate` runs an `fs.Experiment` with checkpoints and a
 criterion to stop by (`fs.reaches`, `fs.patience`, `fs.any_of`), `fs.sweep` a grid (`fs.grid`) of
@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from fedjax_sim.training.round import make_round as make_round
     from fedjax_sim.training.run import run as run
     from fedjax_sim.training.state import init as init
+    from fedjax_sim.transforms import compression as compression
 
 __version__ = "0.1.0"
 
@@ -127,6 +128,7 @@ __all__ = [
     "baselines",
     "client_statistics",
     "communication",
+    "compression",
     "data",
     "datasets",
     "evaluate",
@@ -242,6 +244,7 @@ _WHERE = {
     "fedjax_sim.training.round": ("make_round",),
     "fedjax_sim.training.run": ("run",),
     "fedjax_sim.training.state": ("init",),
+    "fedjax_sim.transforms": ("compression",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -44,7 +44,8 @@ def centralised(experiment: Experiment) -> Experiment:
     `vmapped()`, which can be differentiated in reverse, is kept.
 
     Raises:
-      ValueError: for what is no experiment, or FedSGD, whose round is one gradient.
+      ValueError: for what is no experiment, for FedSGD, whose round is one gradient, and for a
+        compressed algorithm.
 
     >>> import fedjax_sim as fs, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3)}, {"x": np.ones(5)}])
@@ -59,6 +60,11 @@ def centralised(experiment: Experiment) -> Experiment:
         raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
     algorithm, data, sampler = experiment.algorithm, experiment.data, experiment.sampler
     check_whole(data, "experiment.data")
+    if algorithm.wire is not None:
+        raise ValueError(
+            "experiment.algorithm must not be compressed, since nothing is sent here; give the "
+            "algorithm that was compressed"
+        )
     if algorithm.pooled_gradient is not None:
         raise ValueError(
             "experiment.algorithm must take local steps, as fs.fedavg; got one whose round is one "

@@ -71,7 +71,7 @@ def local_only(experiment: Experiment) -> Experiment:
 
     Raises:
       ValueError: for what is no experiment; for a sampler that draws with replacement, since a
-        client drawn twice would have two models.
+        client drawn twice would have two models; for a compressed algorithm.
 
     >>> import fedjax_sim as fs, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.full(3, 1.0)}, {"x": np.full(5, 2.0)}])
@@ -88,6 +88,11 @@ def local_only(experiment: Experiment) -> Experiment:
         raise ValueError(
             "experiment.sampler must not draw with replacement, since a client drawn twice would "
             "have two models; use uniform or weighted"
+        )
+    if experiment.algorithm.wire is not None:
+        raise ValueError(
+            "experiment.algorithm must not be compressed, since nothing is sent here; give the "
+            "algorithm that was compressed"
         )
     return experiment._replace(
         algorithm=_alone(experiment.algorithm), aggregation=rules.uniform, evaluate=None

@@ -121,7 +121,7 @@ class Communication(NamedTuple):
 
     Attributes:
       down: bytes of the message, for each receiver.
-      up: bytes of update and total, for each sender.
+      up: bytes of update and total, or of the algorithm's `wire`, for each sender.
     """
 
     down: int

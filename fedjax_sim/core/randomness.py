@@ -23,6 +23,7 @@ SHUFFLE = 6
 SERVER = 7  # the server's own step
 COMBINE = 8  # a rule that sees all updates
 EXCHANGE = 9  # an exchange before the last of a round, which has the three above below it
+CODEC = 10  # what encodes a client's update, below FINISH
 
 
 def as_key(key: Array | int) -> tuple[Array, int | None]:

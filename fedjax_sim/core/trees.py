@@ -3,6 +3,7 @@
 Always with `where`, never by multiplying: NaN times zero is NaN.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -107,6 +108,11 @@ def sum_where(counted: Array, tree: PyTree) -> PyTree:
         return jnp.sum(where(counted, x, jnp.zeros_like(x)), axis=0)
 
     return jax.tree.map(total, tree)
+
+
+def num_bytes(tree: PyTree) -> int:
+    """Bytes of the leaves, arrays or their shapes, of any dtype."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def first_of_each(ids: Array, mask: Array) -> Array:

@@ -217,6 +217,9 @@ class FederatedAlgorithm(NamedTuple):
       earlier: exchanges that come before it in every round, over the same cohort; in each, who
         reports takes at least one step. Where one of them aggregates nothing, the round is empty.
         `RoundMetrics` adds up their steps and examples; what it says of training is of the last.
+      wire: (update, total) -> what travels up in their place, of the shapes of what `finish` hands
+        over: a pytree of shapes, or a whole number of bits. For `fs.communication` alone; None
+        where update and total travel as they are.
     """
 
     init: Callable[[Params], PyTree]
@@ -231,6 +234,7 @@ class FederatedAlgorithm(NamedTuple):
     personal: Callable[[PyTree, PyTree, PyTree], Params] | None = None
     acts_when_empty: bool = False
     earlier: tuple[Exchange, ...] = ()
+    wire: Callable[[PyTree, PyTree], PyTree | int] | None = None
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:

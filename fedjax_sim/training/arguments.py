@@ -37,6 +37,10 @@ def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
         raise ValueError(
             f"acts_when_empty must be True or False; got {algorithm.acts_when_empty!r}"
         )
+    if algorithm.wire is not None:
+        if not callable(algorithm.wire):
+            raise ValueError(f"wire must be a function, or None; got {algorithm.wire!r}")
+        check_takes("wire", algorithm.wire, "update", "total")
     for exchange in algorithm.earlier:
         if not isinstance(exchange, Exchange):
             raise ValueError(

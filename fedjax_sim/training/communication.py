@@ -1,11 +1,13 @@
 """Bytes down and up, exactly."""
 
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.core.history import Communication
+from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine
@@ -16,9 +18,13 @@ def communication(
 ) -> Communication:
     """What one client is sent and sends back in a round, in bytes; computes nothing.
 
-    `down = bytes(message)`, `up = bytes(update) + bytes(total)`, of an algorithm with several
-    exchanges in a round those of all of them; `.total(metrics)` or
-    `.total(history.rounds)` then gives the bytes of a round or a run.
+    `down = bytes(message)`, `up = bytes(update) + bytes(total)`, or the bytes of what the
+    algorithm's `wire` says travels in their place, bits being rounded up; of an algorithm with
+    several exchanges in a round those of all of them. `.total(metrics)` or `.total(history.rounds)`
+    then gives the bytes of a round or a run.
+
+    Raises:
+      ValueError: for a `wire` that returns neither shapes nor bits.
 
     >>> import fedjax_sim as fs, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones((3, 2))}])
@@ -43,8 +49,20 @@ def communication(
     # Arrays, numbers or their shapes alike.
     params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
     down, up = jax.eval_shape(exchanged, jax.random.key(0), params, data)
-    return Communication(_bytes(down), _bytes(up))
+    *earlier, (update, total) = up
+    sent: Any = update, total
+    if algorithm.wire is not None:
+        sent = algorithm.wire(update, total)
+    return Communication(num_bytes(down), num_bytes(earlier) + _bytes_of_wire(sent))
 
 
-def _bytes(tree: PyTree) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+def _bytes_of_wire(wire: Any) -> int:
+    """Of shapes, or of bits that are rounded up."""
+    if isinstance(wire, (int, np.integer)) and not isinstance(wire, bool) and wire >= 0:
+        return -(-int(wire) // 8)
+    if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in jax.tree.leaves(wire)):
+        raise ValueError(
+            "wire must return arrays or their shapes, or a whole number of bits, at least 0; "
+            f"got {wire!r}"
+        )
+    return num_bytes(wire)

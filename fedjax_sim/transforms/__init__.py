@@ -1,0 +1,3 @@
+"""What makes an algorithm of another one."""
+
+from fedjax_sim.transforms import compression as compression
