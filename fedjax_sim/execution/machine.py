@@ -21,8 +21,9 @@ DEVICE_BYTES = 2**31  # of an accelerator, for the models of clients in training
 
 def num_cores() -> int:
     """Cores this process may run on, and has the time of: a container's quota in whole cores."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(here, allowed_cores())))
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    available = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, int(min(available, allowed_cores())))
 
 
 def platform_of(engine: Engine) -> str:
