@@ -22,6 +22,12 @@ def floors_of_contract():
     return [re.split(r"\s*\|\s*", layer.strip()) for layer in layers if layer.strip()]
 
 
+def papers_of_contract():
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    return contract["importlinter:contract:papers"]["modules"].split()
+
+
 def test_the_table_is_the_contract():
     of_table = [sorted(rooms) for rooms in floors_of_architecture()]
     assert of_table == [sorted(rooms) for rooms in floors_of_contract()]
@@ -35,6 +41,12 @@ def test_every_room_has_its_floor():
     }
     rooms = [room for floor in floors_of_architecture() for room in floor]
     assert sorted(rooms) == sorted(names - {"__init__"})
+
+
+def test_no_paper_is_left_out_of_the_contract():
+    folder = PACKAGE / "algorithms" / "global_model"
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    assert papers_of_contract() == [f"fedjax_sim.algorithms.global_model.{name}" for name in names]
 
 
 def test_tests_mirror_the_rooms():

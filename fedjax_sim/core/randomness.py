@@ -24,6 +24,8 @@ SERVER = 7  # the server's own step
 COMBINE = 8  # a rule that sees all updates
 EXCHANGE = 9  # an exchange before the last of a round, which has the three above below it
 CODEC = 10  # what encodes a client's update, below FINISH
+PARTITION = 11  # the data and their split, of the partition's seed, not of a run's
+HOLDOUT = 12  # which examples are held out for validation, of that seed, too
 
 
 def as_key(key: Array | int) -> tuple[Array, int | None]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from fedjax_sim import execution, models, partition
 from fedjax_sim.algorithms.descent import Optimizer
 from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
-from fedjax_sim.core.randomness import stream
+from fedjax_sim.core.randomness import HOLDOUT, stream
 from fedjax_sim.core.types import AggregationRule, Array, FederatedAlgorithm, Params
 from fedjax_sim.data import FederatedData
 from fedjax_sim.datasets import Dataset
@@ -25,8 +25,6 @@ from fedjax_sim.settings.user_data import keys, load
 from fedjax_sim.settings.user_files import called
 from fedjax_sim.training.evaluation import evaluator
 from fedjax_sim.training.experiment import Experiment
-
-_VALIDATION = 12  # a purpose of the key, beside that of `user_data`
 
 
 class Problem(NamedTuple):
@@ -61,7 +59,7 @@ def split(chosen: DataChoice) -> Split:
     client_ids = _client_ids(split_key, chosen, options, dataset)
     if chosen.validation is None:
         return Split(dataset, client_ids)
-    key = stream(jax.random.key(seed), _VALIDATION)
+    key = stream(jax.random.key(seed), HOLDOUT)
     held = partition.holdout(key, client_ids, chosen.validation)
     train, validation = ({k: x[rows] for k, x in dataset.train.items()} for rows in (~held, held))
     return Split(dataset._replace(train=train, validation=validation), client_ids[~held])

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.core.randomness import stream
+from fedjax_sim.core.randomness import PARTITION, stream
 from fedjax_sim.core.registry import Declaration
 from fedjax_sim.core.types import Array
 from fedjax_sim.datasets import Dataset
@@ -15,14 +15,15 @@ from fedjax_sim.datasets.types import Facts, facts_from
 from fedjax_sim.settings.rooms import declarations
 from fedjax_sim.settings.user_files import called
 
-# A purpose of the key: one split for all seeds, so that they differ in training only.
-_PARTITION = 11
 _CLIENTS = 10  # of a function that takes their number, where it is not given
 
 
 def keys(seed: int) -> tuple[Array, Array]:
-    """One key for the data and one for their split, of `partition_seed`."""
-    data_key, split_key = jax.random.split(stream(jax.random.key(seed), _PARTITION))
+    """One key for the data and one for their split, of `partition_seed`.
+
+    One split serves all seeds of a run, so that these differ in training only.
+    """
+    data_key, split_key = jax.random.split(stream(jax.random.key(seed), PARTITION))
     return data_key, split_key
 
 
