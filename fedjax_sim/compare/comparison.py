@@ -13,8 +13,7 @@ from fedjax_sim.results import Results
 from fedjax_sim.settings.build import experiment
 from fedjax_sim.settings.common import FULL
 from fedjax_sim.settings.resolve import resolve
-from fedjax_sim.settings.resolved import ResolvedSetting
-from fedjax_sim.settings.resolved import cohort_size as cohort_size
+from fedjax_sim.settings.resolved import ResolvedSetting, cohort_size
 from fedjax_sim.settings.setting import Setting as One
 from fedjax_sim.sweeps import Swept, sweep
 from fedjax_sim.training.experiment import Experiment

@@ -8,15 +8,15 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.compare.comparison import ResolvedComparison, cohort_size
+from fedjax_sim.compare.comparison import ResolvedComparison
 from fedjax_sim.core.files import replace_file
 from fedjax_sim.core.history import Communication
 from fedjax_sim.plots import canvas
-from fedjax_sim.plots.canvas import MODE_STYLES
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.columns import BYTES
 from fedjax_sim.results.folder import HISTORY, PICTURE
 from fedjax_sim.results.targets import rounds_to_target
+from fedjax_sim.settings.resolved import cohort_size
 
 
 class Curve(NamedTuple):
@@ -214,7 +214,7 @@ def drawn(setting: ResolvedComparison, found: list[Curve]) -> Any:
 
     one = setting.one
     fractions = list(dict.fromkeys(curve.fraction for curve in found))
-    modes = [mode for mode in MODE_STYLES if any(curve.mode == mode for curve in found)]
+    styles = canvas.mode_styles([curve.mode for curve in found])
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
     target = f"target {setting.target:g}"
@@ -224,11 +224,11 @@ def drawn(setting: ResolvedComparison, found: list[Curve]) -> Any:
     axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")
     for line, fraction in enumerate(fractions):
         here = {curve.mode: curve for curve in found if curve.fraction == fraction}
-        for order, mode in enumerate(mode for mode in modes if mode in here):
+        for order, mode in enumerate(mode for mode in styles if mode in here):
             mean, below, above = _band(one.score, here[mode])
             megabytes = (here[mode].bytes_down + here[mode].bytes_up).mean(axis=0) / 1e6
             for ax, x in zip(axes[line], (np.arange(1, len(mean) + 1), megabytes), strict=True):
-                style = canvas.with_marker(MODE_STYLES[mode], x)
+                style = canvas.with_marker(styles[mode], x)
                 canvas.band(ax, x, below, above, style["color"], 0.13)
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
                 ax.plot(x, mean, **style, label=mode, zorder=2 + order, markevery=marks)

@@ -8,7 +8,6 @@ import numpy as np
 
 from fedjax_sim.plots.words import plain
 from fedjax_sim.results.columns import is_share
-from fedjax_sim.results.columns import lowest_is_best as lowest_is_best
 
 # The ink and two greys; a page may exchange them, and the series' colours, for a dark ground's.
 INK, LINE, FAINT = "#1b1b1b", "#8b8b8b", "#dcdcdc"
@@ -93,6 +92,21 @@ def styles(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     else:
         found = [{**style, "linewidth": 1.8, "zorder": 3 + i} for i, style in enumerate(STYLES)]
     return [{"markersize": 4.5, **style} for style in found[: len(modes)]]
+
+
+def mode_styles(modes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The style of each mode, in the order in which they are drawn; of others, colours in turn.
+
+    >>> [*mode_styles(["mine", "uniform", "selected"])]
+    ['selected', 'uniform', 'mine']
+    """
+    others = dict.fromkeys(mode for mode in modes if mode not in MODE_STYLES)
+    # Not the first colour, a blue, because `selected` is one.
+    spare = {
+        mode: {**STYLES[1 + i % (len(STYLES) - 1)], "linewidth": 1.8}
+        for i, mode in enumerate(others)
+    }
+    return {mode: style for mode, style in {**MODE_STYLES, **spare}.items() if mode in modes}
 
 
 def _two_factors(configurations: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]] | None:

@@ -14,7 +14,7 @@ from fedjax_sim.plots import canvas, words
 from fedjax_sim.plots.response_figure import response as response
 from fedjax_sim.plots.split_figure import split as split
 from fedjax_sim.results import Results, Run, joined, ranked
-from fedjax_sim.results.columns import BYTES
+from fedjax_sim.results.columns import BYTES, lowest_is_best
 from fedjax_sim.results.configurations import groups as groups
 from fedjax_sim.results.configurations import numeric_axes as numeric_axes
 from fedjax_sim.results.configurations import varying as varying
@@ -31,7 +31,7 @@ def best(results: Results, metric: str, most: int) -> Results:
       ValueError: for an unknown metric, or most < 1.
     """
     check_count("most", most)
-    order = ranked(results.mean(metric), canvas.lowest_is_best(metric))
+    order = ranked(results.mean(metric), lowest_is_best(metric))
     runs = groups(results)
     return Results(tuple(run for i in sorted(order[:most]) for run in runs[i]))
 
@@ -117,7 +117,7 @@ def curves(
         every = max(1, len(x) // 6)
         marks = (i * every // len(lines), every)
         ax.plot(x, mean, label=words.plain(said), markevery=marks, **canvas.with_marker(style, x))
-    down = all(canvas.lowest_is_best(name) for name in names)
+    down = all(lowest_is_best(name) for name in names)
     canvas.limit(ax, [mean for _, mean, *_ in lines], down)
     ax.set_ylabel(words.plain((words.stem(names) or "value").replace("bytes", "megabytes")))
     _scale_rounds(ax, [x for x, *_ in lines if len(x)], against)

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_sim.plots import canvas, words
 from fedjax_sim.results import Mean, Results, joined
+from fedjax_sim.results.columns import lowest_is_best
 from fedjax_sim.results.configurations import numeric_axes, varying
 
 _APART = 3.0  # points between the intervals of two lines at one value
@@ -63,7 +64,7 @@ def response(
     note = []
     if len(lines) > most:
         note.append(f"the {most} best of {len(lines)} by their best mean")
-        sign = 1 if canvas.lowest_is_best(metric) else -1
+        sign = 1 if lowest_is_best(metric) else -1
         rank = {
             said: min((sign * m.mean for _, m in line if math.isfinite(m.mean)), default=math.inf)
             for said, line in lines.items()
@@ -102,7 +103,7 @@ def response(
             transform=beside,
         )
         ends.append((x, low, high, style["color"], beside))
-    canvas.limit(ax, limits, canvas.lowest_is_best(metric))
+    canvas.limit(ax, limits, lowest_is_best(metric))
     cut = [_arrows(ax, *end) for end in ends]
     _crosses(ax, [point for line in lines.values() for point in line])
     ax.set_ylabel(words.plain(metric))

@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 from fedjax_sim.core.files import reason, replace_file
-from fedjax_sim.plots import canvas, words
+from fedjax_sim.plots import words
 from fedjax_sim.report import cards, facts, tables
 from fedjax_sim.report.reading import Folder
 from fedjax_sim.report.reading import load as load
 from fedjax_sim.report.rendering import markup, rendered
 from fedjax_sim.results import SUMMARY, Mean, configurations, ranked
-from fedjax_sim.results.columns import on_test
+from fedjax_sim.results.columns import lowest_is_best, on_test
 
 _SAME = ("fedjax-sim", "jax", "jaxlib")  # versions that change numbers
 
@@ -185,7 +185,7 @@ def _best(folder: Folder) -> Best | None:
     if by is None:
         return None
     means = folder.results.mean(by)
-    top = means[ranked(means, canvas.lowest_is_best(by))[0]]
+    top = means[ranked(means, lowest_is_best(by))[0]]
     if not top.competes:
         return None
     names = [x for x in configurations.varying(folder.results) if x in top.configuration]

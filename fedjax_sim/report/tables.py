@@ -5,11 +5,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_sim.plots import canvas, words
+from fedjax_sim.plots import words
 from fedjax_sim.report import cards
 from fedjax_sim.report.reading import Folder
 from fedjax_sim.results import Mean, Run, configurations, ranked
-from fedjax_sim.results.columns import BYTES
+from fedjax_sim.results.columns import BYTES, lowest_is_best
 
 NONE = "\N{EN DASH}"
 _MOST = 6  # metrics in the table
@@ -221,7 +221,7 @@ def _best(lines: Sequence[Line], metric: str) -> Line | None:
     if len(lines) < 2 or not known:
         return None
     means = [line.means[metric] for line in known]
-    return known[ranked(means, canvas.lowest_is_best(metric))[0]]
+    return known[ranked(means, lowest_is_best(metric))[0]]
 
 
 def _mean(line: Line, metric: str, best: Line | None) -> Cell:

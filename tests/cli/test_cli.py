@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from fedjax_sim.cli import machine, main
-from fedjax_sim.compare.comparison import Setting, cohort_size
+from fedjax_sim.compare.comparison import Setting
 from fedjax_sim.results.targets import rounds_to_target
+from fedjax_sim.settings.resolved import cohort_size
 from fedjax_sim.settings.setting import Setting as One
 from tests.conftest import slow_after
 

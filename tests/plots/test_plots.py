@@ -1,6 +1,7 @@
 """Figures of results made by hand: what is drawn where."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -345,8 +346,9 @@ def test_what_has_not_the_axis_of_others_has_a_name():
     assert words[1:] == ["lr=0.10001", "lr=0.10002", "mu=0.1"]
 
 
-def comparison(rounds, reached=1.0, seeds=2):
+def comparison(rounds, reached=1.0, seeds=2, more_modes=()):
     setting = Setting(One(rounds=rounds), seeds=seeds, fractions=(0.1,)).resolved()
+    setting = replace(setting, modes=(*setting.modes, *more_modes))
     at = np.arange(1, rounds + 1)
     runs = [
         made(
@@ -362,6 +364,16 @@ def comparison(rounds, reached=1.0, seeds=2):
         for seed in range(seeds)
     ]
     return report.drawn(setting, report.curves(setting, Results(tuple(runs))))
+
+
+def test_a_mode_without_a_style_of_its_own_is_drawn_too():
+    figure = comparison(20, more_modes=("mine", "yours"))
+    for ax in figure.axes:
+        lines = [line for line in ax.get_lines() if not line.get_label().startswith("target")]
+        assert [x.get_label() for x in lines] == [*canvas.MODE_STYLES, "mine", "yours"]
+        assert len({x.get_color() for x in lines}) == 6
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"mine", "yours"} < {*words}
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 20])
