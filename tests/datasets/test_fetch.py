@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,11 +14,14 @@ import tempfile
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedjax_sim.cli import main
+from fedjax_sim.core import registry
+from fedjax_sim.core.registry import declaration_of, declare, declared
 from fedjax_sim.datasets import FetchError, fetch
 from fedjax_sim.datasets.fetching import archives
 from fedjax_sim.datasets.fetching.cache import located
@@ -100,7 +104,6 @@ def fake(tmp_path, monkeypatch):
 def tiny(cache, fake, monkeypatch):
     """A data set of two files by npm, and a way to change its recipe."""
     recipe = Recipe(
-        says="",
         licence="",
         client="npm",
         package="tiny",
@@ -115,6 +118,12 @@ def tiny(cache, fake, monkeypatch):
     def change(**given):
         monkeypatch.setitem(RECIPES, "tiny", recipe._replace(**given))
 
+    @declare("two small files")
+    def loader():
+        raise NotImplementedError
+
+    declaration = replace(declaration_of(loader), name="tiny")
+    monkeypatch.setattr(registry, "declared", lambda face: {**declared(face), "tiny": declaration})
     change()
     return change
 
@@ -368,7 +377,7 @@ FETCH_TINY = """
 import sys
 from fedjax_sim.datasets.fetching.recipes import RECIPES, Recipe
 from fedjax_sim.datasets import fetch
-RECIPES["tiny"] = Recipe("", "", "npm", "tiny", "1.0", sys.argv[1],
+RECIPES["tiny"] = Recipe("", "npm", "tiny", "1.0", sys.argv[1],
                          {"package/a.txt": None, "package/b.*": None}, (("a.txt", "b.txt"),), 1, 1)
 fetch("tiny")
 """
@@ -436,7 +445,9 @@ def test_from_the_command_line(tiny, fake, cache, capsys):
     assert (code, "no network" in said) == (1, True)
     fake.mode("copy")
     assert main(["data", "list"]) == 0
-    assert "tiny" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert re.search(r"^tiny +two small files +npm +1 +no$", listed, re.M)
+    assert re.search(r"^mnist +60,000 \+ 10,000 handwritten digits, 28x28  ", listed, re.M)
     assert main(["data", "fetch", "tiny"]) == 0
     assert f"tiny is in {cache / 'tiny'}" in capsys.readouterr().out
     assert main(["data", "list"]) == 0

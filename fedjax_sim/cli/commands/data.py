@@ -74,7 +74,8 @@ def _list(options: argparse.Namespace) -> int:
 
     del options
     rows = [("NAME", "WHAT", "LICENCE", "FETCH", "MB", "FETCHED")]
-    for name, declaration in declared(datasets).items():
+    loaders = declared(datasets)
+    for name, declaration in loaders.items():
         if name not in RECIPES:
             licence = declaration.facts.licence
             rows.append((name, declaration.help, licence, "", "", "with the package"))
@@ -83,7 +84,7 @@ def _list(options: argparse.Namespace) -> int:
         there = "yes" if present(folder, one.layouts) else "no"
         there = "damaged" if damage(folder) else there
         size = f"{one.megabytes:.0f}"
-        rows.append((name, one.says, one.licence, one.client, size, there))
+        rows.append((name, loaders[name].help, one.licence, one.client, size, there))
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(row, widths, strict=True)

