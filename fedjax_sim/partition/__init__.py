@@ -9,8 +9,6 @@ from fedjax_sim.partition.applied import apply_to as apply_to
 from fedjax_sim.partition.by_label import dirichlet as dirichlet
 from fedjax_sim.partition.by_label import labels as labels
 from fedjax_sim.partition.by_label import shards as shards
-from fedjax_sim.partition.by_size import SKEWS as SKEWS
-from fedjax_sim.partition.by_size import check_skew as check_skew
 from fedjax_sim.partition.by_size import iid as iid
 from fedjax_sim.partition.by_size import quantity as quantity
 from fedjax_sim.partition.dealing import check_min_examples as check_min_examples

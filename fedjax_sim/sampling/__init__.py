@@ -1,7 +1,6 @@
 """Who takes part in a round."""
 
 from fedjax_sim.sampling.samplers import Sampler as Sampler
-from fedjax_sim.sampling.samplers import _capped_proportional as _capped_proportional
 from fedjax_sim.sampling.samplers import as_arrays as as_arrays
 from fedjax_sim.sampling.samplers import bernoulli as bernoulli
 from fedjax_sim.sampling.samplers import custom as custom

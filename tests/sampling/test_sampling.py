@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim.sampling import _capped_proportional
+from fedjax_sim.sampling.samplers import _capped_proportional
 from tests.conftest import SIZES, flat, linear_loss, slow_after, zeros
 
 K, DRAWS = len(SIZES), 20_000
