@@ -12,8 +12,8 @@ import fedjax_sim as fs
 from fedjax_sim.cli import main
 from fedjax_sim.core.registry import declaration_of
 from fedjax_sim.core.types import Coefficients
-from tests import snippets
 from tests.conftest import linear_loss
+from tests.helpers import snippets
 
 TEXT = (snippets.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 KEY = jax.random.key(0)

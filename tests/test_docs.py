@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from tests import snippets
-from tests.helpers import declared
+from tests.helpers import declared, snippets
 
 DOCS = snippets.ROOT / "docs"
 TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from tests import snippets
+from tests.helpers import snippets
 
 TEXT = (snippets.ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (snippets.ROOT / "README.zh-CN.md").read_text(encoding="utf-8")

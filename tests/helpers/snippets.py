@@ -8,7 +8,7 @@ import jax
 
 from tests.conftest import standard_promotion
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def blocks(text):
