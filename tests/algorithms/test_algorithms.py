@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.core.loss import uses_key
-from tests.conftest import flat, linear_loss, zeros
+from tests.conftest import flat, linear_loss, slow_after, zeros
 from tests.helpers.reference import gradient
 
 LOCAL = fs.LocalTraining(2, 4)
@@ -60,7 +60,9 @@ def test_scaffold_goes_to_the_optimum_where_fedavg_drifts(clients, data):
 
 
 @pytest.mark.parametrize("kind", ["fedavg", "fedsgd", "fedprox", "scaffold"])
-@pytest.mark.parametrize("rule", [fs.aggregation.selected, fs.aggregation.all_clients])
+@pytest.mark.parametrize(
+    "rule", slow_after(1, [fs.aggregation.all_clients, fs.aggregation.selected])
+)
 def test_one_full_step_of_everyone_is_gradient_descent(clients, data, kind, rule):
     local = fs.LocalTraining(1, None)
     algorithm = {
@@ -133,6 +135,7 @@ def test_a_loss_that_draws_takes_its_examples_one_by_one():
     assert uses_key(lambda *given: jax.jit(drawing)(*given), *arguments)
 
 
+@pytest.mark.slow
 def test_fedsgd_over_several_blocks(monkeypatch, data):
     from fedjax_sim.execution import pooled
 

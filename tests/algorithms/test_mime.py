@@ -142,6 +142,7 @@ def test_nothing_is_kept_of_an_empty_round(data):
         np.testing.assert_array_equal(before, now)
 
 
+@pytest.mark.slow
 def test_experiments_run_it(data, tmp_path):
     """simulate with a folder, resumed; a sweep over its rate and momentum; what identifies it."""
 

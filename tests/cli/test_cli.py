@@ -299,7 +299,7 @@ def test_an_interrupt_before_the_first_round_says_so(tmp_path, capsys, monkeypat
     assert not (tmp_path / "summary.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_after(1, [signal.SIGTERM, signal.SIGINT]))
 def test_a_signal_at_any_time_ends_cleanly(tmp_path, number):
     """The real process: no crash in a running XLA call, and whole files."""
     command = [
@@ -430,6 +430,7 @@ def test_cohort_size(fraction, clients, m):
     assert cohort_size(fraction, clients) == m
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept(tmp_path):
     """In the cache of who runs it, and on as many cores as asked for."""
     command = [sys.executable, "-m", "fedjax_sim.cli", "compare", "--rounds", "2", "--seeds", "1"]

@@ -74,6 +74,7 @@ def test_a_sweep_writes_what_it_promises(tmp_path, capsys):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_models_are_kept_when_asked(tmp_path, capsys):
     options = (*SMALL, "--model", "logistic", "--grid", "client_lr=0.05,2.0")
     assert sweep(*options, "--keep-models", "best", out=tmp_path) == 0
@@ -245,6 +246,7 @@ def test_an_interrupt_and_a_resume_change_no_bit(tmp_path, capsys, monkeypatch):
     assert "holds results already" in refused(capsys, *options, out=tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_diverged_is_marked(tmp_path, capsys):
     options = ("--dataset", "wind", "--rounds", 3, "--grid", "client_lr=0.02,1000")
     assert sweep(*options, out=tmp_path) == 0
@@ -254,6 +256,7 @@ def test_diverged_is_marked(tmp_path, capsys):
     assert {row["diverged"] for row in table(tmp_path)} == {"True", "False"}
 
 
+@pytest.mark.slow
 def test_seeds_alone(tmp_path, capsys):
     assert sweep(*SMALL, "--seeds", 3, "--seed", 4, out=tmp_path) == 0
     assert "1 configuration x 3 seeds = 3 runs" in capsys.readouterr().out

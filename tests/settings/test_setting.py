@@ -168,10 +168,14 @@ def test_r2_by_hand():
 @pytest.mark.parametrize(
     ("given", "rates"),
     [
-        ({"schedule": "linear"}, [1, 3 / 4, 2 / 4, 1 / 4]),
+        pytest.param({"schedule": "linear"}, [1, 3 / 4, 2 / 4, 1 / 4], marks=pytest.mark.slow),
         ({"schedule": "linear", "decay_rounds": 2, "decay_end": 0.5}, [1, 0.75, 0.5, 0.5]),
         ({"schedule": "cosine"}, [(1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)]),
-        ({"schedule": "exponential", "decay_rate": 0.5}, [1, 0.5, 0.25, 0.125]),
+        pytest.param(
+            {"schedule": "exponential", "decay_rate": 0.5},
+            [1, 0.5, 0.25, 0.125],
+            marks=pytest.mark.slow,
+        ),
         ({"schedule": "step", "decay_rate": 0.1, "decay_rounds": 2}, [1, 1, 0.1, 0.1]),
         # SCAFFOLD of one client: c is c_k, which corrects nothing.
         pytest.param(

@@ -101,7 +101,7 @@ def whole_table(data):
 
 @pytest.mark.parametrize(
     "side_by_side",
-    [pytest.param(1, marks=pytest.mark.slow), 2, None],
+    [None, *(pytest.param(width, marks=pytest.mark.slow) for width in (1, 2))],
 )  # None: on one device
 def test_the_table_does_not_depend_on_the_chunks(data, side_by_side, whole_table, tmp_path):
     options = {"mesh": jax.sharding.Mesh(MESH.devices[:1], "r")} if side_by_side is None else {}

@@ -163,6 +163,7 @@ def test_one_trace_one_executable_no_callback(data, execution):
     assert "custom-call" not in text or "callback" not in text
 
 
+@pytest.mark.slow
 def test_jit_equals_no_jit(data):
     for execution in (fs.execution.vmapped(), fs.execution.packed(2)):
         algorithm = fs.fedavg(linear_loss, optax.sgd(0.05), fs.LocalTraining(1, 8))
