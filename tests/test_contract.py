@@ -63,7 +63,7 @@ def cells():
     """An orthogonal array of strength 2: 16 rows, 5 factors of 4 levels, over GF(4).
 
     The rows of two strategies are there again for two more, and those of four algorithms for the
-    others. One row of each algorithm, and of the others two, are slow: they compile as long as the rest.
+    others. One row of each algorithm, and two of the others', are slow, because a cell compiles.
     """
     times = {1: (0, 1, 2, 3), 2: (0, 2, 3, 1), 3: (0, 3, 1, 2)}
     for number, algorithm in enumerate(ALGORITHMS):
