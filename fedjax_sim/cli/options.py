@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.cli import files
+from fedjax_sim.cli.parser import COMMANDS
 from fedjax_sim.cli.values import parsed
 from fedjax_sim.cli.wording import how_to_assign
 from fedjax_sim.results.folder import CONFIGURATION
@@ -14,12 +15,6 @@ from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 
 # A user's own data are no name of a data set.
 _MORE_FLAGS = {"dataset": ("--data",)}
-# Names of a command's file beside those of a setting.
-OWN = {
-    "run": ("baselines", "patience", "keep_model"),
-    "sweep": ("seeds", "metric", "keep_models", "grid", "zip", "random"),
-    "compare": ("fractions", "modes", "seeds"),
-}
 
 
 def add_setting(
@@ -132,9 +127,10 @@ def _check_names(
     names: Iterable[str] | None,
 ) -> None:
     """Refuses what is no name of a command's file."""
-    known = (*(vocabulary.names if names is None else names), *OWN[command])
+    known = (*(vocabulary.names if names is None else names), *COMMANDS[command].names)
     for name in values:
-        others = [other for other, own in OWN.items() if name in own and other != command]
+        whose = [other for other, each in COMMANDS.items() if name in each.names]
+        others = [other for other in whose if other != command]
         if name not in known and others:
             raise ValueError(f"{name} belongs to fedjax-sim {' and '.join(others)}")
         vocabulary.check(name, "name", known)

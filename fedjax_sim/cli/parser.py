@@ -24,6 +24,7 @@ class Command(NamedTuple):
     module: str
     help: str
     needs: tuple[str, ...] = ()  # what of the cli extra it imports
+    names: tuple[str, ...] = ()  # of its file, beside those of a setting
 
     def load(self) -> Any:
         """The module."""
@@ -31,9 +32,19 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command("run", "train one model", ("rich",)),
-    "sweep": Command("sweep", "train many configurations with several seeds", ("rich",)),
-    "compare": Command("compare", "compare the aggregation modes", ("matplotlib", "rich")),
+    "run": Command("run", "train one model", ("rich",), ("baselines", "patience", "keep_model")),
+    "sweep": Command(
+        "sweep",
+        "train many configurations with several seeds",
+        ("rich",),
+        ("seeds", "metric", "keep_models", "grid", "zip", "random"),
+    ),
+    "compare": Command(
+        "compare",
+        "compare the aggregation modes",
+        ("matplotlib", "rich"),
+        ("fractions", "modes", "seeds"),
+    ),
     "report": Command("report", "make a page of results"),
     "data": Command("data", "fetch, list and describe data sets"),
     "reproduce": Command("reproduce", "run the papers' tables again", ("matplotlib", "rich")),

@@ -7,7 +7,8 @@ from typing import Any
 from fedjax_sim.aggregation import RULES
 from fedjax_sim.cli import files, folder, machine
 from fedjax_sim.cli.arguments import add_config, add_out, whole
-from fedjax_sim.cli.options import OWN, add_setting, read
+from fedjax_sim.cli.options import add_setting, read
+from fedjax_sim.cli.parser import COMMANDS
 from fedjax_sim.cli.signals import INTERRUPTED, begun
 from fedjax_sim.cli.values import setting
 from fedjax_sim.compare import comparison, report
@@ -41,7 +42,7 @@ _HELPS = {
     "validation": "hold out this share of each client's training examples: the score is then "
     "theirs, and the test set's is shown beside it (default: none)",
 }
-_COMPARED = OWN["compare"]
+_COMPARED = COMMANDS["compare"].names
 
 
 def _fields(vocabulary: Vocabulary) -> tuple[str, ...]:
