@@ -194,3 +194,10 @@ def test_what_it_refuses(data):
     assert len(alone.algorithm.exchanges) == 2
     with pytest.raises(ValueError, match="earlier must be exchanges"):
         fs.make_round(experiment.algorithm._replace(earlier=(experiment.algorithm,)))
+
+
+def test_the_first_state_can_be_donated(data):
+    """No array of it is in two places."""
+    server = fs.init(fs.mime(linear_loss, LR, LOCAL), start()[1], data).server
+    places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(server)]
+    assert len(set(places)) == len(places) == 6

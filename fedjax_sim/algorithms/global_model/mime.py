@@ -148,8 +148,10 @@ def mime(
         )
 
     def init(params: Params) -> MimeServer:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return MimeServer(params, zeros, zeros)
+        def zeros() -> PyTree:  # two arrays, since one in two places cannot be donated
+            return jax.tree.map(jnp.zeros_like, params)
+
+        return MimeServer(params, zeros(), zeros())
 
     def check(params: Params, examples: PyTree) -> None:
         check_loss(loss_fn, params, examples)
