@@ -91,3 +91,14 @@ def test_a_loss_that_needs_its_key_is_refused(data):
     ):
         with pytest.raises(ValueError, match="loss_fn must take None as its key"):
             fs.init(algorithm, params, data)
+
+
+def test_a_model_of_float16_does_not_overflow():
+    """Of F = 400 and |g| = 40, F^2 g is 6.4e6, and the largest number of float16 is 65504."""
+    data = fs.FederatedData.from_clients([np.full(1, 20, np.float16)])
+    fair = fs.qfedavg(lambda w, y, key: (w - y) ** 2, 1e-3, fs.LocalTraining(1, None), 2.0)
+    state = fs.init(fair, jnp.zeros((), jnp.float16), data)
+    state, _ = fs.make_round(fair, execution=EXECUTION)(KEY, state, data, fs.Cohort([0]))
+    g = -2 * 20
+    by_hand = -(400**2) * g / (2 * 400 * g**2 + 400**2 / 1e-3)
+    np.testing.assert_allclose(float(state.params), by_hand, rtol=2e-3)

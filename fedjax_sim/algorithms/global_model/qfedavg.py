@@ -50,7 +50,8 @@ class FairUpdate(NamedTuple):
     """What a client sends.
 
     Attributes:
-      gradient: F_k^q (w_t - w_k) / client_lr, with the structure of params.
+      gradient: F_k^q (w_t - w_k) / client_lr, with the structure of params; in float32 where those
+        are float16, whose largest number is 65504.
       slope: Float[], h_k.
       share: Float[], 1: its average is the scale that the rule has given to the other two.
     """
@@ -88,7 +89,7 @@ def qfedavg(
     clients drawn by weight. With q = 0 it is FedAvg. h_k bounds how fast the gradient of the
     objective changes, given that it does so at most at 1 / client_lr for F_k: so the rate that is
     good for q = 0 serves every q. It costs one more pass over a client's examples, to compute F_k,
-    and sends two numbers more than FedAvg.
+    and sends two numbers more than FedAvg, and a model of float16 in float32.
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}), losses not
@@ -159,7 +160,8 @@ def qfedavg(
         bend = jnp.where(some, exponent * base_of_power ** (exponent - 1), 0)
 
         def slope_of(w: Array, w_t: Array) -> Array:
-            return (w_t - w) / jnp.asarray(client_lr, w.dtype)
+            dtype = jnp.float32 if w.dtype == jnp.float16 else w.dtype
+            return (w_t.astype(dtype) - w.astype(dtype)) / jnp.asarray(client_lr, dtype)
 
         gradient = jax.tree.map(slope_of, carry.descent.params, message.params)
         slope = bend * squared_norm(gradient).astype(dtype) + weight / rate
