@@ -2,13 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import is_concrete
+
+if TYPE_CHECKING:
+    from fedjax_sim.data.federation import FederatedData
 
 _ORDINARY = 64  # weights with a sum from 2^-64 to 2^64 are kept as they are
 
@@ -80,6 +83,20 @@ def checked_names(names: Iterable[str] | None, num_clients: int | None) -> tuple
         repeated = next(name for name, count in Counter(listed).items() if count > 1)
         raise ValueError(f"client_names must differ; {repeated!r} is there more than once")
     return listed
+
+
+def check_whole(data: "FederatedData", name: str) -> None:
+    """Refuses a window, of whose rows not all are examples.
+
+    Raises:
+      ValueError: naming the argument.
+    """
+    if data.num_examples_of_all is not None:
+        rows = jax.tree.leaves(data.examples)[0].shape[0]
+        raise ValueError(
+            f"{name} must hold all its examples; got a window of {rows} rows on a federation of "
+            f"{data.num_examples_of_all}"
+        )
 
 
 def path_name(path: Any) -> str:

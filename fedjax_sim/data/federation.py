@@ -296,17 +296,3 @@ def check_data(data: Any) -> None:
             f"{type(data).__name__} (a plain data set is a federation of one client: "
             "fs.FederatedData.from_clients([examples]))"
         )
-
-
-def check_whole(data: FederatedData, name: str) -> None:
-    """Refuses a window, of whose rows not all are examples.
-
-    Raises:
-      ValueError: naming the argument.
-    """
-    if data.num_examples_of_all is not None:
-        rows = jax.tree.leaves(data.examples)[0].shape[0]
-        raise ValueError(
-            f"{name} must hold all its examples; got a window of {rows} rows on a federation of "
-            f"{data.num_examples_of_all}"
-        )

@@ -14,6 +14,7 @@ from fedjax_sim.core.types import PyTree
 from fedjax_sim.data.checks import (
     as_array,
     check_values,
+    check_whole,
     checked_names,
     checked_weights,
     path_name,
@@ -22,6 +23,9 @@ from fedjax_sim.data.sizes import padded_sizes
 
 if TYPE_CHECKING:
     from fedjax_sim.data.federation import FederatedData
+
+
+_MOST_ROWS = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,14 +66,21 @@ class Source:
         if not sizes.any():
             raise ValueError("num_examples must hold at least one example; all clients are empty")
         checked_weights(self.weights, sizes)
-        checked_names(self.client_names, len(sizes))
+        # A tuple, since it is static in what is compiled for a window.
+        names = checked_names(self.client_names, len(sizes))
+        object.__setattr__(self, "client_names", names)
 
     def __repr__(self) -> str:
         return fields_of(self)
 
     @classmethod
     def of(cls, data: "FederatedData") -> "Source":
-        """A federation in memory as a source."""
+        """A federation in memory as a source.
+
+        Raises:
+          ValueError: for a window, which does not know the sizes of the clients outside.
+        """
+        check_whole(data, "data")
         examples = jax.tree.map(np.asarray, data.examples)
         starts, sizes = np.asarray(data.offsets), np.asarray(data.num_examples)
 
@@ -121,6 +132,8 @@ def rows_of(
       ValueError: as `FederatedData.window`.
     """
     capacity, sizes = check_count("capacity", capacity), np.asarray(source.num_examples)
+    if capacity > _MOST_ROWS:
+        raise ValueError(f"capacity must be at most {_MOST_ROWS}; got {capacity}")
     ids = np.asarray(client_ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
         raise ValueError(

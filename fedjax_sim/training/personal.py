@@ -18,7 +18,7 @@ from fedjax_sim.core.types import (
     Params,
     PyTree,
 )
-from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.training.evaluation import Evaluation, quotient
 
@@ -32,8 +32,8 @@ def personal_params(
 
     Args:
       algorithm: one with `personal`.
-      data: what the clients train on. It may be left out where the clients' states say all: where
-        the algorithm has client state and no probe.
+      data: what the clients train on, and no window where they probe. It may be left out where
+        the clients' states say all: where the algorithm has client state and no probe.
 
     Raises:
       ValueError: for an algorithm without personal models, a state of another federation, or
@@ -61,6 +61,8 @@ def personal_params(
             )
         return jax.lax.map(lambda kept: personal(state.server, kept, ()), state.clients)
     _check(state, data)
+    if algorithm.client.probe is not None:
+        check_whole(data, "data")
     ids = jnp.arange(data.num_clients, dtype=jnp.int32)
     return jax.lax.map(lambda k: _own_model(algorithm, state, data, k), ids)
 
@@ -85,7 +87,7 @@ def evaluate_clients(
     Args:
       metric_fn: as `loss_fn`, of one model: (params, batch, key) -> losses[B], or
         (losses[B], {name: values[B]}); its key is None.
-      data: what the clients train on.
+      data: what the clients train on; where they probe, a window must hold all that are measured.
       test: their own test examples, of the same K clients in the same places, some of which may
         have none; None to measure on `data`.
       clients: Int[c], which; None for all K.
@@ -117,6 +119,8 @@ def evaluate_clients(
     test = data if test is None else test
     _check_same_clients(data, test)
     ids = _client_ids(clients, data.num_clients)
+    if algorithm.client.probe is not None and test is not data:
+        _check_within(data, test, ids)
     own_model = jax.eval_shape(lambda: _own_model(algorithm, state, data, jnp.int32(0)))
     check_metric(metric_fn, own_model, test.examples, None, name)
     passes = algorithm.exchanges[-1]._replace(local=LocalTraining(1, batch_size, shuffle=False))
@@ -165,6 +169,24 @@ def _check(state: FederatedState, data: FederatedData) -> None:
                 f"state must come from fs.init with this federation of {data.num_clients} "
                 f"clients; it holds states of {x.shape[0]}"
             )
+
+
+def _check_within(data: FederatedData, test: FederatedData, ids: Array) -> None:
+    """Refuses clients outside of a window, whose probe would sum over nothing.
+
+    Raises:
+      ValueError: naming the first that has test examples.
+    """
+    known = all(map(has_values, (data.num_examples, test.num_examples, ids)))
+    if data.num_examples_of_all is None or not known:
+        return
+    trained, tested = (np.asarray(x.num_examples)[np.asarray(ids)] for x in (data, test))
+    outside = np.asarray(ids)[(trained == 0) & (tested > 0)]
+    if len(outside):
+        raise ValueError(
+            "data must hold the examples of the clients that are measured, which choose their "
+            f"models by them; client {outside[0]} has none in this window"
+        )
 
 
 def _check_same_clients(data: FederatedData, test: FederatedData) -> None:

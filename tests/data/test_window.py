@@ -114,6 +114,7 @@ def ones(ids):
         (lambda: (source_of(ones), [-1, 0], 9), r"client_ids must lie in \[0, 2\); got -1"),
         (lambda: (source_of(ones), [], 9), "client_ids must be integers, the clients of a window"),
         (lambda: (source_of(ones), [0, 1], 4), "capacity must hold the 5 examples of these"),
+        (lambda: (source_of(ones), [0], 2**31), "capacity must be at most 2147483647"),
         (lambda: (source_of(ones), [0], 0), "capacity must be a whole number, at least 1"),
         (lambda: (source_of(lambda ids: []), [0], 9), "as many clients as it is asked for, 1"),
         (
@@ -151,3 +152,13 @@ def test_what_needs_all_examples_refuses_a_window(data):
     )
     with pytest.raises(ValueError, match=f"experiment.data {message}"):
         fs.baselines.centralised(experiment)
+    with pytest.raises(ValueError, match=f"data {message}"):
+        fs.data.Source.of(window)
+
+
+def test_names_are_static_whatever_list_they_are_given_as():
+    spec = jax.ShapeDtypeStruct((), np.float32)
+    source = fs.data.Source(np.array([2, 3]), spec, ones, client_names=iter(["a", "b"]))
+    window = fs.FederatedData.window(source, [1], capacity=4)
+    assert window.client_names == ("a", "b")
+    assert int(jax.jit(lambda data: data.num_examples.sum())(window)) == 3

@@ -160,3 +160,21 @@ def test_a_state_of_another_federation_is_refused():
     state = fs.init(algorithm, 0.0, data)
     with pytest.raises(ValueError, match="federation of 2 clients; it holds states of 3"):
         fs.evaluate_clients(lambda w, b, key: (w - b) ** 2, algorithm, state, named("a", "b"))
+
+
+def test_a_window_without_the_examples_that_choose_a_model_is_refused():
+    """Of no example all models have the loss 0, and the first of equals would be chosen."""
+
+    def loss_fn(w, batch, key):
+        return (w - batch) ** 2
+
+    data = fs.FederatedData.from_clients([np.full(2, y, np.float32) for y in (-1, 2, 4)])
+    window = fs.FederatedData.window(fs.data.Source.of(data), [0, 2], capacity=4)
+    algorithm = fs.ifca(loss_fn, optax.sgd(0.1), LOCAL, num_models=2)
+    state = fs.init(algorithm, np.array([0.0, 3.0]), data)
+    with pytest.raises(ValueError, match="data must hold all its examples; got a window"):
+        fs.personal_params(algorithm, state, window)
+    with pytest.raises(ValueError, match="client 1 has none in this window"):
+        fs.evaluate_clients(loss_fn, algorithm, state, window, test=data)
+    within = fs.evaluate_clients(loss_fn, algorithm, state, window, test=data, clients=[2, 0])
+    np.testing.assert_array_equal(within.clients["loss"], [1, 1])
