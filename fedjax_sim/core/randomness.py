@@ -23,9 +23,11 @@ SHUFFLE = 6
 SERVER = 7  # the server's own step
 COMBINE = 8  # a rule that sees all updates
 EXCHANGE = 9  # an exchange before the last of a round, which has the three above below it
-CODEC = 10  # what encodes a client's update, below FINISH
 PARTITION = 11  # the data and their split, of the partition's seed, not of a run's
 HOLDOUT = 12  # which examples are held out for validation, of that seed, too
+# What encodes a client's update, below FINISH, whose key an algorithm is given itself: the first n
+# numbers are what `jax.random.split(key, n)` makes of it.
+CODEC = 0x434F4445
 
 
 def as_key(key: Array | int) -> tuple[Array, int | None]:

@@ -160,6 +160,9 @@ def test_a_codec_draws_from_a_stream_of_its_own():
     for key in keys:
         compressed.client.finish(jnp.float32(1), (), (), 1, 1, key)
     assert len({jax.random.key_data(key).tobytes() for key in (*keys, *given)}) == 4
+    # Nor one that `finish` gets where it splits its own, as for noise on every leaf.
+    split = jax.random.key_data(jax.random.split(keys[0], 64)).tolist()
+    assert jax.random.key_data(given[0]).tolist() not in split
 
 
 def test_personal_models_and_states_are_still_the_algorithms_own():
