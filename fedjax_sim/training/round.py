@@ -187,9 +187,20 @@ def _execute(
     strategy: Strategy, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
 ) -> Executed:
     """The clients' training; where all updates are kept, their memory is checked before."""
-    if options.keep_updates:
-        check_updates_fit(engine, client_states, tasks.client_ids.shape[0], strategy.mesh)
-    return strategy(engine, client_states, tasks, options)
+    if not options.keep_updates:
+        return strategy(engine, client_states, tasks, options)
+    slots = tasks.client_ids.shape[0]
+    check_updates_fit(engine, client_states, slots, strategy.mesh)
+    executed = strategy(engine, client_states, tasks, options)
+    sums, kept = jax.tree.leaves(executed.update), jax.tree.leaves(executed.updates)
+    structure: Any = jax.tree.structure(executed.update)
+    own: Any = jax.tree.structure(executed.updates)
+    if structure != own or [(slots, *x.shape) for x in sums] != [jnp.shape(x) for x in kept]:
+        raise ValueError(
+            "execution must return Executed.updates, leaves [m, ...] of the structure of update, "
+            f"where options.keep_updates asks for them; got {own}"
+        )
+    return executed
 
 
 def _combine(

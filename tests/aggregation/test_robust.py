@@ -192,6 +192,12 @@ def test_what_cannot_be_combined_is_refused(data, monkeypatch):
         trace(with_combine(lambda updates: updates))
     with pytest.raises(ValueError, match="combine must keep the structure, shapes and dtypes of"):
         trace(with_combine(lambda updates, weights, counted, key: updates))
+
+    def forgetful(*arguments):
+        return fs.execution.vmapped()(*arguments)._replace(updates=())
+
+    with pytest.raises(ValueError, match=r"execution must return Executed\.updates, leaves"):
+        trace(fs.aggregation.median(), forgetful)
     # An update has 5 numbers of 4 bytes, and each of two devices holds three of them.
     monkeypatch.setattr("fedjax_sim.execution.machine.free_memory", lambda devices: 100.0)
     trace(fs.aggregation.median())
