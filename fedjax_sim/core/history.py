@@ -29,7 +29,8 @@ class RoundMetrics(NamedTuple):
       lane_steps: Int[], local steps that the strategy computed for them; what is above
         `client_steps` went into padding and idle lanes.
       examples: Int[], examples seen in those client steps, each as often as it was seen.
-      update_norm: Float[], the Euclidean norm of the averaged update; NaN if nothing was.
+      update_norm: Float[], the Euclidean norm of the averaged update, and of all of it, as of
+        FedNova's |a_k|_1, too; NaN if nothing was averaged.
       reporting_share: Float[], n_V / n: the weight of those counted in that of all,
         whatever the rule; repeated draws count each time.
       empty: Bool[], nothing was aggregated: the server state stayed as it was, unless the

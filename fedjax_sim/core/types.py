@@ -143,7 +143,8 @@ class RoundContext(NamedTuple):
       key: for the server's own draws, as noise: it differs by run and round, and by nothing else.
       denominator: Float[], what `sum_k a_k update_k` was divided by.
       largest_weight: Float[], the largest size of an a_k that counts. One client of a bounded
-        update moves the average by at most `largest_weight / denominator` times the bound.
+        update moves the average by at most `largest_weight / denominator` times the bound; what a
+        rule's `combine` makes of the updates it may move further.
     """
 
     round: Array

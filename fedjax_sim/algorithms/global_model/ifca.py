@@ -81,7 +81,9 @@ def ifca(
         w_c <- w_c + s (sum_{k chose c} a_k (w_k - w_c)) / (sum_{k chose c} a_k)
 
     with a_k the aggregation rule's coefficients, and s their sum over all that report, over the
-    denominator: 1, but n_V / n under `all_clients`. With C = 1 it is FedAvg.
+    denominator: 1, but n_V / n under `all_clients`. With C = 1 it is FedAvg. A rule that combines
+    all updates at once, as `fs.aggregation.median`, is not for it: of a model that fewer than half
+    of the clients chose, the median of what all of them send is 0.
 
     The models to begin with must differ, and well, since a model that fits nobody best is never
     trained. They are params with an axis in front, leaves `[C, ...]`, as `jax.vmap` of a model's
