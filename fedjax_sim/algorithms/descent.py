@@ -266,3 +266,24 @@ def _check_no_key(name: str, state: PyTree) -> None:
 def _part_name(part: Any) -> str:
     """A step of a path in a pytree: a field's name, a dict's key, a place."""
     return str(getattr(part, "name", getattr(part, "key", getattr(part, "idx", ""))))
+
+
+def step_within(step: Callable[..., tuple[PyTree, Metrics]]) -> Callable[..., Any]:
+    """A client's step where `step`'s own carry is the field `descent` of a larger one.
+
+    Args:
+      step: of `ClientUpdate`.
+    """
+
+    def within(
+        carry: Any,
+        message: Any,
+        client_state: PyTree,
+        batch: PyTree,
+        mask: Array,
+        key: Array,
+    ) -> tuple[Any, Metrics]:
+        descent, metrics = step(carry.descent, message, client_state, batch, mask, key)
+        return carry._replace(descent=descent), metrics
+
+    return within

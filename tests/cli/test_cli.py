@@ -32,6 +32,12 @@ RESUMED_BY = {"sweep.json", "batches"}
 SMALL = ("--rounds", "4", "--seeds", "2", "--fractions", "0.2", "0.5", "--clients", "10")
 
 
+def tiny_compare(out, rounds, seeds):
+    """The command of a comparison of one mode, for a process of its own."""
+    options = f"--rounds {rounds} --seeds {seeds} --clients 10 -C 0.2 --modes selected".split()
+    return [sys.executable, "-m", "fedjax_sim.cli", "compare", *options, "--out", str(out)]
+
+
 def compare(*options, out):
     return main(["compare", "--out", str(out), *options])
 
@@ -302,24 +308,7 @@ def test_an_interrupt_before_the_first_round_says_so(tmp_path, capsys, monkeypat
 @pytest.mark.parametrize("number", slow_after(1, [signal.SIGTERM, signal.SIGINT]))
 def test_a_signal_at_any_time_ends_cleanly(tmp_path, number):
     """The real process: no crash in a running XLA call, and whole files."""
-    command = [
-        sys.executable,
-        "-m",
-        "fedjax_sim.cli",
-        "compare",
-        "--rounds",
-        "1000000",
-        "--seeds",
-        "1",
-        "--clients",
-        "10",
-        "-C",
-        "0.2",
-        "--modes",
-        "selected",
-        "--out",
-        str(tmp_path),
-    ]
+    command = tiny_compare(tmp_path, rounds=1_000_000, seeds=1)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()
@@ -347,24 +336,7 @@ def test_a_closed_pipe_loses_nothing(tmp_path):
 
 
 def test_an_ascii_terminal_is_enough(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "fedjax_sim.cli",
-        "compare",
-        "--rounds",
-        "2",
-        "--seeds",
-        "2",
-        "--clients",
-        "10",
-        "-C",
-        "0.2",
-        "--modes",
-        "selected",
-        "--out",
-        str(tmp_path),
-    ]
+    command = tiny_compare(tmp_path, rounds=2, seeds=2)
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

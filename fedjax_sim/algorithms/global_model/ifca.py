@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.descent import (
     averaged_descent,
     ratio,
     server_params,
+    step_within,
 )
 from fedjax_sim.core.checks import check_count, has_values
 from fedjax_sim.core.local_training import check_local
@@ -28,7 +29,6 @@ from fedjax_sim.core.types import (
     FederatedAlgorithm,
     LocalTraining,
     LossFn,
-    Metrics,
     Params,
     PyTree,
     RoundContext,
@@ -138,18 +138,6 @@ def ifca(
     def personal(server: Clusters, client_state: PyTree, probed: tuple[Array, Array]) -> Params:
         return _model(server.params, _best(probed))
 
-    def step(
-        carry: ClusterDescent,
-        message: Message,
-        client_state: PyTree,
-        batch: PyTree,
-        mask: Array,
-        key: Array,
-    ) -> tuple[ClusterDescent, Metrics]:
-        # FedAvg's step reads the round of a message, and not its models.
-        descent, metrics = base.client.step(carry.descent, message, client_state, batch, mask, key)
-        return carry._replace(descent=descent), metrics
-
     def finish(
         carry: ClusterDescent,
         message: Message,
@@ -188,7 +176,8 @@ def ifca(
     return base._replace(
         init=Clusters,
         params=server_params,
-        client=ClientUpdate(init, step, finish, probe),
+        # FedAvg's step reads the round of a message, and not its models.
+        client=ClientUpdate(init, step_within(base.client.step), finish, probe),
         server_update=server_update,
         check=check,
         personal=personal,

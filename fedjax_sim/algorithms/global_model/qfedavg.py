@@ -15,6 +15,7 @@ from fedjax_sim.algorithms.descent import (
     Server,
     averaged_descent,
     ratio,
+    step_within,
 )
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
@@ -29,7 +30,6 @@ from fedjax_sim.core.types import (
     FederatedAlgorithm,
     LocalTraining,
     LossFn,
-    Metrics,
     Params,
     PyTree,
     RoundContext,
@@ -132,17 +132,6 @@ def qfedavg(
         descent = base.client.init(message, client_state, (), key)
         return FairDescent(descent, loss=total / jnp.maximum(count, 1))
 
-    def step(
-        carry: FairDescent,
-        message: Message,
-        client_state: PyTree,
-        batch: PyTree,
-        mask: Array,
-        key: Array,
-    ) -> tuple[FairDescent, Metrics]:
-        descent, metrics = base.client.step(carry.descent, message, client_state, batch, mask, key)
-        return carry._replace(descent=descent), metrics
-
     def finish(
         carry: FairDescent,
         message: Message,
@@ -182,5 +171,7 @@ def qfedavg(
         check_measures(loss_fn, params, examples)
 
     return base._replace(
-        client=ClientUpdate(init, step, finish, probe), server_update=server_update, check=check
+        client=ClientUpdate(init, step_within(base.client.step), finish, probe),
+        server_update=server_update,
+        check=check,
     )
