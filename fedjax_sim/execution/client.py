@@ -47,6 +47,7 @@ def block_sizes(local: LocalTraining, data: FederatedData) -> tuple[int, ...]:
     With `jax_threefry_partitionable` off, a draw of another size begins with other numbers, and so
     there is one size, whatever a client's neighbours have.
     """
+    # JAX defines its configuration's names at run time, which its types do not list.
     independent = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     if local.batch_size is None and data.padded_sizes and independent:
         return data.padded_sizes

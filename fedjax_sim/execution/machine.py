@@ -37,6 +37,7 @@ def platform_of(engine: Engine) -> str:
     for x in jax.tree.leaves(engine.data):
         if isinstance(x, jax.Array) and is_concrete(x):
             return next(iter(x.devices())).platform
+    # JAX defines its configuration's names at run time, which its types do not list.
     default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
     if default is None:
         return jax.default_backend()

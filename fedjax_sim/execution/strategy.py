@@ -41,7 +41,7 @@ class Strategy:
           tasks: what each slot has to do.
           options: static.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # a strategy of one's own says how; there is no default
 
     def chosen(self, engine: Engine, client_states: PyTree, slots: int) -> "Strategy":
         """The strategy that runs where a device is given so many slots: itself, or its choice."""

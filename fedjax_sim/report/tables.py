@@ -242,6 +242,7 @@ def _tags(line: Line, best: bool) -> list[Tag]:
 def _reached(line: Line, name: str) -> str:
     """Mean over the seeds that reached the target, and how many did."""
     values = [run.values.get(name) for run in line.runs]
+    # `_is_number` has ruled out texts and None, which the type checker does not see.
     known = [float(x) for x in values if _is_number(x) and math.isfinite(x)]  # type: ignore[arg-type]
     if not known:
         return NONE

@@ -160,6 +160,7 @@ def metrics(experiment: Experiment) -> tuple[str, ...]:
     """What its runs are measured by: what it evaluates, and what the clients report of training."""
     key = jax.random.key(0)
     params: Any = experiment.params
+    # An experiment of a setting evaluates always, though the type allows for none.
     found = jax.eval_shape(lambda key: experiment.evaluate(params(key)), key)  # type: ignore[misc]
     test = [name.removeprefix("test_") for name in found if name.startswith("test_")]
     return (*found, *(f"train_{name}" for name in test if name != "r2"))
