@@ -11,7 +11,7 @@ from fedjax_sim.core.loss import check_metric, per_example, totals
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import add_to, zero_sum
 from fedjax_sim.core.types import Array, FederatedState, LossFn, Metrics, Params
-from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.training.evaluation import ClientStatistics, client_statistics, evaluate
 
 
@@ -73,9 +73,10 @@ def evaluate_local(
         raise ValueError("evaluate_local must be given test, clients or both; got neither")
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
-    for given in (test, clients):
+    for name, given in (("test", test), ("clients", clients)):
         if given is not None:
-            check_data(given)
+            check_data(given, name)
+            check_whole(given, name)
     models = local_models(models) if isinstance(models, FederatedState) else models
     shapes = [jnp.shape(x) for x in jax.tree.leaves(models)]
     number = shapes[0][0] if shapes and shapes[0] else 0

@@ -284,15 +284,20 @@ class FederatedData:
         )
 
 
-def check_data(data: Any) -> None:
-    """Refuses what is not a federation.
+def check_data(data: Any, name: str = "data") -> None:
+    """Refuses what is not a federation in memory.
 
     Raises:
-      ValueError: saying how to make one.
+      ValueError: naming the argument, and saying how to make one.
     """
+    if isinstance(data, Source):
+        raise ValueError(
+            f"{name} must be an fs.FederatedData, with its examples in memory; got a Source, which "
+            "fs.simulate trains on, and of whose clients fs.FederatedData.window holds some"
+        )
     if not isinstance(data, FederatedData):
         raise ValueError(
-            "data must be an fs.FederatedData; got "
+            f"{name} must be an fs.FederatedData; got "
             f"{type(data).__name__} (a plain data set is a federation of one client: "
             "fs.FederatedData.from_clients([examples]))"
         )

@@ -175,7 +175,7 @@ def rows_of(
                 )
             column[start : start + size] = array
     for (path, _), column in zip(paths, columns, strict=True):
-        check_values(column, path_name(path), starts, ids)
+        check_values(column[: within.sum()], path_name(path), starts, ids)
     offsets, num_examples = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
     offsets[ids], num_examples[ids] = starts, within
     return jax.tree.unflatten(treedef, columns), offsets, num_examples

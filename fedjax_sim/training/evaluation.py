@@ -232,9 +232,10 @@ def evaluator(
     parts = {"validation": validation, "test": test}
     if test is None and clients is None and validation is None:
         raise ValueError("evaluator must be given test, clients, validation or several; got none")
-    for given in (*parts.values(), clients):
+    for name, given in (*parts.items(), ("clients", clients)):
         if given is not None:
-            check_data(given)
+            check_data(given, name)
+            check_whole(given, name)
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
 

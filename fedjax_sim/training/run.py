@@ -9,7 +9,7 @@ from fedjax_sim.core.checks import check_count, check_not_a_name, check_takes
 from fedjax_sim.core.history import Evaluate, History
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array, FederatedState, Params, PyTree
-from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.round import RoundFn
 
@@ -52,7 +52,7 @@ def run(
 
     Raises:
       ValueError: if num_rounds or evaluate_every < 1, m > K, the sampler draws with replacement
-        and the algorithm keeps client state; and what round_fn raises.
+        and the algorithm keeps client state; for a window; and what round_fn raises.
 
     >>> import fedjax_sim as fs, jax, optax, numpy as np
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -139,6 +139,12 @@ def check_run(
     """
     check_key(key)
     check_data(data)
+    check_whole(
+        data,
+        "data",
+        "clients outside it would never report. Give a window to the function of fs.make_round, "
+        "for a cohort that it holds",
+    )
     if not callable(round_fn):
         raise ValueError(f"round_fn must come from fs.make_round; got {type(round_fn).__name__}")
     check_takes("round_fn", round_fn, "key", "state", "data", "cohort")

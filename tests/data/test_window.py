@@ -1,5 +1,7 @@
 """A window on a federation: the bits of the whole, and one compiled round for all windows."""
 
+import pickle
+
 import jax
 import numpy as np
 import optax
@@ -154,6 +156,28 @@ def test_what_needs_all_examples_refuses_a_window(data):
         fs.baselines.centralised(experiment)
     with pytest.raises(ValueError, match=f"data {message}"):
         fs.data.Source.of(window)
+    for name in ("test", "clients", "validation"):
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            fs.evaluator(linear_loss, **{name: window})
+        with pytest.raises(ValueError, match=f"{name} must be an fs.FederatedData.* got a Source"):
+            fs.evaluator(linear_loss, **{name: fs.data.Source.of(data)})
+    with pytest.raises(ValueError, match=f"clients {message}"):
+        fs.baselines.evaluate_local(linear_loss, {}, clients=window)
+
+
+def test_rounds_whose_cohorts_a_window_may_lack_refuse_it(data):
+    window = fs.FederatedData.window(fs.data.Source.of(data), [1], capacity=16)
+    experiment = fs.Experiment(
+        ALGORITHMS["fedavg"](), zeros(), window, fs.sampling.uniform(2), num_rounds=2
+    )
+    for call in (
+        lambda: experiment.run(KEY),
+        lambda: jax.jit(experiment.run)(KEY),
+        lambda: fs.simulate(experiment, KEY),
+        lambda: fs.sweep(lambda lr: experiment, fs.grid.product(lr=[0.1]), keys=[0]),
+    ):
+        with pytest.raises(ValueError, match=r"data must hold .* 16 rows .* never report. Give"):
+            call()
 
 
 def test_names_are_static_whatever_list_they_are_given_as():
@@ -162,3 +186,27 @@ def test_names_are_static_whatever_list_they_are_given_as():
     window = fs.FederatedData.window(source, [1], capacity=4)
     assert window.client_names == ("a", "b")
     assert int(jax.jit(lambda data: data.num_examples.sum())(window)) == 3
+
+
+class CountedName(str):
+    hashes = 0
+
+    def __hash__(self):
+        CountedName.hashes += 1
+        return super().__hash__()
+
+
+def test_names_are_hashed_once_however_many_windows_are_trained_on():
+    spec = jax.ShapeDtypeStruct((), np.float32)
+    names = [CountedName(name) for name in "ab"]
+    source = fs.data.Source(np.array([2, 3]), spec, ones, client_names=names)
+    total = jax.jit(lambda data: data.examples.sum())
+    total(fs.FederatedData.window(source, [0], capacity=4))
+    hashes = CountedName.hashes
+    assert hashes > 0
+    for k in (1, 0, 1):
+        assert float(total(fs.FederatedData.window(source, [k], capacity=4))) == 2 + k
+    assert CountedName.hashes == hashes
+    copied = pickle.loads(pickle.dumps(fs.FederatedData.window(source, [0], 4).client_names))
+    assert copied == source.client_names
+    assert hash(copied) == hash(source.client_names) == hash(("a", "b"))
