@@ -363,7 +363,7 @@ def test_refusals(data):
     score = baselines.evaluate_local
     refused("must be given test, clients or both", score, linear_loss, models)
     refused("one for each of the 3 models; got 8", score, linear_loss, models, None, data)
-    refused("data must be an fs.FederatedData; got dict", score, linear_loss, models, {})
+    refused("test must be an fs.FederatedData; got dict", score, linear_loss, models, {})
     refused("batch_size must be", score, linear_loss, models, data, batch_size=0)
     refused(
         r"leaves \[K, ...\] with one K; got shapes \[\(\), \(4,\)\]",
