@@ -6,7 +6,8 @@ One round: `fs.fedavg`, `fs.fednova`, `fs.fedprox`, `fs.fedsgd`, `fs.ifca`, `fs.
 and `fs.scaffold` make an algorithm (of `fs.LocalTraining` and, at the server, of optax or
 `fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
-share the machine. `fs.compression` makes clients send less.
+share the machine. `fs.compression` makes clients send less, and `fs.partial` keeps parameters with
+them.
 
 Many: `fs.run` is R rounds in one scan, `fs.simulate` runs an `fs.Experiment` with checkpoints and a
 criterion to stop by (`fs.reaches`, `fs.patience`, `fs.any_of`), `fs.sweep` a grid (`fs.grid`) of
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from fedjax_sim.training.run import run as run
     from fedjax_sim.training.state import init as init
     from fedjax_sim.transforms import compression as compression
+    from fedjax_sim.transforms import partial as partial
 
 __version__ = "0.1.0"
 
@@ -148,6 +150,7 @@ __all__ = [
     "mime",
     "models",
     "nn",
+    "partial",
     "partition",
     "patience",
     "personal_params",
@@ -244,7 +247,10 @@ _WHERE = {
     "fedjax_sim.training.round": ("make_round",),
     "fedjax_sim.training.run": ("run",),
     "fedjax_sim.training.state": ("init",),
-    "fedjax_sim.transforms": ("compression",),
+    "fedjax_sim.transforms": (
+        "compression",
+        "partial",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

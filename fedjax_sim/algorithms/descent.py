@@ -11,6 +11,7 @@ import optax
 
 from fedjax_sim.core.checks import check_same_spec, check_takes
 from fedjax_sim.core.loss import check_loss, mean_gradient
+from fedjax_sim.core.paths import key_name
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
     Array,
@@ -250,7 +251,7 @@ _NOISE_OF_THE_SERVER = (
 def _check_no_key(name: str, state: PyTree) -> None:
     """Refuses an optimizer's state that holds a key, typed or raw, wherever in it."""
     for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
-        words = {word for part in path for word in _part_name(part).split("_")}
+        words = {word for part in path for word in key_name(part).split("_")}
         typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         raw = x.dtype == jnp.uint32 and (
             x.shape[-1:] in [(size,) for size in _RAW_KEY_SIZES] or not _KEY_NAMES.isdisjoint(words)
@@ -261,11 +262,6 @@ def _check_no_key(name: str, state: PyTree) -> None:
                 f"{name} must not carry a key of its own, as optax.add_noise and optax.noisy_sgd "
                 f"do; got one in its state at {jax.tree_util.keystr(path)}: {instead}"
             )
-
-
-def _part_name(part: Any) -> str:
-    """A step of a path in a pytree: a field's name, a dict's key, a place."""
-    return str(getattr(part, "name", getattr(part, "key", getattr(part, "idx", ""))))
 
 
 def step_within(step: Callable[..., tuple[PyTree, Metrics]]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import aggregation as rules
+from fedjax_sim.baselines.refusals import check_plain
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.local_training import num_steps
 from fedjax_sim.core.types import Array, Cohort
@@ -44,8 +45,8 @@ def centralised(experiment: Experiment) -> Experiment:
     `vmapped()`, which can be differentiated in reverse, is kept.
 
     Raises:
-      ValueError: for what is no experiment, for FedSGD, whose round is one gradient, and for a
-        compressed algorithm.
+      ValueError: for what is no experiment, for FedSGD, whose round is one gradient, and for an
+        algorithm that is compressed, or has personal models.
 
     >>> import fedjax_sim as fs, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3)}, {"x": np.ones(5)}])
@@ -60,11 +61,7 @@ def centralised(experiment: Experiment) -> Experiment:
         raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
     algorithm, data, sampler = experiment.algorithm, experiment.data, experiment.sampler
     check_whole(data, "experiment.data")
-    if algorithm.wire is not None:
-        raise ValueError(
-            "experiment.algorithm must not be compressed, since nothing is sent here; give the "
-            "algorithm that was compressed"
-        )
+    check_plain(algorithm)
     if algorithm.pooled_gradient is not None:
         raise ValueError(
             "experiment.algorithm must take local steps, as fs.fedavg; got one whose round is one "

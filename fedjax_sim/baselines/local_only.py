@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import aggregation as rules
+from fedjax_sim.baselines.refusals import check_plain
 from fedjax_sim.core.randomness import SERVER, stream
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
@@ -71,7 +72,8 @@ def local_only(experiment: Experiment) -> Experiment:
 
     Raises:
       ValueError: for what is no experiment; for a sampler that draws with replacement, since a
-        client drawn twice would have two models; for a compressed algorithm.
+        client drawn twice would have two models; for an algorithm that is compressed, or has
+        personal models.
 
     >>> import fedjax_sim as fs, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.full(3, 1.0)}, {"x": np.full(5, 2.0)}])
@@ -89,11 +91,7 @@ def local_only(experiment: Experiment) -> Experiment:
             "experiment.sampler must not draw with replacement, since a client drawn twice would "
             "have two models; use uniform or weighted"
         )
-    if experiment.algorithm.wire is not None:
-        raise ValueError(
-            "experiment.algorithm must not be compressed, since nothing is sent here; give the "
-            "algorithm that was compressed"
-        )
+    check_plain(experiment.algorithm)
     return experiment._replace(
         algorithm=_alone(experiment.algorithm), aggregation=rules.uniform, evaluate=None
     )

@@ -1,0 +1,3 @@
+"""Sharing a part of a model, and keeping the rest with each client."""
+
+from fedjax_sim.transforms.sharing.partial_sharing import partial as partial

@@ -1,0 +1,99 @@
+"""What cannot be shared in part."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.checks import check_same_spec, has_values
+from fedjax_sim.core.paths import by_path, map_models
+from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree
+from fedjax_sim.transforms.sharing.shared_part import model_of, with_model
+
+
+def check_shareable(algorithm: Any) -> None:
+    """Refuses what has no one model to be shared in part.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    if not isinstance(algorithm, FederatedAlgorithm):
+        given = f"{algorithm!r}"
+        if inspect.isfunction(algorithm):
+            given = f"the function {algorithm.__name__} itself: call it"
+        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {given}")
+    if algorithm.earlier:
+        raise ValueError(
+            "algorithm must have one exchange in a round to share a part of its model; got one of "
+            f"{len(algorithm.exchanges)}"
+        )
+    if algorithm.personal is not None:
+        raise ValueError(
+            "algorithm must not have personal models already, as its field `personal` says"
+        )
+    if algorithm.wire is not None:
+        raise ValueError(
+            "algorithm must not be compressed, since a codec would be given what is not sent; "
+            "compress the result: compressed(partial(...))"
+        )
+    if algorithm.pooled_gradient is not None:
+        raise ValueError(
+            "algorithm must have clients that train a model, to keep a part of it; those of this "
+            "one send one gradient (fs.fedavg of one epoch and a full batch is the same shared)"
+        )
+
+
+def check_models(algorithm: FederatedAlgorithm, params: Params, examples: PyTree) -> None:
+    """Refuses an algorithm whose message or clients have no model to be found; computes nothing.
+
+    Raises:
+      ValueError: saying which, and what it must have.
+    """
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), examples)
+
+    def models(params: Params, batch: PyTree, key: Array) -> dict[str, Any]:
+        message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
+        state, client = algorithm.init_client(params), algorithm.client
+        probed: PyTree = ()
+        if client.probe is not None:
+            probed = client.probe(message, state, batch, jnp.ones(1, bool))
+        carry = client.init(message, state, probed, key)
+        parts = {"message": message, "clients' carry": carry}
+        return {name: model_of(part) for name, part in parts.items()}
+
+    shapes = jax.eval_shape(models, params, first, jax.random.key(0))
+    for name, model in shapes.items():
+        try:
+            check_same_spec("", "", params, model)
+        except ValueError:
+            raise ValueError(
+                f"algorithm must have the model as the field `params` of its {name} (or of the "
+                f"carry's `descent`), for a part of it to stay with the client"
+            ) from None
+
+
+def check_message(algorithm: FederatedAlgorithm, params: Params, personal: Iterable[str]) -> None:
+    """Refuses an algorithm that sends numbers of the personal parameters beside the model.
+
+    Raises:
+      ValueError: naming the parameter.
+    """
+    if not all(map(has_values, jax.tree.leaves(params))):
+        return
+    message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
+    beside = with_model(message, jax.tree.map(jnp.zeros_like, params))
+
+    def look(part: PyTree) -> PyTree:
+        leaves = by_path(part)
+        for path in personal:
+            if has_values(leaves[path]) and np.any(np.asarray(leaves[path])):
+                raise ValueError(
+                    "algorithm must send the model once to share a part of it; what it sends "
+                    f"beside is not 0 at {path!r}, which is personal"
+                )
+        return part
+
+    map_models(look, params, beside)

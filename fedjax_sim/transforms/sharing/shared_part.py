@@ -1,0 +1,86 @@
+"""What is shared of a model, and where an algorithm has the model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.paths import by_path, map_models
+from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.types import Array, Params, PyTree
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["leaves"], meta_fields=["places", "structure"]
+)
+@dataclass(frozen=True, repr=False)
+class Shared:
+    """The shared leaves of what has the structure of a model: what travels of it.
+
+    Attributes:
+      leaves: those of the model, less the personal ones, in its order.
+      places: of each leaf of the model its path, and its shape and dtype if it is personal, or
+        None; static, as the next.
+      structure: of the model.
+    """
+
+    leaves: tuple[Array, ...]
+    places: tuple[tuple[str, jax.ShapeDtypeStruct | None], ...]
+    structure: Any
+
+    def filled(self, personal: Callable[[str, jax.ShapeDtypeStruct], Array]) -> Params:
+        """All of it, with `personal(path, spec)` where a leaf is personal."""
+        shared = iter(self.leaves)
+        leaves = [
+            next(shared) if spec is None else personal(path, spec) for path, spec in self.places
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def __repr__(self) -> str:
+        return fields_of(self, "leaves")
+
+
+def stripped(tree: PyTree, params: Params, personal: Mapping[str, Array]) -> PyTree:
+    """A tree with the shared leaves alone of all in it that has the model's structure."""
+    specs = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in personal.items()}
+    places = tuple((path, specs.get(path)) for path in by_path(params))
+    structure = jax.tree.structure(params)
+
+    def strip(part: PyTree) -> Shared:
+        leaves = zip(jax.tree.leaves(part), places, strict=True)
+        return Shared(tuple(x for x, (_, spec) in leaves if spec is None), places, structure)
+
+    return map_models(strip, params, tree)
+
+
+def with_zeros(tree: PyTree, dtype: Callable[[Any], Any] = jnp.dtype) -> PyTree:
+    """A tree with zeros at the personal leaves of all in it that is shared in part."""
+
+    def fill(part: Any) -> Any:
+        if not isinstance(part, Shared):
+            return part
+        return part.filled(lambda path, spec: jnp.zeros(spec.shape, dtype(spec.dtype)))
+
+    return jax.tree.map(fill, tree, is_leaf=lambda part: isinstance(part, Shared))
+
+
+def model_of(tree: Any) -> Any:
+    """The model of a message or a carry: its field `params`, or that of its `descent`; or None."""
+    return getattr(
+        tree if hasattr(tree, "params") else getattr(tree, "descent", None), "params", None
+    )
+
+
+def with_model(tree: Any, params: Params) -> Any:
+    """A message or a carry with another model."""
+    if hasattr(tree, "params"):
+        return _replaced(tree, params=params)
+    return _replaced(tree, descent=_replaced(tree.descent, params=params))
+
+
+def _replaced(tree: Any, **fields: Any) -> Any:
+    """A NamedTuple or a dataclass with other values of these fields."""
+    return tree._replace(**fields) if hasattr(tree, "_replace") else replace(tree, **fields)
