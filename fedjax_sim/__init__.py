@@ -3,7 +3,8 @@
     import fedjax_sim as fs
 
 One round: `fs.fedavg`, `fs.fednova`, `fs.fedprox`, `fs.fedsgd`, `fs.ifca`, `fs.mime`, `fs.qfedavg`
-and `fs.scaffold` make an algorithm (of `fs.LocalTraining` and, at the server, of optax or
+and `fs.scaffold`, and with a model of each client's own `fs.apfl`, `fs.ditto`, `fs.perfedavg` and
+`fs.pfedme`, make an algorithm (of `fs.LocalTraining` and, at the server, of optax or
 `fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
 share the machine. `fs.compression` makes clients send less, and `fs.partial` keeps parameters with
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
     from fedjax_sim.algorithms import scaffold as scaffold
     from fedjax_sim.algorithms import server_optimizers as server_optimizers
     from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
+    from fedjax_sim.algorithms.personal.apfl import apfl as apfl
+    from fedjax_sim.algorithms.personal.ditto import ditto as ditto
+    from fedjax_sim.algorithms.personal.perfedavg import perfedavg as perfedavg
+    from fedjax_sim.algorithms.personal.pfedme import pfedme as pfedme
     from fedjax_sim.core.files import SaveError as SaveError
     from fedjax_sim.core.history import Communication as Communication
     from fedjax_sim.core.history import History as History
@@ -127,12 +132,14 @@ __all__ = [
     "Trained",
     "aggregation",
     "any_of",
+    "apfl",
     "baselines",
     "client_statistics",
     "communication",
     "compression",
     "data",
     "datasets",
+    "ditto",
     "evaluate",
     "evaluate_clients",
     "evaluator",
@@ -153,7 +160,9 @@ __all__ = [
     "partial",
     "partition",
     "patience",
+    "perfedavg",
     "personal_params",
+    "pfedme",
     "plots",
     "qfedavg",
     "reaches",
@@ -169,6 +178,10 @@ __all__ = [
 # Where each is, because a name is imported once it is asked for: the command line's help needs no
 # JAX, and rounds need no flax. A test compares it with the imports above.
 _WHERE = {
+    "fedjax_sim.algorithms.personal.perfedavg": ("perfedavg",),
+    "fedjax_sim.algorithms.personal.pfedme": ("pfedme",),
+    "fedjax_sim.algorithms.personal.apfl": ("apfl",),
+    "fedjax_sim.algorithms.personal.ditto": ("ditto",),
     "fedjax_sim": (
         "aggregation",
         "baselines",

@@ -12,3 +12,7 @@ from fedjax_sim.algorithms.global_model.fedsgd import fedsgd as fedsgd
 from fedjax_sim.algorithms.global_model.mime import mime as mime
 from fedjax_sim.algorithms.global_model.qfedavg import qfedavg as qfedavg
 from fedjax_sim.algorithms.global_model.scaffold import scaffold as scaffold
+from fedjax_sim.algorithms.personal.apfl import apfl as apfl
+from fedjax_sim.algorithms.personal.ditto import ditto as ditto
+from fedjax_sim.algorithms.personal.perfedavg import perfedavg as perfedavg
+from fedjax_sim.algorithms.personal.pfedme import pfedme as pfedme

@@ -72,12 +72,18 @@ def stateless(params: Params) -> PyTree:
     return ()
 
 
-def _is_schedule(optimizer: Optimizer) -> bool:
+def own_model(server: PyTree, client_state: Params, probed: PyTree) -> Params:
+    """`personal` of an algorithm whose clients keep a model and nothing else."""
+    return client_state
+
+
+def is_schedule(optimizer: Optimizer) -> bool:
+    """Whether it is a function of the round that returns an optimizer."""
     return not isinstance(optimizer, optax.GradientTransformation)
 
 
 def _at(optimizer: Optimizer, round: PyTree) -> optax.GradientTransformation:
-    if _is_schedule(optimizer):
+    if is_schedule(optimizer):
         return cast(Callable[[Array], Any], optimizer)(round)
     return cast(optax.GradientTransformation, optimizer)
 
@@ -162,7 +168,7 @@ def averaged_descent(
     """FedAvg with a place to adjust the clients' gradients."""
     check_optimizer("client_optimizer", client_optimizer, may_be_schedule=True)
     check_optimizer("server_optimizer", server_optimizer)
-    scheduled = _is_schedule(client_optimizer)
+    scheduled = is_schedule(client_optimizer)
 
     def check(params: Params, examples: PyTree) -> None:
         check_loss(loss_fn, params, examples)

@@ -69,10 +69,10 @@ def loss_total(loss_fn: LossFn, params: Params, batch: PyTree, mask: Array) -> t
     return totals(per_example(loss_fn, params, batch, None), mask)["loss"]
 
 
-def mean_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, Metrics]]:
-    """`(params, batch, mask[B], key) -> (gradient of the masked mean loss, metrics)`.
+def mean_loss(loss_fn: LossFn) -> Callable[..., tuple[Array, Metrics]]:
+    """`(params, batch, mask[B], key) -> (masked mean loss, metrics)`.
 
-    `g = grad_w (1/|mask|) sum_{i in mask} loss_i(w)`.
+    The mean is `(1/|mask|) sum_{i in mask} loss_i(w)`, Float[].
     """
 
     def objective(params: Params, batch: PyTree, mask: Array, key: Array) -> tuple[Array, Metrics]:
@@ -81,7 +81,12 @@ def mean_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, Metrics]]:
         total, size = metrics["loss"]
         return total / jnp.maximum(size, 1), metrics
 
-    return jax.grad(objective, has_aux=True)
+    return objective
+
+
+def mean_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, Metrics]]:
+    """`(params, batch, mask[B], key) -> (gradient of the masked mean loss, metrics)`."""
+    return jax.grad(mean_loss(loss_fn), has_aux=True)
 
 
 def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:

@@ -27,7 +27,8 @@ What a factory takes beside its own options is read from the names of its parame
 `client_lr` is a number, or a function of the round where the setting has a schedule. Any other
 parameter needs a default in the signature, and keeps it. A declaration may have another default
 for a setting that all share: `defaults={"server_lr": SameAs("client_lr")}`. One that the signature
-seems to take and the factory does not is refused by `without=("schedule",)`.
+seems to take and the factory does not is refused by `without=("schedule",)`. A paper's own symbol
+for what all share is told by `symbols={"client_lr": "eta"}`.
 """
 
 import inspect
@@ -132,6 +133,7 @@ class Declaration:
       options: its own.
       defaults: of settings that all share, where they are others here.
       without: settings that all share, and this does not take for all its signature says.
+      symbols: settings that all share -> the factory's parameter, where that is called otherwise.
       check: (values of its options by name) -> None; refuses what does not go together.
       facts: what the room wants to know of its kind beside.
       is_default: whether its room's setting is this one unless another is given.
@@ -143,6 +145,7 @@ class Declaration:
     options: tuple[Option, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    symbols: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[Mapping[str, Any]], None] | None = None
     facts: Any = None
     is_default: bool = False
@@ -153,8 +156,8 @@ class Declaration:
         return inspect.signature(self.factory).parameters
 
     def takes(self, *names: str) -> bool:
-        """Whether the factory has one of these parameters."""
-        return any(name in self.parameters for name in names)
+        """Whether the factory has one of these parameters, by this name or its own symbol."""
+        return any(self.symbols.get(name, name) in self.parameters for name in names)
 
     def call(self, values: Mapping[str, Any], **common: Any) -> Any:
         """Calls the factory.
@@ -163,7 +166,8 @@ class Declaration:
           values: of options by name; those that are not there keep the factory's default.
           common: by parameter; those that the factory does not take are left out.
         """
-        arguments = {name: value for name, value in common.items() if name in self.parameters}
+        symbols = {self.symbols.get(name, name): value for name, value in common.items()}
+        arguments = {name: value for name, value in symbols.items() if name in self.parameters}
         own = {o.argument: values[o.name] for o in self.options if o.name in values}
         return self.factory(**arguments, **own)
 
@@ -174,6 +178,7 @@ def declare(
     name: str | None = None,
     defaults: Mapping[str, Any] | None = None,
     without: tuple[str, ...] = (),
+    symbols: Mapping[str, str] | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
     facts: Any = None,
     is_default: bool = False,
@@ -181,7 +186,7 @@ def declare(
     """Declares a factory, which stays as it is; `declaration_of` reads what was said.
 
     Args:
-      help, options, defaults, without, check, facts, is_default: as in `Declaration`.
+      help, options, defaults, without, symbols, check, facts, is_default: as in `Declaration`.
       name: as a setting has it; None for the factory's own.
 
     >>> @declare("weighs by age", Option("half_life", "in rounds", default=2.0, range=POSITIVE))
@@ -199,6 +204,7 @@ def declare(
             options=options,
             defaults=defaults or {},
             without=without,
+            symbols=symbols or {},
             check=check,
             facts=facts,
             is_default=is_default,

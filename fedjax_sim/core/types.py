@@ -211,8 +211,8 @@ class FederatedAlgorithm(NamedTuple):
       check: (params, examples) -> None, raises ValueError for what does not fit; leaves of
         `examples` are [N, ...]. `fs.init` calls it before anything runs.
       personal: (server_state, client_state, probed) -> params, the model that a client uses itself;
-        `probed` is what `client.probe` sums over the client's training examples, () without a
-        probe. `fs.personal_params` and `fs.evaluate_clients` ask for it. None: the global model.
+        `probed` is what `personal_probe` sums over the client's training examples, () without.
+        `fs.personal_params` and `fs.evaluate_clients` ask for it. None: the global model.
       acts_when_empty: the server takes its step also where nothing was aggregated, with an update
         and a total of zeros, as one that must release noise in every round. Clients' states stay.
       earlier: exchanges that come before it in every round, over the same cohort; in each, who
@@ -221,6 +221,8 @@ class FederatedAlgorithm(NamedTuple):
       wire: (update, total) -> what travels up in their place, of the shapes of what `finish` hands
         over: a pytree of shapes, or a whole number of bits. For `fs.communication` alone; None
         where update and total travel as they are.
+      personal_probe: as `client.probe`, for `personal` alone, so that training does not pay for it;
+        None: `client.probe`.
     """
 
     init: Callable[[Params], PyTree]
@@ -236,6 +238,7 @@ class FederatedAlgorithm(NamedTuple):
     acts_when_empty: bool = False
     earlier: tuple[Exchange, ...] = ()
     wire: Callable[[PyTree, PyTree], PyTree | int] | None = None
+    personal_probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:

@@ -80,7 +80,7 @@ def _declared(
                 f"{room} {name}: its option {clash[0]} has the name of another; declare it as "
                 f'Option("{function}_{clash[0]}", ..., parameter="{clash[0]}")'
             )
-    arguments = {option.argument for option in own.options}
+    arguments = {*own.symbols.values(), *(option.argument for option in own.options)}
     for parameter in own.parameters.values():
         has_meaning = parameter.name in common or parameter.name in arguments
         is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)

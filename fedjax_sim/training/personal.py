@@ -1,5 +1,6 @@
 """Each client's own model, and how good it is on the client's own examples."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,14 +55,14 @@ def personal_params(
             "use the global model, state.params"
         )
     if data is None:
-        if algorithm.client.probe is not None or not jax.tree.leaves(state.clients):
+        if _probe(algorithm) is not None or not jax.tree.leaves(state.clients):
             raise ValueError(
                 "data must be given, since the clients' states do not say alone which models this "
                 "algorithm's clients use"
             )
         return jax.lax.map(lambda kept: personal(state.server, kept, ()), state.clients)
     _check(state, data)
-    if algorithm.client.probe is not None:
+    if _probe(algorithm) is not None:
         check_whole(data, "data")
     ids = jnp.arange(data.num_clients, dtype=jnp.int32)
     return jax.lax.map(lambda k: _own_model(algorithm, state, data, k), ids)
@@ -119,7 +120,7 @@ def evaluate_clients(
     test = data if test is None else test
     _check_same_clients(data, test)
     ids = _client_ids(clients, data.num_clients)
-    if algorithm.client.probe is not None and test is not data:
+    if _probe(algorithm) is not None and test is not data:
         _check_within(data, test, ids)
     own_model = jax.eval_shape(lambda: _own_model(algorithm, state, data, jnp.int32(0)))
     check_metric(metric_fn, own_model, test.examples, None, name)
@@ -145,6 +146,11 @@ def evaluate_clients(
     )
 
 
+def _probe(algorithm: FederatedAlgorithm) -> Callable[..., PyTree] | None:
+    """What is summed over a client's training examples to know its own model."""
+    return algorithm.personal_probe or algorithm.client.probe
+
+
 def _own_model(
     algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData, client_id: Array
 ) -> Params:
@@ -152,8 +158,10 @@ def _own_model(
     if algorithm.personal is None:
         return state.params
     message = algorithm.broadcast(state.server, state.round)
+    exchange = algorithm.exchanges[-1]
+    exchange = exchange._replace(client=exchange.client._replace(probe=_probe(algorithm)))
     # A probe draws nothing, so that the key does not matter.
-    engine = Engine(algorithm.exchanges[-1], data, jax.random.key(0), message)
+    engine = Engine(exchange, data, jax.random.key(0), message)
     client_state = jax.tree.map(lambda x: x[client_id], state.clients)
     probed = engine.probed(engine.client(client_id), client_state, dynamic=True)
     return algorithm.personal(state.server, client_state, probed)

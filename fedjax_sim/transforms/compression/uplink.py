@@ -114,11 +114,16 @@ def compressed(
         assert algorithm.personal is not None
         return algorithm.personal(server, own(state), probed)
 
+    def personal_probe(message: PyTree, state: PyTree, batch: PyTree, mask: Array) -> PyTree:
+        assert algorithm.personal_probe is not None
+        return algorithm.personal_probe(message, own(state), batch, mask)
+
     return algorithm._replace(
         init_client=init_client if error_feedback else algorithm.init_client,
         client=ClientUpdate(init, step, finish, inner.probe),
         pooled_gradient=None,
         personal=None if algorithm.personal is None else personal,
+        personal_probe=None if algorithm.personal_probe is None else personal_probe,
         wire=lambda update, total: _wire(uplink, update, total),
     )
 
