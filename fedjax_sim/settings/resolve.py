@@ -182,6 +182,9 @@ def _is_taken(choice: Declaration, name: str, parameters: tuple[str, ...]) -> bo
     return choice.takes(*parameters) and name not in choice.without
 
 
+_MOST_LISTED = 6  # names in a message; a longer list says less than the one that is wrong
+
+
 def _check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
     """Refuses what is of another choice than the one made: whose it is."""
     own = {option.name for choice in choices for option in choice.options}
@@ -203,6 +206,8 @@ def _check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
             chosen = schedule if _takes(choices, "schedule") else "none"
         else:
             continue
+        if len(owners) > _MOST_LISTED:
+            raise ValueError(f"{name} is not of {room} {chosen}, but of {len(owners)} others")
         raise ValueError(f"{name} belongs to {room} {listed(owners)}; the {room} is {chosen}")
 
 
