@@ -32,18 +32,11 @@ def full_gradient(loss_fn: LossFn) -> ClientUpdate:
         return jax.tree.map(jnp.zeros_like, message.params)
 
     def step(
-        carry: PyTree, message: Any, client_state: PyTree, batch: PyTree, mask: Array, key: Array
+        carry: PyTree, message: Any, client_state: PyTree, *block: Any
     ) -> tuple[PyTree, Metrics]:
-        return gradient(message.params, batch, mask, key)
+        return gradient(message.params, *block)
 
-    def finish(
-        carry: PyTree,
-        message: Any,
-        client_state: PyTree,
-        num_examples: Array,
-        num_steps: Array,
-        key: Array,
-    ) -> ClientOutput:
+    def finish(carry: PyTree, message: Any, client_state: PyTree, *_: Any) -> ClientOutput:
         return ClientOutput(update=jax.tree.map(jnp.negative, carry), client_state=client_state)
 
     return ClientUpdate(init, step, finish)

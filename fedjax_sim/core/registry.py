@@ -48,6 +48,14 @@ class Range(NamedTuple):
     says: str
     allows: Callable[[Any], bool]
 
+    def check(self, name: str, value: Any) -> None:
+        """Refuses a number out of range; a traced one is taken as it is.
+
+        Raises:
+          ValueError: naming the argument, what was given and what is allowed.
+        """
+        check_number(name, value, self.allows, self.says)
+
 
 AT_LEAST_0 = Range("at least 0", lambda x: x >= 0)
 AT_LEAST_1 = Range("at least 1", lambda x: x >= 1)
@@ -109,7 +117,7 @@ class Option:
             return
         says, allows = self.range
         if self.kind is float:
-            check_number(self.name, value, allows, says)
+            self.range.check(self.name, value)
         elif not isinstance(value, int) or isinstance(value, bool) or not allows(value):
             words = f", or {' or '.join(self.words)}" if self.words else ""
             raise ValueError(f"{self.name} must be a whole number, {says}{words}; got {value!r}")

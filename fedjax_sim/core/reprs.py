@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 _LEAVES = 4  # of a pytree that are listed; more are counted
 _LETTERS = 60  # of a value that is shown as Python does
 _SCALARS = (bool, int, float, complex, str)
+Kind = TypeVar("Kind", bound=type)
 _OF_CONTAINERS: tuple[Any, ...] = (tuple.__repr__, dict.__repr__, list.__repr__)
 
 
@@ -34,6 +35,22 @@ def fields_of(thing: Any, *names: str) -> str:
     # An array has no truth, and a field that is False or 0 holds something.
     held = {k: x for k, x in values.items() if x is not None and not _is_empty(x)}
     return f"{type(thing).__name__}({', '.join(f'{k}={short(x)}' for k, x in held.items())})"
+
+
+def one_line(kind: Kind) -> Kind:
+    """A class whose objects say what `fields_of` says of them.
+
+    >>> from typing import NamedTuple
+    >>> @one_line
+    ... class Pair(NamedTuple):
+    ...     first: int
+    ...     second: tuple = ()
+    >>> Pair(1)
+    Pair(first=1)
+    """
+    # A class decorator is the one place that assigns what every class has.
+    kind.__repr__ = fields_of  # type: ignore[assignment, method-assign]
+    return kind
 
 
 def short(value: Any) -> str:

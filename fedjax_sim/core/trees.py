@@ -1,6 +1,6 @@
-"""Choosing and adding pytrees under a mask.
+"""Arithmetic of pytrees; choosing and adding them under a mask.
 
-Always with `where`, never by multiplying: NaN times zero is NaN.
+A mask is applied always with `where`, never by multiplying: NaN times zero is NaN.
 """
 
 import math
@@ -8,8 +8,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fedjax_sim.core.types import Array, PyTree, accumulator
+
+
+def zeros_like(tree: PyTree) -> PyTree:
+    """Zeros of the structure, shapes and dtypes of a tree."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def difference(x: PyTree, y: PyTree) -> PyTree:
+    """`x - y`, of two trees of the same dtypes."""
+    return jax.tree.map(jnp.subtract, x, y)
+
+
+def plus(x: PyTree, change: PyTree) -> PyTree:
+    """`x + change`, in the dtypes of x."""
+    return jax.tree.map(lambda x, u: x + u.astype(x.dtype), x, change)
+
+
+def axpy(scale: ArrayLike, x: PyTree, y: PyTree) -> PyTree:
+    """`scale x + y`, in the dtypes of y; scale: Float[], may be traced."""
+    return jax.tree.map(lambda x, y: y + jnp.asarray(scale, y.dtype) * x.astype(y.dtype), x, y)
+
+
+def scaled(scale: ArrayLike, tree: PyTree) -> PyTree:
+    """`scale x`, in the dtypes of x; scale: Float[], may be traced."""
+    return jax.tree.map(lambda x: jnp.asarray(scale, x.dtype) * x, tree)
+
+
+def moving_average(keep: ArrayLike, old: PyTree, new: PyTree) -> PyTree:
+    """`keep old + (1 - keep) new`, in the dtypes of old; keep: Float[], may be traced."""
+
+    def average(x: Array, y: Array) -> Array:
+        share = jnp.asarray(keep, x.dtype)
+        return share * x + (1 - share) * y.astype(x.dtype)
+
+    return jax.tree.map(average, old, new)
 
 
 def where(condition: Array, new: PyTree, old: PyTree) -> PyTree:

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from fedjax_sim import execution, models, partition
-from fedjax_sim.algorithms.descent import Optimizer
+from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
 from fedjax_sim.core.randomness import HOLDOUT, stream
 from fedjax_sim.core.types import AggregationRule, Array, FederatedAlgorithm, Params

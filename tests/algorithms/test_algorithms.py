@@ -46,6 +46,24 @@ def test_scaffolds_first_round_is_fedavg(data):
         assert np.allclose(scaffold, avg, atol=1e-7) == equal
 
 
+def test_scaffold_of_either_option(clients, data):
+    """Two rounds of one full step: c_k+ = grad F_k(x) in both options."""
+    ends = [
+        run(fs.scaffold(linear_loss, 0.05, fs.LocalTraining(1, None), option=option), data, 2)
+        for option in (1, 2)
+    ]
+    for one, two in zip(*(jax.tree.leaves((x.server, x.clients)) for x in ends), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    expected = [gradient(np.zeros(5), *clients[k]) if len(clients[k][1]) else 0 for k in range(8)]
+    sampled = fs.sampling.uniform(4).sample(KEY, 0, data).client_ids
+    first = run(fs.scaffold(linear_loss, 0.05, LOCAL, option=1), data, 1).clients
+    for k in np.asarray(sampled):
+        got = np.append(np.asarray(first["w"][k]), np.asarray(first["b"][k]))
+        np.testing.assert_allclose(got, expected[k], atol=1e-5)
+    with pytest.raises(ValueError, match="option must be 1 or 2; got 3"):
+        fs.scaffold(linear_loss, 0.05, LOCAL, option=3)
+
+
 def test_scaffold_goes_to_the_optimum_where_fedavg_drifts(clients, data):
     """Heterogeneous least squares, many local steps: only SCAFFOLD's fixed point is optimal."""
     x = np.concatenate([c[0] for c in clients])

@@ -4,7 +4,8 @@ Decentralized Data" (arXiv 1602.05629).
 
 import optax
 
-from fedjax_sim.algorithms.descent import Optimizer, averaged_descent
+from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn

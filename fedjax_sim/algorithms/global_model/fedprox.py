@@ -4,15 +4,14 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Optimizer, averaged_descent
-from fedjax_sim.core.checks import check_number
+from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
+from fedjax_sim.core.trees import axpy, difference
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn, Params, PyTree
 
 
@@ -44,14 +43,9 @@ def fedprox(
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
     >>> algorithm = fs.fedprox(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5), mu=0.01)
     """
-    check_number("mu", mu, lambda x: x >= 0, "at least 0")
+    AT_LEAST_0.check("mu", mu)
 
     def adjust(grads: PyTree, params: Params, message: Any, client_state: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda g, w, w_t: g + jnp.asarray(mu, g.dtype) * (w - w_t),
-            grads,
-            params,
-            message.params,
-        )
+        return axpy(mu, difference(params, message.params), grads)
 
     return averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer, adjust)

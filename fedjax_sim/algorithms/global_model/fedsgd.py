@@ -1,28 +1,11 @@
 """FedSGD: McMahan et al. 2017 (arXiv 1602.05629), E = 1 and B = infinity."""
 
-from typing import Any
-
 import optax
 
-from fedjax_sim.algorithms.descent import (
-    Message,
-    check_fit,
-    check_optimizer,
-    server_init,
-    server_params,
-    server_step,
-    stateless,
-)
+from fedjax_sim.algorithms.descent import averaged_descent
 from fedjax_sim.algorithms.gradient import ONE_FULL_BATCH, full_gradient, pooled_gradient
-from fedjax_sim.core.loss import check_loss
 from fedjax_sim.core.registry import SameAs, declare
-from fedjax_sim.core.types import (
-    Array,
-    FederatedAlgorithm,
-    LossFn,
-    Params,
-    PyTree,
-)
+from fedjax_sim.core.types import FederatedAlgorithm, LossFn
 
 
 @declare(
@@ -54,23 +37,6 @@ def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> F
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
     >>> algorithm = fs.fedsgd(loss_fn, optax.sgd(0.1))
     """
-    check_optimizer("server_optimizer", server_optimizer)
-
-    def check(params: Params, examples: PyTree) -> None:
-        check_loss(loss_fn, params, examples)
-        check_fit("server_optimizer", server_optimizer, params)
-
-    def broadcast(server: Any, round: Array) -> Message:
-        return Message(server.params, ())
-
-    return FederatedAlgorithm(
-        init=server_init(server_optimizer),
-        params=server_params,
-        init_client=stateless,
-        broadcast=broadcast,
-        client=full_gradient(loss_fn),
-        server_update=server_step(server_optimizer),
-        local=ONE_FULL_BATCH,
-        pooled_gradient=pooled_gradient(loss_fn),
-        check=check,
-    )
+    # The clients' optimizer is not used, since a client sends its gradient as it is.
+    base = averaged_descent(loss_fn, optax.sgd(1.0), ONE_FULL_BATCH, server_optimizer)
+    return base._replace(client=full_gradient(loss_fn), pooled_gradient=pooled_gradient(loss_fn))

@@ -12,12 +12,12 @@ import optax
 from fedjax_sim.algorithms.descent import (
     Descent,
     Message,
-    Optimizer,
     averaged_descent,
-    ratio,
     server_params,
     step_within,
 )
+from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.ratios import ratio
 from fedjax_sim.core.checks import check_count, has_values
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_measures, loss_total

@@ -2,50 +2,38 @@
 learning" (arXiv 2008.03606), with SGD with momentum.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Message, server_params, stateless
+from fedjax_sim.algorithms.descent import Message, Stepped, server_params, stateless
 from fedjax_sim.algorithms.gradient import ONE_FULL_BATCH, full_gradient, pooled_gradient
-from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_loss, mean_gradient
-from fedjax_sim.core.registry import BELOW_1, Option, declare
-from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.registry import BELOW_1, POSITIVE, Option, declare
+from fedjax_sim.core.reprs import one_line
+from fedjax_sim.core.trees import difference, moving_average, plus, zeros_like
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
     ClientUpdate,
-    Coefficients,
     Exchange,
     FederatedAlgorithm,
     LocalTraining,
     LossFn,
-    Metrics,
-    Params,
-    PyTree,
-    RoundContext,
 )
 
 
+@one_line
 class MimeServer(NamedTuple):
-    """What the server keeps, and sends before the local steps: three times the model.
+    """What the server keeps, and sends before the local steps: three times the model."""
 
-    Attributes:
-      params: x, the global model.
-      momentum: m, of the server's optimizer.
-      gradient: c, the cohort's at x in this round; after it, that of the last round.
-    """
-
-    params: Params
-    momentum: PyTree
-    gradient: PyTree
-
-    def __repr__(self) -> str:
-        return fields_of(self)
+    params: Any  # x, the global model
+    momentum: Any  # m, of the server's optimizer
+    gradient: Any  # c, the cohort's at x in this round; after it, that of the last round
 
 
 @declare(
@@ -81,41 +69,23 @@ def mime(
       momentum: Float[] in [0, 1), may be traced.
 
     Raises:
-      ValueError: for a `local`, a learning rate or a momentum out of range; from `fs.init`, if the
-        loss does not fit params and data.
+      ValueError: for a number out of range; from `fs.init`, if the loss does not fit.
 
     >>> import fedjax_sim as fs
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
-    >>> algorithm = fs.mime(loss_fn, 0.1, fs.LocalTraining(epochs=5))
-    >>> len(algorithm.exchanges)
+    >>> len(fs.mime(loss_fn, 0.1, fs.LocalTraining(epochs=5)).exchanges)
     2
     """
-    check_number("client_lr", client_lr, lambda x: x > 0, "positive")
-    check_number("momentum", momentum, lambda x: 0 <= x < 1, "in [0, 1)")
+    POSITIVE.check("client_lr", client_lr)
+    BELOW_1.check("momentum", momentum)
     gradient = mean_gradient(loss_fn)
 
-    def mean_of_those_that_report(coefficients: Coefficients) -> Coefficients:
-        return coefficients._replace(denominator=None)
-
-    def keep_gradient(
-        server: MimeServer, update: PyTree, total: PyTree, context: RoundContext
-    ) -> MimeServer:
+    def keep_gradient(server: MimeServer, update: Any, *_: Any) -> MimeServer:
         negative = jax.tree.map(lambda u, c: -u.astype(c.dtype), update, server.gradient)
         return server._replace(gradient=negative)
 
-    def start(message: MimeServer, client_state: PyTree, probed: PyTree, key: Array) -> Params:
-        return message.params
-
-    def step(
-        carry: Params,
-        message: MimeServer,
-        client_state: PyTree,
-        batch: PyTree,
-        mask: Array,
-        key: Array,
-    ) -> tuple[Params, Metrics]:
-        here, metrics = gradient(carry, batch, mask, key)
-        there, _ = gradient(message.params, batch, mask, key)
+    def step(carry: Any, message: MimeServer, client_state: Any, *block: Any) -> Stepped:
+        (here, metrics), (there, _) = gradient(carry, *block), gradient(message.params, *block)
 
         def move(y: Array, g: Array, g_x: Array, c: Array, m: Array) -> Array:
             rate, beta = (jnp.asarray(x, y.dtype) for x in (client_lr, momentum))
@@ -124,37 +94,12 @@ def mime(
         moved = jax.tree.map(move, carry, here, there, message.gradient, message.momentum)
         return moved, metrics
 
-    def finish(
-        carry: Params,
-        message: MimeServer,
-        client_state: PyTree,
-        num_examples: Array,
-        num_steps: Array,
-        key: Array,
-    ) -> ClientOutput:
-        return ClientOutput(update=jax.tree.map(jnp.subtract, carry, message.params))
+    def finish(carry: Any, message: MimeServer, *_: Any) -> ClientOutput:
+        return ClientOutput(update=difference(carry, message.params))
 
-    def server_update(
-        server: MimeServer, update: PyTree, total: PyTree, context: RoundContext
-    ) -> MimeServer:
-        def renew(m: Array, c: Array) -> Array:
-            beta = jnp.asarray(momentum, m.dtype)
-            return beta * m + (1 - beta) * c
-
-        return MimeServer(
-            params=jax.tree.map(lambda x, u: x + u.astype(x.dtype), server.params, update),
-            momentum=jax.tree.map(renew, server.momentum, server.gradient),
-            gradient=server.gradient,
-        )
-
-    def init(params: Params) -> MimeServer:
-        def zeros() -> PyTree:  # two arrays, since one in two places cannot be donated
-            return jax.tree.map(jnp.zeros_like, params)
-
-        return MimeServer(params, zeros(), zeros())
-
-    def check(params: Params, examples: PyTree) -> None:
-        check_loss(loss_fn, params, examples)
+    def server_update(server: MimeServer, update: Any, *_: Any) -> MimeServer:
+        m = moving_average(momentum, server.momentum, server.gradient)
+        return MimeServer(plus(server.params, update), m, server.gradient)
 
     cohorts_gradient = Exchange(
         broadcast=lambda server, round: Message(server.params, ()),
@@ -162,16 +107,18 @@ def mime(
         server_update=keep_gradient,
         local=ONE_FULL_BATCH,
         pooled_gradient=pooled_gradient(loss_fn),
-        aggregation=mean_of_those_that_report,
+        # The mean over those that report, whatever the rule divides by.
+        aggregation=lambda coefficients: coefficients._replace(denominator=None),
     )
     return FederatedAlgorithm(
-        init=init,
+        # Two arrays of zeros, since one in two places cannot be donated.
+        init=lambda params: MimeServer(params, zeros_like(params), zeros_like(params)),
         params=server_params,
         init_client=stateless,
         broadcast=lambda server, round: server,
-        client=ClientUpdate(start, step, finish),
+        client=ClientUpdate(lambda message, *_: message.params, step, finish),
         server_update=server_update,
         local=check_local(local),
-        check=check,
+        check=partial(check_loss, loss_fn),
         earlier=(cohorts_gradient,),
     )

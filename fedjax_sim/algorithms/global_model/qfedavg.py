@@ -2,66 +2,38 @@
 (arXiv 1905.10497).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import (
-    Descent,
-    Message,
-    Server,
-    averaged_descent,
-    ratio,
-    step_within,
-)
-from fedjax_sim.core.checks import check_number
+from fedjax_sim.algorithms.descent import Descent, Message, Server, averaged_descent, checks
+from fedjax_sim.algorithms.probes import loss_probe, measures, probing
+from fedjax_sim.algorithms.ratios import ratio
 from fedjax_sim.core.local_training import check_local
-from fedjax_sim.core.loss import check_measures, loss_total
-from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
-from fedjax_sim.core.reprs import fields_of
-from fedjax_sim.core.trees import squared_norm
-from fedjax_sim.core.types import (
-    Array,
-    ClientOutput,
-    ClientUpdate,
-    FederatedAlgorithm,
-    LocalTraining,
-    LossFn,
-    Params,
-    PyTree,
-    RoundContext,
-)
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
+from fedjax_sim.core.reprs import one_line
+from fedjax_sim.core.trees import scaled, squared_norm
+from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 
+@one_line
 class FairDescent(NamedTuple):
     """A client's carry: FedAvg's, and its loss F_k(w_t) before the first step, Float[]."""
 
     descent: Descent
     loss: Array
 
-    def __repr__(self) -> str:
-        return fields_of(self)
 
-
+@one_line
 class FairUpdate(NamedTuple):
-    """What a client sends.
+    """What a client sends."""
 
-    Attributes:
-      gradient: F_k^q (w_t - w_k) / client_lr, with the structure of params; in float32 where those
-        are float16, whose largest number is 65504.
-      slope: Float[], h_k.
-      share: Float[], 1: its average is the scale that the rule has given to the other two.
-    """
-
-    gradient: PyTree
-    slope: Array
-    share: Array
-
-    def __repr__(self) -> str:
-        return fields_of(self)
+    gradient: Any  # F_k^q (w_t - w_k) / client_lr; in float32 of float16, which ends at 65504
+    slope: Array  # Float[], h_k
+    share: Array  # Float[], 1: its average is the scale that the rule has given to the other two
 
 
 @declare(
@@ -86,15 +58,14 @@ def qfedavg(
 
     where p_k are the aggregation rule's coefficients over their sum, and the step is times that
     sum (n_V / n under `all_clients`). The paper's experiments have `fs.aggregation.uniform`, over
-    clients drawn by weight. With q = 0 it is FedAvg. h_k bounds how fast the gradient of the
-    objective changes, given that it does so at most at 1 / client_lr for F_k: so the rate that is
-    good for q = 0 serves every q. It costs one more pass over a client's examples, to compute F_k,
-    and sends two numbers more than FedAvg, and a model of float16 in float32.
+    clients drawn by weight. With q = 0 it is FedAvg. h_k bounds how fast the objective's gradient
+    changes, given that F_k's does so at most at 1 / client_lr: so the rate that is good for q = 0
+    serves every q. It costs one more pass over a client's examples, to compute F_k, and sends two
+    numbers more than FedAvg, and a model of float16 in float32.
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}), losses not
-        negative, since a power of a negative one may be NaN. F_k is of `key` None, as in
-        evaluation.
+        negative, since a power of a negative one may be NaN. F_k is of `key` None.
       client_lr: Float[] > 0, the paper's 1 / L, may be traced.
       local: E, B, shuffling and order.
       q: Float[] >= 0, may be traced: the larger, the more equal are the clients' losses.
@@ -103,43 +74,15 @@ def qfedavg(
       ValueError: for a `local` or a number out of range; from `fs.init`, if the loss does not fit
         params and data, or cannot be computed without a key.
 
-    >>> import fedjax_sim as fs, numpy as np
-    >>> loss_fn = lambda w, batch, key: (w - batch) ** 2
-    >>> data = fs.FederatedData.from_clients([np.zeros(1), np.zeros(1), np.ones(1)])
-    >>> for q in (0.0, 5.0):
-    ...     algorithm = fs.qfedavg(loss_fn, 0.1, fs.LocalTraining(), q)
-    ...     round_fn = jax.jit(fs.make_round(algorithm, fs.aggregation.uniform))
-    ...     state = fs.init(algorithm, 0.0, data)
-    ...     for _ in range(100):
-    ...         state, _ = round_fn(jax.random.key(0), state, data, fs.Cohort([0, 1, 2]))
-    ...     print(round(float(state.params), 3))  # the mean; and near the middle
-    0.333
-    0.484
+    >>> import fedjax_sim as fs
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> algorithm = fs.qfedavg(loss_fn, 0.1, fs.LocalTraining(epochs=5), q=2.0)
     """
-    check_number("client_lr", client_lr, lambda x: x > 0, "positive")
-    check_number("q", q, lambda x: x >= 0, "at least 0")
+    POSITIVE.check("client_lr", client_lr)
+    AT_LEAST_0.check("q", q)
     base = averaged_descent(loss_fn, optax.sgd(client_lr), check_local(local), optax.sgd(1.0))
 
-    def probe(
-        message: Message, client_state: PyTree, batch: PyTree, mask: Array
-    ) -> tuple[Array, Array]:
-        return loss_total(loss_fn, message.params, batch, mask)
-
-    def init(
-        message: Message, client_state: PyTree, probed: tuple[Array, Array], key: Array
-    ) -> FairDescent:
-        total, count = probed
-        descent = base.client.init(message, client_state, (), key)
-        return FairDescent(descent, loss=total / jnp.maximum(count, 1))
-
-    def finish(
-        carry: FairDescent,
-        message: Message,
-        client_state: PyTree,
-        num_examples: Array,
-        num_steps: Array,
-        key: Array,
-    ) -> ClientOutput:
+    def finish(carry: FairDescent, message: Message, *_: Any) -> ClientOutput:
         loss, dtype = carry.loss, carry.loss.dtype
         exponent, rate = jnp.asarray(q, dtype), jnp.asarray(client_lr, dtype)
         # A loss of 0 has no power below 0; its client is at its best, and its gradient is 0.
@@ -154,24 +97,15 @@ def qfedavg(
 
         gradient = jax.tree.map(slope_of, carry.descent.params, message.params)
         slope = bend * squared_norm(gradient).astype(dtype) + weight / rate
-        weighted = jax.tree.map(lambda g: weight.astype(g.dtype) * g, gradient)
-        return ClientOutput(update=FairUpdate(weighted, slope, jnp.ones_like(slope)))
+        return ClientOutput(FairUpdate(scaled(weight, gradient), slope, jnp.ones_like(slope)))
 
-    def server_update(
-        server: Server, update: FairUpdate, total: PyTree, context: RoundContext
-    ) -> Server:
+    def server_update(server: Server, update: FairUpdate, *rest: Any) -> Server:
         # Of two averages that are divided the rule's scale is gone, and the step has to have it.
         quotient = ratio(update.gradient, update.slope)
-        step = jax.tree.map(lambda g: -update.share.astype(g.dtype) * g, quotient)
-        return base.server_update(server, step, total, context)
-
-    def check(params: Params, examples: PyTree) -> None:
-        if base.check is not None:
-            base.check(params, examples)
-        check_measures(loss_fn, params, examples)
+        return base.server_update(server, scaled(-update.share, quotient), *rest)
 
     return base._replace(
-        client=ClientUpdate(init, step_within(base.client.step), finish, probe),
+        client=probing(base.client, loss_probe(loss_fn), finish, carry=FairDescent),
         server_update=server_update,
-        check=check,
+        check=checks(base.check, measures(loss_fn)),
     )

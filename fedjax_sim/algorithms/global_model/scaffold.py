@@ -2,131 +2,109 @@
 Federated Learning" (arXiv 1910.06378).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Descent, check_fit, descend, server_params
-from fedjax_sim.core.checks import check_number
+from fedjax_sim.algorithms.descent import Descent, averaged_descent, checks
+from fedjax_sim.algorithms.optimizers import LearningRate, check_rate, check_schedule, rate_at
+from fedjax_sim.algorithms.probes import Probed, gradient_probe, measures, probing
 from fedjax_sim.core.local_training import check_local
-from fedjax_sim.core.loss import check_loss
-from fedjax_sim.core.registry import declare
-from fedjax_sim.core.reprs import fields_of
-from fedjax_sim.core.types import (
-    Array,
-    ClientOutput,
-    ClientUpdate,
-    FederatedAlgorithm,
-    LocalTraining,
-    LossFn,
-    Params,
-    PyTree,
-    RoundContext,
-)
+from fedjax_sim.core.registry import AT_LEAST_0, Option, Range, declare
+from fedjax_sim.core.reprs import one_line
+from fedjax_sim.core.trees import axpy, difference, plus, zeros_like
+from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
+
+_HOW = "how a client renews its control variate: by its gradient, or by its steps"
+_ONE_OR_TWO = Range("1 or 2", lambda x: x in (1, 2))
 
 
+@one_line
 class ScaffoldServer(NamedTuple):
     """The global model x and the server's control variate c."""
 
-    params: Params
-    control: PyTree
-
-    def __repr__(self) -> str:
-        return fields_of(self)
+    params: Any
+    control: Any
 
 
+@one_line
 class ScaffoldMessage(NamedTuple):
     """What a client is sent: x and c, twice FedAvg's downlink; the round, if its rate needs it."""
 
-    params: Params
-    control: PyTree
-    round: PyTree = ()  # Int[], or () and not sent
-
-    def __repr__(self) -> str:
-        return fields_of(self)
+    params: Any
+    control: Any
+    round: Any = ()  # Int[], or () and not sent
 
 
-@declare("FedAvg with control variates against drift (Karimireddy et al. 2020)")
+@declare(
+    "FedAvg with control variates against drift (Karimireddy et al. 2020)",
+    Option("scaffold_option", _HOW, default=2, kind=int, range=_ONE_OR_TWO, parameter="option"),
+)
 def scaffold(
     loss_fn: LossFn,
-    client_lr: ArrayLike | Callable[[Array], ArrayLike],
+    client_lr: LearningRate,
     local: LocalTraining,
     server_lr: ArrayLike = 1.0,
+    option: int = 2,
 ) -> FederatedAlgorithm:
-    """FedAvg whose clients correct their drift with control variates (option II).
+    """FedAvg whose clients correct their drift with control variates.
 
     Client k keeps c_k, at first 0. From y = x it takes S local steps
+    `y <- y - client_lr (g(y) - c_k + c)`. Then, with F_k the mean loss of its examples,
 
-        y <- y - client_lr (g(y) - c_k + c)
-
-    and then, with `c_k+ = c_k - c + (x - y) / (S client_lr)`,
-
+        c_k+ = grad F_k(x)                            option 1
+               c_k - c + (x - y) / (S client_lr)      option 2
         x <- x + server_lr sum_k a_k (y_k - x) / denominator
         c <- c + sum_k p_k (c_k+ - c_k)
 
-    where p_k is the client's fixed share, n_k / n, or 1/K under the `uniform` rule, which
-    is the paper's. So `c = sum_k p_k c_k` after every round, under every rule. It costs
-    twice FedAvg's bytes, both ways. In bfloat16 the sum drifts with the rounding of c.
-
-    With a learning rate that is a function of the round, all of this has the rate of that round.
-    Where it is 0, or so small that a client's steps are lost in the rounding of w, nothing moves
-    and c_k+ = c_k, for the quotient says nothing of gradients. (Just above, c_k+ is off by half a
-    unit in the last place of w over client_lr, which is at most about the gradient itself.)
+    where p_k is the client's fixed share, n_k / n, or 1/K under the `uniform` rule, which is the
+    paper's. So `c = sum_k p_k c_k` after every round, under every rule; in bfloat16 the sum drifts.
+    It costs twice FedAvg's bytes, both ways, and option 1 one more pass, with the loss of no key.
+    Where a schedule's rate is 0, or so small that the steps are lost in the rounding of w, option 2
+    keeps c_k+ = c_k, for the quotient says nothing of gradients.
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
       client_lr: Float[] > 0, may be traced; or a function of the round (Int[]) returning a
         Float[] >= 0, as a learning-rate schedule of optax; the message then carries the round.
       local: E, B, shuffling and order.
-      server_lr: Float[], may be traced.
+      server_lr: Float[] >= 0, may be traced.
+      option: 1 or 2, static.
 
     Raises:
-      ValueError: for a `local` or a learning rate out of range; from `fs.init`, if the
-        loss does not fit params and data, or a function of the round returns no rate; from
-        `fs.run`, for a sampler with replacement; from the round, for a concrete cohort that
-        repeats a client (inside a trace the second slot is padding), since a client keeps one
-        state.
+      ValueError: for a number out of range; from `fs.init`, if loss or schedule do not fit; from
+        `fs.run`, for a sampler with replacement, and from the round for a concrete cohort that
+        repeats a client, which keeps one state.
 
     >>> import fedjax_sim as fs
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
     >>> algorithm = fs.scaffold(loss_fn, 0.1, fs.LocalTraining(epochs=5))
-
-    A learning rate that falls over 100 rounds:
-
-    >>> schedule = optax.cosine_decay_schedule(0.1, decay_steps=100)
-    >>> algorithm = fs.scaffold(loss_fn, schedule, fs.LocalTraining(epochs=5))
     """
+    check_rate("client_lr", client_lr)
+    AT_LEAST_0.check("server_lr", server_lr)
+    if option not in (1, 2):
+        raise ValueError(f"option must be 1 or 2; got {option!r}")
     scheduled = callable(client_lr)
-    if not scheduled:
-        check_number("client_lr", cast(ArrayLike, client_lr), lambda x: x > 0, "positive")
-    check_number("server_lr", server_lr, lambda x: x >= 0, "at least 0")
 
-    def rate_at(round: PyTree) -> ArrayLike:
-        return client_lr(round) if callable(client_lr) else client_lr
+    def optimizer(round: Any) -> optax.GradientTransformation:
+        return optax.sgd(rate_at(client_lr, round))
 
-    def optimizer(round: PyTree) -> optax.GradientTransformation:
-        return optax.sgd(rate_at(round))
-
-    def correct(grads: PyTree, params: Params, message: Any, control: PyTree) -> PyTree:
+    def correct(grads: Any, params: Any, message: Any, control: Any) -> Any:
         return jax.tree.map(lambda g, c_k, c: g - c_k + c, grads, control, message.control)
 
-    def finish(
-        carry: Descent,
-        message: ScaffoldMessage,
-        control: PyTree,
-        num_examples: Array,
-        num_steps: Array,
-        key: Array,
-    ) -> ClientOutput:
-        delta = jax.tree.map(jnp.subtract, carry.params, message.params)
-        rate = rate_at(message.round)
+    def finish_with_gradient(carry: Probed, message: Any, control: Any, *_: Any) -> ClientOutput:
+        delta = difference(carry.descent.params, message.params)
+        return ClientOutput(delta, difference(carry.measured, control), carry.measured)
+
+    def finish(carry: Descent, message: Any, control: Any, *last: Any) -> ClientOutput:
+        _, steps, _ = last  # n_k, S and the key
+        delta, rate = difference(carry.params, message.params), rate_at(client_lr, message.round)
 
         def renew(c_k: Array, c: Array, d: Array) -> Array:
-            distance = num_steps.astype(d.dtype) * jnp.asarray(rate, d.dtype)
+            distance = steps.astype(d.dtype) * jnp.asarray(rate, d.dtype)
             if not scheduled:
                 return c_k - c - d / distance
             # Without c the quotient of 0 is right, and has a derivative.
@@ -134,56 +112,19 @@ def scaffold(
             return jnp.where(moves, c_k - c - d / jnp.where(moves, distance, 1), c_k)
 
         renewed = jax.tree.map(renew, control, message.control, delta)
-        change = jax.tree.map(jnp.subtract, renewed, control)
-        return ClientOutput(update=delta, total=change, client_state=renewed)
+        return ClientOutput(delta, difference(renewed, control), renewed)
 
-    def server_update(
-        server: ScaffoldServer, update: PyTree, total: PyTree, context: RoundContext
-    ) -> ScaffoldServer:
-        def move(x: Array, u: Array) -> Array:
-            return x + jnp.asarray(server_lr, x.dtype) * u.astype(x.dtype)
+    def server_update(server: ScaffoldServer, update: Any, total: Any, *_: Any) -> ScaffoldServer:
+        moved = axpy(server_lr, update, server.params)
+        return ScaffoldServer(moved, plus(server.control, total))
 
-        return ScaffoldServer(
-            jax.tree.map(move, server.params, update),
-            jax.tree.map(lambda c, d: c + d.astype(c.dtype), server.control, total),
-        )
-
-    def check(params: Params, examples: PyTree) -> None:
-        check_loss(loss_fn, params, examples)
-        if callable(client_lr):
-            _check_schedule(client_lr)
-        check_fit("client_lr", optimizer, params)
-
-    def zeros(params: Params) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, params)
-
-    def broadcast(server: ScaffoldServer, round: Array) -> ScaffoldMessage:
-        return ScaffoldMessage(server.params, server.control, round if scheduled else ())
-
-    init, step = descend(loss_fn, optimizer, correct)
-    return FederatedAlgorithm(
-        init=lambda params: ScaffoldServer(params, zeros(params)),
-        params=server_params,
-        init_client=zeros,
-        broadcast=broadcast,
-        client=ClientUpdate(init, step, finish),
+    base = averaged_descent(loss_fn, optimizer, check_local(local), optax.sgd(1.0), correct)
+    with_probe = probing(base.client, gradient_probe(loss_fn), finish_with_gradient)
+    return base._replace(
+        init=lambda params: ScaffoldServer(params, zeros_like(params)),
+        init_client=zeros_like,
+        broadcast=lambda server, round: ScaffoldMessage(*server, *([round] if scheduled else [])),
+        client=with_probe if option == 1 else base.client._replace(finish=finish),
         server_update=server_update,
-        local=check_local(local),
-        check=check,
+        check=checks(check_schedule(client_lr), base.check, measures(loss_fn, option == 1)),
     )
-
-
-def _check_schedule(client_lr: Callable[[Array], ArrayLike]) -> None:
-    """Refuses a function of the round that does not give a learning rate; computes nothing.
-
-    Raises:
-      ValueError: saying what it gives.
-    """
-    allowed = "client_lr must be a number, or a function of the round that returns one"
-    try:
-        rate: Any = jax.eval_shape(client_lr, jax.ShapeDtypeStruct((), jnp.int32))
-    except Exception as error:
-        raise ValueError(f"{allowed}; of round 0 it says: {error}") from error
-    if getattr(rate, "shape", None) != () or not jnp.issubdtype(rate.dtype, jnp.floating):
-        given = f"{rate.dtype}{list(rate.shape)}" if hasattr(rate, "shape") else type(rate).__name__
-        raise ValueError(f"{allowed}; it returns {given}")

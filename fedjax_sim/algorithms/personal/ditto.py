@@ -12,14 +12,11 @@ from jax.typing import ArrayLike
 from fedjax_sim.algorithms.descent import (
     Descent,
     Message,
-    Optimizer,
     averaged_descent,
-    check_fit,
-    check_optimizer,
     descend,
-    is_schedule,
     own_model,
 )
+from fedjax_sim.algorithms.optimizers import Optimizer, check_fit, check_optimizer, is_schedule
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
