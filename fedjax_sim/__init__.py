@@ -2,13 +2,14 @@
 
     import fedjax_sim as fs
 
-One round: `fs.fedavg`, `fs.fednova`, `fs.fedprox`, `fs.fedsgd`, `fs.ifca`, `fs.mime`, `fs.qfedavg`
-and `fs.scaffold`, and with a model of each client's own `fs.apfl`, `fs.ditto`, `fs.perfedavg` and
-`fs.pfedme`, make an algorithm (of `fs.LocalTraining` and, at the server, of optax or
+One round: a paper's name makes an algorithm (of `fs.LocalTraining` and, at the server, of optax or
 `fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
 share the machine. `fs.compression` makes clients send less, and `fs.partial` keeps parameters with
 them.
+
+Algorithms:
+ALGORITHMS
 
 Many: `fs.run` is R rounds in one scan, `fs.simulate` runs an `fs.Experiment` with checkpoints and a
 criterion to stop by (`fs.reaches`, `fs.patience`, `fs.any_of`), `fs.sweep` a grid (`fs.grid`) of
@@ -33,9 +34,14 @@ These are the public names, as `dir(fs)` lists them. What `help(fs)` lists next,
 CONTENTS, are the package's folders and files; those not named here are internal.
 """
 
+import ast
 import importlib
+import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# All public names, and where each is: what type checkers read and, since a name loads on first
+# use, what `__getattr__` looks up. `help` and `dir` list these and no more.
 if TYPE_CHECKING:
     from fedjax_sim import aggregation as aggregation
     from fedjax_sim import baselines as baselines
@@ -49,19 +55,7 @@ if TYPE_CHECKING:
     from fedjax_sim import plots as plots
     from fedjax_sim import sampling as sampling
     from fedjax_sim import writers as writers
-    from fedjax_sim.algorithms import fedavg as fedavg
-    from fedjax_sim.algorithms import fednova as fednova
-    from fedjax_sim.algorithms import fedprox as fedprox
-    from fedjax_sim.algorithms import fedsgd as fedsgd
-    from fedjax_sim.algorithms import mime as mime
-    from fedjax_sim.algorithms import qfedavg as qfedavg
-    from fedjax_sim.algorithms import scaffold as scaffold
-    from fedjax_sim.algorithms import server_optimizers as server_optimizers
-    from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
-    from fedjax_sim.algorithms.personal.apfl import apfl as apfl
-    from fedjax_sim.algorithms.personal.ditto import ditto as ditto
-    from fedjax_sim.algorithms.personal.perfedavg import perfedavg as perfedavg
-    from fedjax_sim.algorithms.personal.pfedme import pfedme as pfedme
+    from fedjax_sim.algorithms import *  # noqa: F403  # the names of papers stand there alone
     from fedjax_sim.core.files import SaveError as SaveError
     from fedjax_sim.core.history import Communication as Communication
     from fedjax_sim.core.history import History as History
@@ -106,166 +100,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# What `help` and `dir` list, and no more; a new public name is added here, too.
-__all__ = [
-    "ClientOutput",
-    "ClientStatistics",
-    "ClientUpdate",
-    "Coefficients",
-    "Cohort",
-    "Communication",
-    "Evaluation",
-    "Exchange",
-    "Experiment",
-    "FederatedAlgorithm",
-    "FederatedData",
-    "FederatedState",
-    "History",
-    "InterruptedRun",
-    "LocalTraining",
-    "Results",
-    "RoundContext",
-    "RoundMetrics",
-    "SaveError",
-    "Simulation",
-    "Stop",
-    "Trained",
-    "aggregation",
-    "any_of",
-    "apfl",
-    "baselines",
-    "client_statistics",
-    "communication",
-    "compression",
-    "data",
-    "datasets",
-    "ditto",
-    "evaluate",
-    "evaluate_clients",
-    "evaluator",
-    "execution",
-    "fedavg",
-    "fednova",
-    "fedprox",
-    "fedsgd",
-    "grid",
-    "ifca",
-    "init",
-    "load",
-    "load_params",
-    "make_round",
-    "mime",
-    "models",
-    "nn",
-    "partial",
-    "partition",
-    "patience",
-    "perfedavg",
-    "personal_params",
-    "pfedme",
-    "plots",
-    "qfedavg",
-    "reaches",
-    "run",
-    "sampling",
-    "save_params",
-    "scaffold",
-    "server_optimizers",
-    "simulate",
-    "sweep",
-    "writers",
-]
-# Where each is, because a name is imported once it is asked for: the command line's help needs no
-# JAX, and rounds need no flax. A test compares it with the imports above.
-_WHERE = {
-    "fedjax_sim.algorithms.personal.perfedavg": ("perfedavg",),
-    "fedjax_sim.algorithms.personal.pfedme": ("pfedme",),
-    "fedjax_sim.algorithms.personal.apfl": ("apfl",),
-    "fedjax_sim.algorithms.personal.ditto": ("ditto",),
-    "fedjax_sim": (
-        "aggregation",
-        "baselines",
-        "data",
-        "execution",
-        "grid",
-        "partition",
-        "sampling",
-        "datasets",
-        "models",
-        "nn",
-        "plots",
-        "writers",
-    ),
-    "fedjax_sim.algorithms": (
-        "fedavg",
-        "fednova",
-        "fedprox",
-        "fedsgd",
-        "mime",
-        "qfedavg",
-        "scaffold",
-        "server_optimizers",
-    ),
-    "fedjax_sim.algorithms.global_model.ifca": ("ifca",),
-    "fedjax_sim.core.files": ("SaveError",),
-    "fedjax_sim.core.history": (
-        "Communication",
-        "History",
-        "RoundMetrics",
-    ),
-    "fedjax_sim.core.interrupted": ("InterruptedRun",),
-    "fedjax_sim.core.types": (
-        "ClientOutput",
-        "ClientUpdate",
-        "Coefficients",
-        "Cohort",
-        "Exchange",
-        "FederatedAlgorithm",
-        "FederatedState",
-        "LocalTraining",
-        "RoundContext",
-    ),
-    "fedjax_sim.data": ("FederatedData",),
-    "fedjax_sim.host.simulate": ("simulate",),
-    "fedjax_sim.host.simulation": ("Simulation",),
-    "fedjax_sim.host.stopping": (
-        "Stop",
-        "any_of",
-        "patience",
-        "reaches",
-    ),
-    "fedjax_sim.results": ("Results",),
-    "fedjax_sim.results.model_file": (
-        "load_params",
-        "save_params",
-    ),
-    "fedjax_sim.results.trained": (
-        "Trained",
-        "load",
-    ),
-    "fedjax_sim.sweeps": ("sweep",),
-    "fedjax_sim.training.communication": ("communication",),
-    "fedjax_sim.training.evaluation": (
-        "ClientStatistics",
-        "Evaluation",
-        "client_statistics",
-        "evaluate",
-        "evaluator",
-    ),
-    "fedjax_sim.training.experiment": ("Experiment",),
-    "fedjax_sim.training.personal": (
-        "evaluate_clients",
-        "personal_params",
-    ),
-    "fedjax_sim.training.round": ("make_round",),
-    "fedjax_sim.training.run": ("run",),
-    "fedjax_sim.training.state": ("init",),
-    "fedjax_sim.transforms": (
-        "compression",
-        "partial",
-    ),
-}
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+def _exported(module: str) -> dict[str, str]:
+    """name -> the module that has it, of each `from MODULE import NAME as NAME` in a face.
+
+    The face is read and not imported, because that would import JAX.
+    """
+    face = Path(__file__).parent.joinpath(*module.split(".")[1:], "__init__.py")
+    names: dict[str, str] = {}
+    for node in ast.walk(ast.parse(face.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith(__name__):
+            continue
+        source = str(node.module)
+        if node.names[0].name == "*":
+            names |= dict.fromkeys(_exported(source), source)
+        names |= {alias.name: source for alias in node.names if alias.asname == alias.name}
+    return names
+
+
+_MODULE_OF = _exported(__name__)
+__all__ = sorted(_MODULE_OF)  # read from the imports above
+
+_of_papers = ", ".join(f"`fs.{name}`" for name in _exported(f"{__name__}.algorithms"))
+__doc__ = str(__doc__).replace("ALGORITHMS", textwrap.fill(_of_papers, 100))
 
 
 def __getattr__(name: str) -> Any:

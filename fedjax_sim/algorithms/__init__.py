@@ -1,7 +1,7 @@
 """Federated algorithms, one paper a file.
 
-Those named here are what a setting may name. `global_model/ifca.py` is not among them: a setting's
-run starts from one model and measures one, and IFCA has several.
+What is exported here is `fs.NAME`, and a setting may name it where its file declares it. IFCA's
+does not: a setting's run starts from one model and measures one, and IFCA has several.
 """
 
 from fedjax_sim.algorithms import server_optimizers as server_optimizers
@@ -9,6 +9,7 @@ from fedjax_sim.algorithms.global_model.fedavg import fedavg as fedavg
 from fedjax_sim.algorithms.global_model.fednova import fednova as fednova
 from fedjax_sim.algorithms.global_model.fedprox import fedprox as fedprox
 from fedjax_sim.algorithms.global_model.fedsgd import fedsgd as fedsgd
+from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
 from fedjax_sim.algorithms.global_model.mime import mime as mime
 from fedjax_sim.algorithms.global_model.qfedavg import qfedavg as qfedavg
 from fedjax_sim.algorithms.global_model.scaffold import scaffold as scaffold
