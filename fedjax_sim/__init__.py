@@ -15,7 +15,8 @@ Many: `fs.run` is R rounds in one scan, `fs.simulate` runs an `fs.Experiment` wi
 criterion to stop by (`fs.reaches`, `fs.patience`, `fs.any_of`), `fs.sweep` a grid (`fs.grid`) of
 them with seeds; `fs.baselines` trains without federating. `fs.evaluate`, `fs.evaluator` and
 `fs.client_statistics` measure, as `fs.evaluate_clients` does each client's own model of
-`fs.personal_params`; `fs.communication` counts bytes.
+`fs.personal_params`, before and after `fs.FineTuning`; `fs.of_state` marks a measure of the whole
+state. `fs.communication` counts bytes.
 
 What is left: `fs.Results` of runs, and the model, which `fs.load` reads from the folder of a run or
 a sweep; `fs.save_params` and `fs.load_params` write and read one model alone.
@@ -27,7 +28,8 @@ of `fs.data`), `fs.partition`, and, loaded where they are used, `fs.datasets`, `
 Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs.ClientStatistics`,
 `fs.ClientUpdate`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
 `fs.Exchange`,
-`fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.History`, `fs.InterruptedRun`, `fs.RoundContext`,
+`fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.FineTuned`, `fs.History`, `fs.InterruptedRun`,
+`fs.RoundContext`,
 `fs.RoundMetrics`, `fs.SaveError`, `fs.Simulation`, `fs.Stop`, `fs.Trained`.
 
 These are the public names, as `dir(fs)` lists them. What `help(fs)` lists next, as PACKAGE
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from fedjax_sim import sampling as sampling
     from fedjax_sim import writers as writers
     from fedjax_sim.algorithms import *  # noqa: F403  # the names of papers stand there alone
+    from fedjax_sim.core.evaluate import of_state as of_state
     from fedjax_sim.core.files import SaveError as SaveError
     from fedjax_sim.core.history import Communication as Communication
     from fedjax_sim.core.history import History as History
@@ -88,8 +91,10 @@ if TYPE_CHECKING:
     from fedjax_sim.training.evaluation import Evaluation as Evaluation
     from fedjax_sim.training.evaluation import client_statistics as client_statistics
     from fedjax_sim.training.evaluation import evaluate as evaluate
-    from fedjax_sim.training.evaluation import evaluator as evaluator
+    from fedjax_sim.training.evaluator import evaluator as evaluator
     from fedjax_sim.training.experiment import Experiment as Experiment
+    from fedjax_sim.training.fine_tuning import FineTuned as FineTuned
+    from fedjax_sim.training.fine_tuning import FineTuning as FineTuning
     from fedjax_sim.training.personal import evaluate_clients as evaluate_clients
     from fedjax_sim.training.personal import personal_params as personal_params
     from fedjax_sim.training.round import make_round as make_round

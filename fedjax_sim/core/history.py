@@ -1,6 +1,5 @@
 """What is reported of a round and of R of them, and the bytes of their exchanges."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +8,7 @@ import numpy as np
 from fedjax_sim.core.checks import has_values
 from fedjax_sim.core.notebook import card, number, words
 from fedjax_sim.core.reprs import fields_of
-from fedjax_sim.core.types import Array, Params, PyTree
-
-Evaluate = Callable[[Params], PyTree]
+from fedjax_sim.core.types import Array, PyTree
 
 
 class RoundMetrics(NamedTuple):

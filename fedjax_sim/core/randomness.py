@@ -25,6 +25,7 @@ COMBINE = 8  # a rule that sees all updates
 EXCHANGE = 9  # an exchange before the last of a round, which has the three above below it
 PARTITION = 11  # the data and their split, of the partition's seed, not of a run's
 HOLDOUT = 12  # which examples are held out for validation, of that seed, too
+FINE_TUNING = 13  # a client's training before it is measured, of the key that the measure is given
 # What encodes a client's update, below FINISH, whose key an algorithm is given itself: the first n
 # numbers are what `jax.random.split(key, n)` makes of it.
 CODEC = 0x434F4445

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.core.types import (
     Array,
     Coefficients,
@@ -85,7 +86,9 @@ def program(
             "sampler": cohort,
             "aggregation": _aggregation(made, _stand_in(cohort), state, key),
             "algorithm": _client_and_server(made, key, replace(state, round=round)),
-            "evaluation": None if made.evaluate is None else made.evaluate(state.params),
+            "evaluation": None
+            if made.evaluate is None
+            else made.evaluate(subject_of(made.evaluate, state)),
         }
         return found if hyper is None else found | {"params": made.begin(key)}
 

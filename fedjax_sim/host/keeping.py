@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, FederatedState, Params, PyTree
 from fedjax_sim.results.columns import is_evaluated, lowest_is_best, measures, score_of
@@ -58,7 +59,11 @@ def keep_of(
     if kept == "final":
         return Keep(kept, None)
     evaluate = experiment.evaluate
-    known = {} if evaluate is None else measures({}, jax.eval_shape(evaluate, state.params))
+    known = (
+        {}
+        if evaluate is None
+        else measures({}, jax.eval_shape(evaluate, subject_of(evaluate, state)))
+    )
     chosen = metric or score_of(known)
     if chosen is None or (chosen not in known and chosen.startswith("train_")):
         # What the clients report takes a trace of a round.

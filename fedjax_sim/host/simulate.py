@@ -138,7 +138,7 @@ def simulate(
     experiment.check(key)
     experiment = experiment.with_plain_counts()
     state = experiment.start(key)
-    check_evaluated(experiment.evaluate, state.params)
+    check_evaluated(experiment.evaluate, state)
     exchange = communication(experiment.algorithm, state.params, experiment.data)
     keep = None if keep_model == "final" else keep_of(keep_model, metric, experiment, key, state)
     execution = experiment.execution

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.core.versions import versions
@@ -312,7 +313,10 @@ def _pace(setting: ResolvedSetting) -> tuple[float, float]:
     round_fn = jax.jit(made.round_fn)
     measure: Any = jax.jit(made.evaluate)  # type: ignore[arg-type]  # a problem has one
     taken = []
-    for call in (lambda: round_fn(key, state, made.data, cohort), lambda: measure(state.params)):
+    for call in (
+        lambda: round_fn(key, state, made.data, cohort),
+        lambda: measure(subject_of(made.evaluate, state)),
+    ):
         jax.block_until_ready(call())
         times = []
         for _ in range(3):

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.core.history import Communication, Evaluate, History
-from fedjax_sim.core.types import Params, PyTree
+from fedjax_sim.core.evaluate import Evaluate, subject_of
+from fedjax_sim.core.history import Communication, History
+from fedjax_sim.core.types import FederatedState, PyTree
 
 BYTES = ("bytes_down", "bytes_up")
 
@@ -120,15 +121,15 @@ def on_test(metric: str) -> str | None:
     return f"test_{name}" if part == "validation" else None
 
 
-def check_evaluated(evaluate: Evaluate | None, params: Params) -> list[str]:
-    """The columns of what `evaluate` makes of such params, known before anything compiles.
+def check_evaluated(evaluate: Evaluate | None, state: FederatedState) -> list[str]:
+    """The columns of what `evaluate` makes of such a state, known before anything compiles.
 
     Raises:
       ValueError: for a name that every table has a column of already.
     """
     if evaluate is None:
         return []
-    names = list(named(jax.eval_shape(evaluate, params), "evaluation"))
+    names = list(named(jax.eval_shape(evaluate, subject_of(evaluate, state)), "evaluation"))
     for name in names:
         if name in COLUMNS:
             raise ValueError(

@@ -23,7 +23,8 @@ class Trained(NamedTuple):
     """What `fs.load` returns.
 
     Attributes:
-      params: the model, NumPy leaves; of `fs.baselines.local_only` each client's, `[K, ...]`.
+      params: the model, NumPy leaves; of `fs.baselines.local_only` each client's, `[K, ...]`,
+        as the personal parameters of `fs.partial` are.
       configuration: what the run was labelled with: the settings of the command line, as its
         configuration.toml has them; a sweep's hyper-parameters; `configuration` as `fs.simulate`
         was given it.
@@ -60,9 +61,15 @@ class Trained(NamedTuple):
 
 
 def trained_params(state: FederatedState) -> Params:
-    """What a run trained: the global model, or the clients' own where nothing is averaged."""
+    """What a run trained: the global model, or the clients' own where nothing is averaged.
+
+    Of parameters that stay with the clients each client's, `[K, ...]`, in their places.
+    """
     models = getattr(state.clients, "local_models", None)
-    return state.params if models is None else models()
+    if models is not None:
+        return models()
+    put_own = getattr(state.clients, "put_own", None)
+    return state.params if put_own is None else put_own(state.params)
 
 
 def save_trained(

@@ -23,7 +23,7 @@ from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSettin
 from fedjax_sim.settings.strategies import strategy
 from fedjax_sim.settings.user_data import keys, load
 from fedjax_sim.settings.user_files import called
-from fedjax_sim.training.evaluation import evaluator
+from fedjax_sim.training.evaluator import evaluator
 from fedjax_sim.training.experiment import Experiment
 
 

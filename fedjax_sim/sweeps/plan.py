@@ -246,7 +246,7 @@ def _of_an_experiment(
     made: Experiment, grid: Grid, key: Array, state: FederatedState
 ) -> frozenset[str]:
     """The columns that axes might be called like, before anything compiles."""
-    found = COLUMNS | set(check_evaluated(made.evaluate, state.params))
+    found = COLUMNS | set(check_evaluated(made.evaluate, state))
     if any(name.startswith("train_") for name in grid.names):  # what clients report takes a trace
         found |= names_of(jax.eval_shape(made.next_round, key, state)[1])
     return found

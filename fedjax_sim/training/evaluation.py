@@ -1,13 +1,12 @@
 """Metrics of one model over a federation: overall, for each client, and how they spread."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_count, check_takes
-from fedjax_sim.core.loss import check_examples, check_metric, per_example
+from fedjax_sim.core.loss import check_metric, per_example
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import of_stretches
 from fedjax_sim.core.types import Array, LossFn, Params, PyTree, accumulator
@@ -193,71 +192,3 @@ def client_statistics(
     )
     known = (count > 0) & jnp.all(jnp.where(has, jnp.isfinite(values), True))
     return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), statistics)
-
-
-def evaluator(
-    metric_fn: LossFn,
-    test: FederatedData | None = None,
-    clients: FederatedData | None = None,
-    *,
-    validation: FederatedData | None = None,
-    lower_is_better: tuple[str, ...] = ("loss",),
-    batch_size: int = 1024,
-) -> Callable[[Params], dict[str, Array]]:
-    """A function of the model, for `fs.run`, `fs.simulate` and `fs.sweep`: scalars by name.
-
-    `test_NAME` is the mean of each metric over the test set, `validation_NAME` over the validation
-    set, which `fs.Results.best` then chooses by. `clients_NAME_STATISTIC` is each of
-    `ClientStatistics` of the model's metric on the clients' own examples, in one pass over
-    them. NAME is "loss" or a name that metric_fn gives.
-
-    Args:
-      metric_fn: as `loss_fn`.
-      test: a test set, `fs.FederatedData.from_clients([test])`.
-      clients: a federation.
-      validation: as `test`; `fs.partition.holdout` makes one of a split's examples.
-      lower_is_better: metrics of which the highest are the worst.
-      batch_size: examples at a time.
-
-    Raises:
-      ValueError: if there is neither `test` nor `clients` nor `validation`; from the function, as
-        soon as it is traced, what `evaluate` refuses, by the name that the examples have here.
-
-    >>> import numpy as np
-    >>> test = FederatedData.from_clients([np.array([1.0, 3.0])])
-    >>> found = evaluator(lambda params, batch, key: batch - params, test)(0.0)
-    >>> {name: float(x) for name, x in found.items()}
-    {'test_loss': 2.0}
-    """
-    parts = {"validation": validation, "test": test}
-    if test is None and clients is None and validation is None:
-        raise ValueError("evaluator must be given test, clients, validation or several; got none")
-    for name, given in (*parts.items(), ("clients", clients)):
-        if given is not None:
-            check_data(given, name)
-            check_whole(given, name)
-    batch_size = check_count("batch_size", batch_size)
-    check_takes("metric_fn", metric_fn, "params", "batch", "key")
-
-    def scores(params: Params) -> dict[str, Array]:
-        found: dict[str, Array] = {}
-        for name, given in (*parts.items(), ("clients", clients)):
-            if given is not None:
-                check_examples(metric_fn, params, given.examples, name)
-        for part, examples in parts.items():
-            if examples is not None:
-                mean = evaluate(metric_fn, params, examples, batch_size=batch_size).mean
-                found |= {f"{part}_{name}": value for name, value in mean.items()}
-        if clients is not None:
-            result = evaluate(metric_fn, params, clients, batch_size=batch_size)
-            for name, values in result.clients.items():
-                statistics = client_statistics(
-                    values,
-                    clients.client_weights,
-                    clients.num_examples > 0,
-                    higher_is_better=name not in lower_is_better,
-                )
-                found |= {f"clients_{name}_{k}": v for k, v in statistics._asdict().items()}
-        return found
-
-    return scores

@@ -7,7 +7,8 @@ import jax
 
 from fedjax_sim import aggregation as rules
 from fedjax_sim.core.checks import check_takes
-from fedjax_sim.core.history import Communication, Evaluate, History
+from fedjax_sim.core.evaluate import Evaluate, subject_of
+from fedjax_sim.core.history import Communication, History
 from fedjax_sim.core.randomness import INIT, check_key, stream
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.tasks import Executed
@@ -41,7 +42,8 @@ class Experiment(NamedTuple):
       aggregation: a rule of `fs.aggregation`.
       execution: a strategy of `fs.execution`; None leaves it to who runs the experiment.
       nonfinite: "keep" or "drop".
-      evaluate: params -> pytree, as `fs.evaluator` makes one; None for none.
+      evaluate: params -> pytree, as `fs.evaluator` makes one, or of the state, marked by
+        `fs.of_state`; None for none.
       evaluate_every: r; also after the last round.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
@@ -154,5 +156,5 @@ class Experiment(NamedTuple):
         )
         check_evaluate(self.evaluate)
         if self.evaluate is not None:  # which refuses test examples that are not of the model
-            jax.eval_shape(self.evaluate, state.params)
+            jax.eval_shape(self.evaluate, subject_of(self.evaluate, state))
         return state

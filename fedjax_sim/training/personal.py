@@ -1,7 +1,7 @@
 """Each client's own model, and how good it is on the client's own examples."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_takes, has_values
 from fedjax_sim.core.loss import check_metric, per_example, totals
+from fedjax_sim.core.randomness import FINE_TUNING, check_key, stream
 from fedjax_sim.core.types import (
     Array,
     FederatedAlgorithm,
@@ -22,6 +23,7 @@ from fedjax_sim.core.types import (
 from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.training.evaluation import Evaluation, quotient
+from fedjax_sim.training.fine_tuning import FineTuned, FineTuning, check_fine_tuning, fine_tuned
 
 
 def personal_params(
@@ -68,6 +70,40 @@ def personal_params(
     return jax.lax.map(lambda k: _own_model(algorithm, state, data, k), ids)
 
 
+@overload
+def evaluate_clients(
+    metric_fn: LossFn,
+    algorithm: FederatedAlgorithm,
+    state: FederatedState,
+    data: FederatedData,
+    *,
+    test: FederatedData | None = ...,
+    clients: Any | None = ...,
+    fine_tune: None = ...,
+    unseen: bool = ...,
+    key: Array | None = ...,
+    batch_size: int = ...,
+    lanes: int = ...,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate_clients(
+    metric_fn: LossFn,
+    algorithm: FederatedAlgorithm,
+    state: FederatedState,
+    data: FederatedData,
+    *,
+    test: FederatedData | None = ...,
+    clients: Any | None = ...,
+    fine_tune: FineTuning,
+    unseen: bool = ...,
+    key: Array | None = ...,
+    batch_size: int = ...,
+    lanes: int = ...,
+) -> FineTuned: ...
+
+
 def evaluate_clients(
     metric_fn: LossFn,
     algorithm: FederatedAlgorithm,
@@ -76,9 +112,12 @@ def evaluate_clients(
     *,
     test: FederatedData | None = None,
     clients: Any | None = None,
+    fine_tune: FineTuning | None = None,
+    unseen: bool = False,
+    key: Array | None = None,
     batch_size: int = 1024,
     lanes: int = 1,
-) -> Evaluation:
+) -> Evaluation | FineTuned:
     """Each client's own model on the client's own examples.
 
     The model is the algorithm's `personal`, or the global one where it has none. For client k the
@@ -92,16 +131,23 @@ def evaluate_clients(
       test: their own test examples, of the same K clients in the same places, some of which may
         have none; None to measure on `data`.
       clients: Int[c], which; None for all K.
+      fine_tune: trains each client's model further on its examples in `data`, from what it is, and
+        measures it once more; the state stays as it is.
+      unseen: the clients of `data` are none of the state's, and were never trained on: each begins
+        as a client does before it is first picked, from the global model.
+      key: of what fine-tuning shuffles and draws, by client; None for `jax.random.key(0)`.
       batch_size: examples of a client at a time.
       lanes: clients side by side; 1 is best on a CPU.
 
     Returns:
       `Evaluation`: `mean`, name -> Float[], over all examples of these clients; `clients`,
-      name -> Float[c], over each one's, NaN where it has none.
+      name -> Float[c], over each one's, NaN where it has none. With `fine_tune` two of those,
+      `FineTuned.before` and `.after`.
 
     Raises:
       ValueError: for a state or a test set of another federation, ids out of range, counts below
-        1, and what `evaluate` refuses.
+        1, and what `evaluate` refuses; for a window, fine-tuning of which would see no examples of
+        the clients outside; for a loss or an optimizer that does not fit the model.
 
     >>> import fedjax_sim as fs, optax
     >>> loss_fn = lambda w, batch, key: (w - batch) ** 2
@@ -112,8 +158,19 @@ def evaluate_clients(
     >>> result = fs.evaluate_clients(loss_fn, algorithm, state, data, test=test)
     >>> float(result.mean["loss"]), result.clients["loss"].tolist()  # the first is -1's
     (4.0, [16.0, 0.0, 0.0])
+
+    How well the first model serves two clients that were never trained on, before and after a step:
+
+    >>> new = fs.FederatedData.from_clients([np.zeros(3), np.full(2, -2.0)])
+    >>> tuned = fs.evaluate_clients(
+    ...     loss_fn, algorithm, state, new, unseen=True,
+    ...     fine_tune=fs.FineTuning(optax.sgd(0.25), fs.LocalTraining()))
+    >>> tuned.before.clients["loss"].tolist(), tuned.after.clients["loss"].tolist()
+    ([1.0, 1.0], [0.25, 0.25])
     """
-    _check(state, data)
+    if not isinstance(unseen, bool):
+        raise ValueError(f"unseen must be True or False; got {unseen!r}")
+    _check(state, data, unseen)
     batch_size, lanes = check_count("batch_size", batch_size), check_count("lanes", lanes)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
     name = "data" if test is None else "test"
@@ -122,20 +179,36 @@ def evaluate_clients(
     ids = _client_ids(clients, data.num_clients)
     if _probe(algorithm) is not None and test is not data:
         _check_within(data, test, ids)
-    own_model = jax.eval_shape(lambda: _own_model(algorithm, state, data, jnp.int32(0)))
+    own_model = jax.eval_shape(lambda: _own_model(algorithm, state, data, jnp.int32(0), unseen))
     check_metric(metric_fn, own_model, test.examples, None, name)
+    if fine_tune is not None:
+        check_whole(data, "data")
+        fine_tune = check_fine_tuning(fine_tune, metric_fn, own_model, data)
+    key = jax.random.key(0) if key is None else key
+    check_key(key)
     passes = algorithm.exchanges[-1]._replace(local=LocalTraining(1, batch_size, shuffle=False))
     engine = Engine(passes, test, jax.random.key(0), ())
 
-    def measure(client_id: Array) -> Metrics:
-        params = _own_model(algorithm, state, data, client_id)
-
+    def measured(client_id: Array, params: Params) -> Metrics:
         def of_block(batch: PyTree, mask: Array) -> Metrics:
             return totals(per_example(metric_fn, params, batch, None, "metric_fn"), mask)
 
         return engine.sum_over_blocks(of_block, engine.client(client_id), dynamic=True)
 
+    def measure(client_id: Array) -> list[Metrics]:
+        models = [_own_model(algorithm, state, data, client_id, unseen)]
+        if fine_tune is not None:
+            own_key = stream(key, FINE_TUNING)
+            models.append(fine_tuned(fine_tune, data, own_key, models[0], client_id))
+        return [measured(client_id, params) for params in models]
+
     sums = jax.lax.map(measure, ids, batch_size=None if lanes == 1 else lanes)
+    evaluations = [_means(of_models) for of_models in sums]
+    return evaluations[0] if fine_tune is None else FineTuned(*evaluations)
+
+
+def _means(sums: Metrics) -> Evaluation:
+    """Of sums and counts by client, [c] each."""
 
     def mean(total: Array, count: Array) -> Array:
         return jnp.where(count > 0, quotient(total, jnp.where(count > 0, count, 1)), jnp.nan)
@@ -152,9 +225,13 @@ def _probe(algorithm: FederatedAlgorithm) -> Callable[..., PyTree] | None:
 
 
 def _own_model(
-    algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData, client_id: Array
+    algorithm: FederatedAlgorithm,
+    state: FederatedState,
+    data: FederatedData,
+    client_id: Array,
+    unseen: bool = False,
 ) -> Params:
-    """The model that one client uses itself."""
+    """The model that one client uses itself; of one that the state does not know, the first."""
     if algorithm.personal is None:
         return state.params
     message = algorithm.broadcast(state.server, state.round)
@@ -162,16 +239,19 @@ def _own_model(
     exchange = exchange._replace(client=exchange.client._replace(probe=_probe(algorithm)))
     # A probe draws nothing, so that the key does not matter.
     engine = Engine(exchange, data, jax.random.key(0), message)
-    client_state = jax.tree.map(lambda x: x[client_id], state.clients)
+    if unseen:
+        client_state = algorithm.init_client(state.params)
+    else:
+        client_state = jax.tree.map(lambda x: x[client_id], state.clients)
     probed = engine.probed(engine.client(client_id), client_state, dynamic=True)
     return algorithm.personal(state.server, client_state, probed)
 
 
-def _check(state: FederatedState, data: FederatedData) -> None:
+def _check(state: FederatedState, data: FederatedData, unseen: bool = False) -> None:
     check_data(data)
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
-    for x in jax.tree.leaves(state.clients):
+    for x in () if unseen else jax.tree.leaves(state.clients):
         if x.shape[0] != data.num_clients:
             raise ValueError(
                 f"state must come from fs.init with this federation of {data.num_clients} "

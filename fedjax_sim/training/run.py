@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_count, check_not_a_name, check_takes
-from fedjax_sim.core.history import Evaluate, History
+from fedjax_sim.core.evaluate import Evaluate, subject_of
+from fedjax_sim.core.history import History
 from fedjax_sim.core.randomness import check_key
-from fedjax_sim.core.types import Array, FederatedState, Params, PyTree
+from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.round import RoundFn
@@ -45,7 +46,8 @@ def run(
       state: from `fs.init`, or what an earlier run returned.
       sampler: from `fs.sampling`.
       num_rounds: R >= 1, static.
-      evaluate: params -> pytree, called in the graph; `fs.evaluator` makes one.
+      evaluate: params -> pytree, called in the graph; `fs.evaluator` makes one. `fs.of_state` marks
+        one that is given the state.
       evaluate_every: r >= 1, static: `evaluate` after rounds r, 2 r, ..., counted from the
         experiment's first round.
       last: static: also after this round, whatever `evaluate_every`.
@@ -92,20 +94,21 @@ def next_round(
     state, metrics = round_fn(key, state, data, cohort)
     if evaluate is None:
         return state, History(metrics, (), jnp.array(False))
+    subject = subject_of(evaluate, state)
     if evaluate_every == 1:
-        return state, History(metrics, evaluate(state.params), jnp.array(True))
+        return state, History(metrics, evaluate(subject), jnp.array(True))
     due = state.round % evaluate_every == 0
     if last is not None:
         due |= state.round == last
 
-    def skipped(params: Params) -> PyTree:
+    def skipped(subject: PyTree) -> PyTree:
         def missing(x: jax.ShapeDtypeStruct) -> Array:
             inexact = jnp.issubdtype(x.dtype, jnp.inexact)
             return jnp.full(x.shape, jnp.nan if inexact else 0, x.dtype)
 
-        return jax.tree.map(missing, jax.eval_shape(evaluate, params))
+        return jax.tree.map(missing, jax.eval_shape(evaluate, subject))
 
-    return state, History(metrics, jax.lax.cond(due, evaluate, skipped, state.params), due)
+    return state, History(metrics, jax.lax.cond(due, evaluate, skipped, subject), due)
 
 
 def check_evaluate(evaluate: Any) -> None:
@@ -116,7 +119,8 @@ def check_evaluate(evaluate: Any) -> None:
     """
     if evaluate is not None and not callable(evaluate):
         raise ValueError(
-            "evaluate must be a function of params, as fs.evaluator makes one, or None; got "
+            "evaluate must be a function of params, as fs.evaluator makes one, or fs.of_state of "
+            "one of the state, or None; got "
             f"{evaluate!r}"
         )
     if evaluate is not None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.results.targets import rounds_to_target
-from fedjax_sim.training.evaluation import client_statistics, evaluator
+from fedjax_sim.training.evaluation import client_statistics
+from fedjax_sim.training.evaluator import evaluator
 
 CLIENTS = st.lists(
     st.tuples(

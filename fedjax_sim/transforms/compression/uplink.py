@@ -28,6 +28,11 @@ class WithResidual(NamedTuple):
     own: PyTree
     residual: PyTree
 
+    def put_own(self, params: Params) -> Params:
+        """The model as a run leaves it, with what the algorithm's clients keep of it."""
+        put_own = getattr(self.own, "put_own", None)
+        return params if put_own is None else put_own(params)
+
     def __repr__(self) -> str:
         return fields_of(self)
 

@@ -26,6 +26,10 @@ class WithPersonal(NamedTuple):
     own: PyTree
     personal: dict[str, Array]
 
+    def put_own(self, params: Params) -> Params:
+        """The model with these parameters in their places; of all clients' states, `[K, ...]`."""
+        return put(params, self.personal)
+
     def __repr__(self) -> str:
         return fields_of(self)
 
@@ -151,7 +155,7 @@ def partial(algorithm: FederatedAlgorithm, personal: Chosen) -> FederatedAlgorit
         check_message(algorithm, params, own)
 
     def own_model(server: PyTree, state: WithPersonal, probed: PyTree) -> Params:
-        return put(algorithm.params(server), _checked(state).personal)
+        return _checked(state).put_own(algorithm.params(server))
 
     return algorithm._replace(
         init_client=init_client,
