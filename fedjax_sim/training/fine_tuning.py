@@ -10,8 +10,8 @@ from fedjax_sim.algorithms.descent import (
     Descent,
     Message,
     averaged_descent,
-    check_optimizer,
 )
+from fedjax_sim.algorithms.optimizers import check_optimizer
 from fedjax_sim.core.local_training import check_local, num_steps
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.tasks import Options, Tasks
