@@ -1,11 +1,11 @@
-"""Arguments that commands share and that are no setting."""
+"""Arguments that several commands have and that are no setting of a run."""
 
 import argparse
 from pathlib import Path
 
 
 def whole(text: str) -> int:
-    """What argparse reads a whole number with."""
+    """Reads a whole number for argparse."""
     try:
         return int(text)
     except ValueError:
@@ -13,16 +13,16 @@ def whole(text: str) -> int:
 
 
 def add_out(
-    parser: argparse.ArgumentParser, default: str | None, resume: str, what: str = "results"
+    parser: argparse.ArgumentParser, default: str | None, resume: str, contents: str = "results"
 ) -> None:
     """--out, --resume and --overwrite."""
-    said = {"default": Path(default)} if default else {"required": True}
+    required = {"default": Path(default)} if default else {"required": True}
     parser.add_argument(
         "--out",
         type=folder,
         metavar="DIR",
-        **said,
-        help=f"{what} folder" + (f" (default: {default})" if default else ""),
+        **required,
+        help=f"{contents} folder" + (f" (default: {default})" if default else ""),
     )
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help=resume)

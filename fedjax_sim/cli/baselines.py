@@ -17,7 +17,7 @@ from fedjax_sim.host.simulation import Simulation
 from fedjax_sim.results import Results, Scalar
 from fedjax_sim.results.columns import BYTES
 from fedjax_sim.results.folder import BASELINES, CONFIGURATION, RUN, RunFolder
-from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import build
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.training.experiment import Experiment
 
@@ -25,7 +25,7 @@ _EXPERIMENTS = {name: getattr(baselines, name) for name in BASELINES}
 
 
 def train(
-    name: str, chosen: ResolvedSetting, experiment: Experiment, out: Path, resume: bool
+    name: str, resolved: ResolvedSetting, experiment: Experiment, out: Path, resume: bool
 ) -> tuple[str, bool]:
     """One baseline of a run, in a results folder of its own below it.
 
@@ -33,65 +33,67 @@ def train(
       experiment: the run's, of as many rounds as it had until its target.
 
     Returns:
-      What came of it, in a line, and whether it is through.
+      A line about its result, and whether it ran to its end.
     """
-    made, below = _EXPERIMENTS[name](experiment), out / name
-    configuration = {**chosen.values(), "baseline": name}
+    baseline, below = _EXPERIMENTS[name](experiment), out / name
+    configuration = {**resolved.values(), "baseline": name}
     with folder.saying_what_is_saved(below):
-        with run_progress(made.num_rounds, chosen.score) as tell:
+        with run_progress(baseline.num_rounds, resolved.score) as tell:
             simulation = simulate(
-                made,
-                chosen.seed,
+                baseline,
+                resolved.seed,
                 out=below,
                 resume=resume,
                 on_progress=tell,
-                configuration={**chosen.values_without_target(), "baseline": name},
+                configuration={**resolved.values_without_target(), "baseline": name},
             )
         if simulation.status == "interrupted":
             return f"{name} interrupted, and what was computed is saved", False
-        (run,) = simulation.results(seed=chosen.seed).runs
+        (run,) = simulation.results(seed=resolved.seed).runs
         rounds = {k: x for k, x in run.rounds.items() if k not in BYTES}  # nothing is sent
-        own = _of_own_models(chosen, simulation) if name == "local_only" else run.values
-        results = Results((run._replace(rounds=rounds, values=own),))
-        results.save(below, summary(configuration, chosen, simulation))
+        values = _of_own_models(resolved, simulation) if name == "local_only" else run.values
+        results = Results((run._replace(rounds=rounds, values=values),))
+        results.save(below, summary(configuration, resolved, simulation))
     row = results.runs[0].row()
-    said = ", ".join(
+    scores = ", ".join(
         f"{score} {row[score]:.4f}" if isinstance(row[score], float) else f"{score} not known"
-        for score in dict.fromkeys((chosen.score, chosen.test_score))
+        for score in dict.fromkeys((resolved.score, resolved.test_score))
     )
     means = ""
     if name == "local_only":
         means = ", mean of the clients' own models"
         clients = experiment.data.num_clients
-        if never := clients - int(own["trained_clients"] or 0):
+        if never := clients - int(values["trained_clients"] or 0):
             means += f" ({never} of {clients} never trained, and have the first one)"
-    return f"{name}: {said}{means}", True
+    return f"{name}: {scores}{means}", True
 
 
-def _of_own_models(chosen: ResolvedSetting, simulation: Simulation) -> dict[str, Scalar]:
-    """How the clients' own models do on the test set and on their own data, at the end."""
-    given = problem.problem(chosen)
-    found = baselines.evaluate_local(
-        given.loss_fn, simulation.state, given.test, given.data if chosen.per_client else None
+def _of_own_models(resolved: ResolvedSetting, simulation: Simulation) -> dict[str, Scalar]:
+    """Scores of the clients' own last models, on the test set and on their own examples."""
+    parts = build.problem(resolved)
+    statistics = baselines.evaluate_local(
+        parts.loss_fn, simulation.state, parts.test, parts.data if resolved.per_client else None
     ).statistics
-    if given.validation is not None:
-        held_out = baselines.evaluate_local(given.loss_fn, simulation.state, given.validation)
-        found |= {
+    if parts.validation is not None:
+        held_out = baselines.evaluate_local(parts.loss_fn, simulation.state, parts.validation)
+        statistics |= {
             name.replace("test_", "validation_", 1): x for name, x in held_out.statistics.items()
         }
     values: dict[str, Scalar] = {"trained_clients": _trained(simulation.state)}
-    for name, statistics in found.items():
-        values |= {f"{name}_{k}": float(x) for k, x in statistics._asdict().items()}
-    means = {name: float(x.mean) for name, x in found.items() if not name.startswith("clients_")}
-    r2 = {f"{k}_r2": 1 - means[f"{k}_loss"] / x for k, x in given.variances.items()}
+    for name, of_clients in statistics.items():
+        values |= {f"{name}_{k}": float(x) for k, x in of_clients._asdict().items()}
+    means = {
+        name: float(x.mean) for name, x in statistics.items() if not name.startswith("clients_")
+    }
+    r2 = {f"{k}_r2": 1 - means[f"{k}_loss"] / x for k, x in parts.variances.items()}
     return {**values, **means, **r2}
 
 
 def _trained(state: FederatedState) -> int:
     """Clients whose model is no longer the first one."""
     moved = [
-        (own != first[None]).reshape(len(own), -1).any(axis=1)
-        for own, first in zip(
+        (leaf != first[None]).reshape(len(leaf), -1).any(axis=1)
+        for leaf, first in zip(
             jax.tree.leaves(baselines.local_models(state)),
             jax.tree.leaves(state.params),
             strict=True,
@@ -101,24 +103,24 @@ def _trained(state: FederatedState) -> int:
 
 
 def summary(
-    configuration: Mapping[str, Any], chosen: ResolvedSetting, simulation: Simulation
+    configuration: Mapping[str, Any], resolved: ResolvedSetting, simulation: Simulation
 ) -> dict[str, Any]:
-    """What summary.json says of a run, and of a baseline."""
+    """The contents of summary.json, of a run and of a baseline alike."""
     return {
         "kind": "run",
         "configuration": configuration,
-        "score": chosen.score,
+        "score": resolved.score,
         "status": simulation.status,
     }
 
 
-def there(out: Path) -> Any:
-    """The baselines of the run in `out`."""
+def saved_names(out: Path) -> Any:
+    """Names of the baselines of the run that is saved in `out`."""
     path = out / CONFIGURATION
     return files.read(path).get("baselines", []) if path.exists() else []
 
 
-def named(*several: Any) -> list[str]:
+def names_to_train(*several: Any) -> list[str]:
     """The baselines to train: those of the run that goes on, of the file and of the options.
 
     Raises:
@@ -135,9 +137,9 @@ def named(*several: Any) -> list[str]:
 
 
 def check(
-    names: list[str], chosen: ResolvedSetting, out: RunFolder, *, resume: bool, overwrite: bool
+    names: list[str], resolved: ResolvedSetting, out: RunFolder, *, resume: bool, overwrite: bool
 ) -> None:
-    """Refuses what the baselines cannot be of, and folders with results.
+    """Refuses settings that a baseline cannot be trained with, and folders that have results.
 
     Raises:
       ValueError: saying which.
@@ -149,5 +151,5 @@ def check(
                 "name another --out"
             )
         below.check(RUN, resume, overwrite)
-    if "local_only" in names and problem.sampler(chosen).with_replacement:
-        raise ValueError(f"local_only needs a sampler without replacement; got {chosen.sampler}")
+    if "local_only" in names and build.sampler(resolved).with_replacement:
+        raise ValueError(f"local_only needs a sampler without replacement; got {resolved.sampler}")

@@ -38,7 +38,7 @@ def check_same(
     values: Mapping[str, Any],
     beside: Sequence[str] = (),
 ) -> None:
-    """Refuses to resume with other values than those that are there, if any are.
+    """Refuses to resume with other values than the folder's configuration.toml, if it has one.
 
     Args:
       beside: names that are not compared.
@@ -47,36 +47,36 @@ def check_same(
       ValueError: saying what differs.
     """
     if (folder / CONFIGURATION).exists():
-        there, here = read(folder / CONFIGURATION), tomllib.loads(toml(values))
+        saved, values_now = read(folder / CONFIGURATION), tomllib.loads(toml(values))
         for name in beside:
-            there.pop(name, None)
-            here.pop(name, None)
-        differs = differences(there, here)
+            saved.pop(name, None)
+            values_now.pop(name, None)
+        differs = differences(saved, values_now)
         if differs:
-            more = there.get("rounds") != here.get("rounds") and "; " + MORE_ROUNDS
-            raise ValueError(f"--out {folder} cannot be resumed: {differs}{more or ''}")
+            hint = saved.get("rounds") != values_now.get("rounds") and "; " + MORE_ROUNDS
+            raise ValueError(f"--out {folder} cannot be resumed: {differs}{hint or ''}")
 
 
 @contextmanager
 def written(folder: Path, values: Mapping[str, Any]) -> Iterator[None]:
-    """As `write`, taken back if what is in here refuses to run it.
+    """Writes configuration.toml, and restores the one before it if the block raises ValueError.
 
     Raises:
-      ValueError: what is raised in here.
+      ValueError: the block's own.
     """
     path = folder / CONFIGURATION
-    before = path.read_bytes() if path.exists() else None
+    previous = path.read_bytes() if path.exists() else None
     write(folder, values)
     try:
         yield
     except ValueError:
-        if before is not None:
-            replace_file(path, lambda file: file.write(before))
+        if previous is not None:
+            replace_file(path, lambda file: file.write(previous))
         raise
 
 
 def toml(values: Mapping[str, Any]) -> str:
-    """Scalars, lists of them, tables and lists of tables: too little to depend on a package for.
+    """TOML of scalars, lists of scalars, tables and lists of tables, too little for a dependency.
 
     >>> print(toml({"rounds": 5, "grid": {"client_lr": [0.1, 1.0]}}), end="")
     rounds = 5
@@ -89,16 +89,16 @@ def toml(values: Mapping[str, Any]) -> str:
         if isinstance(value, (list, tuple)):
             return f"[{', '.join(map(text, value))}]"
         # JSON's strings and booleans are TOML's; a float keeps all its digits, and its point.
-        said = isinstance(value, (str, bool))
-        return json.dumps(value, ensure_ascii=False) if said else repr(value)
+        is_json = isinstance(value, (str, bool))
+        return json.dumps(value, ensure_ascii=False) if is_json else repr(value)
 
     lines, tables = [], []
     for name, value in values.items():
         several = value if isinstance(value, (list, tuple)) else [value]
-        if several and all(isinstance(one, Mapping) for one in several):
+        if several and all(isinstance(table, Mapping) for table in several):
             heading = f"[[{name}]]" if several is value else f"[{name}]"
-            for one in several:
-                tables += ["", heading, *(f"{k} = {text(v)}" for k, v in one.items())]
+            for table in several:
+                tables += ["", heading, *(f"{k} = {text(v)}" for k, v in table.items())]
         else:
             lines.append(f"{name} = {text(value)}")
     return "\n".join([*lines, *tables]) + "\n"

@@ -10,20 +10,20 @@ from fedjax_sim.results.folder import RUN, SWEEP, RunFolder
 
 
 def saved(folder: Path) -> str:
-    """What is there to go on from, in words."""
+    """How much of a run or a sweep `folder` holds, in words."""
     rounds, batches = (RunFolder(folder).numbers(kind) for kind in (RUN, SWEEP))
     if rounds:
-        what = f"rounds 1 to {max(rounds)} are saved"
+        saved_parts = f"rounds 1 to {max(rounds)} are saved"
     elif batches:
-        what = f"{len(batches)} batch{'es are' if len(batches) > 1 else ' is'} saved"
+        saved_parts = f"{len(batches)} batch{'es are' if len(batches) > 1 else ' is'} saved"
     else:
         return "nothing is saved"
-    return f"{what}, and --resume goes on from there"
+    return f"{saved_parts}, and --resume goes on from there"
 
 
 @contextmanager
 def saying_what_is_saved(folder: Path) -> Iterator[None]:
-    """What goes wrong with files in here is one line, which also says what is in the folder.
+    """Turns an error of the block's files into one line, which also says what the folder holds.
 
     Raises:
       SaveError: if the folder cannot be written; or for an OSError of where else the numbers of

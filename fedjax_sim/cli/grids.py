@@ -30,16 +30,16 @@ def from_options(
     random: Sequence[str],
     vocabulary: Vocabulary = VOCABULARY,
 ) -> dict[str, Any]:
-    """The tables that options give, as a file has them: only those that are given.
+    """The tables that options describe, as a TOML file has them; a table without axes is left out.
 
     Raises:
       ValueError: for what is not NAME=VALUE,VALUE, an unknown name, or a value it does not take.
     """
-    found: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     if axes:
-        found["grid"] = dict(_axis("grid", text, vocabulary) for text in axes)
+        tables["grid"] = dict(_axis("grid", text, vocabulary) for text in axes)
     if zips:
-        found["zip"] = [dict(_axis("zip", text, vocabulary) for text in one) for one in zips]
+        tables["zip"] = [dict(_axis("zip", text, vocabulary) for text in zipped) for zipped in zips]
     if random:
         if not random[0].isdecimal():
             raise ValueError(f"random must begin with a number of configurations; got {random[0]}")
@@ -47,26 +47,26 @@ def from_options(
         for text in random[1:]:
             name, value = _named(text)
             table[name] = int(value) if name == "seed" and value.isdecimal() else value
-        found["random"] = table
-    return found
+        tables["random"] = table
+    return tables
 
 
 def checked(tables: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> dict[str, Any]:
     """The tables with every value typed, to be written as they are.
 
     Raises:
-      ValueError: for a table that is none, an unknown name, or a value it does not take.
+      ValueError: for a value that is no table, an unknown axis, or a value that an axis refuses.
     """
-    found: dict[str, Any] = {}
+    typed_tables: dict[str, Any] = {}
     if "grid" in tables:
-        found["grid"] = _axes("grid", tables["grid"], vocabulary)
+        typed_tables["grid"] = _axes("grid", tables["grid"], vocabulary)
     if "zip" in tables:
         several = tables["zip"] if isinstance(tables["zip"], list) else [tables["zip"]]
-        found["zip"] = [_axes("zip", one, vocabulary) for one in several]
-        for one in found["zip"]:
-            if len(one) < 2:
+        typed_tables["zip"] = [_axes("zip", zipped, vocabulary) for zipped in several]
+        for zipped in typed_tables["zip"]:
+            if len(zipped) < 2:
                 raise ValueError(
-                    f"zip must have two axes or more; got {', '.join(one) or 'none'} (all "
+                    f"zip must have two axes or more; got {', '.join(zipped) or 'none'} (all "
                     "combinations are a grid)"
                 )
     if "random" in tables:
@@ -79,38 +79,38 @@ def checked(tables: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> d
         draws = {k: v for k, v in table.items() if k not in ("num", "seed")}
         for name, text in draws.items():
             _draw(name, text, vocabulary)
-        found["random"] = {"num": num, "seed": seed, **draws}
-    return found
+        typed_tables["random"] = {"num": num, "seed": seed, **draws}
+    return typed_tables
 
 
-def made(tables: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Grid:
-    """The product of all the axes; of one configuration if there are none."""
-    found = grid.product(**tables.get("grid", {}))
-    for one in tables.get("zip", []):
-        found = found * grid.zip(**one)
+def build(tables: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Grid:
+    """The grid of such tables: the product of all axes, or one configuration without any."""
+    configurations = grid.product(**tables.get("grid", {}))
+    for zipped in tables.get("zip", []):
+        configurations = configurations * grid.zip(**zipped)
     if "random" in tables:
         table = dict(tables["random"])
         num, key = table.pop("num"), jax.random.key(table.pop("seed"))
         drawn = {name: _draw(name, text, vocabulary) for name, text in table.items()}
-        found = found * grid.random(key, num, **drawn)
-    return found
+        configurations = configurations * grid.random(key, num, **drawn)
+    return configurations
 
 
 def names(tables: Mapping[str, Any]) -> set[str]:
-    """The names that stand in such tables, whatever else is wrong with them."""
+    """The names of all axes in such tables, which may be malformed (they are checked later)."""
     several = [tables.get("grid"), tables.get("random")]
     zips = tables.get("zip", [])
     several += zips if isinstance(zips, list) else [zips]
-    return {name for one in several if isinstance(one, Mapping) for name in one}
+    return {name for table in several if isinstance(table, Mapping) for name in table}
 
 
-def _axis(of: str, text: str, vocabulary: Vocabulary) -> tuple[str, list[Any]]:
+def _axis(table_name: str, text: str, vocabulary: Vocabulary) -> tuple[str, list[Any]]:
     name, values = _named(text)
     _check_axis(name, vocabulary)
     try:
         return name, [parsed(name, value, vocabulary) for value in values.split(",")]
     except ValueError as error:
-        raise ValueError(f"{of}.{error}") from None
+        raise ValueError(f"{table_name}.{error}") from None
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -126,25 +126,25 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _axes(of: str, table: Any, vocabulary: Vocabulary) -> dict[str, list[Any]]:
-    found = {}
-    for name, values in _table(of, table).items():
+def _axes(table_name: str, table: Any, vocabulary: Vocabulary) -> dict[str, list[Any]]:
+    axes = {}
+    for name, values in _table(table_name, table).items():
         _check_axis(name, vocabulary)
         if not isinstance(values, list):
-            raise ValueError(f"{of}.{name} must be a list of values; got {values!r}")
+            raise ValueError(f"{table_name}.{name} must be a list of values; got {values!r}")
         try:
-            found[name] = [typed(name, value, vocabulary) for value in values]
+            axes[name] = [typed(name, value, vocabulary) for value in values]
         except ValueError as error:
-            raise ValueError(f"{of}.{error}") from None
-        if of == "grid" and len(set(values)) != len(values):
+            raise ValueError(f"{table_name}.{error}") from None
+        if table_name == "grid" and len(set(values)) != len(values):
             raise ValueError(f"grid.{name} must have each value once; got {values}")
-    return found
+    return axes
 
 
 def _check_axis(name: str, vocabulary: Vocabulary) -> None:
     if name in _NO_AXES:
         raise ValueError(f"{name} cannot be an axis: {_NO_AXES[name]}")
-    vocabulary.check(name, "axis", [known for known in vocabulary.names if known not in _NO_AXES])
+    vocabulary.check(name, "axis", [axis for axis in vocabulary.names if axis not in _NO_AXES])
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""The cores to use, and the programs compiled before."""
+"""The cores that a command uses, and the cache of compiled programs."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def use_cores(cores: int | None) -> Mesh | None:
 def programs() -> Path:
     """Where compiled programs are kept: in the user's cache.
 
-    Earlier versions had them in `.cache` on all systems; they are still used where they are there.
+    Earlier versions kept them in `.cache` on all systems; such a folder is still used if it exists.
     """
     earlier = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax_sim/xla"
     return earlier if earlier.is_dir() else platformdirs.user_cache_path("fedjax_sim") / "xla"

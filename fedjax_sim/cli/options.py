@@ -13,7 +13,7 @@ from fedjax_sim.cli.wording import how_to_assign
 from fedjax_sim.results.folder import CONFIGURATION
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 
-# A user's own data are no name of a data set.
+# `--data FOLDER` reads better than `--dataset FOLDER` where the data are the user's own.
 _MORE_FLAGS = {"dataset": ("--data",)}
 
 
@@ -23,11 +23,11 @@ def add_setting(
     names: Iterable[str] | None = None,
     helps: Mapping[str, str] | None = None,
 ) -> None:
-    """An option for each of these names, in their order; what is not given is not there.
+    """Adds an option for each of these names; one that a user omits leaves no attribute behind.
 
     Args:
       names: None for all of the vocabulary.
-      helps: name -> the help of a command to which the option's own does not apply.
+      helps: name -> help that replaces the option's own in this command.
     """
     names = vocabulary.names if names is None else {*names}
     for name, option in vocabulary.options.items():
@@ -38,7 +38,7 @@ def add_setting(
         how: dict[str, Any] = {"type": reader(name, vocabulary), "metavar": option.metavar}
         if option.kind is bool:
             how = {"action": argparse.BooleanOptionalAction}
-        # argparse fills in what stands behind a percent sign.
+        # argparse formats help texts by %, so a percent sign is written twice.
         text = (helps or {}).get(name, option.help).replace("%", "%%")
         parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **how)
 
@@ -53,7 +53,7 @@ def flag_of(name: str) -> str:
 
 
 def reader(name: str, vocabulary: Vocabulary) -> Callable[[str], Any]:
-    """What argparse reads the option with."""
+    """The function by which argparse reads the option's value."""
 
     def read(text: str) -> Any:
         try:
@@ -68,31 +68,31 @@ def read(
     command: str,
     options: argparse.Namespace,
     names: Iterable[str] | None = None,
-    more: Iterable[str] = (),
+    own_names: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """What a command runs, by name: of CONFIG, or of what is to be resumed, and options over it.
+    """A command's values by name: those of CONFIG, or of the folder to resume, then its options.
 
-    Says so if there is nothing to be resumed.
+    Tells the user if there is nothing to resume.
 
     Args:
       names: those of a setting that the command takes; None for all.
-      more: names of its own whose options replace what the file says.
+      own_names: names of its own whose options replace what the file says.
 
     Raises:
       ValueError: if the file cannot be read, or has a name that the command does not take (whose
         it is, or the nearest); if nothing says what to start.
     """
-    found = _config(options)
-    options.elsewhere = {*found}  # what an error calls by the name that the file has
-    _check_names(command, found, options.vocabulary, names)
-    over = {name: value for name, value in vars(options).items() if name in {*more}}
-    return found | given(options) | over
+    of_file = _config(options)
+    options.elsewhere = {*of_file}  # errors call these by the file's names, not by the options'
+    _check_names(command, of_file, options.vocabulary, names)
+    over = {name: value for name, value in vars(options).items() if name in {*own_names}}
+    return of_file | setting_options(options) | over
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of CONFIG, or of what is to be resumed."""
-    there = options.out / CONFIGURATION
-    if options.resume and not there.exists():
+    """The values of CONFIG, or of the folder that is to be resumed."""
+    saved_file = options.out / CONFIGURATION
+    if options.resume and not saved_file.exists():
         if options.config is None and not _say_what_runs(options):
             raise ValueError(
                 f"--out {options.out} holds nothing to resume: there is no {CONFIGURATION}; give "
@@ -101,11 +101,11 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         print(f"--out {options.out} holds no {CONFIGURATION}: it starts anew", file=sys.stderr)
     config: Path | None = options.config
     if config is None:
-        return files.read(there) if options.resume and there.exists() else {}
+        return files.read(saved_file) if options.resume and saved_file.exists() else {}
     if not config.exists():
         flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
-        if said := how_to_assign(str(config), flags):
-            raise ValueError(f"{config} was taken for CONFIG, a TOML file, and is not there{said}")
+        if cure := how_to_assign(str(config), flags):
+            raise ValueError(f"{config} was taken for CONFIG, a TOML file, and is not there{cure}")
     if config.is_dir():
         whole = config / CONFIGURATION
         cure = f"did you mean {whole}?" if whole.exists() else f"it holds no {CONFIGURATION}"
@@ -114,9 +114,11 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _say_what_runs(options: argparse.Namespace) -> bool:
-    others = ("command", "out", "resume", "overwrite", "vocabulary")
+    not_of_the_run = ("command", "out", "resume", "overwrite", "vocabulary")
     return any(
-        value not in (None, []) for name, value in vars(options).items() if name not in others
+        value not in (None, [])
+        for name, value in vars(options).items()
+        if name not in not_of_the_run
     )
 
 
@@ -126,17 +128,17 @@ def _check_names(
     vocabulary: Vocabulary,
     names: Iterable[str] | None,
 ) -> None:
-    """Refuses what is no name of a command's file."""
-    known = (*(vocabulary.names if names is None else names), *COMMANDS[command].names)
+    """Refuses names that the command's file may not have."""
+    allowed = (*(vocabulary.names if names is None else names), *COMMANDS[command].names)
     for name in values:
-        whose = [other for other, each in COMMANDS.items() if name in each.names]
-        others = [other for other in whose if other != command]
-        if name not in known and others:
-            raise ValueError(f"{name} belongs to fedjax-sim {' and '.join(others)}")
-        vocabulary.check(name, "name", known)
+        takers = [other_name for other_name, other in COMMANDS.items() if name in other.names]
+        other_takers = [taker for taker in takers if taker != command]
+        if name not in allowed and other_takers:
+            raise ValueError(f"{name} belongs to fedjax-sim {' and '.join(other_takers)}")
+        vocabulary.check(name, "name", allowed)
 
 
-def given(options: argparse.Namespace) -> dict[str, Any]:
-    """What was said of a setting by options."""
-    known = options.vocabulary.options
-    return {name: value for name, value in vars(options).items() if name in known}
+def setting_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Values of a setting that the user gave as options."""
+    settings = options.vocabulary.options
+    return {name: value for name, value in vars(options).items() if name in settings}

@@ -1,4 +1,7 @@
-"""What a user brings along, found among the words of a command before its options are known."""
+"""A user's own files, looked for among a command's words before its options are known.
+
+They declare options of their own, so the parser can be made only once they are imported.
+"""
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +36,7 @@ def _is_own(room: str, name: Any) -> bool:
 
 
 def _named(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """(room, name) of all that is named, of whatever kind."""
+    """(room, name) of every algorithm, model, data set, ... that the words name."""
     for place, word in enumerate(words):
         flag, _, value = word.partition("=")
         if flag in _FLAGS:
@@ -47,7 +50,7 @@ def _named(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _in_file(path: Path) -> Iterator[tuple[str, Any]]:
-    """What a TOML file names; nothing of what is none, which the command refuses by name."""
+    """The names in a TOML file; none if it cannot be read, which the command itself reports."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):

@@ -62,30 +62,30 @@ class _Parser(argparse.ArgumentParser):
         """All options."""
         return [flag for action in self._actions for flag in action.option_strings]
 
-    def told(self, message: str, options: argparse.Namespace) -> str:
-        """What Python's functions say of their arguments, said of this command's options."""
+    def in_own_words(self, message: str, options: argparse.Namespace) -> str:
+        """An error of the package with this command's options in place of Python's arguments."""
         flags = {
             action.dest: next(flag for flag in action.option_strings if flag.startswith("--"))
             for action in self._actions
             if action.option_strings
         }
-        given = {name: x for name, x in vars(options).items() if x not in (None, [], False)}
-        elsewhere = {*getattr(options, "elsewhere", ())} - {*given}
-        texts = [str(x) for x in given.values() if isinstance(x, os.PathLike)]
+        given_options = {name: x for name, x in vars(options).items() if x not in (None, [], False)}
+        elsewhere = {*getattr(options, "elsewhere", ())} - {*given_options}
+        texts = [str(x) for x in given_options.values() if isinstance(x, os.PathLike)]
         return in_options(message, flags, texts, elsewhere)
 
     def unknown(self, arguments: list[str]) -> NoReturn:
-        """Refuses arguments that no option is of, with the nearest one or whose it is."""
+        """Refuses unknown arguments, naming the nearest option or the command that has it."""
         refusal = f"unrecognized arguments: {' '.join(arguments)}"
         flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
         if not flags:
             self.error(refusal + how_to_assign(arguments[0], self.flags))
         flag = flags[0]
-        whose = [name for name in COMMANDS if flag in _of_command(name).flags]
-        if whose:
-            self.error(f"{refusal}; {flag} is an option of fedjax-sim {' and '.join(whose)}")
+        takers = [name for name in COMMANDS if flag in _of_command(name).flags]
+        if takers:
+            self.error(f"{refusal}; {flag} is an option of fedjax-sim {' and '.join(takers)}")
         near = get_close_matches(flag, self.flags, 1, 0.8)
-        near = near or [other for other in self.flags if other.endswith(flag[1:])]
+        near = near or [known_flag for known_flag in self.flags if known_flag.endswith(flag[1:])]
         self.error(refusal + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
     def fail(self, code: int, message: str) -> NoReturn:
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _Parser(prog="fedjax-sim", description="Federated learning in JAX.")
     parser.add_argument("--version", action="version", version=f"fedjax-sim {__version__}")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    of = {
+    parsers_by_name = {
         name: parsers.add_parser(name, help=command.help, allow_abbrev=False)
         for name, command in COMMANDS.items()
     }
@@ -117,37 +117,39 @@ def main(arguments: list[str] | None = None) -> int:
         for needed in () if is_help else COMMANDS[name].needs:
             importlib.import_module(needed)
     except ImportError as error:
-        of[name].error(f"{error.name} is missing; install the cli extra: fedjax-sim[cli]")
+        parsers_by_name[name].error(
+            f"{error.name} is missing; install the cli extra: fedjax-sim[cli]"
+        )
     module = COMMANDS[name].load()
-    of[name].description = module.DESCRIPTION
+    parsers_by_name[name].description = module.DESCRIPTION
     if module.HAS_SETTING:
-        vocabulary = _vocabulary(of[name], words[words.index(name) + 1 :])
-        module.add_options(of[name], vocabulary)
-        of[name].set_defaults(vocabulary=vocabulary)
+        vocabulary = _vocabulary(parsers_by_name[name], words[words.index(name) + 1 :])
+        module.add_options(parsers_by_name[name], vocabulary)
+        parsers_by_name[name].set_defaults(vocabulary=vocabulary)
     else:
-        module.add_options(of[name])
+        module.add_options(parsers_by_name[name])
     options, unknown = parser.parse_known_args(words)
-    # A subcommand's own, if it has some.
-    command: _Parser = getattr(options, "parser", of[name])
+    # A subcommand has a parser of its own, which then reports the errors.
+    command: _Parser = getattr(options, "parser", parsers_by_name[name])
     if unknown:
         command.unknown(unknown)
-    # What stdout cannot encode (a plus-minus sign in an ASCII locale) is replaced.
+    # A character that stdout cannot encode (a plus-minus sign in an ASCII locale) is replaced.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     return _called(module, command, options)
 
 
 def _called(module: Any, command: _Parser, options: argparse.Namespace) -> int:
-    """The command's exit code; what goes wrong is one line."""
+    """Calls the command, and turns its errors into one line and an exit code."""
     try:
         with second_ends_at_once():
             return _without_wrapping(module, options)
     except (ValueError, ImportError) as error:
-        command.error(command.told(str(error), options))
+        command.error(command.in_own_words(str(error), options))
     except BrokenPipeError:  # whoever read the output has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a file that could not be written, and what of it was
+    except OSError as error:  # a file that could not be written
         command.fail(1, str(error))
     except KeyboardInterrupt:
         print("Interrupted before the first rounds were computed.")
@@ -155,7 +157,7 @@ def _called(module: Any, command: _Parser, options: argparse.Namespace) -> int:
 
 
 def _without_wrapping(module: Any, options: argparse.Namespace) -> int:
-    """Calls the command; what ended a run that had begun is raised as what it is."""
+    """Calls the command, and raises the cause of an InterruptedRun in its place."""
     from fedjax_sim.core.files import SaveError
     from fedjax_sim.core.interrupted import InterruptedRun
 
@@ -170,7 +172,7 @@ def _without_wrapping(module: Any, options: argparse.Namespace) -> int:
 
 
 def _vocabulary(command: _Parser, words: Sequence[str]) -> Any:
-    """The options of the package, and of the user's files that the words name."""
+    """The options of the package and of the user's files that the words name."""
     from fedjax_sim.cli.own_files import vocabulary_in
 
     try:

@@ -1,4 +1,4 @@
-"""What is shown while it runs, and the tables behind it."""
+"""Progress while a command runs, and the tables that it prints afterwards."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +16,15 @@ from fedjax_sim.results import Mean, ranked
 from fedjax_sim.sweeps import Swept
 
 _NARROWEST = 76  # columns that a table needs
-_MOST = 40  # rows of one
+_MOST = 40  # rows that a table has at most
 _BAR = 16  # columns of a bar
 
 
 def console() -> Console:
     """Standard output, wide enough for a table."""
-    made = Console(highlight=False)
-    made.width = max(made.width, _NARROWEST)
-    return made
+    wide = Console(highlight=False)
+    wide.width = max(wide.width, _NARROWEST)
+    return wide
 
 
 Update = Callable[..., None]  # (done, left, parts, phase="", within=0.0), as `_bar` says
@@ -34,23 +34,23 @@ Update = Callable[..., None]  # (done, left, parts, phase="", within=0.0), as `_
 def _bar(unit: str, total: int) -> Iterator[Update]:
     """A bar on a terminal, on standard error; elsewhere a line for each tenth or new phase.
 
-    What it gives is told how many are done, the time left in words, what else there is to say with
-    what matters most first, what is at work, and the share of the next unit that is done. A
-    terminal's line holds the bar, the count, the time left, and as many of the other parts as there
-    is room for.
+    It yields a function of (done, left, parts, phase, within): how many units are done, the time
+    left in words, further words with the most important first, the phase of the work, and the
+    share of the next unit that is done. A terminal's line holds the bar, the count, the time left,
+    and as many of the parts as there is room for.
     """
     to = Console(stderr=True, highlight=False)
     if not to.is_terminal:
-        told: tuple[str, int, int] = ("", -1, 0)
+        last_state: tuple[str, int, int] = ("", -1, 0)
 
         def tell(
             done: int, left: str, parts: Sequence[str], phase: str = "", within: float = 0.0
         ) -> None:
-            nonlocal told
+            nonlocal last_state
             count = f"{done} of {total} {unit}"
-            now = (phase, 10 * done // total, int(10 * within))
-            if now != told:
-                told = now
+            state = (phase, 10 * done // total, int(10 * within))
+            if state != last_state:
+                last_state = state
                 to.print(", ".join(part for part in (count, left, *parts) if part), soft_wrap=True)
 
         yield tell
@@ -65,7 +65,8 @@ def _bar(unit: str, total: int) -> Iterator[Update]:
         def update(
             done: int, left: str, parts: Sequence[str], phase: str = "", within: float = 0.0
         ) -> None:
-            # The width may change while it runs. Each column has one space behind it.
+            # The width is asked for anew because a window may be resized; each of the two columns
+            # is followed by one space.
             line = fitted(f"{done}/{total} {unit}", left, parts, to.width - _BAR - 2)
             progress.update(task, completed=done, line=escape(line))
 
@@ -88,17 +89,17 @@ def fitted(count: str, left: str, parts: Sequence[str], width: int) -> str:
 
 @contextmanager
 def run_progress(num_rounds: int, score: str) -> Iterator[Callable[[driver.Progress], None]]:
-    """What `fs.simulate` tells of a run."""
+    """Yields what `fs.simulate` takes as `on_progress`: it shows rounds, scores and the pace."""
     with _bar("rounds", num_rounds) as update:
 
-        def tell(now: driver.Progress) -> None:
-            shown = [x for x in dict.fromkeys((score, "train_loss")) if x in now.metrics]
-            parts = [f"{name} {now.metrics[name]:.3f}" for name in shown]
-            pace = f"{now.rounds_per_second:.3g} rounds/s"
+        def tell(progress: driver.Progress) -> None:
+            shown = [x for x in dict.fromkeys((score, "train_loss")) if x in progress.metrics]
+            parts = [f"{name} {progress.metrics[name]:.3f}" for name in shown]
+            pace = f"{progress.rounds_per_second:.3g} rounds/s"
             update(
-                now.round,
-                left(now.seconds_left),
-                [*parts, pace, steps(now.client_steps_per_second)],
+                progress.round,
+                left(progress.seconds_left),
+                [*parts, pace, steps(progress.client_steps_per_second)],
             )
 
         yield tell
@@ -106,13 +107,13 @@ def run_progress(num_rounds: int, score: str) -> Iterator[Callable[[driver.Progr
 
 @contextmanager
 def sweep_progress(num_runs: int) -> Iterator[Callable[[Swept], None]]:
-    """What `fs.sweep` tells of one."""
+    """Yields what `fs.sweep` takes as `on_progress`: it shows the runs that are done."""
     with _bar("runs", num_runs) as update:
 
-        def tell(now: Swept) -> None:
-            parts = [now.says] if now.says else []
-            pace = steps(now.client_steps_per_second)
-            update(now.runs, left(now.seconds_left), [*parts, pace], now.says)
+        def tell(progress: Swept) -> None:
+            parts = [progress.says] if progress.says else []
+            pace = steps(progress.client_steps_per_second)
+            update(progress.runs, left(progress.seconds_left), [*parts, pace], progress.says)
 
         yield tell
 
@@ -121,22 +122,26 @@ def sweep_progress(num_runs: int) -> Iterator[Callable[[Swept], None]]:
 def cells_progress(
     num_cells: int,
 ) -> Iterator[tuple[Callable[[Any, float, int, driver.Progress], None], Callable[[Any], None]]]:
-    """What a race tells of its runs, and that a cell is through."""
+    """Yields two functions: one shows the progress of a race's run, one counts a finished cell."""
     with _bar("cells", max(num_cells, 1)) as update:
         count = 0
 
-        def tell(cell: Any, rate: float, seed: int, now: driver.Progress) -> None:
-            score = now.metrics.get(cell.setting.score)
-            which = [cell.name, f"rate {rate:.3g}", f"seed {seed}"]
-            parts = [*which, f"round {now.round}", *([] if score is None else [f"{score:.4f}"])]
-            parts.append(f"{now.rounds_per_second:.3g} rounds/s")
-            update(count, "", parts, ", ".join(which), now.round / now.num_rounds)
+        def tell(cell: Any, rate: float, seed: int, progress: driver.Progress) -> None:
+            score = progress.metrics.get(cell.setting.score)
+            run_parts = [cell.name, f"rate {rate:.3g}", f"seed {seed}"]
+            parts = [
+                *run_parts,
+                f"round {progress.round}",
+                *([] if score is None else [f"{score:.4f}"]),
+            ]
+            parts.append(f"{progress.rounds_per_second:.3g} rounds/s")
+            update(count, "", parts, ", ".join(run_parts), progress.round / progress.num_rounds)
 
-        def done(cell: Any) -> None:
+        def cell_done(cell: Any) -> None:
             nonlocal count
             count += 1
 
-        yield tell, done
+        yield tell, cell_done
 
 
 def steps(a_second: float) -> str:
@@ -145,12 +150,12 @@ def steps(a_second: float) -> str:
     >>> steps(12345.6), steps(0.12)
     ('12,346 client steps/s', '0.12 client steps/s')
     """
-    said = f"{a_second:,.0f}" if a_second >= 10 else f"{a_second:.2g}"
-    return f"{said} client steps/s"
+    number = f"{a_second:,.0f}" if a_second >= 10 else f"{a_second:.2g}"
+    return f"{number} client steps/s"
 
 
 def left(seconds: float) -> str:
-    """A time to go, in words; none while it is not known.
+    """The time left, in words; empty while it is not known.
 
     >>> left(61.3), left(math.nan)
     ('about 61 s left', '')
@@ -176,20 +181,20 @@ def interval(mean: Mean) -> str:
 
 
 def means(
-    found: list[Mean], metric: str, lowest: bool, more: Mapping[str, list[str]]
+    all_means: list[Mean], metric: str, lowest: bool, more_columns: Mapping[str, list[str]]
 ) -> tuple[Table, int]:
-    """Configurations, the best first, and how many more there are.
+    """The table of configurations, the best first, and how many more than its rows there are.
 
     Args:
-      more: heading -> a cell for each of `found`.
+      more_columns: heading -> a cell for each of `all_means`.
     """
-    order = ranked(found, lowest)
+    order = ranked(all_means, lowest)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    names = list(found[0].configuration)
-    for name in ["", *names, metric, "95 % CI", "seeds", *more]:
+    names = list(all_means[0].configuration)
+    for name in ["", *names, metric, "95 % CI", "seeds", *more_columns]:
         table.add_column(name, justify="right", overflow="fold")
     for i in order[:_MOST]:
-        mean = found[i]
+        mean = all_means[i]
         best = i == order[0] and mean.competes
         interval = "" if math.isnan(mean.low) else f"± {mean.high - mean.mean:.4f}"
         score = f"{mean.mean:.4f}" if math.isfinite(mean.mean) else "-"
@@ -201,7 +206,7 @@ def means(
             score,
             interval,
             str(mean.seeds),
-            *(cells[i] for cells in more.values()),
+            *(cells[i] for cells in more_columns.values()),
             style="bold" if best else None,
         )
-    return table, max(0, len(found) - _MOST)
+    return table, max(0, len(all_means) - _MOST)

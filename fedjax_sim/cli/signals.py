@@ -1,4 +1,4 @@
-"""A signal ends a command cleanly, a second one at once."""
+"""The first signal ends a command cleanly, a second one at once."""
 
 import os
 import signal
@@ -19,8 +19,9 @@ INTERRUPTED = 130
 def second_ends_at_once() -> Iterator[None]:
     """The second SIGINT or SIGTERM ends the process, even in the middle of an XLA call.
 
-    Python's own handlers wait until such a call returns. The byte that its C handler sends for
-    each signal does not, so a thread counts those. Outside of training SIGTERM is a Ctrl-C.
+    Python runs its own handlers only when such a call returns. Its C handler writes a byte for each
+    signal at once, so a thread counts those bytes. Outside of training, SIGTERM raises
+    KeyboardInterrupt, as SIGINT does.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,27 +30,27 @@ def second_ends_at_once() -> Iterator[None]:
     writer.setblocking(False)
 
     def watch() -> None:
-        seen = 0
+        count = 0
         while byte := reader.recv(1):
-            seen += byte[0] in (signal.SIGINT, signal.SIGTERM)
-            if seen == 2:
+            count += byte[0] in (signal.SIGINT, signal.SIGTERM)
+            if count == 2:
                 os._exit(INTERRUPTED)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(previous_fd)
         writer.close()
         thread.join()
         reader.close()
 
 
-def begun(results: "Results", total: int) -> tuple["Results", bool]:
+def runs_with_rounds(results: "Results", total: int) -> tuple["Results", bool]:
     """The runs that have rounds, and whether these are all rounds of all `total` of them.
 
     Raises:

@@ -8,12 +8,12 @@ from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 from fedjax_sim.settings.setting import Setting
 
 _CALLED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-# Words that mean the same, as the papers write them.
+# The papers' words for a value -> ours.
 _SYNONYMS = {"batch_size": {"inf": "full"}}
 
 
 def typed(name: str, value: Any, vocabulary: Vocabulary = VOCABULARY) -> Any:
-    """A value of a file, as the option has it: where numbers are asked for, 1 is 1.0.
+    """A file's value in the option's type: 1 becomes 1.0 where a float is asked for.
 
     Raises:
       ValueError: for an unknown name, with the nearest one, and for a value of another type.
@@ -35,7 +35,7 @@ def _says(option: Option) -> str:
 
 
 def parsed(name: str, text: str, vocabulary: Vocabulary = VOCABULARY) -> Any:
-    """A value of the command line, as the option has it.
+    """A text of the command line in the option's type.
 
     Raises:
       ValueError: as `typed`.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-# What Python's functions call what an option says; the first option that there is counts.
+# Python's name of an argument -> the options that set it; the first one that a command has counts.
 _OTHERWISE = {
     "num_rounds": ("rounds",),
     "num_clients": ("clients",),
@@ -22,14 +22,14 @@ def in_options(
 ) -> str:
     """A message with a command's options for the arguments that it names.
 
-    A name with an underscore is no word, so it is an argument wherever it stands; one without is an
-    argument where a message begins, behind "belongs to" of such a one, and where it says what is
-    there and here. What is quoted, dotted or assigned is left as it is, as is a list of names that
-    are known.
+    A name with an underscore is no English word, so it is an argument wherever it stands. One
+    without is an argument at the beginning of a message, after "X belongs to", and in "X is A there
+    and B here". Names that are quoted, dotted or assigned stay as they are, and so does the list of
+    known names in a message that begins with "unknown".
 
     Args:
       flags: argument -> option.
-      texts: what the user wrote, as paths, which may look like a name.
+      texts: paths that the user wrote, which may look like a name.
       elsewhere: names that the user wrote in a file or an axis, and not as options.
 
     >>> flags = {"client_lr": "--client-lr", "mu": "--mu", "rounds": "--rounds", "out": "--out"}
@@ -41,38 +41,38 @@ def in_options(
     """
     if message.startswith("unknown "):
         return message
-    known = {name: flag for name, flag in flags.items() if name not in elsewhere}
+    flag_of = {name: flag for name, flag in flags.items() if name not in elsewhere}
     for name, options in _OTHERWISE.items():
         for option in options:
-            if name not in flags and option in known:
-                known.setdefault(name, known[option])
-    # Python's name beside the option's own, as in "give overwrite (--overwrite)".
+            if name not in flags and option in flag_of:
+                flag_of.setdefault(name, flag_of[option])
+    # Where both names are given, as in "give overwrite (--overwrite)", the option's is enough.
     message = re.sub(r"\b\w+ \((--[\w-]+)\)", r"\1", message)
     written = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True) if text)
-    names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    names = "|".join(map(re.escape, sorted(flag_of, key=len, reverse=True)))
     if not names:
         return message
     of_text = rf"(?P<out>(?<![\w.-])out )?(?<![\w/])(?P<text>{written})(?!\w)|" if written else ""
     pattern = rf"{of_text}(?<![\w.'\"/-])(?P<name>{names})(?![\w.'\"/=-]\w|['\"=\w])"
 
-    def said(match: re.Match[str]) -> str:
+    def replaced(match: re.Match[str]) -> str:
         groups = match.groupdict()
         if groups.get("text") is not None:
-            return known.get("out", "out") + " " + groups["text"] if groups["out"] else match[0]
+            return flag_of.get("out", "out") + " " + groups["text"] if groups["out"] else match[0]
         name, before, after = match["name"], message[: match.start()], message[match.end() :]
         is_argument = (
             "_" in name
             or not before
-            or (before.endswith("belongs to ") and before.split()[0] in known)
+            or (before.endswith("belongs to ") and before.split()[0] in flag_of)
             or (before.endswith((": ", "; ")) and re.match(r" is \S.* there and ", after))
         )
-        return known[name] if is_argument else match[0]
+        return flag_of[name] if is_argument else match[0]
 
-    return re.sub(pattern, said, message)
+    return re.sub(pattern, replaced, message)
 
 
 def how_to_assign(text: str, flags: Iterable[str]) -> str:
-    """How to write what was written as NAME=VALUE behind no option; "" of anything else.
+    """How to write a stray NAME=VALUE as options; "" for a text of any other form.
 
     Args:
       flags: of the command.

@@ -14,16 +14,16 @@ from fedjax_sim.settings.build import experiment
 from fedjax_sim.settings.common import FULL
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting, cohort_size
-from fedjax_sim.settings.setting import Setting as One
+from fedjax_sim.settings.setting import Setting
 from fedjax_sim.sweeps import Swept, sweep
 from fedjax_sim.training.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is compared, as it was said: one run, but for its mode, fraction and seed."""
+class Comparison:
+    """A comparison as the user gave it: a run's setting, and the modes, fractions and seeds."""
 
-    one: One = One()  # noqa: RUF009  # frozen
+    base: Setting = Setting()  # noqa: RUF009  # a frozen value can be shared as a default
     fractions: tuple[float, ...] = (0.1, 0.3, 1.0)  # C; the cohort is max(1, round(C K))
     modes: tuple[str, ...] = tuple(aggregation.RULES)
     seeds: int = 5  # seeds 0, 1, ...
@@ -40,14 +40,14 @@ class Setting:
                 raise ValueError(f"{name} must be at least one, each once; got {values}")
         for fraction in self.fractions:
             check_number("fraction", fraction, lambda c: 0 < c <= 1, "in (0, 1]")
-        base = replace(self.one, fraction=min(self.fractions)).resolved()
+        base = replace(self.base, fraction=min(self.fractions)).resolved()
         for mode in self.modes:
-            # The averages alone, because what is said of their server learning rates is of them.
+            # Only averages: the report's server learning rates would be wrong for other rules.
             if mode not in aggregation.RULES:
                 raise ValueError(
                     f"mode must be one of {', '.join(aggregation.RULES)}; got {mode!r}"
                 )
-            replace(self.one, fraction=min(self.fractions), mode=mode).resolved()
+            replace(self.base, fraction=min(self.fractions), mode=mode).resolved()
         check_count("seeds", self.seeds)
         cohorts = [cohort_size(fraction, base.clients) for fraction in self.fractions]
         if len(set(cohorts)) != len(cohorts):
@@ -56,28 +56,28 @@ class Setting:
                 f"{base.clients} clients make {cohorts}"
             )
         target = base.facts.target if base.target is None else base.target
-        one = resolve({**base.values(), "target": target})
-        return ResolvedComparison(one, self.fractions, self.modes, self.seeds, target)
+        base_with_target = resolve({**base.values(), "target": target})
+        return ResolvedComparison(base_with_target, self.fractions, self.modes, self.seeds, target)
 
 
 @dataclass(frozen=True)
 class ResolvedComparison:
-    """What is compared, with nothing left open."""
+    """A comparison with every default filled in."""
 
-    one: ResolvedSetting
+    base: ResolvedSetting
     fractions: tuple[float, ...]
     modes: tuple[str, ...]
     seeds: int
     target: float  # the score to reach
 
     def at(self, fraction: float, mode: str) -> ResolvedSetting:
-        """The setting of its runs there."""
-        return resolve({**self.one.values(), "fraction": fraction, "mode": mode})
+        """The setting of the runs of one fraction and mode."""
+        return resolve({**self.base.values(), "fraction": fraction, "mode": mode})
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What all runs have in common, and what is compared."""
-        values = {k: v for k, v in self.one.values().items() if k not in ("mode", "fraction")}
+        """The values that all runs have in common, and the fractions, modes and seeds."""
+        values = {k: v for k, v in self.base.values().items() if k not in ("mode", "fraction")}
         if values.get("batch_size") == FULL:
             values["batch_size"] = None
         return {
@@ -89,13 +89,13 @@ class ResolvedComparison:
 
     @property
     def set_name(self) -> str:
-        """Of which set the score is."""
-        return "test" if self.one.validation is None else "validation"
+        """The set that the score is measured on."""
+        return "test" if self.base.validation is None else "validation"
 
     @property
     def score_name(self) -> str:
-        """As it is printed."""
-        return "R^2" if self.one.measure == "r2" else "accuracy"
+        """The score's name as it is printed."""
+        return "R^2" if self.base.measure == "r2" else "accuracy"
 
 
 def compare(

@@ -20,7 +20,7 @@ from fedjax_sim.settings.resolved import cohort_size
 
 
 class Curve(NamedTuple):
-    """All that was computed of one mode and fraction; arrays [seeds, rounds]."""
+    """The measurements of one mode and fraction; arrays are [seeds, rounds]."""
 
     mode: str
     fraction: float
@@ -57,47 +57,51 @@ class Row(NamedTuple):
 
 
 def curves(setting: ResolvedComparison, results: Results) -> list[Curve]:
-    """The runs of each mode and fraction side by side, those of one length.
+    """The runs of each mode and fraction side by side, cut to one length.
 
-    After an interrupt: of the seeds that are through, or else of those begun, up to the round
-    that all of them have.
+    After an interrupt these are the seeds that are complete or, if none is, all seeds with a
+    round, up to the last round that all of them have.
     """
     cells: dict[tuple[float, str], list[Run]] = {}
     for run in results.runs:
         if run.done:
             place = run.configuration["fraction"], run.configuration["mode"]
             cells.setdefault(place, []).append(run)
-    found = []
+    all_curves = []
     for (fraction, mode), runs in cells.items():
         runs = [run for run in runs if run.done == run.num_rounds] or runs
-        done = min(run.done for run in runs)
+        num_rounds = min(run.done for run in runs)
 
-        def side_by_side(name: str, runs: list[Run] = runs, done: int = done) -> np.ndarray:
-            return np.stack([run.rounds[name][:done] for run in runs])
+        def side_by_side(
+            name: str, runs: list[Run] = runs, num_rounds: int = num_rounds
+        ) -> np.ndarray:
+            return np.stack([run.rounds[name][:num_rounds] for run in runs])
 
-        found.append(
+        all_curves.append(
             Curve(
                 mode=mode,
                 fraction=fraction,
-                score=side_by_side(setting.one.score).astype(np.float64),
+                score=side_by_side(setting.base.score).astype(np.float64),
                 train_loss=side_by_side("train_loss").astype(np.float64),
                 bytes_down=side_by_side("bytes_down"),
                 bytes_up=side_by_side("bytes_up"),
                 share=side_by_side("reporting_share").astype(np.float64),
                 diverged=sum(run.diverged for run in runs),
                 test=None
-                if setting.one.validation is None
-                else side_by_side(setting.one.test_score).astype(np.float64),
+                if setting.base.validation is None
+                else side_by_side(setting.base.test_score).astype(np.float64),
             )
         )
-    return found
+    return all_curves
 
 
-def rows(setting: ResolvedComparison, found: list[Curve], exchange: Communication) -> list[Row]:
+def rows(
+    setting: ResolvedComparison, all_curves: list[Curve], exchange: Communication
+) -> list[Row]:
     """The table of a resolved setting."""
-    clients = setting.one.clients
+    clients = setting.base.clients
     table = []
-    for curve in found:
+    for curve in all_curves:
         seeds, rounds = curve.score.shape
         last = curve.score[:, -1]
         test = None if curve.test is None else curve.test[:, -1]
@@ -135,16 +139,16 @@ def identity(setting: ResolvedComparison, table: list[Row]) -> list[str]:
     `all_clients = w + (n_V/n) (selected - w)`: exactly where n_V/n is the same in every
     round, else up to how it varies.
     """
-    lr = 1.0 if setting.one.server is None else float(setting.one.server.lr)
+    lr = 1.0 if setting.base.server is None else float(setting.base.server.lr)
     lines = []
     for fraction in dict.fromkeys(row.fraction for row in table):
         row = next(row for row in table if row.fraction == fraction)
-        held = f"C={fraction:g}: those selected hold {100 * row.mean_share:.3g} % of the examples"
+        line = f"C={fraction:g}: those selected hold {100 * row.mean_share:.3g} % of the examples"
         if row.max_share - row.min_share < 1e-6:
-            lines.append(f"{held} in every round.")
+            lines.append(f"{line} in every round.")
         else:
-            held += f" ({100 * row.min_share:.3g} to {100 * row.max_share:.3g} % by round)."
-            lines.append(held)
+            line += f" ({100 * row.min_share:.3g} to {100 * row.max_share:.3g} % by round)."
+            lines.append(line)
         if row.min_share < 1 - 1e-6:
             lines[-1] += (
                 f" all_clients with server lr {lr / row.mean_share:.3g} is selected with {lr:g}; "
@@ -159,7 +163,7 @@ def write(
     folder: Path,
     setting: ResolvedComparison,
     results: Results,
-    found: list[Curve],
+    all_curves: list[Curve],
     table: list[Row],
     exchange: Communication,
     complete: bool,
@@ -172,7 +176,7 @@ def write(
             "configuration": setting.configuration,
             "seeds": list(range(setting.seeds)),
             "complete": complete,
-            "score": setting.one.score,
+            "score": setting.base.score,
             **exchange.facts(),
             "rows": [row._asdict() for row in table],
             "identity": identity(setting, table),
@@ -180,7 +184,8 @@ def write(
     )
     replace_file(folder / HISTORY, lambda file: _write_history(file, setting, results.runs))
     replace_file(
-        folder / PICTURE, lambda file: drawn(setting, found).savefig(file, format="png", dpi=160)
+        folder / PICTURE,
+        lambda file: figure(setting, all_curves).savefig(file, format="png", dpi=160),
     )
     return PICTURE, HISTORY, *names
 
@@ -194,8 +199,8 @@ def _write_history(file: IO[bytes], setting: ResolvedComparison, runs: Sequence[
     )
     for run in runs:
         fraction, mode = run.configuration["fraction"], run.configuration["mode"]
-        cohort = cohort_size(fraction, setting.one.clients)
-        column, measures = run.rounds, (setting.one.score, "train_loss")
+        cohort = cohort_size(fraction, setting.base.clients)
+        column, measures = run.rounds, (setting.base.score, "train_loss")
         has = {name: run.has(name) for name in measures}
         for t in range(run.done):
             writer.writerow(
@@ -207,32 +212,32 @@ def _write_history(file: IO[bytes], setting: ResolvedComparison, runs: Sequence[
     text.detach()
 
 
-def drawn(setting: ResolvedComparison, found: list[Curve]) -> Any:
+def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
     """A matplotlib Figure: a row a fraction, the score by round and by megabytes sent."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    one = setting.one
-    fractions = list(dict.fromkeys(curve.fraction for curve in found))
-    styles = canvas.mode_styles([curve.mode for curve in found])
+    base = setting.base
+    fractions = list(dict.fromkeys(curve.fraction for curve in all_curves))
+    styles = canvas.mode_styles([curve.mode for curve in all_curves])
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
     target = f"target {setting.target:g}"
-    low, high = _limits(one.score, found)
-    # A line that is outside is not drawn, and the legend has no name for it.
+    low, high = _limits(base.score, all_curves)
+    # A target outside of the axes is not drawn, so the legend does not name it, either.
     is_shown = low <= setting.target <= high
     axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")
     for line, fraction in enumerate(fractions):
-        here = {curve.mode: curve for curve in found if curve.fraction == fraction}
-        for order, mode in enumerate(mode for mode in styles if mode in here):
-            mean, below, above = _band(one.score, here[mode])
-            megabytes = (here[mode].bytes_down + here[mode].bytes_up).mean(axis=0) / 1e6
+        curve_of = {curve.mode: curve for curve in all_curves if curve.fraction == fraction}
+        for order, mode in enumerate(mode for mode in styles if mode in curve_of):
+            mean, below, above = _band(base.score, curve_of[mode])
+            megabytes = (curve_of[mode].bytes_down + curve_of[mode].bytes_up).mean(axis=0) / 1e6
             for ax, x in zip(axes[line], (np.arange(1, len(mean) + 1), megabytes), strict=True):
                 style = canvas.with_marker(styles[mode], x)
                 canvas.band(ax, x, below, above, style["color"], 0.13)
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
                 ax.plot(x, mean, **style, label=mode, zorder=2 + order, markevery=marks)
-        cohort = cohort_size(fraction, one.clients)
+        cohort = cohort_size(fraction, base.clients)
         axes[line, 0].set_ylabel(
             f"C = {fraction:g} (m = {cohort})\n{setting.set_name} {setting.score_name}"
         )
@@ -248,17 +253,17 @@ def drawn(setting: ResolvedComparison, found: list[Curve]) -> Any:
                 )
             ax.grid(alpha=0.25, linewidth=0.6)
             ax.spines[["top", "right"]].set_visible(False)
-    # Limits are set, not found: a curve that diverged has nothing to find them from.
+    # The limits are given to matplotlib because a curve that diverged would spoil its own choice.
     axes[0, 0].set_ylim(low, high)
-    canvas.rounds(axes[-1, 0], max(curve.score.shape[1] for curve in found))
-    first, last = _megabytes_shown(found, low)
+    canvas.rounds(axes[-1, 0], max(curve.score.shape[1] for curve in all_curves))
+    first, last = _megabytes_shown(all_curves, low)
     canvas.scale(axes[-1, 1], "megabytes sent, down and up, all clients together", first, last)
-    seeds = found[0].score.shape[0]
-    said = one.values()
+    seeds = all_curves[0].score.shape[0]
+    values = base.values()
     figure.suptitle(
-        f"FedAvg's aggregation modes on {one.dataset} ({one.partition}): "
-        f"K={one.clients}, E={said['epochs']}, B={said['batch_size']}, "
-        f"client lr {said['client_lr']:g}, server lr {said['server_lr']:g}\n"
+        f"FedAvg's aggregation modes on {base.dataset} ({base.partition}): "
+        f"K={base.clients}, E={values['epochs']}, B={values['batch_size']}, "
+        f"client lr {values['client_lr']:g}, server lr {values['server_lr']:g}\n"
         f"lines: mean over {seeds} seed{'s' if seeds > 1 else ''}; bands: standard deviation",
         fontsize=10,
     )
@@ -286,12 +291,12 @@ def _band(score: str, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return mean, *canvas.interval([score], mean, std)
 
 
-def _limits(score: str, found: list[Curve]) -> tuple[float, float]:
-    """The scores' range: of the means, and of their bands as far as a quarter of it beyond.
+def _limits(score: str, all_curves: list[Curve]) -> tuple[float, float]:
+    """Limits of the score's axis: the range of the means, and at most a quarter more for the bands.
 
-    A curve that diverged has nothing to find limits from.
+    They are (0, 1) where no mean is finite.
     """
-    bands = [_band(score, curve) for curve in found]
+    bands = [_band(score, curve) for curve in all_curves]
     ends = canvas.ends([mean for mean, _, _ in bands], lowest=False)
     if ends is None:
         return 0.0, 1.0
@@ -299,21 +304,22 @@ def _limits(score: str, found: list[Curve]) -> tuple[float, float]:
     quarter = (high - low) / 4
     lowest, highest = low, high
     for mean, below, above in bands:
-        shown = (low <= mean) & (mean <= high)  # not the first rounds' worst, nor what diverged
+        shown = (low <= mean) & (mean <= high)  # without the worst first rounds and divergence
         lowest = min([lowest, *below[shown]])
         highest = max([highest, *above[shown]])
     return canvas.with_margin(max(lowest, low - quarter), min(highest, high + quarter))
 
 
-def _megabytes_shown(found: list[Curve], lowest: float) -> tuple[float, float]:
-    """From where to where the curves are above the lower edge of the axes."""
+def _megabytes_shown(all_curves: list[Curve], lowest: float) -> tuple[float, float]:
+    """The range of megabytes over which the curves are above the lower edge of the axes."""
     firsts, lasts = [], []
-    for curve in found:
+    for curve in all_curves:
         mean = curve.score.mean(axis=0)
         sent = (curve.bytes_down + curve.bytes_up).mean(axis=0) / 1e6
         shown = np.flatnonzero(np.isfinite(mean) & (mean >= lowest))
         at = int(shown[0]) if shown.size else len(sent) - 1
-        # The line to its first point above the edge comes from the point before.
+        # The line rises to its first point above the edge from the point before, so the range
+        # begins between the two, in the middle of a logarithmic scale.
         firsts.append(float(np.sqrt(sent[max(0, at - 1)] * sent[at])))
         lasts.append(float(sent[-1]))
     return min(firsts), max(lasts)

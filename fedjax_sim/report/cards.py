@@ -1,4 +1,4 @@
-"""Which figures a page has, and each as SVG that stands inside a page."""
+"""The figures of a page, and each as SVG inside the page."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from fedjax_sim.results.columns import BYTES, lowest_is_best, on_test, score_of
 
 MOST = 9  # cards for one score
 _PARTS = ("validation", "test", "train")  # of a data set
-_LINES = 6  # of several folders; one folder has as many as a figure takes
+_LINES = 6  # of a figure of several folders; one of a single folder may have more
 
 
 class Card(NamedTuple):
@@ -26,12 +26,12 @@ class Card(NamedTuple):
 
 
 class Legend(NamedTuple):
-    """What several figures' legends have in common.
+    """A legend that several figures share.
 
     Attributes:
-      place: of the first card that has it.
+      place: index of the first card that has it.
       lines: (label, style of the line).
-      note: what else it says.
+      note: the legend's title.
     """
 
     place: int
@@ -42,9 +42,9 @@ class Legend(NamedTuple):
 def score(folder: Folder) -> str | None:
     """The metric that a folder's configurations are compared by."""
     metrics = folder.results.metrics
-    said = folder.summary.get("score")
-    if said in metrics:
-        return str(said)
+    named_score = folder.summary.get("score")
+    if named_score in metrics:
+        return str(named_score)
     return score_of(metrics)
 
 
@@ -53,49 +53,51 @@ def together(folders: Sequence[tuple[str, Results]]) -> Results:
     return folders[0][1] if len(folders) == 1 else joined(dict(folders), "folder")
 
 
-def deal(folders: Sequence[tuple[str, Results]], by: str) -> tuple[list[tuple[str, Results]], str]:
-    """As many configurations of each folder as fit a figure, the best; and what was left out."""
+def deal(
+    folders: Sequence[tuple[str, Results]], metric: str
+) -> tuple[list[tuple[str, Results]], str]:
+    """The best configurations of each folder, as many as fit a figure, and a note of the rest."""
     if len(folders) == 1:
         return list(folders), ""
-    each = max(1, _LINES // len(folders))
+    share = max(1, _LINES // len(folders))
     left = []
     for name, results in folders:
-        many = len(configurations.groups(results))
-        if many > each:
-            left.append(f"the {each} best of {many} of {name}")
-    said = f"Curves show {' and '.join(left)}, by final {by}." if left else ""
-    return [(name, plots.best(results, by, each)) for name, results in folders], said
+        num_configurations = len(configurations.groups(results))
+        if num_configurations > share:
+            left.append(f"the {share} best of {num_configurations} of {name}")
+    note = f"Curves show {' and '.join(left)}, by final {metric}." if left else ""
+    return [(name, plots.best(results, metric, share)) for name, results in folders], note
 
 
-def cards(folders: Sequence[tuple[str, Results]], by: str) -> list[Card]:
-    """The figures of folders that have the metric `by`.
+def cards(folders: Sequence[tuple[str, Results]], metric: str) -> list[Card]:
+    """The figures of folders that are compared by `metric`.
 
     Args:
       folders: (name, runs).
     """
-    chosen, _ = deal(folders, by)
-    shown = _with_column(together(chosen), by)
-    found = list(_responses(folders, by))
+    chosen, _ = deal(folders, metric)
+    shown = _with_column(together(chosen), metric)
+    figures = list(_responses(folders, metric))
     if shown is None:
-        return [*found, *_values(folders, by, bool(found))]
+        return [*figures, *_values(folders, metric, bool(figures))]
     if len(configurations.groups(shown)) == 1:
-        found += _of_one(shown, by)
+        figures += _of_one(shown, metric)
     else:
         facets = _facets(shown)
-        for said, results in facets or [("", shown)]:
-            found += _curves(results, by, said, 3 if facets else MOST - len(found))
-    return found[:MOST]
+        for facet, results in facets or [("", shown)]:
+            figures += _curves(results, metric, facet, 3 if facets else MOST - len(figures))
+    return figures[:MOST]
 
 
 def take_shared_legend(shown: Sequence[Card]) -> Legend | None:
-    """Takes the legend that most cards have from those that have it; None if no two have one."""
+    """Removes the legend that most cards share from those cards; None if no two cards share one."""
     legends = [card.figure.legends[0] if card.figure.legends else None for card in shown]
     texts = [None if x is None else _texts(x) for x in legends]
     counted = Counter(x for x in texts if x is not None)
     if not counted or counted.most_common(1)[0][1] < 2:
         return None
-    most = counted.most_common(1)[0][0]
-    places = [place for place, x in enumerate(texts) if x == most]
+    texts_of_most = counted.most_common(1)[0][0]
+    places = [place for place, x in enumerate(texts) if x == texts_of_most]
     first = legends[places[0]]
     assert first is not None
     labels = [words.unescaped(text.get_text()) for text in first.get_texts()]
@@ -109,19 +111,19 @@ def take_shared_legend(shown: Sequence[Card]) -> Legend | None:
 
 def key_figure(style: dict[str, Any]) -> Any:
     """A line of a legend, alone."""
-    made, ax = canvas.figure()
-    made.set_layout_engine("none")
-    made.set_size_inches(44 / 72, 14 / 72)
+    figure, ax = canvas.figure()
+    figure.set_layout_engine("none")
+    figure.set_size_inches(44 / 72, 14 / 72)
     ax.set_position((0, 0, 1, 1))
     ax.set_axis_off()
     ax.plot([0, 0.5, 1], [0, 0, 0], markevery=[1], **style)
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-1, 1)
-    return made
+    return figure
 
 
 def _texts(legend: Any) -> tuple[Any, ...]:
-    """What tells legends apart: their words and their lines' looks."""
+    """The words and the lines' styles of a legend; two legends with equal ones are the same."""
     looks = [str(_style(handle)) for handle in legend.legend_handles]
     return (legend.get_title().get_text(), *(x.get_text() for x in legend.get_texts()), *looks)
 
@@ -129,7 +131,7 @@ def _texts(legend: Any) -> tuple[Any, ...]:
 def _style(handle: Any) -> dict[str, Any]:
     names = ("color", "linestyle", "linewidth", "marker", "markersize")
     style = {name: getattr(handle, f"get_{name}")() for name in names}
-    # `get_linestyle` knows no dashes of one's own, which the handle has scaled by its width.
+    # `get_linestyle` does not return dashes that a caller gave; the handle keeps them unscaled.
     offset, dashes = handle._unscaled_dash_pattern
     return {**style, "linestyle": (offset, dashes) if dashes else style["linestyle"]}
 
@@ -138,7 +140,7 @@ _curve = partial(plots.curves, width=canvas.WIDTH)
 _response = partial(plots.response, width=canvas.WIDTH)
 
 
-def _responses(folders: Sequence[tuple[str, Results]], by: str) -> Iterator[Card]:
+def _responses(folders: Sequence[tuple[str, Results]], metric: str) -> Iterator[Card]:
     with_axis = [
         (name, results)
         for name, results in folders
@@ -149,80 +151,80 @@ def _responses(folders: Sequence[tuple[str, Results]], by: str) -> Iterator[Card
     joint = together(with_axis)
     axes = configurations.numeric_axes(joint)
     shared = set(joint.metrics).intersection(*(results.metrics for _, results in with_axis))
-    beside = ("validation_loss" if on_test(by) else "test_loss", *_worst(joint.metrics))
-    wanted = [by, *(x for x in (on_test(by), *beside) if x in shared and x != by)]
-    for metric in wanted[:3]:
+    beside = ("validation_loss" if on_test(metric) else "test_loss", *_worst(joint.metrics))
+    metrics = [metric, *(x for x in (on_test(metric), *beside) if x in shared and x != metric)]
+    for name in metrics[:3]:
         against = f" by {', '.join(list(axes)[:2])}" if axes else ""
-        yield Card(f"final {metric}{against}", _response(joint, metric))
+        yield Card(f"final {name}{against}", _response(joint, name))
 
 
-def _values(folders: Sequence[tuple[str, Results]], by: str, shown: bool) -> Iterator[Card]:
-    """Where nothing is known by round."""
+def _values(folders: Sequence[tuple[str, Results]], metric: str, shown: bool) -> Iterator[Card]:
+    """The card of final values, for folders without columns by round."""
     joint = together(folders)
     if not shown and 1 < len(configurations.groups(joint)) <= 16:
-        yield Card(f"final {by}", _response(joint, by))
+        yield Card(f"final {metric}", _response(joint, metric))
 
 
-def _of_one(results: Results, by: str) -> Iterator[Card]:
+def _of_one(results: Results, metric: str) -> Iterator[Card]:
     """The cards of one configuration: several columns share one."""
     columns = _columns(results)
     measured = [name for name in columns if name in results.metrics]
     pairs: dict[str, list[str]] = {}
-    for name in sorted(measured, key=lambda name: (name != by, columns.index(name))):
+    for name in sorted(measured, key=lambda name: (name != metric, columns.index(name))):
         if name.startswith("clients_"):
             pairs.setdefault(f"{name.split('_')[1]} of clients", []).append(name)
         else:
-            of, _, rest = name.partition("_")
-            pairs.setdefault(rest if of in _PARTS and rest else name, []).append(name)
-    for said, names in pairs.items():
-        yield Card(f"{said} by round", _curve(results, _spread(names)[:8]))
+            part, _, measure = name.partition("_")
+            pairs.setdefault(measure if part in _PARTS and measure else name, []).append(name)
+    for title, names in pairs.items():
+        yield Card(f"{title} by round", _curve(results, _spread(names)[:8]))
     sent = [name for name in BYTES if name in columns]
     if len(sent) == 2:
-        yield Card(f"{by} by MB", _curve(results, by, against="megabytes"))
+        yield Card(f"{metric} by MB", _curve(results, metric, against="megabytes"))
         yield Card("MB sent so far", _curve(results, sent))
     if "update_norm" in columns:
         yield Card("norm of the update by round", _curve(results, "update_norm"))
 
 
-def _curves(results: Results, by: str, said: str, most: int) -> Iterator[Card]:
+def _curves(results: Results, metric: str, facet: str, limit: int) -> Iterator[Card]:
     """The cards of several configurations, a column each."""
     columns = _columns(results)
-    where = f", {said}" if said else ""
-    made = [(by, "rounds")]
+    where = f", {facet}" if facet else ""
+    columns_and_axes = [(metric, "rounds")]
     if {*BYTES} <= set(columns):
-        made.append((by, "megabytes"))
-    measured = [name for name in columns if name in results.metrics and name != by]
+        columns_and_axes.append((metric, "megabytes"))
+    measured = [name for name in columns if name in results.metrics and name != metric]
     first = [name for part in _PARTS for name in measured if name.startswith(f"{part}_")]
     first.sort(key=lambda name: (name.startswith("train_"), not lowest_is_best(name)))
-    rest = [name for name in measured if name not in first and not name.startswith("clients_")]
-    made += [(name, "rounds") for name in [*first, *_worst(measured), *rest]]
+    remaining = [name for name in measured if name not in first and not name.startswith("clients_")]
+    columns_and_axes += [(name, "rounds") for name in [*first, *_worst(measured), *remaining]]
     if "update_norm" in columns:
-        made.append(("update_norm", "rounds"))
-    for name, against in made[:most]:
+        columns_and_axes.append(("update_norm", "rounds"))
+    for name, against in columns_and_axes[:limit]:
         title = f"{name} by {'round' if against == 'rounds' else 'MB'}"
-        yield Card(title + where, _curve(results, name, against=against, by=by))
+        yield Card(title + where, _curve(results, name, against=against, by=metric))
 
 
 def _facets(results: Results) -> list[tuple[str, Results]]:
     """FedAvg's modes side by side, one facet for each combination of the other axes."""
     varying = configurations.varying(results)
-    others = [name for name in varying if name != "mode"]
-    if len(others) == len(varying) or len(configurations.groups(results)) <= 4:
+    other_axes = [name for name in varying if name != "mode"]
+    if len(other_axes) == len(varying) or len(configurations.groups(results)) <= 4:
         return []
-    found: dict[str, list[Run]] = {}
-    texts = words.labels([run.configuration for run in results.runs], others)
+    runs_of_facet: dict[str, list[Run]] = {}
+    texts = words.labels([run.configuration for run in results.runs], other_axes)
     for run, text in zip(results.runs, texts, strict=True):
-        found.setdefault(text, []).append(run)
-    if not 2 <= len(found) <= 4:
+        runs_of_facet.setdefault(text, []).append(run)
+    if not 2 <= len(runs_of_facet) <= 4:
         return []
-    return [(said, Results(tuple(runs))) for said, runs in found.items()]
+    return [(text, Results(tuple(runs))) for text, runs in runs_of_facet.items()]
 
 
 def _columns(results: Results) -> list[str]:
     """The columns by round that all runs have."""
-    first, *rest = results.runs
+    first, *others = results.runs
     return [
-        k for k, x in first.rounds.items() if x.ndim == 1 and all(k in run.rounds for run in rest)
+        k for k, x in first.rounds.items() if x.ndim == 1 and all(k in run.rounds for run in others)
     ]
 
 
@@ -237,7 +239,7 @@ def _worst(metrics: Iterable[str]) -> list[str]:
 
 
 def _spread(names: Sequence[str]) -> list[str]:
-    """Quantiles from high to low, as their lines lie."""
+    """Names of quantiles from high to low, the order of their lines in the figure."""
 
     def place(name: str) -> tuple[int, int]:
         part = name.rsplit("_", 1)[-1]
@@ -276,5 +278,6 @@ def _retagged(tag: str, prefix: str) -> str:
     tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
     tag = re.sub(r'(xlink:)?href="#', f'href="#{prefix}-', tag)
     tag = re.sub(r"url\(#", f"url(#{prefix}-", tag)
-    # The stylesheet has another colour for dark ground. (An id is longer, and has a hyphen.)
+    # A variable lets the stylesheet give another colour on dark ground. The pattern matches no
+    # id, because an id has a hyphen and more characters.
     return re.sub(r"#([0-9a-f]{6})\b", r"var(--c\1,#\1)", tag)

@@ -1,4 +1,4 @@
-"""What results folders are: their settings as they were run, and in what they differ."""
+"""Facts about results folders: the settings that were run, and how folders differ."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ class Differences(NamedTuple):
 
 
 class Title(NamedTuple):
-    """A folder's name and its kind; no kind if the name says it."""
+    """A folder's name and its kind; the kind is empty if the name contains it."""
 
     name: str
     kind: str
@@ -37,8 +37,8 @@ class Title(NamedTuple):
 def entries(folder: Folder) -> dict[str, str]:
     """Name -> value of a folder's settings, as text.
 
-    An axis has its values, rounds those that were run where that is fewer than asked for, and
-    seeds those of the runs. A list that repeats an axis is left out.
+    An axis has its values, `rounds` the number that was run where that is fewer than asked for, and
+    `seeds` the seeds of the runs. A list in the configuration that repeats an axis is left out.
     """
     runs = folder.results.runs
     axes = {
@@ -52,10 +52,10 @@ def entries(folder: Folder) -> dict[str, str]:
             settings[name] = written(value)
     for name, values in axes.items():
         settings[name] = written(values) if len(values) <= _SHOWN else _ends(values)
-    asked = folder.configuration.get("rounds")
-    done = words.span({run.done for run in runs})
-    if isinstance(asked, int) and done != str(asked):
-        settings["rounds"] = f"{done} of {asked}"
+    num_rounds = folder.configuration.get("rounds")
+    rounds_done = words.span({run.done for run in runs})
+    if isinstance(num_rounds, int) and rounds_done != str(num_rounds):
+        settings["rounds"] = f"{rounds_done} of {num_rounds}"
     seeds = [*dict.fromkeys(run.seed for run in runs)]
     settings["seeds"] = written(seeds) if len(seeds) <= _SHOWN else f"{len(seeds)} of them"
     return settings
@@ -94,7 +94,7 @@ def written(value: Any) -> str:
     """
     if isinstance(value, list):
         return ", ".join(map(written, value))
-    return tables.said(value)
+    return tables.text(value)
 
 
 def _ends(values: list[Any]) -> str:
@@ -106,18 +106,17 @@ def _ends(values: list[Any]) -> str:
 
 
 def title(name: str, folder: Folder) -> Title:
-    """What a folder is called."""
+    """A folder's title."""
     is_said = folder.kind in name.replace("/", " ").replace("-", " ").lower().split()
     return Title(name, "" if is_said else folder.kind)
 
 
 def counts(folder: Folder) -> str:
-    """How many configurations, seeds and rounds."""
+    """The numbers of configurations, seeds and rounds, in words."""
     runs, groups = folder.results.runs, configurations.groups(folder.results)
     seeds = words.span({len(group) for group in groups})
     rounds = words.span({run.done for run in runs})
-    many = len(groups)
     return (
-        f"{many} configuration{'s' * (many != 1)}, {seeds} seed{'s' * (seeds != '1')}, "
-        f"{rounds} round{'s' * (rounds != '1')}"
+        f"{len(groups)} configuration{'s' * (len(groups) != 1)}, "
+        f"{seeds} seed{'s' * (seeds != '1')}, {rounds} round{'s' * (rounds != '1')}"
     )

@@ -1,4 +1,4 @@
-"""One page of HTML that compares results folders; it needs nothing but itself."""
+"""One page of HTML that compares results folders and loads no other file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,15 +24,15 @@ _GENERATOR = "fedjax-sim report"
 
 
 class Best(NamedTuple):
-    """A folder's best configuration: what is measured, its interval, and where."""
+    """A folder's best configuration: the metric, its interval, and the hyper-parameters."""
 
-    what: str
+    heading: str
     interval: str
     where: str
 
 
 class Head(NamedTuple):
-    """What a folder is; `best` is None where there is nothing to choose from."""
+    """A folder's summary; `best` is None where nothing was measured or all runs diverged."""
 
     title: facts.Title
     counts: str
@@ -43,14 +43,14 @@ class Head(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A drawing, and what it is called."""
+    """A drawing and its title."""
 
     title: str
     svg: "Markup"
 
 
 class Legend(NamedTuple):
-    """Lines that several figures have in common, and what else is said of them."""
+    """Lines that several figures have in common, and a note about them."""
 
     keys: list[Figure]
     note: str
@@ -61,10 +61,10 @@ class Section(NamedTuple):
 
     Attributes:
       title: its heading.
-      note: what is left out of them, if anything.
+      note: which configurations the figures leave out, if any.
       figures: in order.
-      legend: that figures have in common; None if none do.
-      legend_place: of the first figure behind it.
+      legend: the one that figures have in common; None if none do.
+      legend_place: index of the figure that the legend stands before.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-    """All that the template shows; `differences` is None for one folder."""
+    """The template's values; `differences` is None for one folder."""
 
     title: str
     apart: Sequence[str]
@@ -95,7 +95,7 @@ def write(
     """Writes a page that compares results folders.
 
     Args:
-      folders: as `Results.save` writes them; a run's baselines, in folders below it, come along.
+      folders: as `Results.save` writes them; a run's baselines, in folders below it, are included.
       out: the page's file, .html or .htm; its folder is made.
       mixed: compare folders made by different versions all the same, and say so on the page.
       overwrite: replace the file, whatever it is; a page that this made is replaced in any case.
@@ -120,14 +120,14 @@ def write(
             f"out {out} is there already, and is no such page; name another file, or give "
             "overwrite (--overwrite)"
         )
-    found = _found(paths)
-    apart = _apart(found)
+    folders_by_name = _folders_by_name(paths)
+    apart = _version_differences(folders_by_name)
     if apart and not mixed:
         raise ValueError(
             f"folders were made by different versions: {'; '.join(apart)}; numbers may differ for "
             "that alone. Give mixed (--mixed) to compare them all the same"
         )
-    text = page(found, apart)
+    text = page(folders_by_name, apart)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, lambda file: file.write(text.encode("utf-8", "replace")))
@@ -141,7 +141,7 @@ def page(folders: Mapping[str, Folder], apart: Sequence[str] = ()) -> str:
 
     Args:
       folders: name -> what it holds.
-      apart: how the versions differ, to be said.
+      apart: sentences about how the versions differ.
 
     Raises:
       ImportError: if jinja2 is missing: which extra has it.
@@ -161,13 +161,13 @@ def page(folders: Mapping[str, Folder], apart: Sequence[str] = ()) -> str:
 
 
 def _head(name: str, folder: Folder) -> Head:
-    """What a folder is."""
+    """A folder's summary."""
     runs = folder.results.runs
     state = tables.Tag("good", "complete")
     if folder.summary.get("complete") is not True:
-        done, asked = sum(run.done == run.num_rounds for run in runs), len(runs)
-        asked = max(asked, _whole(folder.summary.get("num_runs")))
-        how_many = f": {done} of {_count(asked, 'run')} whole" if asked > 1 else ""
+        num_done, num_runs = sum(run.done == run.num_rounds for run in runs), len(runs)
+        num_runs = max(num_runs, _whole(folder.summary.get("num_runs")))
+        how_many = f": {num_done} of {_count(num_runs, 'run')} whole" if num_runs > 1 else ""
         state = tables.Tag("bad", f"interrupted{how_many}")
     return Head(
         title=facts.title(name, folder),
@@ -181,40 +181,40 @@ def _head(name: str, folder: Folder) -> Head:
 
 def _best(folder: Folder) -> Best | None:
     """The best configuration's score; None if nothing was measured, or all diverged."""
-    by = cards.score(folder)
-    if by is None:
+    metric = cards.score(folder)
+    if metric is None:
         return None
-    means = folder.results.mean(by)
-    top = means[ranked(means, lowest_is_best(by))[0]]
+    means = folder.results.mean(metric)
+    top = means[ranked(means, lowest_is_best(metric))[0]]
     if not top.competes:
         return None
     names = [x for x in configurations.varying(folder.results) if x in top.configuration]
     where = f" with {words.label(top.configuration, names)}" if names else ""
-    what = f"{'Best final' if names else 'Final'} {by}"
-    return Best(what, tables.interval(top), where + _on_test(folder, by, top))
+    heading = f"{'Best final' if names else 'Final'} {metric}"
+    return Best(heading, tables.interval(top), where + _on_test(folder, metric, top))
 
 
-def _on_test(folder: Folder, by: str, top: Mean) -> str:
-    """What the configuration that the validation set chose has on the test set."""
-    metric = on_test(by)
-    if metric not in folder.results.metrics:
+def _on_test(folder: Folder, metric: str, top: Mean) -> str:
+    """The test score of the configuration that the validation set chose, in words."""
+    test_metric = on_test(metric)
+    if test_metric not in folder.results.metrics:
         return ""
     (mean,) = [
-        mean for mean in folder.results.mean(metric) if mean.configuration == top.configuration
+        mean for mean in folder.results.mean(test_metric) if mean.configuration == top.configuration
     ]
-    return f"; its {metric} is {tables.interval(mean)}"
+    return f"; its {test_metric} is {tables.interval(mean)}"
 
 
 def _sections(folders: Mapping[str, Folder]) -> list[Section]:
     """The figures, by the score that folders are compared by."""
     scores: dict[str, list[tuple[str, Any]]] = {}
     for name, folder in folders.items():
-        by = cards.score(folder)
-        if by is not None:
-            scores.setdefault(by, []).append((name, folder.results))
+        metric = cards.score(folder)
+        if metric is not None:
+            scores.setdefault(metric, []).append((name, folder.results))
     sections, number = [], 0
-    for by, some in scores.items():
-        shown = cards.cards(some, by)
+    for metric, named_results in scores.items():
+        shown = cards.cards(named_results, metric)
         if not shown:
             continue
         shared = cards.take_shared_legend(shown)
@@ -223,11 +223,13 @@ def _sections(folders: Mapping[str, Folder]) -> list[Section]:
             number += 1
             svg = cards.inline(card.figure, f"f{number}")
             figures.append(Figure(card.title, markup(svg, card.title)))
-        of = f" of {', '.join(name for name, _ in some)}" if len(scores) > 1 else ""
+        of_folders = (
+            f" of {', '.join(name for name, _ in named_results)}" if len(scores) > 1 else ""
+        )
         sections.append(
             Section(
-                title=f"Figures{of}",
-                note=cards.deal(some, by)[1],
+                title=f"Figures{of_folders}",
+                note=cards.deal(named_results, metric)[1],
                 figures=figures,
                 legend=None if shared is None else _legend(shared, f"k{number}"),
                 legend_place=None if shared is None else shared.place,
@@ -245,8 +247,8 @@ def _legend(shared: cards.Legend, prefix: str) -> Legend:
     return Legend(keys, shared.note)
 
 
-def _found(paths: Sequence[Path]) -> dict[str, Folder]:
-    """Name -> folder, each run's baselines behind it."""
+def _folders_by_name(paths: Sequence[Path]) -> dict[str, Folder]:
+    """Name -> folder, with each run's baselines after the run."""
     folders: dict[Path, Folder] = {}
     named = {path.resolve() for path in paths}
     for path in paths:
@@ -260,30 +262,34 @@ def _found(paths: Sequence[Path]) -> dict[str, Folder]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """What folders are called: their last parts, as many as tell them apart."""
+    """Names of folders: the last parts of their paths, as many as make the names differ."""
     parts = [path.resolve().parts for path in paths]
-    for many in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[-many:]) for one in parts]
+    for num_parts in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path_parts[-num_parts:]) for path_parts in parts]
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
 
 
-def _apart(folders: Mapping[str, Folder]) -> list[str]:
-    """How the versions that change numbers differ."""
-    found = []
+def _version_differences(folders: Mapping[str, Folder]) -> list[str]:
+    """A sentence for each package that changes numbers and whose versions differ."""
+    lines = []
     for package in _SAME:
-        said: dict[str, list[str]] = {}
+        folders_of_version: dict[str, list[str]] = {}
         for name, folder in folders.items():
-            said.setdefault(str(folder.versions.get(package, "unknown")), []).append(name)
-        if len(said) > 1:
-            which = " and ".join(f"{v} in {', '.join(names)}" for v, names in said.items())
-            found.append(f"{package} is {which}")
-    return found
+            folders_of_version.setdefault(str(folder.versions.get(package, "unknown")), []).append(
+                name
+            )
+        if len(folders_of_version) > 1:
+            versions = " and ".join(
+                f"{v} in {', '.join(names)}" for v, names in folders_of_version.items()
+            )
+            lines.append(f"{package} is {versions}")
+    return lines
 
 
 def _is_page(path: Path) -> bool:
-    """Whether a file is a page that this module made: it can be made again."""
+    """Whether this module made the file, which is then replaced: it can be made again."""
     with path.open("rb") as file:
         return f'content="{_GENERATOR}"'.encode() in file.read(2000)
 
@@ -292,5 +298,5 @@ def _whole(value: Any) -> int:
     return value if type(value) is int else 0
 
 
-def _count(many: int, word: str) -> str:
-    return f"{many} {word}{'' if many == 1 else 's'}"
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -23,12 +23,12 @@ _DERIVED = frozenset(("seed", "rounds", "complete", "diverged", "useful_share"))
 
 
 class Folder(NamedTuple):
-    """What a results folder holds.
+    """The contents of a results folder.
 
     Attributes:
-      path: where it is.
-      summary: of summary.json.
-      results: its runs; what is in no table, wider arrays, is not there.
+      path: the folder.
+      summary: the object in summary.json.
+      results: its runs, without arrays that are too wide for a table.
     """
 
     path: Path
@@ -37,25 +37,25 @@ class Folder(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What made it: run, sweep or compare."""
+        """The command that made it: run, sweep or compare."""
         return str(self.summary.get("kind") or "results")
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What its maker said of it."""
+        """The settings that all its runs share."""
         return _mapping(self.summary.get("configuration"))
 
     @property
     def versions(self) -> dict[str, Any]:
-        """What made it: packages, Python, machine."""
+        """The packages, the Python and the machine that made it."""
         return _mapping(self.summary.get("versions"))
 
 
 def load(folder: str | Path) -> Folder:
     """Reads summary.json, table.csv and rounds.csv.
 
-    A cell is None, a boolean, a whole number, a number or else text, as it is written; what is
-    under an axis or value of text alone, which the summary names, stays text.
+    A cell is read as None, a boolean, a whole number, a number or else as text. The summary names
+    the axes and values that hold only text, and their cells stay text.
 
     Raises:
       ValueError: for a folder without results, of another format, or with files that are broken
@@ -63,8 +63,8 @@ def load(folder: str | Path) -> Folder:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        what = "is a file, and no results folder" if folder.exists() else "is not there"
-        raise ValueError(f"{folder} {what}")
+        reason = "is a file, and no results folder" if folder.exists() else "is not there"
+        raise ValueError(f"{folder} {reason}")
     if missing := RunFolder(folder).missing():
         raise ValueError(
             f"{folder} holds no results: {', '.join(missing)} "
@@ -84,7 +84,7 @@ def load(folder: str | Path) -> Folder:
 
 
 def value(cell: str) -> Scalar:
-    """What a cell of a table says.
+    """The value of a table's cell.
 
     >>> [value(cell) for cell in ("", "True", "3", "1e-3", "nan", "adam", "007")]
     [None, True, 3, 0.001, nan, 'adam', '007']
@@ -102,8 +102,8 @@ def value(cell: str) -> Scalar:
 def _runs(folder: Path, summary: dict[str, Any]) -> tuple[Run, ...]:
     names, table = _rows(folder / TABLE)
     columns, lines = _rows(folder / ROUNDS)
-    said = summary.get("axes")
-    axes = [name for name in names if name in (said if isinstance(said, list) else ())]
+    named_axes = summary.get("axes")
+    axes = [name for name in names if name in (named_axes if isinstance(named_axes, list) else ())]
     lacking = [name for name in ("seed", "rounds", "complete") if name not in names]
     if lacking or not table:
         raise ValueError(f"{folder / TABLE} is broken: it has no {', '.join(lacking) or 'runs'}")
@@ -113,19 +113,19 @@ def _runs(folder: Path, summary: dict[str, Any]) -> tuple[Run, ...]:
     runs, place = [], 0
     for row in table:
         labels = [row[name] for name in (*axes, "seed")]
-        taken: list[dict[str, str]] = []
+        lines_of_run: list[dict[str, str]] = []
         while place < len(lines):
             line = lines[place]
             if [line[name] for name in (*axes, "seed")] != labels:
                 break
-            if line["round"] != str(len(taken) + 1):
+            if line["round"] != str(len(lines_of_run) + 1):
                 break
-            taken.append(line)
+            lines_of_run.append(line)
             place += 1
-        if taken and str(len(taken)) != row["rounds"]:
+        if lines_of_run and str(len(lines_of_run)) != row["rounds"]:
             place = -1
             break
-        runs.append(_run(folder, row, axes, measured, taken, summary))
+        runs.append(_run(folder, row, axes, measured, lines_of_run, summary))
     if place != len(lines):
         raise ValueError(
             f"{folder}: {TABLE} and {ROUNDS} do not belong together, as when a run is killed "
@@ -150,13 +150,14 @@ def _run(
             raise ValueError(f"{folder / ROUNDS} is broken: {name} must be numbers")
         rounds[name] = np.array([math.nan if cell is None else cell for cell in cells])
         written[name] = np.array([cell is not None for cell in cells])
-    # A column without any cell is another run's, unless this one was not evaluated at all, or
-    # aggregated nothing at all.
+    # A column in which this run has no cell at all belongs to other runs and is dropped. It is kept
+    # if it is a column of evaluation and this run was never evaluated, or if it is another one that
+    # is empty because this run aggregated nothing.
     evaluated = [name for name in rounds if is_evaluated(name)]
     was_evaluated = any(written[name].any() for name in evaluated)
-    kept = {name: column for name, column in rounds.items() if written[name].any()}
-    for name in [name for name in rounds if name not in kept]:
-        alone = {**kept, name: rounds[name]}
+    columns = {name: column for name, column in rounds.items() if written[name].any()}
+    for name in [name for name in rounds if name not in columns]:
+        alone = {**columns, name: rounds[name]}
         if was_evaluated if name in evaluated else has_value(alone, name).any():
             del rounds[name]
     if evaluated:
@@ -172,25 +173,27 @@ def _run(
         for name in row
         if name not in _DERIVED and name not in axes and name not in measured
     }
-    seed, done = value(row["seed"]), value(row["rounds"])
-    if type(seed) is not int or type(done) is not int:
+    seed, num_done = value(row["seed"]), value(row["rounds"])
+    if type(seed) is not int or type(num_done) is not int:
         raise ValueError(f"{folder / TABLE} is broken: seed and rounds must be whole numbers")
-    asked = done if row["complete"] == "True" else max(done + 1, _rounds_asked(summary))
+    num_rounds = (
+        num_done if row["complete"] == "True" else max(num_done + 1, _rounds_asked(summary))
+    )
     configuration = {name: label(name) for name in axes}
-    run = Run(configuration, seed, rounds, values, asked)
-    # The first versions took the NaN of a round in which nobody trained for divergence, and wrote
-    # it; what they called diverged for that alone is not.
+    run = Run(configuration, seed, rounds, values, num_rounds)
+    # The first versions counted the NaN of a round in which nobody trained as divergence, and wrote
+    # it to the table. A run that is marked as diverged for such a NaN alone has not diverged.
     explained = any(written[name][~run.has(name)].any() for name in {*written} & {*rounds})
     if row.get("diverged") == "True" and not run.diverged and not explained:
-        # By an array that is in no table: it is there again, as far as is known.
+        # An array that is in no table made the run diverge. A column of NaN stands for it here.
         rounds["in_no_table"] = np.full((max(len(lines), 1), 1), math.nan)
     return run
 
 
 def _rounds_asked(summary: dict[str, Any]) -> int:
-    said = _mapping(summary.get("configuration"))
-    found = [said.get(name) for name in ("rounds", "num_rounds")]
-    return max((x for x in found if type(x) is int), default=0)
+    configuration = _mapping(summary.get("configuration"))
+    numbers = [configuration.get(name) for name in ("rounds", "num_rounds")]
+    return max((x for x in numbers if type(x) is int), default=0)
 
 
 def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -209,5 +212,5 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return header, [dict(zip(header, line, strict=True)) for line in lines[1:]]
 
 
-def _mapping(said: Any) -> dict[str, Any]:
-    return said if isinstance(said, dict) else {}
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

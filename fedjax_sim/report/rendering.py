@@ -1,4 +1,4 @@
-"""Templates to HTML, by jinja2: what is put into them is escaped, but for what is markup."""
+"""Templates to HTML, by jinja2: values are escaped unless they are markup."""
 
 from typing import TYPE_CHECKING, Any
 

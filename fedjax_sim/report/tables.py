@@ -1,4 +1,4 @@
-"""The table of configurations on a page, and how values are written there."""
+"""The table of configurations on a page, and the form in which values are written there."""
 
 import json
 import math
@@ -19,10 +19,10 @@ class Line(NamedTuple):
     """A line of the table: a configuration of a folder.
 
     Attributes:
-      folder: its name.
+      folder: the folder's name.
       configuration: hyper-parameter -> value.
-      runs: a seed each.
-      means: metric -> over the seeds.
+      runs: one for each seed.
+      means: metric -> its mean over the seeds.
     """
 
     folder: str
@@ -55,10 +55,10 @@ class Cell(NamedTuple):
     """A cell of the table.
 
     Attributes:
-      text: what is in it.
-      is_number: whether it is one.
-      is_best: whether it is the best of its column.
-      tags: in place of a text.
+      text: the cell's content.
+      is_number: whether the content is a number.
+      is_best: whether the cell is the best of its column.
+      tags: words that are shown in place of a text.
     """
 
     text: str
@@ -82,16 +82,16 @@ class Table(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """What the table has columns of.
+    """The columns that the table has.
 
     Attributes:
-      several: whether folders are told apart.
+      several: whether there is a column of folders.
       axes: hyper-parameters.
       scores: metrics that configurations are compared by.
-      is_marked: whether any line has a tag.
-      targets: rounds to them.
-      is_sent: whether bytes are known.
-      rest: other metrics.
+      is_marked: whether there is a column of tags.
+      targets: names of columns of the rounds until a target is reached.
+      is_sent: whether there is a column of bytes sent.
+      other_metrics: those that no configuration is compared by.
     """
 
     several: bool
@@ -100,10 +100,10 @@ class _Columns(NamedTuple):
     is_marked: bool
     targets: list[str]
     is_sent: bool
-    rest: list[str]
+    other_metrics: list[str]
 
     def names(self) -> list[str]:
-        """What they are called, from the left."""
+        """The columns' names, from the left."""
         return [
             *(["folder"] if self.several else []),
             *self.axes,
@@ -113,17 +113,17 @@ class _Columns(NamedTuple):
             *(["MB sent"] if self.is_sent else []),
             "seeds",
             "rounds",
-            *self.rest,
+            *self.other_metrics,
         ]
 
 
 def table(folders: Mapping[str, Folder]) -> Table:
-    """A line a configuration: means, the best, what diverged, bytes, rounds to a target."""
+    """One line for each configuration: means, tags, bytes sent, and rounds to a target."""
     lines = [line for name, folder in folders.items() for line in lines_of(name, folder)]
-    scores = [by for by in map(cards.score, folders.values()) if by is not None]
+    scores = [metric for metric in map(cards.score, folders.values()) if metric is not None]
     metrics = _metrics(lines, list(dict.fromkeys(scores)))
     best = {metric: _best(lines, metric) for metric in metrics}
-    winners = [line for line in lines if any(best.get(by) is line for by in scores)]
+    winners = [line for line in lines if any(best.get(metric) is line for metric in scores)]
     tags = [_tags(line, line in winners) for line in lines]
     values = dict.fromkeys(name for line in lines for name in line.runs[0].values)
     columns = _Columns(
@@ -133,7 +133,7 @@ def table(folders: Mapping[str, Folder]) -> Table:
         is_marked=any(tags),
         targets=[name for name in values if name.startswith("rounds_to")],
         is_sent=any("bytes_down" in run.rounds for line in lines for run in line.runs),
-        rest=[name for name in metrics if name not in scores],
+        other_metrics=[name for name in metrics if name not in scores],
     )
     axes, names = columns.axes, columns.names()
     numbers = {name for name in axes if any(_is_number(x.configuration.get(name)) for x in lines)}
@@ -153,12 +153,12 @@ def _cells(
     numbers: Collection[str],
     best: Mapping[str, Line | None],
 ) -> list[Cell]:
-    """A line's, under the columns' names."""
+    """A line's cells, in the order of the columns."""
     cells = [Cell(line.folder)] if columns.several else []
     for name in columns.axes:
-        # What does not vary in one folder may stand in its configuration.
+        # An axis of another folder may be a fixed value in this one's configuration.
         value = line.configuration.get(name, folder.configuration.get(name))
-        cells.append(Cell(said(value), name in numbers))
+        cells.append(Cell(text(value), name in numbers))
     cells += [_mean(line, metric, best[metric]) for metric in columns.scores]
     if columns.is_marked:
         cells.append(Cell("", tags=tags))
@@ -167,7 +167,7 @@ def _cells(
         cells.append(Cell(_megabytes(line), is_number=True))
     counts = str(len(line.runs)), words.span({run.done for run in line.runs})
     cells += [Cell(count, is_number=True) for count in counts]
-    return cells + [_mean(line, metric, best[metric]) for metric in columns.rest]
+    return cells + [_mean(line, metric, best[metric]) for metric in columns.other_metrics]
 
 
 def lines_of(name: str, folder: Folder) -> list[Line]:
@@ -175,7 +175,7 @@ def lines_of(name: str, folder: Folder) -> list[Line]:
     results = folder.results
     means = {metric: results.mean(metric) for metric in results.metrics}
     return [
-        Line(name, runs[0].configuration, runs, {k: found[i] for k, found in means.items()})
+        Line(name, runs[0].configuration, runs, {k: of_metric[i] for k, of_metric in means.items()})
         for i, runs in enumerate(configurations.groups(results))
     ]
 
@@ -199,8 +199,8 @@ def interval(mean: Mean) -> str:
 
 
 def _metrics(lines: Sequence[Line], scores: Sequence[str]) -> list[str]:
-    """What the table shows of all that is known, the scores first."""
-    found = dict.fromkeys(name for line in lines for name in line.means)
+    """The metrics that the table shows, the scores first."""
+    metrics = dict.fromkeys(name for line in lines for name in line.means)
 
     def place(name: str) -> int:
         if name in scores:
@@ -211,17 +211,17 @@ def _metrics(lines: Sequence[Line], scores: Sequence[str]) -> list[str]:
             return 0
         return 4 if name.startswith("train_") else 3
 
-    names = [x for x in found if not x.startswith("rounds_to") and place(x) < 5]
+    names = [x for x in metrics if not x.startswith("rounds_to") and place(x) < 5]
     return sorted(names, key=place)[:_MOST]
 
 
 def _best(lines: Sequence[Line], metric: str) -> Line | None:
     """The line with the best mean; None if there is nothing to choose from."""
-    known = [line for line in lines if metric in line.means and line.means[metric].competes]
-    if len(lines) < 2 or not known:
+    competing = [line for line in lines if metric in line.means and line.means[metric].competes]
+    if len(lines) < 2 or not competing:
         return None
-    means = [line.means[metric] for line in known]
-    return known[ranked(means, lowest_is_best(metric))[0]]
+    means = [line.means[metric] for line in competing]
+    return competing[ranked(means, lowest_is_best(metric))[0]]
 
 
 def _mean(line: Line, metric: str, best: Line | None) -> Cell:
@@ -232,8 +232,13 @@ def _mean(line: Line, metric: str, best: Line | None) -> Cell:
 def _tags(line: Line, best: bool) -> list[Tag]:
     tags = [Tag("good", "best")] if best else []
     if not line.finite:
-        many, seeds = sum(run.diverged for run in line.runs), len(line.runs)
-        tags.append(Tag("bad", "diverged" if many == seeds else f"diverged {many} of {seeds}"))
+        num_diverged, seeds = sum(run.diverged for run in line.runs), len(line.runs)
+        tags.append(
+            Tag(
+                "bad",
+                "diverged" if num_diverged == seeds else f"diverged {num_diverged} of {seeds}",
+            )
+        )
     if any(run.done != run.num_rounds for run in line.runs):
         tags.append(Tag("warn", "interrupted"))
     return tags
@@ -243,11 +248,11 @@ def _reached(line: Line, name: str) -> str:
     """Mean over the seeds that reached the target, and how many did."""
     values = [run.values.get(name) for run in line.runs]
     # `_is_number` has ruled out texts and None, which the type checker does not see.
-    known = [float(x) for x in values if _is_number(x) and math.isfinite(x)]  # type: ignore[arg-type]
-    if not known:
+    reached = [float(x) for x in values if _is_number(x) and math.isfinite(x)]  # type: ignore[arg-type]
+    if not reached:
         return NONE
-    of = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
-    return f"{sum(known) / len(known):.4g}{of}"
+    how_many = "" if len(reached) == len(values) else f" ({len(reached)} of {len(values)})"
+    return f"{sum(reached) / len(reached):.4g}{how_many}"
 
 
 def _megabytes(line: Line) -> str:
@@ -259,18 +264,18 @@ def _megabytes(line: Line) -> str:
     return f"{sum(sent) / len(sent) / 1e6:,.4g}" if sent else NONE
 
 
-def flat(said: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested entries by dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in said.items():
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested entries under dotted names."""
+    flattened: dict[str, Any] = {}
+    for key, value in nested.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            flattened |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flattened[f"{prefix}{key}"] = value
+    return flattened
 
 
-def said(value: Any) -> str:
+def text(value: Any) -> str:
     """A value as text; a dash for none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE

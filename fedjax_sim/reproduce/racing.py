@@ -26,7 +26,7 @@ from fedjax_sim.reproduce.store import Store, what
 from fedjax_sim.results.columns import columns
 from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
-from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import build
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting
 
@@ -71,7 +71,7 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     mesh = mesh if resolved.slots > 1 else None
 
     def made(rate: Any) -> Any:
-        return problem.experiment(resolve({**resolved.values(), cell.axis: rate}), mesh)
+        return build.experiment(resolve({**resolved.values(), cell.axis: rate}), mesh)
 
     def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         rate, data = inputs
@@ -306,7 +306,7 @@ def _pace(setting: ResolvedSetting) -> tuple[float, float]:
     """Seconds of one client's local epoch, and of an evaluation, on one device."""
     once = {"fraction": 1e-9, "rounds": 1} | ({} if setting.local is None else {"epochs": 1})
     one = resolve(setting.values() | once)
-    made = problem.experiment(one)
+    made = build.experiment(one)
     key = jax.random.key(0)
     state = jax.jit(made.start)(key)
     cohort = jax.jit(made.sampler.sample)(key, 0, made.data)

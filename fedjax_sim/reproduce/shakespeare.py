@@ -18,7 +18,7 @@ from fedjax_sim.host.stopping import reaches
 from fedjax_sim.report import reading
 from fedjax_sim.results import Results
 from fedjax_sim.results.folder import RUN, RunFolder
-from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import build
 from fedjax_sim.settings.setting import Setting
 
 NAME = "shakespeare"
@@ -54,7 +54,7 @@ def run(out: Path, mesh: Mesh | None, on_progress: Callable[[Progress], None]) -
         folder = out / partition
         setting = replace(SETTING, partition=partition).resolved()
         simulation = simulate(
-            problem.experiment(setting, mesh),
+            build.experiment(setting, mesh),
             jax.random.key(0),
             out=folder,
             resume=RunFolder(folder).holds(RUN),
@@ -116,7 +116,7 @@ def _said(times: dict[str, Any]) -> str:
 def _times(mesh: Mesh | None) -> dict[str, Any]:
     """Seconds of one round of a few roles, packed and padded, warm; and of a whole one."""
     setting = replace(SETTING, partition="natural", fraction=_TIMED).resolved()
-    made = problem.experiment(setting)
+    made = build.experiment(setting)
     key = jax.random.key(1)
     cohort = made.sampler.sample(key, 0, made.data)
     blocks = -(-made.data.num_examples[cohort.client_ids] // 10)
@@ -136,7 +136,7 @@ def _times(mesh: Mesh | None) -> dict[str, Any]:
         jax.block_until_ready(round_fn(key, state, data, cohort))
         found[name] = time.perf_counter() - start
     steps = int(blocks.sum())
-    clients = problem.experiment(replace(SETTING, partition="natural").resolved()).data
+    clients = build.experiment(replace(SETTING, partition="natural").resolved()).data
     every = float((-(-clients.num_examples // 10)).sum()) * 0.1
     found["whole"] = found["packed"] / steps * every
     return found

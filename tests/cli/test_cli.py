@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from fedjax_sim.cli import machine, main
-from fedjax_sim.compare.comparison import Setting
+from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings.resolved import cohort_size
-from fedjax_sim.settings.setting import Setting as One
+from fedjax_sim.settings.setting import Setting
 from tests.conftest import slow_after
 
 FILES = {
@@ -91,8 +91,8 @@ def test_compare_writes_what_it_promises(tmp_path, capsys):
 def test_same_seed_same_history_in_any_chunks(tmp_path, execution):
     from fedjax_sim.compare import comparison
 
-    setting = Setting(
-        One(clients=10, rounds=4, execution=execution),
+    setting = Comparison(
+        Setting(clients=10, rounds=4, execution=execution),
         fractions=(0.5,),
         modes=("selected",),
         seeds=2,
@@ -169,7 +169,7 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
     def plot(file, *arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fedjax_sim.compare.report.drawn", plot)
+    monkeypatch.setattr("fedjax_sim.compare.report.figure", plot)
     with pytest.raises(SystemExit) as exit:
         compare("--resume", out=tmp_path)
     assert exit.value.code == 1

@@ -8,11 +8,11 @@ import pytest
 
 from fedjax_sim import plots
 from fedjax_sim.compare import report
-from fedjax_sim.compare.comparison import Setting
+from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.partition import describe
 from fedjax_sim.plots import canvas
 from fedjax_sim.results import Results, Run
-from fedjax_sim.settings.setting import Setting as One
+from fedjax_sim.settings.setting import Setting
 
 
 def made(values, configuration=None, seed=0, **columns):
@@ -274,7 +274,7 @@ def test_a_class_that_a_client_has_not_is_white_and_all_of_it_dark():
 
 
 def test_a_comparisons_picture_starts_where_its_curves_do_and_has_the_tables_order():
-    setting = Setting(One(rounds=40), seeds=1, fractions=(0.1,)).resolved()
+    setting = Comparison(Setting(rounds=40), seeds=1, fractions=(0.1,)).resolved()
     score = 1 - np.exp(-np.arange(1, 41) / 8)
     runs = [
         Run(
@@ -298,7 +298,7 @@ def test_a_comparisons_picture_starts_where_its_curves_do_and_has_the_tables_ord
     lowest = 0.5  # of 1 - exp(-t / 8), first in round 6: 12 MB, after 10 MB
     low, high = report._megabytes_shown(found, lowest)
     assert (low, high) == (pytest.approx(np.sqrt(10.0 * 12.0)), 80.0)
-    figure = report.drawn(setting, found)
+    figure = report.figure(setting, found)
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words == ["selected", "all_clients", "uniform", "unbiased", "target 0.9"]
     for ax in figure.axes:  # in both columns
@@ -347,7 +347,7 @@ def test_what_has_not_the_axis_of_others_has_a_name():
 
 
 def comparison(rounds, reached=1.0, seeds=2, more_modes=()):
-    setting = Setting(One(rounds=rounds), seeds=seeds, fractions=(0.1,)).resolved()
+    setting = Comparison(Setting(rounds=rounds), seeds=seeds, fractions=(0.1,)).resolved()
     setting = replace(setting, modes=(*setting.modes, *more_modes))
     at = np.arange(1, rounds + 1)
     runs = [
@@ -363,7 +363,7 @@ def comparison(rounds, reached=1.0, seeds=2, more_modes=()):
         for place, mode in enumerate(setting.modes)
         for seed in range(seeds)
     ]
-    return report.drawn(setting, report.curves(setting, Results(tuple(runs))))
+    return report.figure(setting, report.curves(setting, Results(tuple(runs))))
 
 
 def test_a_mode_without_a_style_of_its_own_is_drawn_too():

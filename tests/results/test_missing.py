@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fedjax_sim as fs
 from fedjax_sim import plots
 from fedjax_sim.compare import report
-from fedjax_sim.compare.comparison import Setting
+from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.host.telling import progress_of
 from fedjax_sim.report import page, reading
 from fedjax_sim.results import ROUNDS, TABLE, Results, Run
@@ -237,7 +237,7 @@ def test_the_best_is_one_that_did_not_diverge(tmp_path):
 
 
 def test_a_comparison_calls_diverged_what_a_sweep_does():
-    setting = Setting(fractions=(0.3,), modes=("selected",), seeds=2).resolved()
+    setting = Comparison(fractions=(0.3,), modes=("selected",), seeds=2).resolved()
 
     def run(seed, loss):
         rounds = {name: np.ones(2) for name in ("bytes_down", "bytes_up", "reporting_share")}

@@ -14,7 +14,7 @@ import fedjax_sim as fs
 from fedjax_sim.cli import show
 from fedjax_sim.cli.parser import main
 from fedjax_sim.compare import report
-from fedjax_sim.compare.comparison import Setting as Comparison
+from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.report import page
 from fedjax_sim.results import Results, Run
 from fedjax_sim.settings import build as problem
@@ -207,7 +207,7 @@ def test_a_sweep_on_the_command_line(tmp_path, capsys):
 
 def test_a_comparison_shows_both():
     setting = Comparison(
-        one=Setting(validation=0.2), fractions=(0.3,), modes=("selected",), seeds=2
+        base=Setting(validation=0.2), fractions=(0.3,), modes=("selected",), seeds=2
     ).resolved()
     rounds = {
         name: np.ones(2) for name in ("bytes_down", "bytes_up", "reporting_share", "train_loss")

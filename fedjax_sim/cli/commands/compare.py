@@ -9,13 +9,13 @@ from fedjax_sim.cli import files, folder, machine
 from fedjax_sim.cli.arguments import add_config, add_out, whole
 from fedjax_sim.cli.options import add_setting, read
 from fedjax_sim.cli.parser import COMMANDS
-from fedjax_sim.cli.signals import INTERRUPTED, begun
+from fedjax_sim.cli.signals import INTERRUPTED, runs_with_rounds
 from fedjax_sim.cli.values import setting
 from fedjax_sim.compare import comparison, report
-from fedjax_sim.compare.comparison import ResolvedComparison, Setting
+from fedjax_sim.compare.comparison import Comparison, ResolvedComparison
 from fedjax_sim.compare.report import Row
 from fedjax_sim.results.folder import CONFIGURATION, SWEEP, RunFolder
-from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import build
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 from fedjax_sim.settings.rooms import declarations
 
@@ -46,12 +46,12 @@ _COMPARED = COMMANDS["compare"].names
 
 
 def _fields(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """What all runs of a comparison share."""
+    """Names of the values that all runs of a comparison share."""
     return (*vocabulary.of_data, "model", *vocabulary.of_room("model"), *_SHARED)
 
 
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
-    """Those of a setting that all runs share, and what is compared."""
+    """Adds the options that all runs share, and those that name what is compared."""
 
     def fraction(text: str) -> float:
         value = float(text)
@@ -95,45 +95,45 @@ def call(options: argparse.Namespace) -> int:
     out = RunFolder(options.out)
     out.check(SWEEP, options.resume, options.overwrite)
     names = _fields(options.vocabulary)
-    chosen = _setting(read("compare", options, names, _COMPARED), options.vocabulary)
-    one = chosen.one
+    resolved = _setting(read("compare", options, names, _COMPARED), options.vocabulary)
+    shared = resolved.base
     if options.resume:
-        files.check_same(options.out, _values(chosen, names))
-    mesh = machine.use_cores(one.cores)
-    experiment = problem.experiment(one)
+        files.check_same(options.out, _values(resolved, names))
+    mesh = machine.use_cores(shared.cores)
+    experiment = build.experiment(shared)
     exchange = experiment.communication()
     out.prepare(options.overwrite)
-    files.write(options.out, _values(chosen, names))
+    files.write(options.out, _values(resolved, names))
 
     console = show.console()
     sizes = experiment.data.num_examples
     console.print(
-        f"FedAvg on {one.dataset} ({one.partition}): K={one.clients} clients of "
+        f"FedAvg on {shared.dataset} ({shared.partition}): K={shared.clients} clients of "
         f"{int(sizes.min())} to {int(sizes.max())} examples, {exchange.down:,} bytes a model",
         soft_wrap=True,
     )
-    total = len(chosen.fractions) * len(chosen.modes) * chosen.seeds
+    total = len(resolved.fractions) * len(resolved.modes) * resolved.seeds
     with folder.saying_what_is_saved(options.out):
         with show.sweep_progress(total) as tell:
-            found = comparison.compare(
-                chosen, mesh=mesh, out=options.out, resume=options.resume, on_progress=tell
+            all_results = comparison.compare(
+                resolved, mesh=mesh, out=options.out, resume=options.resume, on_progress=tell
             )
-        results, complete = begun(found, total)
-        curves = report.curves(chosen, results)
-        table = report.rows(chosen, curves, exchange)
+        results, complete = runs_with_rounds(all_results, total)
+        curves = report.curves(resolved, results)
+        table = report.rows(resolved, curves, exchange)
         # Written before anything is printed, which can fail (a closed pipe).
-        names = report.write(options.out, chosen, results, curves, table, exchange, complete)
-    console.print(_table(chosen, table))
-    for line in _legend(chosen, table):
+        names = report.write(options.out, resolved, results, curves, table, exchange, complete)
+    console.print(_table(resolved, table))
+    for line in _legend(resolved, table):
         console.print(line)
     console.print()
-    for line in _modes(chosen):
+    for line in _modes(resolved):
         console.print(line)
     console.print(
         "\nall_clients = w + (n_V/n) (selected - w), where the clients selected hold n_V of the n "
         "examples: the two modes differ by a server learning rate."
     )
-    for line in report.identity(chosen, table):
+    for line in report.identity(resolved, table):
         console.print(line)
     if not complete:
         console.print("Interrupted: what was computed until then is kept.")
@@ -142,25 +142,25 @@ def call(options: argparse.Namespace) -> int:
 
 
 def _setting(values: Mapping[str, Any], vocabulary: Vocabulary) -> ResolvedComparison:
-    """What is compared, of values by name: all checked, nothing computed."""
+    """The comparison that values by name describe, all of them checked and nothing computed."""
     compared = {name: values[name] for name in _COMPARED if name in values}
-    for name, kind, of in (("fractions", (int, float), float), ("modes", str, str)):
+    for name, kind, convert in (("fractions", (int, float), float), ("modes", str, str)):
         if name in compared:
-            some = compared[name]
-            if not isinstance(some, list) or not all(isinstance(x, kind) for x in some):
-                called = "numbers" if of is float else "names"
-                raise ValueError(f"{name} must be a list of {called}; got {some!r}")
-            compared[name] = tuple(map(of, some))
-    one = setting(
+            listed = compared[name]
+            if not isinstance(listed, list) or not all(isinstance(x, kind) for x in listed):
+                called = "numbers" if convert is float else "names"
+                raise ValueError(f"{name} must be a list of {called}; got {listed!r}")
+            compared[name] = tuple(map(convert, listed))
+    shared = setting(
         {name: value for name, value in values.items() if name in _fields(vocabulary)}, vocabulary
     )
-    return Setting(one, **compared).resolved()
+    return Comparison(shared, **compared).resolved()
 
 
-def _values(chosen: ResolvedComparison, names: tuple[str, ...]) -> dict[str, Any]:
-    """As configuration.toml has them."""
-    one = {name: value for name, value in chosen.one.values().items() if name in names}
-    return {**one, **{name: getattr(chosen, name) for name in _COMPARED}}
+def _values(resolved: ResolvedComparison, names: tuple[str, ...]) -> dict[str, Any]:
+    """The contents of configuration.toml."""
+    shared = {name: value for name, value in resolved.base.values().items() if name in names}
+    return {**shared, **{name: getattr(resolved, name) for name in _COMPARED}}
 
 
 def _modes(setting: ResolvedComparison) -> list[str]:
@@ -173,7 +173,7 @@ def _legend(setting: ResolvedComparison, rows: list[Row]) -> list[str]:
     several, score_name = setting.seeds > 1, setting.score_name
     spread = f", mean ± sample standard deviation of {setting.seeds} seeds" if several else ""
     lines = [
-        f"{score_name}: on the {setting.set_name} set after {setting.one.rounds} rounds{spread}.",
+        f"{score_name}: on the {setting.set_name} set after {setting.base.rounds} rounds{spread}.",
         f"rounds to {setting.target:g}: until the best {score_name} so far reaches it, "
         "interpolated; mean of the seeds that do.",
         "MB: 10^6 bytes over the whole run, all clients together. all_clients sends the model to "
@@ -193,9 +193,9 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
     from rich import box
     from rich.table import Table
 
-    score_name, rounds = setting.score_name, setting.one.rounds
+    score_name, rounds = setting.score_name, setting.base.rounds
     table = Table(box=box.SIMPLE_HEAD, padding=0)
-    beside = () if setting.one.validation is None else (f"test {score_name}",)
+    beside = () if setting.base.validation is None else (f"test {score_name}",)
     names = ("C", "m", "mode", score_name, *beside, f"rounds to {setting.target:g}")
     for name in (*names, "MB down", "MB up"):
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)

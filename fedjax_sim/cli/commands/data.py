@@ -21,14 +21,17 @@ class _Subcommand(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
-    """Those of each subcommand."""
+    """Adds the subcommands, each with its own options."""
     subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
-    for name, one in _SUBCOMMANDS.items():
-        made = subcommands.add_parser(
-            name, help=one.help, description=f"{one.help.capitalize()}.", allow_abbrev=False
+    for name, subcommand in _SUBCOMMANDS.items():
+        subparser = subcommands.add_parser(
+            name,
+            help=subcommand.help,
+            description=f"{subcommand.help.capitalize()}.",
+            allow_abbrev=False,
         )
-        one.add_options(made, vocabulary)
-        made.set_defaults(parser=made)
+        subcommand.add_options(subparser, vocabulary)
+        subparser.set_defaults(parser=subparser)
 
 
 def call(options: argparse.Namespace) -> int:
@@ -46,7 +49,7 @@ def _fetch(options: argparse.Namespace) -> int:
     from fedjax_sim.datasets.fetching.recipes import RECIPES, recipe
 
     names = [*RECIPES] if options.names == ["all"] else options.names
-    for name in names:  # a mistake in the last one is told before the first is fetched
+    for name in names:  # so that an unknown name is refused before anything is fetched
         recipe(name)
     for name in names:
         chosen = recipe(name)
@@ -79,12 +82,12 @@ def _list(options: argparse.Namespace) -> int:
         if name not in RECIPES:
             licence = declaration.facts.licence
             rows.append((name, declaration.help, licence, "", "", "with the package"))
-    for name, one in RECIPES.items():
+    for name, recipe in RECIPES.items():
         folder = directory() / name
-        there = "yes" if present(folder, one.layouts) else "no"
-        there = "damaged" if damage(folder) else there
-        size = f"{one.megabytes:.0f}"
-        rows.append((name, loaders[name].help, one.licence, one.client, size, there))
+        fetched = "yes" if present(folder, recipe.layouts) else "no"
+        fetched = "damaged" if damage(folder) else fetched
+        size = f"{recipe.megabytes:.0f}"
+        rows.append((name, loaders[name].help, recipe.licence, recipe.client, size, fetched))
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(row, widths, strict=True)

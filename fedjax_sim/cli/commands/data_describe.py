@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from fedjax_sim import partition
-from fedjax_sim.cli.options import add_setting, given
+from fedjax_sim.cli.options import add_setting, setting_options
 from fedjax_sim.cli.values import setting
-from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import build
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 from fedjax_sim.settings.resolved import ResolvedSetting
 
@@ -23,7 +23,7 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
-    """Those of the data and of the picture."""
+    """Adds the options of the data and of the picture."""
     add_setting(parser, vocabulary, vocabulary.of_data, _HELPS)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="a picture of it: .png, .svg or .pdf"
@@ -38,39 +38,41 @@ def call(options: argparse.Namespace) -> int:
         raise ValueError(f"out must be a file {', '.join(_SUFFIXES)}; got {out}")
     if out is not None and out.exists() and not options.overwrite:
         raise ValueError(f"out {out} exists already; give --overwrite or another name")
-    chosen = setting(given(options), options.vocabulary).resolved()
-    dataset, client_ids = problem.split(chosen.data)
+    resolved = setting(setting_options(options), options.vocabulary).resolved()
+    dataset, client_ids = build.split(resolved.data)
     labels = dataset.train["y"]
     by_label = dataset.num_classes is not None and labels.ndim == 1
-    found = partition.describe(client_ids, labels if by_label else None, chosen.clients)
-    for line in _said(chosen, found, options.vocabulary):
+    description = partition.describe(client_ids, labels if by_label else None, resolved.clients)
+    for line in _lines(resolved, description, options.vocabulary):
         print(line)
     if out is not None:
         from fedjax_sim import plots
 
-        plots.save(plots.split(found), out)
+        plots.save(plots.split(description), out)
         print(f"Wrote {out}")
     return 0
 
 
-def _said(
-    chosen: ResolvedSetting, found: partition.Description, vocabulary: Vocabulary
+def _lines(
+    resolved: ResolvedSetting, description: partition.Description, vocabulary: Vocabulary
 ) -> list[str]:
     of_data = vocabulary.of_data
-    values = {name: value for name, value in chosen.values().items() if name in of_data}
+    values = {name: value for name, value in resolved.values().items() if name in of_data}
     fixed = ("dataset", "partition", "clients")
     how = ", ".join(f"{name}={value}" for name, value in values.items() if name not in fixed)
     lines = [
-        f"{chosen.dataset} ({chosen.partition}; {how}): {found.num_clients} clients, "
-        f"{found.num_examples} training examples",
-        f"examples of a client: {found.smallest} to {found.largest}, median {found.median:g}, "
-        f"mean {found.mean:.1f}, coefficient of variation {found.variation:.2f}"
-        + (f"; {found.empty} clients have none" if found.empty else ""),
+        f"{resolved.dataset} ({resolved.partition}; {how}): {description.num_clients} clients, "
+        f"{description.num_examples} training examples",
+        f"examples of a client: {description.smallest} to {description.largest}, "
+        f"median {description.median:g}, mean {description.mean:.1f}, "
+        f"coefficient of variation {description.variation:.2f}"
+        + (f"; {description.empty} clients have none" if description.empty else ""),
     ]
-    if found.classes is not None:
+    if description.classes is not None:
         lines.append(
-            f"classes of a client: {found.classes_per_client:.1f} of {len(found.classes)} on "
-            f"average; its labels differ from all by a total variation of "
-            f"{found.total_variation:.3f} on average (0: the same; 1: nothing in common)"
+            f"classes of a client: {description.classes_per_client:.1f} of "
+            f"{len(description.classes)} on average; its labels differ from all by a total "
+            f"variation of {description.total_variation:.3f} on average (0: the same; 1: nothing "
+            "in common)"
         )
     return lines

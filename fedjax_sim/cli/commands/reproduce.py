@@ -62,48 +62,52 @@ def call(options: argparse.Namespace) -> int:
 
     console = show.console()
     store = Store(options.out)
-    there = {
+    is_through_by_name = {
         fedprox.NAME: lambda: fedprox.is_through(options.out / fedprox.NAME, options.seeds),
         shakespeare.NAME: lambda: shakespeare.is_through(options.out / shakespeare.NAME),
     }
-    left = [name for name in curves if name in options.tables and not there[name]()]
+    left = [name for name in curves if name in options.tables and not is_through_by_name[name]()]
     missing = [cell for cell in cells if not is_through(cell, store, options.seeds)]
     page = options.record or options.out / record.PAGE
     record.check(page, "--out" if options.record is None else "--record")
     if missing:
-        found = estimate(missing, options.seeds, mesh)
+        estimates = estimate(missing, options.seeds, mesh)
         with store.alone():
-            store.save_estimates(found)
+            store.save_estimates(estimates)
         for cell in missing if options.estimate else ():
-            console.print(f"{cell.name}: up to about {span_of(found[cell.name])}", soft_wrap=True)
+            console.print(
+                f"{cell.name}: up to about {span_of(estimates[cell.name])}", soft_wrap=True
+            )
         console.print(
             f"{len(missing)} of {len(cells)} cells to run: up to about "
-            f"{span_of(sum(found.values()))}, if no run reaches its target before its end.",
+            f"{span_of(sum(estimates.values()))}, if no run reaches its target before its end.",
             soft_wrap=True,
         )
     elif cells:
         console.print(f"0 of {len(cells)} cells to run: all are there.")
     for name in curves:
         if name in options.tables:
-            said = "no estimate, its progress says the time left." if name in left else "all there."
-            console.print(f"{name}: {said}")
+            estimate_text = (
+                "no estimate, its progress says the time left." if name in left else "all there."
+            )
+            console.print(f"{name}: {estimate_text}")
     if options.estimate:
         return 0
     through = True
     with store.alone(), Interrupt() as interrupt:
-        with show.cells_progress(len(missing)) as (tell, done):
+        with show.cells_progress(len(missing)) as (tell, cell_done):
             for cell in missing:
                 through = race(cell, store, options.seeds, mesh, interrupt, tell)
                 if not through:
                     break
-                done(cell)
+                cell_done(cell)
                 record.write(page, store)
         if left:
             through = through and interrupt.received is None
         if through and fedprox.NAME in left:
             total = fedprox.NUM_CURVES * options.seeds
-            with show.sweep_progress(total) as told:
-                results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, told)
+            with show.sweep_progress(total) as tell_curves:
+                results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, tell_curves)
             through = sum(run.done == run.num_rounds for run in results.runs) == total
         if left[-1:] == [shakespeare.NAME]:
             through = through and interrupt.received is None

@@ -1,7 +1,7 @@
 """`fedjax-sim run`: one run.
 
-Read from above: `call` makes a `Plan` of the options, an experiment of the plan, trains it into the
-results folder, and says what came of it.
+From top to bottom: `call` makes a `Plan` of the options and an experiment of the plan, trains it
+into the results folder, and prints the results.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from fedjax_sim.host.telling import Writer
 from fedjax_sim.results import Run
 from fedjax_sim.results.folder import CONFIGURATION, MODEL, RUN, RunFolder
 from fedjax_sim.results.trained import KEPT, relabel
-from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import build
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.training.experiment import Experiment
@@ -37,7 +37,7 @@ HAS_SETTING = True
 
 
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
-    """Those of a setting, of the folder and of what is written beside."""
+    """Adds the options of a setting, of the results folder and of what else is written."""
     add_config(parser)
     add_setting(parser, vocabulary)
     parser.add_argument(
@@ -84,12 +84,13 @@ def call(options: argparse.Namespace) -> int:
     plan = plan_of(options, out)
     experiment = _experiment(plan.setting)
     writers = _writers(plan, options)
-    for each in (out, *map(out.baseline, plan.baselines)):
-        each.prepare(options.overwrite)
+    for results_folder in (out, *map(out.baseline, plan.baselines)):
+        results_folder.prepare(options.overwrite)
 
     console = show.console()
     console.print(_before(plan.setting, experiment), soft_wrap=True)
-    with Interrupt() as interrupt:  # one that comes too late for the run is for its baselines
+    # The interrupt spans the baselines, too: a signal after the run's last round ends those.
+    with Interrupt() as interrupt:
         simulation, written = _train(plan, experiment, writers, out, options.resume)
         for line in _after(plan, simulation, written, out):
             console.print(line, soft_wrap=True)
@@ -100,13 +101,13 @@ def call(options: argparse.Namespace) -> int:
     return 0 if through else INTERRUPTED
 
 
-def _experiment(chosen: ResolvedSetting) -> Experiment:
+def _experiment(resolved: ResolvedSetting) -> Experiment:
     """The experiment of a setting, checked without being run."""
     import jax
 
-    mesh = machine.use_cores(chosen.cores)
-    experiment = problem.experiment(chosen, mesh)
-    experiment.check(jax.random.key(chosen.seed))
+    mesh = machine.use_cores(resolved.cores)
+    experiment = build.experiment(resolved, mesh)
+    experiment.check(jax.random.key(resolved.seed))
     return experiment
 
 
@@ -135,26 +136,26 @@ def _train(
     """
     from fedjax_sim.cli import baselines, show
 
-    chosen, configuration = plan.setting, plan.configuration
+    resolved, configuration = plan.setting, plan.configuration
     with folder.saying_what_is_saved(out.path), files.written(out.path, configuration):
-        with show.run_progress(chosen.rounds, chosen.score) as tell:
+        with show.run_progress(resolved.rounds, resolved.score) as tell:
             simulation = simulate(
                 experiment,
-                chosen.seed,
+                resolved.seed,
                 out=out.path,
                 resume=resume,
                 stop=plan.stop,
                 on_progress=tell,
                 writers=writers,
-                configuration=chosen.values_without_target(),
+                configuration=resolved.values_without_target(),
                 keep_model=plan.keep_model,
-                metric=chosen.score if plan.keep_model == "best" else None,
+                metric=resolved.score if plan.keep_model == "best" else None,
             )
         if not len(simulation.history.evaluated):
             raise KeyboardInterrupt
         relabel(out.path / MODEL, configuration)
-        summary = baselines.summary(configuration, chosen, simulation)
-        results = simulation.results(seed=chosen.seed)
+        summary = baselines.summary(configuration, resolved, simulation)
+        results = simulation.results(seed=resolved.seed)
         written = results.save(out.path, summary | simulation.exchange.facts())
     return simulation, written
 
@@ -182,33 +183,33 @@ def _train_baselines(
     return True
 
 
-def _before(chosen: ResolvedSetting, experiment: Experiment) -> str:
+def _before(resolved: ResolvedSetting, experiment: Experiment) -> str:
     """What is about to run, in a line."""
     sizes = experiment.data.num_examples
     return (
-        f"{chosen.algorithm} on {chosen.dataset} ({chosen.partition}): K={chosen.clients} clients "
-        f"of {int(sizes.min())} to {int(sizes.max())} examples, {_cohort(chosen)}, "
-        f"{chosen.rounds} rounds"
+        f"{resolved.algorithm} on {resolved.dataset} ({resolved.partition}): "
+        f"K={resolved.clients} clients of {int(sizes.min())} to {int(sizes.max())} examples, "
+        f"{_cohort(resolved)}, {resolved.rounds} rounds"
     )
 
 
-def _cohort(chosen: ResolvedSetting) -> str:
+def _cohort(resolved: ResolvedSetting) -> str:
     """Who takes part in a round, in words."""
-    if chosen.choices.sampler.takes("q"):
-        return f"m={chosen.expected_cohort:g} in a round on average"
-    if not chosen.choices.sampler.takes("m"):
-        return f"all m={chosen.clients} in each round"
-    return f"m={chosen.slots} in each round"
+    if resolved.choices.sampler.takes("q"):
+        return f"m={resolved.expected_cohort:g} in a round on average"
+    if not resolved.choices.sampler.takes("m"):
+        return f"all m={resolved.clients} in each round"
+    return f"m={resolved.slots} in each round"
 
 
 def _after(plan: Plan, simulation: Simulation, written: Sequence[str], out: RunFolder) -> list[str]:
     """How it ended, in a few lines."""
-    chosen = plan.setting
-    run = simulation.results(seed=chosen.seed).runs[0]
+    resolved = plan.setting
+    run = simulation.results(seed=resolved.seed).runs[0]
     row, done = run.row(), run.done
-    names = dict.fromkeys((chosen.score, chosen.test_score, "test_loss", "train_loss"))
-    known = [(name, row.get(name)) for name in names]
-    scores = ", ".join(f"{name} {x:.4f}" for name, x in known if isinstance(x, float))
+    names = dict.fromkeys((resolved.score, resolved.test_score, "test_loss", "train_loss"))
+    values = [(name, row.get(name)) for name in names]
+    scores = ", ".join(f"{name} {x:.4f}" for name, x in values if isinstance(x, float))
     traffic = f"{int(row['bytes_down'] or 0) / 1e6:.2f} MB down, "
     traffic += f"{int(row['bytes_up'] or 0) / 1e6:.2f} MB up"
     lines = [f"After {done} round{'s' if done > 1 else ''}: {scores}; {traffic}."]
@@ -218,40 +219,40 @@ def _after(plan: Plan, simulation: Simulation, written: Sequence[str], out: RunF
         lines.append(_why_stopped(plan, run))
     if simulation.status == "interrupted":
         lines.append(
-            f"Interrupted after {done} of {chosen.rounds} rounds, which are saved: {_go_on(out)}"
+            f"Interrupted after {done} of {resolved.rounds} rounds, which are saved: {_go_on(out)}"
         )
-    lines.append(_kept(chosen, simulation))
+    lines.append(_kept(resolved, simulation))
     lines.append(f"Wrote {', '.join((*written, MODEL, CONFIGURATION))} to {out.path}")
     return lines
 
 
 def _why_stopped(plan: Plan, run: Run) -> str:
-    """Which criterion ended it, in words."""
-    chosen, done = plan.setting, run.done
-    reached: Any = chosen.target is not None and run.rounds[chosen.score] >= chosen.target
+    """Says which criterion ended the run."""
+    resolved, done = plan.setting, run.done
+    reached: Any = resolved.target is not None and run.rounds[resolved.score] >= resolved.target
     if np.any(reached):
         round = int(np.argmax(reached)) + 1
         earlier = f" in round {round} already" if round < done else ""
-        return f"Stopped: {chosen.score} reached {chosen.target:g}{earlier}."
-    best = np.nanmax(run.measured(chosen.score))
-    round = int(np.flatnonzero(run.rounds[chosen.score] == best)[0]) + 1
+        return f"Stopped: {resolved.score} reached {resolved.target:g}{earlier}."
+    best = np.nanmax(run.measured(resolved.score))
+    round = int(np.flatnonzero(run.rounds[resolved.score] == best)[0]) + 1
     return (
-        f"Stopped: {chosen.score} was no better in {plan.patience} evaluations than the "
+        f"Stopped: {resolved.score} was no better in {plan.patience} evaluations than the "
         f"{best:.4f} of round {round}."
     )
 
 
-def _kept(chosen: ResolvedSetting, simulation: Simulation) -> str:
-    """Which model model.npz is, in words."""
+def _kept(resolved: ResolvedSetting, simulation: Simulation) -> str:
+    """Says which model model.npz holds."""
     best, last = simulation.best, len(simulation.history.evaluated)
     if best is None:
         return f"{MODEL} is the final model, of round {last} (--keep-model best keeps the best)."
     if not best.round:
-        return f"{MODEL} is the first model, for {chosen.score} was never measured."
-    of = f"of round {int(best.round)} of {last}"
-    return f"{MODEL} is the best model by {chosen.score}, {float(best.value):.4f}, {of}."
+        return f"{MODEL} is the first model, for {resolved.score} was never measured."
+    which_round = f"of round {int(best.round)} of {last}"
+    return f"{MODEL} is the best model by {resolved.score}, {float(best.value):.4f}, {which_round}."
 
 
 def _go_on(out: RunFolder) -> str:
-    """The command that does."""
+    """The command that goes on with the run."""
     return f"fedjax-sim run --resume --out {out.path}"

@@ -8,8 +8,8 @@ import numpy as np
 
 from fedjax_sim.cli import files, folder, grids, machine
 from fedjax_sim.cli.arguments import add_config, add_out, whole
-from fedjax_sim.cli.options import add_setting, given, read
-from fedjax_sim.cli.signals import INTERRUPTED, begun
+from fedjax_sim.cli.options import add_setting, read, setting_options
+from fedjax_sim.cli.signals import INTERRUPTED, runs_with_rounds
 from fedjax_sim.cli.values import setting
 from fedjax_sim.core.checks import check_count, check_known
 from fedjax_sim.grid import Grid
@@ -18,7 +18,7 @@ from fedjax_sim.results.columns import lowest_is_best, on_test
 from fedjax_sim.results.folder import CONFIGURATION, MODELS, SWEEP, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.results.trained import KEPT
-from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import build
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting
@@ -35,9 +35,9 @@ HAS_SETTING = True
 
 
 class Plan(NamedTuple):
-    """What a sweep is of."""
+    """A sweep as it was asked for: everything is checked, nothing is computed."""
 
-    base: Setting  # what all configurations have in common is filled in
+    base: Setting  # the values that all configurations have in common
     tables: dict[str, Any]
     grid: Grid
     settings: tuple[ResolvedSetting, ...]  # one for each configuration
@@ -47,14 +47,14 @@ class Plan(NamedTuple):
     vocabulary: Vocabulary
 
     def values(self) -> dict[str, Any]:
-        """As configuration.toml has it."""
-        kept = {} if self.keep_models is None else {"keep_models": self.keep_models}
-        own = {"seeds": self.seeds, "metric": self.metric, **kept}
-        return {**self.base.values(), **own, **self.tables}
+        """The contents of configuration.toml."""
+        kept_models = {} if self.keep_models is None else {"keep_models": self.keep_models}
+        of_the_sweep = {"seeds": self.seeds, "metric": self.metric, **kept_models}
+        return {**self.base.values(), **of_the_sweep, **self.tables}
 
     @property
     def static(self) -> list[str]:
-        """The axes that a compiled program has as constants."""
+        """Names of the axes whose values are constants of a compiled program."""
         options = self.vocabulary.options
         return [name for name in self.grid.names if not options[name].traced]
 
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
-    """Those of a setting, of the grid and of the folder."""
+    """Adds the options of a setting, of the grid and of the results folder."""
     add_config(parser)
     add_setting(parser, vocabulary)
     add = parser.add_argument
@@ -126,22 +126,22 @@ def call(options: argparse.Namespace) -> int:
 
     out = RunFolder(options.out)
     out.check(SWEEP, options.resume, options.overwrite)
-    values = read("sweep", options, more=("seeds", "metric", "keep_models"))
+    values = read("sweep", options, own_names=("seeds", "metric", "keep_models"))
     by_options = grids.from_options(options.grid, options.zip, options.random, options.vocabulary)
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
         by_options["grid"] = values["grid"] | by_options["grid"]
     options.elsewhere |= grids.names(values | by_options)
     plan = _plan(values | by_options, options.vocabulary)
-    for name in given(options):
+    for name in setting_options(options):
         if name in plan.grid.names:
             raise ValueError(f"{name} is an axis and an option, too; give one of them")
     if options.resume:
         files.check_same(options.out, plan.values())
     mesh = machine.use_cores(plan.base.cores)
-    for one in plan.settings:
-        problem.problem(one)  # each split once, and refused here if it cannot be
-    known = problem.metrics(problem.experiment(plan.settings[0]))
-    check_known(plan.metric, known, "metric")
+    for configuration in plan.settings:
+        build.problem(configuration)  # refuses a split that cannot be made, before anything runs
+    metrics = build.metrics(build.experiment(plan.settings[0]))
+    check_known(plan.metric, metrics, "metric")
     out.prepare(options.overwrite)
     files.write(options.out, plan.values())
 
@@ -151,7 +151,7 @@ def call(options: argparse.Namespace) -> int:
     total = len(plan.grid) * plan.seeds
     with folder.saying_what_is_saved(options.out):
         with show.sweep_progress(total) as tell:
-            found = sweep(
+            all_results = sweep(
                 lambda **hyper: _experiment(plan.base, hyper),
                 plan.grid,
                 plan.keys,
@@ -164,7 +164,7 @@ def call(options: argparse.Namespace) -> int:
                 metric=plan.metric if plan.keep_models == "best" else None,
                 configuration={"command": "sweep", **plan.base.values()},
             )
-        results, complete = begun(found, total)
+        results, complete = runs_with_rounds(all_results, total)
         names = results.save(options.out, _summary(plan, complete))
     for line in _after(plan, results):
         console.print(line, soft_wrap=isinstance(line, str))
@@ -181,24 +181,24 @@ def call(options: argparse.Namespace) -> int:
 
 
 def _experiment(base: Setting, hyper: Mapping[str, Any]) -> Experiment:
-    return problem.experiment(resolve({**base.values(), **hyper}))
+    return build.experiment(resolve({**base.values(), **hyper}))
 
 
 def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Plan:
-    """Everything checked, nothing computed."""
+    """Makes the plan of a sweep from values by name, checking every one."""
     seeds, metric = values.get("seeds", 1), values.get("metric")
     check_count("seeds", seeds)
     shared = {name: value for name, value in values.items() if name in vocabulary.options}
     base = setting(shared, vocabulary)
     tables = {name: values[name] for name in grids.TABLES if name in values}
     tables = grids.checked(tables, vocabulary)
-    made = grids.made(tables, vocabulary)
-    settings = tuple(base.but(**one).resolved() for one in made)
-    each = [one.values() for one in settings]
+    grid = grids.build(tables, vocabulary)
+    settings = tuple(base.but(**configuration).resolved() for configuration in grid)
+    settings_values = [resolved.values() for resolved in settings]
     common = {
         name: value
-        for name, value in each[0].items()
-        if name not in made.names and all(values.get(name) == value for values in each)
+        for name, value in settings_values[0].items()
+        if name not in grid.names and all(values.get(name) == value for values in settings_values)
     }
     if base.seed + seeds > 2**32:
         raise ValueError(
@@ -213,7 +213,7 @@ def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Pla
     return Plan(
         base.but(**common),
         tables,
-        made,
+        grid,
         settings,
         seeds,
         metric or settings[0].score,
@@ -226,7 +226,7 @@ def _before(plan: Plan) -> list[str]:
     names = plan.grid.names
     static = plan.static
     traced = [name for name in names if name not in static]
-    groups = len({tuple(one[name] for name in static) for one in plan.grid})
+    groups = len({tuple(configuration[name] for name in static) for configuration in plan.grid})
     runs = len(plan.grid) * plan.seeds
     return [
         f"{len(plan.grid)} configuration{'s' * (len(plan.grid) > 1)} x {plan.seeds} "
@@ -248,21 +248,25 @@ def _summary(plan: Plan, complete: bool) -> dict[str, Any]:
 
 
 def _after(plan: Plan, results: Results) -> list[Any]:
-    """The table, the best first, and what it says."""
+    """The table of configurations, the best first, and the lines that explain it."""
     from fedjax_sim.cli import show
 
     means = results.mean(plan.metric)
     lowest = lowest_is_best(plan.metric)
-    more: dict[str, list[str]] = {}
+    more_columns: dict[str, list[str]] = {}
     runs = [
         [run for run in results.runs if run.configuration == mean.configuration] for mean in means
     ]
     if any(run.done < run.num_rounds for run in results.runs):
-        ends = [(min(r.done for r in some), max(r.done for r in some)) for some in runs]
-        more["rounds"] = [str(a) if a == b else f"{a} to {b}" for a, b in ends]
+        ends = [
+            (min(r.done for r in runs_of_one), max(r.done for r in runs_of_one))
+            for runs_of_one in runs
+        ]
+        more_columns["rounds"] = [str(a) if a == b else f"{a} to {b}" for a, b in ends]
     if plan.base.target is not None:
-        more[f"rounds to {plan.base.target:g}"] = [
-            _to_target(some, plan.settings[0].score, plan.base.target) for some in runs
+        more_columns[f"rounds to {plan.base.target:g}"] = [
+            _to_target(runs_of_one, plan.settings[0].score, plan.base.target)
+            for runs_of_one in runs
         ]
     lines = [
         f"{plan.metric}: after the last round, mean of the seeds, with the 95 % confidence "
@@ -272,14 +276,14 @@ def _after(plan: Plan, results: Results) -> list[Any]:
     test_metric = on_test(plan.metric)
     if test_metric in results.metrics and means[best].competes:
         chosen = show.interval(results.mean(test_metric)[best])
-        more[test_metric] = [chosen if i == best else "" for i in range(len(means))]
+        more_columns[test_metric] = [chosen if i == best else "" for i in range(len(means))]
         lines.append(f"{test_metric}: of the best, which {plan.metric} chose.")
-    table, hidden = show.means(means, plan.metric, lowest, more)
+    table, hidden = show.means(means, plan.metric, lowest, more_columns)
     return [table, *lines] + ([f"{hidden} more are in table.csv."] if hidden else [])
 
 
 def _to_target(runs: list[Any], score: str, target: float) -> str:
-    """Mean over the seeds that reach it."""
+    """The mean number of rounds of the runs that reach the target, in words."""
     times: list[float] = []
     for run in runs:
         time = rounds_to_target(run.measured(score), target, np.flatnonzero(run.has(score)) + 1)
@@ -287,5 +291,5 @@ def _to_target(runs: list[Any], score: str, target: float) -> str:
             times.append(time)
     if not times:
         return "never"
-    some = f" ({len(times)} of {len(runs)})" if len(times) < len(runs) else ""
-    return f"{np.mean(times):.1f}{some}"
+    how_many = f" ({len(times)} of {len(runs)})" if len(times) < len(runs) else ""
+    return f"{np.mean(times):.1f}{how_many}"
