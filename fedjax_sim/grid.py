@@ -51,20 +51,20 @@ class Grid:
     """
 
     def __init__(self, configurations: Sequence[Mapping[str, Any]]) -> None:
-        self.configurations = tuple(dict(one) for one in configurations)
+        self.configurations = tuple(dict(configuration) for configuration in configurations)
         if not self.configurations:
             raise ValueError("a grid must have at least one configuration; got none")
         names = self.names
-        for one in self.configurations:
-            if tuple(sorted(one)) != tuple(sorted(names)):
+        for configuration in self.configurations:
+            if tuple(sorted(configuration)) != tuple(sorted(names)):
                 raise ValueError(
                     "the configurations of a grid must have the same names; got "
-                    f"{', '.join(names)} and {', '.join(one)}"
+                    f"{', '.join(names)} and {', '.join(configuration)}"
                 )
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the hyper-parameters."""
+        """Names of the hyper-parameters."""
         return tuple(self.configurations[0])
 
     def __len__(self) -> int:
@@ -104,8 +104,8 @@ def zip(**axes: Sequence[Any]) -> Grid:
     lists = {name: _values(name, values) for name, values in axes.items()}
     lengths = {len(values) for values in lists.values()}
     if len(lengths) != 1:
-        said = ", ".join(f"{name}: {len(values)}" for name, values in lists.items())
-        raise ValueError(f"zipped axes must have the same length; got {said or 'none'}")
+        lengths_text = ", ".join(f"{name}: {len(values)}" for name, values in lists.items())
+        raise ValueError(f"zipped axes must have the same length; got {lengths_text or 'none'}")
     return Grid([{name: v[i] for name, v in lists.items()} for i in range(lengths.pop())])
 
 
@@ -119,8 +119,8 @@ def random(key: Array, num: int, **axes: Uniform | LogUniform | Choice) -> Grid:
     Raises:
       ValueError: if num < 1, or for an axis that is no distribution.
 
-    >>> found = list(random(jax.random.key(0), 2, lr=log_uniform(1e-3, 1.0)))
-    >>> all(1e-3 <= one["lr"] < 1 for one in found)
+    >>> configurations = list(random(jax.random.key(0), 2, lr=log_uniform(1e-3, 1.0)))
+    >>> all(1e-3 <= configuration["lr"] < 1 for configuration in configurations)
     True
     """
     check_key(key)
@@ -158,10 +158,10 @@ def _check_range(low: float, high: float) -> None:
 def _values(name: str, values: Any) -> list[Any]:
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise ValueError(f"{name} must be a sequence of values; got {values!r}")
-    found = [
+    plain_values = [
         x.item() if isinstance(x, (np.generic, np.ndarray, jax.Array)) and x.ndim == 0 else x
         for x in values
     ]
-    if not found:
+    if not plain_values:
         raise ValueError(f"{name} must have at least one value; got none")
-    return found
+    return plain_values

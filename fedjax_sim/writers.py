@@ -1,8 +1,8 @@
-"""Where a run's numbers go while it runs: a CSV file, TensorBoard, Weights & Biases.
+"""Writers of a run's numbers while it runs: to a CSV file, TensorBoard, Weights & Biases.
 
 Each is for `fs.simulate(..., writers=[...])`, or anything that calls `write(round, values)` with
 rounds counted from 1 and `close()` at the end. After a resume the rounds since the last checkpoint
-are written again, with the same values: each writer says what it makes of them.
+are written again, with the same values; each writer's docstring says how it handles them.
 """
 
 import csv as csv_files
@@ -20,12 +20,12 @@ _ROUND = "round"  # the first column
 def csv(path: str | Path) -> "Csv":
     """One line a round: the round, then a column for each value by its name.
 
-    A round that is written again replaces its line and all behind it, so that a resumed run
-    leaves the file of one that was never cut; a run from round 1 begins the file afresh. Each
-    line is on its way to the disk when `write` returns, and half a line, of a run that was
-    killed, is dropped. A value that comes up later, as a metric that is not evaluated in every
-    round, gets a column of its own: the file is replaced as a whole by a wider one. What a round
-    has no value for is an empty cell; NaN is `nan`, of a run that diverged.
+    A round that is written again replaces its line and all lines after it, so that a resumed run
+    leaves the same file as one that was not interrupted; a run from round 1 starts the file anew.
+    Each line is flushed when `write` returns, and half a line, of a run that was killed, is
+    dropped. A value that first appears in a later round, as a metric that is not evaluated in every
+    round, gets a new column: the file is replaced as a whole by a wider one. A missing value is an
+    empty cell; NaN, of a run that diverged, is `nan`.
 
     Args:
       path: the file; its folder is made. It may hold what a `csv` writer wrote before.
@@ -90,20 +90,20 @@ class Csv:
         return lines
 
     def _open(self, round: int) -> None:
-        """Ready for this round: what is before it stays, byte for byte."""
+        """Opens the file to write this round: the lines before it stay, byte for byte."""
         self.close()
         lines = self._read()
-        kept = lines[:1]
+        kept_lines = lines[:1]
         for line in lines[1:]:
             if int(_cells(line)[0]) >= round:
                 break
-            kept.append(line)
-        if len(kept) < 2:  # no round is left of the run that the columns were of
-            kept = []
-        self._columns = _cells(kept[0]) if kept else []
+            kept_lines.append(line)
+        if len(kept_lines) < 2:  # no round is left, so the new run may have other columns
+            kept_lines = []
+        self._columns = _cells(kept_lines[0]) if kept_lines else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab")
-        self._file.truncate(sum(map(len, kept)))
+        self._file.truncate(sum(map(len, kept_lines)))
 
     def _widen(self, new: list[str]) -> None:
         self.close()
@@ -160,7 +160,7 @@ class TensorBoard:
     def write(self, round: int, values: Mapping[str, float]) -> None:
         if self._events is None or round <= self._last:
             self.close()
-            # Files of one second are told apart by their suffix.
+            # The suffix keeps files apart that are made within one second.
             self._events = self._make(
                 str(self.folder), purge_step=round, filename_suffix=f".{round}"
             )

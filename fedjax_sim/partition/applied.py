@@ -1,4 +1,4 @@
-"""The split of one half of the data, applied to another: the same clients, the same shares."""
+"""The split of some examples, applied to others: the same clients with the same shares."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def apply_to(
 ) -> np.ndarray:
     """Deals other examples, as those of a test set, over the clients of a split.
 
-    Client k is given of the N' others the share that it has of the N split:
+    Client k gets the same share of the N' other examples as it has of the N that are split:
 
         n'_k = N' n_k / N          without labels
         n'_kc = N'_c n_kc / N_c    with labels, of each class c
@@ -89,9 +89,9 @@ def apply_to(
 def _rounded(rng: np.random.Generator, shares: np.ndarray, total: int) -> np.ndarray:
     """Int[K] with the sum `total`: `total shares / sum(shares)`, up or down, right in expectation.
 
-    Systematic sampling: the exact numbers are laid end to end in a random order, from a random
-    point below 1 on, and each counts the whole numbers that it covers. In integers, of which a
-    share's sum has no rounding.
+    This is systematic sampling: the exact numbers are laid end to end in a random order, starting
+    at a random point in [0, 1), and each client's count is the whole numbers that its piece covers.
+    It is computed in integers, which do not round.
     """
     order = rng.permutation(len(shares))
     whole = int(shares.sum())

@@ -50,7 +50,7 @@ def shards(key: Array, labels: Any, num_clients: int, shards_per_client: int = 2
             f"got {shards_per_client} for each of {num_clients} clients, {count} shards"
         )
     rng = generator(key)
-    # Examples of one label are in random order, so that a shard is not one writer's.
+    # Examples of one label are in random order, because the data may have them writer by writer.
     shuffled = rng.permutation(len(labels))
     ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
     pieces = np.array_split(ordered, count)
@@ -105,8 +105,8 @@ def labels(key: Array, labels: Any, num_clients: int, classes_per_client: int = 
     holders: list[list[int]] = [[] for _ in classes]
     for k in range(num_clients):
         shuffled = rng.permutation(len(classes))
-        held = np.array([len(holders[c]) for c in shuffled])
-        for c in shuffled[np.argsort(held, kind="stable")[:classes_per_client]]:
+        num_holders = np.array([len(holders[c]) for c in shuffled])
+        for c in shuffled[np.argsort(num_holders, kind="stable")[:classes_per_client]]:
             holders[c].append(k)
     client_ids = np.empty(len(labels), np.int32)
     for c, clients in enumerate(holders):
@@ -200,7 +200,7 @@ def _hsu(
         # Each turn fills the client or uses up a class: C turns at most.
         while size:
             weights = np.where(left > 0, q, 0)
-            if weights.sum() == 0:  # none that it prefers is left
+            if weights.sum() == 0:  # no class that q gives weight to has examples left
                 weights = left.astype(float)
             drawn = np.minimum(rng.multinomial(size, weights / weights.sum()), left)
             for c in np.flatnonzero(drawn):

@@ -1,4 +1,4 @@
-"""Splits that look at sizes alone: all equal, or unequal by one of three laws."""
+"""Splits by size alone: equal sizes, or sizes that follow one of three laws."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -109,7 +109,7 @@ def quantity(
     rng = generator(key)
     if skew == "lognormal":
         z = rng.normal(size=num_clients)
-        logs = parameter * (z - z.max())  # the largest is 1: nothing overflows
+        logs = parameter * (z - z.max())  # the largest share is then 1, so that none overflows
         shares = np.exp(logs)
     elif skew == "power_law":
         shares = (1.0 + rng.permutation(num_clients)) ** -parameter

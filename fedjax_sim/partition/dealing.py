@@ -1,4 +1,4 @@
-"""What splits have in common: their generator, their checks, and the ids they end as."""
+"""Parts that all splits use: a generator of random numbers, checks, and the ids they return."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.registry import AT_LEAST_0, Option
 from fedjax_sim.core.types import Array
 
-# Without a default here, because results of before it could be chosen have no such value.
+# It has no default here, because results of older versions have no such value and still resume.
 MIN_EXAMPLES = Option(
     "min_examples",
     "the fewest training examples of a client, 0 for any number, 1 unless it is given",
@@ -28,7 +28,7 @@ def generator(key: Array, *path: int) -> np.random.Generator:
 
 
 def deal(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Int[N] of K lists of rows."""
+    """Int[N], the client of each example, from K lists of rows."""
     client_ids = np.empty(sum(len(part) for part in parts), np.int32)
     for k, part in enumerate(parts):
         client_ids[part] = k
@@ -55,7 +55,7 @@ def check_minimum(min_examples: int, num_clients: int, num_examples: int) -> Non
 
 
 def check_min_examples(min_examples: Any) -> None:
-    """Refuses what is no smallest size of a client.
+    """Refuses a value that cannot be the smallest size of a client.
 
     Raises:
       ValueError: saying what was given.
@@ -65,13 +65,13 @@ def check_min_examples(min_examples: Any) -> None:
         raise ValueError(f"min_examples must be a whole number, at least 0; got {min_examples!r}")
 
 
-def check_concentration(name: str, value: Any, of: str = "") -> None:
+def check_concentration(name: str, value: Any, suffix: str = "") -> None:
     """Refuses a Dirichlet distribution's alpha that is not positive, or makes sums overflow."""
-    check_number(name, value, lambda x: 0 < x <= 1e200, f"positive and at most 1e200{of}")
+    check_number(name, value, lambda x: 0 < x <= 1e200, f"positive and at most 1e200{suffix}")
 
 
 def check_labels(labels: Any) -> np.ndarray:
-    """Int[N], or a refusal."""
+    """Returns the labels as Int[N], or refuses them."""
     if labels is None:
         raise ValueError("labels must be integers, one for each example; got None")
     labels = np.asarray(labels)
@@ -84,7 +84,7 @@ def check_labels(labels: Any) -> np.ndarray:
 
 
 def check_ids(client_ids: Any, num_clients: int | None = None) -> np.ndarray:
-    """Int[N] with values in [0, num_clients), or a refusal."""
+    """Returns the ids as Int[N] with values in [0, num_clients), or refuses them."""
     ids = np.asarray(client_ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
         raise ValueError(

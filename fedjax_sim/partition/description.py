@@ -1,4 +1,4 @@
-"""What a split is like, in figures."""
+"""A split described by numbers."""
 
 from typing import Any, NamedTuple
 
@@ -34,9 +34,9 @@ def describe(client_ids: Any, labels: Any = None, num_clients: int | None = None
 
         TV_k = 1/2 sum_c |p_k(c) - p(c)|
 
-    0 if it has the classes of all, and 1 - p(c) if it has class c alone. `total_variation` is its
-    mean over the clients with examples, each client counted once. A client of few examples is
-    some way off by chance alone, under an IID split too.
+    It is 0 if the client's classes are distributed as those of all, and 1 - p(c) if it has class c
+    alone. `total_variation` is its mean over the clients with examples, each client counted once.
+    It is above 0 by chance alone for clients of few examples, under an IID split too.
 
     Args:
       client_ids: Int[N].
@@ -46,8 +46,8 @@ def describe(client_ids: Any, labels: Any = None, num_clients: int | None = None
     Raises:
       ValueError: if ids or labels are not integers of one length, or an id is not below K.
 
-    >>> found = describe([0, 0, 1, 1], [0, 0, 0, 1])
-    >>> found.counts.tolist(), found.total_variation
+    >>> description = describe([0, 0, 1, 1], [0, 0, 0, 1])
+    >>> description.counts.tolist(), description.total_variation
     ([[2, 0], [1, 1]], 0.25)
     """
     if num_clients is not None:
@@ -55,7 +55,7 @@ def describe(client_ids: Any, labels: Any = None, num_clients: int | None = None
     ids = check_ids(client_ids, num_clients)
     clients = int(ids.max()) + 1 if num_clients is None else num_clients
     sizes = np.bincount(ids, minlength=clients)
-    found = Description(
+    description = Description(
         num_clients=clients,
         num_examples=len(ids),
         sizes=sizes,
@@ -67,19 +67,19 @@ def describe(client_ids: Any, labels: Any = None, num_clients: int | None = None
         empty=int((sizes == 0).sum()),
     )
     if labels is None:
-        return found
+        return description
     labels = check_labels(labels)
     if len(labels) != len(ids):
         raise ValueError(f"labels must be as many as the {len(ids)} client_ids; got {len(labels)}")
     classes, columns = np.unique(labels, return_inverse=True)
     counts = np.zeros((clients, len(classes)), int)
     np.add.at(counts, (ids, columns), 1)
-    there = sizes > 0
-    shares = counts[there] / sizes[there, None]
+    has_examples = sizes > 0
+    shares = counts[has_examples] / sizes[has_examples, None]
     apart = np.abs(shares - counts.sum(axis=0) / len(ids)).sum(axis=1) / 2
-    return found._replace(
+    return description._replace(
         classes=classes,
         counts=counts,
-        classes_per_client=float((counts[there] > 0).sum(axis=1).mean()),
+        classes_per_client=float((counts[has_examples] > 0).sum(axis=1).mean()),
         total_variation=float(apart.mean()),
     )

@@ -1,4 +1,4 @@
-"""Feature shift: what a client's examples look like is its own, whatever split made it."""
+"""Feature shift: each client's features are changed in a way of its own, after any split."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.types import Array
 from fedjax_sim.partition.dealing import check_ids, generator
 
-_ROTATION, _NOISE = 1, 2  # purposes of a key
+_ROTATION, _NOISE = 1, 2  # purposes that `generator` folds into a key
 
 
 def rotation(
@@ -18,8 +18,8 @@ def rotation(
     """Every client's images turned by an angle of its own.
 
     The rotated MNIST of IFCA (Ghosh et al. 2020, arXiv 2006.04088) has the default's four. Quarter
-    turns are exact; others are linear interpolations, with zeros beyond the edge. What client k
-    has depends on the key and on k, not on how many clients there are.
+    turns are exact; others are linear interpolations, with zeros beyond the edge. The angle of
+    client k depends on the key and on k, not on how many clients there are.
 
     Args:
       key: one typed key.
@@ -40,7 +40,7 @@ def rotation(
     >>> turned[0].tolist(), angles.tolist()
     ([[0.0, 1.0], [1.0, 0.0]], [90.0])
     """
-    from scipy import ndimage  # here: fedjax_sim is not to wait for it
+    from scipy import ndimage  # imported here because it would slow down `import fedjax_sim`
 
     images = np.asarray(images)
     if images.ndim not in (3, 4):
@@ -49,17 +49,16 @@ def rotation(
     square = images.shape[1] == images.shape[2]
 
     def turn(x: np.ndarray, angle: float, rng: np.random.Generator) -> np.ndarray:
-        turns, rest = divmod(angle, 90)
-        if rest == 0 and (square or turns % 2 == 0):
+        turns, remainder = divmod(angle, 90)
+        if remainder == 0 and (square or turns % 2 == 0):
             return np.rot90(x, int(turns), axes=(1, 2))
-        if rest == 0:
+        if remainder == 0:
             raise ValueError(
                 f"angles of an odd number of quarter turns need square images; got {angle:g} "
                 f"for {images.shape[1]} x {images.shape[2]}"
             )
-        return ndimage.rotate(  # zeros beyond the edge, up to which "constant" does not go
-            x, angle, axes=(2, 1), reshape=False, order=1, mode="grid-constant"
-        )
+        # "grid-constant" interpolates to zeros beyond the edge; "constant" stops short of it.
+        return ndimage.rotate(x, angle, axes=(2, 1), reshape=False, order=1, mode="grid-constant")
 
     return _each(key, _ROTATION, images, "images", client_ids, draw, turn)
 
@@ -70,7 +69,7 @@ def noise(
     """Every client's features with Gaussian noise of a level of its own.
 
     `x_i + sigma_k z_i`, z_i ~ N(0, I), for the examples i of client k: the feature skew of
-    Li et al. 2022 (arXiv 2102.02079), whose levels are evenly spread. What client k has depends
+    Li et al. 2022 (arXiv 2102.02079), whose levels are evenly spread. The level of client k depends
     on the key and on k, not on how many clients there are.
 
     Args:
@@ -109,13 +108,13 @@ def _draw(
     says: str,
     lowest: int,
 ) -> Callable[[np.random.Generator], float]:
-    """One of several values, or one between lowest |value| and |value|."""
-    given: Any = values
-    if np.ndim(given) == 0:
-        check_number(name, given, allowed, says)
-        limit = abs(float(given))
+    """A function that draws one of several values, or one in [lowest |value|, |value|]."""
+    number_or_list: Any = values
+    if np.ndim(number_or_list) == 0:
+        check_number(name, number_or_list, allowed, says)
+        limit = abs(float(number_or_list))
         return lambda rng: float(rng.uniform(lowest * limit, limit))
-    listed = [float(value) for value in given]
+    listed = [float(value) for value in number_or_list]
     if not listed:
         raise ValueError(f"{name} must hold at least one; got none")
     for value in listed:
@@ -137,7 +136,7 @@ def _each(
         raise ValueError(
             f"client_ids must have one entry for each of the {len(x)} {name}; got {len(ids)}"
         )
-    made = np.empty_like(x)
+    changed_x = np.empty_like(x)
     values = np.empty(int(ids.max()) + 1)
     order = np.argsort(ids, kind="stable")
     cuts = np.searchsorted(ids[order], np.arange(1, len(values)))
@@ -145,5 +144,5 @@ def _each(
         rng = generator(key, purpose, k)
         values[k] = draw(rng)
         changed = change(x[rows].astype(float), values[k], rng)
-        made[rows] = np.rint(changed) if np.issubdtype(x.dtype, np.integer) else changed
-    return made, values
+        changed_x[rows] = np.rint(changed) if np.issubdtype(x.dtype, np.integer) else changed
+    return changed_x, values

@@ -1,4 +1,4 @@
-"""Clients that the data have of themselves."""
+"""Clients that are given with the data."""
 
 from collections.abc import Hashable, Iterable
 
@@ -25,19 +25,19 @@ def natural(ids: Iterable[Hashable]) -> np.ndarray:
     >>> natural(["Hamlet", "Ophelia", "Hamlet"]).tolist()
     [0, 1, 0]
     """
-    found: dict[Hashable, int] = {}
+    number_of: dict[Hashable, int] = {}
     listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    made = np.empty(len(listed), np.int32)
-    for i, one in enumerate(listed):
+    client_ids = np.empty(len(listed), np.int32)
+    for i, name in enumerate(listed):
         try:
-            missing = bool(one != one)
-            made[i] = found.setdefault(one, len(found))
+            missing = bool(name != name)
+            client_ids[i] = number_of.setdefault(name, len(number_of))
         except (TypeError, ValueError):
             raise ValueError(
-                f"ids must be hashable, one for each example; got {type(one).__name__} at row {i}"
+                f"ids must be hashable, one for each example; got {type(name).__name__} at row {i}"
             ) from None
         if missing:
-            raise ValueError(f"ids must not be missing; got {one!r} at row {i}")
+            raise ValueError(f"ids must not be missing; got {name!r} at row {i}")
     if not listed:
         raise ValueError("ids must hold at least one; got none")
-    return made
+    return client_ids

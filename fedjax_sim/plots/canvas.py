@@ -9,11 +9,11 @@ import numpy as np
 from fedjax_sim.plots.words import plain
 from fedjax_sim.results.columns import is_share
 
-# The ink and two greys; a page may exchange them, and the series' colours, for a dark ground's.
+# The ink and two greys. A page may replace them and the lines' colours by ones for a dark ground.
 INK, LINE, FAINT = "#1b1b1b", "#8b8b8b", "#dcdcdc"
 
-# Okabe and Ito's colours, two of them exchanged for darker ones; what is alike in grey differs
-# in dashes and markers.
+# Okabe and Ito's colours, two of them replaced by darker ones. Colours that look alike in grey have
+# different dashes and markers.
 STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072b2", "linestyle": "-", "marker": "o"},
     {"color": "#e69f00", "linestyle": (0, (6, 1.5)), "marker": "s"},
@@ -25,7 +25,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#7a5195", "linestyle": (0, (1, 2.5)), "marker": "p"},
 )
 
-# Widest and palest first, so that curves that coincide all show, in greyscale too.
+# Widest and palest first, so that all of several curves that coincide are seen, in greyscale too.
 MODE_STYLES: dict[str, dict[str, Any]] = {
     "selected": {"color": "#9ecae1", "linestyle": "-", "linewidth": 6.0},
     "unbiased": {"color": "#756bb1", "linestyle": "-", "linewidth": 2.6, "marker": "D"},
@@ -54,12 +54,12 @@ def figure(width: float = WIDTH) -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install fedjax-sim[cli]") from error
     height = max(HEIGHT, 0.58 * width)
-    made = InlineFigure(figsize=(width / 72, height / 72), facecolor="none")
-    made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.04)
-    FigureCanvasAgg(made)
-    ax = made.add_subplot()
+    figure = InlineFigure(figsize=(width / 72, height / 72), facecolor="none")
+    figure.set_layout_engine("constrained", w_pad=0.05, h_pad=0.04)
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
     dress(ax)
-    return made, ax
+    return figure, ax
 
 
 def dress(ax: Any) -> None:
@@ -75,42 +75,46 @@ def dress(ax: Any) -> None:
 
 
 def styles(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A style for each line: the modes have theirs, if each is one line.
+    """A style for each line.
 
-    Where two hyper-parameters vary, lines that share the value of the one have a colour and a
-    marker in common, and those that share the other's have dashes.
+    If each line is a different aggregation mode, it has the mode's style. If two hyper-parameters
+    vary, the value of one chooses colour and marker, and the value of the other the dashes.
     """
-    modes = [one.get("mode") for one in configurations]
+    modes = [configuration.get("mode") for configuration in configurations]
     if len(set(map(str, modes))) == len(modes) and all(mode in MODE_STYLES for mode in modes):
         order = list(MODE_STYLES)
-        found = [{**MODE_STYLES[str(m)], "zorder": 2 + order.index(str(m))} for m in modes]
+        styles_of_lines = [
+            {**MODE_STYLES[str(m)], "zorder": 2 + order.index(str(m))} for m in modes
+        ]
     elif (places := _two_factors(configurations)) is not None:
-        found = [
+        styles_of_lines = [
             {**STYLES[i], "linestyle": _DASHES[j], "linewidth": 1.8, "zorder": 3 + line}
             for line, (i, j) in enumerate(places)
         ]
     else:
-        found = [{**style, "linewidth": 1.8, "zorder": 3 + i} for i, style in enumerate(STYLES)]
-    return [{"markersize": 4.5, **style} for style in found[: len(modes)]]
+        styles_of_lines = [
+            {**style, "linewidth": 1.8, "zorder": 3 + i} for i, style in enumerate(STYLES)
+        ]
+    return [{"markersize": 4.5, **style} for style in styles_of_lines[: len(modes)]]
 
 
 def mode_styles(modes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The style of each mode, in the order in which they are drawn; of others, colours in turn.
+    """The style of each mode, in drawing order; a mode without one of its own gets a free colour.
 
     >>> [*mode_styles(["mine", "uniform", "selected"])]
     ['selected', 'uniform', 'mine']
     """
-    others = dict.fromkeys(mode for mode in modes if mode not in MODE_STYLES)
-    # Not the first colour, a blue, because `selected` is one.
+    other_modes = dict.fromkeys(mode for mode in modes if mode not in MODE_STYLES)
+    # The first colour is left out: it is a blue, as the one of `selected` is.
     spare = {
         mode: {**STYLES[1 + i % (len(STYLES) - 1)], "linewidth": 1.8}
-        for i, mode in enumerate(others)
+        for i, mode in enumerate(other_modes)
     }
     return {mode: style for mode, style in {**MODE_STYLES, **spare}.items() if mode in modes}
 
 
 def _two_factors(configurations: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]] | None:
-    """Each line's places (colour, dashes), if just two hyper-parameters vary and there is room.
+    """Each line's indices (colour, dashes), if just two hyper-parameters vary and there are enough.
 
     >>> _two_factors([{"lr": 1, "b": 0}, {"lr": 1, "b": 9}, {"lr": 2, "b": 0}, {"lr": 3, "b": 0}])
     [(0, 0), (0, 1), (1, 0), (2, 0)]
@@ -147,7 +151,7 @@ def rounds(ax: Any, last: float) -> None:
 
 
 def moved(ax: Any, points: float) -> Any:
-    """Where data are, some points to the right."""
+    """The axes' transform of data, shifted by some points to the right."""
     from matplotlib.transforms import ScaledTranslation
 
     return ax.transData + ScaledTranslation(points / 72, 0, ax.get_figure().dpi_scale_trans)
@@ -156,7 +160,7 @@ def moved(ax: Any, points: float) -> Any:
 def limit(ax: Any, lines: Sequence[np.ndarray], lowest: bool) -> None:
     """Sets the range of y: that of `ends`, and a margin.
 
-    Positive values that are to come down, and do so fifty-fold, get a logarithmic scale.
+    The scale is logarithmic if low is good and the values are positive and span a factor of 50.
     """
     shown = ends(lines, lowest)
     if shown is None:
@@ -180,8 +184,10 @@ def limit(ax: Any, lines: Sequence[np.ndarray], lowest: bool) -> None:
 
 
 def ends(lines: Sequence[np.ndarray], lowest: bool) -> tuple[float, float] | None:
-    """From where to where lines are shown: without what diverged, and of long ones without the
-    worst of the first rounds; None if nothing is finite.
+    """The range of the lines to be shown; None if nothing is finite.
+
+    Values that are not finite are left out, and those of long lines that are worse than nearly all
+    others: where high is good, the lowest 3 %; where low is good, values above 1.2 times the first.
 
     >>> ends([np.array([0.1, 0.5, np.nan]), np.array([0.2])], lowest=False)
     (0.1, 0.5)
@@ -191,7 +197,7 @@ def ends(lines: Sequence[np.ndarray], lowest: bool) -> tuple[float, float] | Non
     if not values.size:
         return None
     low, high = float(values.min()), float(values.max())
-    # Of 20 rounds or fewer all are shown, because 3 % of them is less than the first one.
+    # Up to 20 rounds are all shown, because 3 % of them is less than one round.
     if max(map(len, finite)) > 20:
         if lowest:
             first = max(float(line[0]) for line in finite if line.size)
@@ -203,7 +209,7 @@ def ends(lines: Sequence[np.ndarray], lowest: bool) -> tuple[float, float] | Non
 
 
 def with_margin(low: float, high: float) -> tuple[float, float]:
-    """Limits with room for markers; about one value alone, a sixteenth of it on either side."""
+    """Limits with 6 % room for markers on either side; of the value itself if low equals high."""
     span = high - low or abs(high) or 1.0
     return low - 0.06 * span, high + 0.06 * span
 
@@ -211,9 +217,9 @@ def with_margin(low: float, high: float) -> tuple[float, float]:
 def interval(
     names: Sequence[str], mean: np.ndarray, half: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """From where to where a band of metrics goes: of shares, as accuracies, within [0, 1].
+    """The ends of a band; where all metrics are shares, as accuracies are, within [0, 1].
 
-    Student's t for two seeds is 12.7 deviations wide, where no share can lie. Tables keep it.
+    Student's t of two seeds is 12.7 deviations wide, which leaves [0, 1]. Only figures are cut so.
 
     >>> interval(["test_accuracy"], np.array([0.75]), np.array([0.5]))
     (array([0.25]), array([1.]))
@@ -235,7 +241,7 @@ def band(
 
 
 def with_marker(style: Mapping[str, Any], x: np.ndarray) -> dict[str, Any]:
-    """The style of a line, which as one point would be nowhere without a marker."""
+    """The style of a line, with a marker if it is one point, which would otherwise be invisible."""
     return {**style} if len(x) > 1 else {"marker": "o", "markersize": 7, **style}
 
 
@@ -263,26 +269,26 @@ def log_ticks(axis: Any, low: float, high: float) -> None:
 
 
 def shades() -> Any:
-    """White to dark blue: no grey on navy, and in greyscale the same order."""
+    """A colour map from white to dark blue, which keeps its order in greyscale."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("shades", _SHADES)
 
 
-def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
+def legend(figure: Any, ax: Any, note: Sequence[str]) -> None:
     """A legend below the axes, with a note; the figure grows by its rows."""
     handles, labels = ax.get_legend_handles_labels()
     rows = 0
-    width, height = 72 * made.get_size_inches()
-    # Lines that no one needs to tell apart have no names.
+    width, height = 72 * figure.get_size_inches()
+    # A figure whose lines have no names has a note alone.
     if handles:
         longest = min(50, max(map(len, labels)))
         columns = max(1, min(4, int(width / (_KEY + _LETTER * longest)), len(labels)))
         rows = -(-len(labels) // columns)
         columns = -(-len(labels) // rows)
-        found = made.legend(
+        figure_legend = figure.legend(
             handles,
-            [_short(said, 50) for said in labels],
+            [_short(label, 50) for label in labels],
             ncols=columns,
             loc="outside lower center",
             frameon=False,
@@ -294,14 +300,14 @@ def legend(made: Any, ax: Any, note: Sequence[str]) -> None:
             borderpad=0.2,
         )
         if note:
-            said, more = _wrapped(note)
-            found.set_title(said, prop={"size": SMALL})
-            found.get_title().set(color=INK, multialignment="center")
-            rows += more
+            title, title_rows = _wrapped(note)
+            figure_legend.set_title(title, prop={"size": SMALL})
+            figure_legend.get_title().set(color=INK, multialignment="center")
+            rows += title_rows
     elif note:
-        said, rows = _wrapped(note)
-        ax.set_xlabel(f"{ax.get_xlabel()}\n{said}")
-    made.set_size_inches(width / 72, (height + ROW * rows) / 72)
+        title, rows = _wrapped(note)
+        ax.set_xlabel(f"{ax.get_xlabel()}\n{title}")
+    figure.set_size_inches(width / 72, (height + ROW * rows) / 72)
 
 
 def name_ticks(ax: Any, names: Sequence[str]) -> None:
@@ -318,11 +324,11 @@ def name_ticks(ax: Any, names: Sequence[str]) -> None:
 
 
 def _wrapped(parts: Sequence[str]) -> tuple[str, int]:
-    """One line if it fits, else a line a part; and how many lines."""
-    one = "; ".join(parts)
-    lines = [one] if len(one) <= 56 else list(parts)
+    """The parts on one line if they fit, else each on its own; and the number of lines."""
+    joined = "; ".join(parts)
+    lines = [joined] if len(joined) <= 56 else list(parts)
     return "\n".join(plain(line) for line in lines), len(lines)
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -19,9 +19,9 @@ from fedjax_sim.results.configurations import groups as groups
 from fedjax_sim.results.configurations import numeric_axes as numeric_axes
 from fedjax_sim.results.configurations import varying as varying
 
-_POINTS = 300  # of a line; more are not seen at this width
-_BANDS = 5  # lines that have them, at most
-_SEEDS = 4  # of which an interval is narrow enough to be a band
+_POINTS = 300  # points of a line at most; more cannot be distinguished at this width
+_BANDS = 5  # lines at most that are drawn with bands
+_SEEDS = 4  # seeds from which on an interval is narrow enough to be drawn as a band
 
 
 def best(results: Results, metric: str, most: int) -> Results:
@@ -47,9 +47,9 @@ def curves(
     by: str | None = None,
     width: float = canvas.WIDE,
 ) -> Any:
-    """A metric over rounds or bytes: a line a configuration, the mean over its seeds.
+    """A metric over rounds or bytes: a line for each configuration, the mean over its seeds.
 
-    Where two hyper-parameters vary, the one is told by colours and the other by dashes. More than
+    Where two hyper-parameters vary, colours show the one and dashes the other. More than
     five lines have no bands, which would cover each other; the band of a share, as an accuracy is
     one, ends at 0 and 1, and bands do not widen the axes. A line ends with the seed that has the
     fewest rounds. Of more than `most` configurations those with the best final mean are shown, and
@@ -84,39 +84,39 @@ def curves(
     needed = [*names, *([*BYTES] if against == "megabytes" else [])]
     for name in needed:
         _check_column(results, name)
-    found, note = groups(results), []
-    if len(names) > 1 and (len(found) > 1 or len(names) > len(canvas.STYLES)):
+    configurations, note = groups(results), []
+    if len(names) > 1 and (len(configurations) > 1 or len(names) > len(canvas.STYLES)):
         raise ValueError(
             f"metric must be one column where there are several configurations; got {names}"
         )
-    if len(found) > most:
+    if len(configurations) > most:
         by = names[0] if by is None else by
-        note.append(f"the {most} best of {len(found)} by final {by}")
-        found = groups(best(results, by, most))
+        note.append(f"the {most} best of {len(configurations)} by final {by}")
+        configurations = groups(best(results, by, most))
     if band is None:
-        band = "interval" if min(map(len, found)) >= _SEEDS else "std"
-    axes = varying(Results(tuple(run for runs in found for run in runs)))
+        band = "interval" if min(map(len, configurations)) >= _SEEDS else "std"
+    axes = varying(Results(tuple(run for runs in configurations for run in runs)))
     figure, ax = canvas.figure(width)
     lines, seeds = [], set()
-    labels = words.labels([runs[0].configuration for runs in found], axes)
-    for runs, text in zip(found, labels, strict=True):
+    labels = words.labels([runs[0].configuration for runs in configurations], axes)
+    for runs, text in zip(configurations, labels, strict=True):
         for name, tail in zip(names, words.tails(names), strict=True):
-            said = tail if len(names) > 1 else text
+            label = tail if len(names) > 1 else text
             line = _over_seeds(runs, name, against, band, confidence)
             if any(run.diverged for run in runs):
-                said += " (diverged)"
+                label += " (diverged)"
             seeds.add(len(runs))
-            lines.append((*line, said, runs[0].configuration))
+            lines.append((*line, label, runs[0].configuration))
     styles = canvas.styles([configuration for *_, configuration in lines])
     faint = 0.14 if len(lines) < 5 else 0.08
     band = "none" if len(lines) > _BANDS else band
-    for i, ((x, mean, half, said, _), style) in enumerate(zip(lines, styles, strict=True)):
+    for i, ((x, mean, half, label, _), style) in enumerate(zip(lines, styles, strict=True)):
         if band != "none" and np.isfinite(half).any():
             low, high = canvas.interval(names, mean, half)
             canvas.band(ax, x, low, high, style["color"], faint)
-        every = max(1, len(x) // 6)
-        marks = (i * every // len(lines), every)
-        ax.plot(x, mean, label=words.plain(said), markevery=marks, **canvas.with_marker(style, x))
+        interval = max(1, len(x) // 6)
+        marks = (i * interval // len(lines), interval)
+        ax.plot(x, mean, label=words.plain(label), markevery=marks, **canvas.with_marker(style, x))
     down = all(lowest_is_best(name) for name in names)
     canvas.limit(ax, [mean for _, mean, *_ in lines], down)
     ax.set_ylabel(words.plain((words.stem(names) or "value").replace("bytes", "megabytes")))
@@ -136,17 +136,17 @@ def _over_seeds(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, the mean and the band's half width, at the rounds after which a seed has a value.
 
-    A seed that has none there, as when nobody trained, stands at the last one that it had.
+    A seed without a value there, as when nobody trained, is taken at the last value that it had.
     """
-    done = min(run.done for run in runs)
-    has = np.stack([run.has(name)[:done] for run in runs])
-    latest = np.maximum.accumulate(np.where(has, np.arange(done), -1), axis=1)
+    num_rounds = min(run.done for run in runs)
+    has = np.stack([run.has(name)[:num_rounds] for run in runs])
+    latest = np.maximum.accumulate(np.where(has, np.arange(num_rounds), -1), axis=1)
     where = np.flatnonzero(has.any(axis=0) & (latest >= 0).all(axis=0))
     if len(where) > _POINTS:
         where = where[np.linspace(0, len(where) - 1, _POINTS).round().astype(int)]
-    each = 1e6 if name.startswith("bytes") else 1.0
+    unit = 1e6 if name.startswith("bytes") else 1.0
     columns = [run.rounds[name][rows] for run, rows in zip(runs, latest[:, where], strict=True)]
-    values = np.stack([column.astype(float) / each for column in columns])
+    values = np.stack([column.astype(float) / unit for column in columns])
     values[~np.isfinite(values)] = math.nan
     x = where + 1.0
     if against == "megabytes":
@@ -211,9 +211,9 @@ def _scale_rounds(ax: Any, lines: Sequence[np.ndarray], against: str) -> None:
 def _check_column(results: Results, name: str) -> None:
     for run in results.runs:
         if getattr(run.rounds.get(name), "ndim", 0) != 1:
-            there = [k for k, x in run.rounds.items() if x.ndim == 1 and k != "evaluated"]
+            columns = [k for k, x in run.rounds.items() if x.ndim == 1 and k != "evaluated"]
             raise ValueError(
-                f"metric must be a column by round, {', '.join(there) or 'and there is none'}; "
+                f"metric must be a column by round, {', '.join(columns) or 'and there is none'}; "
                 f"got {name!r}"
             )
 

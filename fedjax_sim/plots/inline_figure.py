@@ -9,7 +9,7 @@ class InlineFigure(Figure):
     """A figure made without pyplot, which shows itself as a PNG on white."""
 
     def _repr_png_(self) -> bytes:
-        # Read by IPython where no backend has registered how figures are shown.
+        # IPython calls this method unless a matplotlib backend has registered its own formatter.
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=110, facecolor="white")
         return file.getvalue()

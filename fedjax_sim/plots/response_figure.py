@@ -52,31 +52,31 @@ def response(
                 cells[place] = mean.mean
             return _heat_map((first, list(columns)), (second, list(rows)), cells, metric, width)
     axis = next(iter(numeric), None)
-    others = [name for name in names if name != axis]
+    other_axes = [name for name in names if name != axis]
     lines: dict[str, list[tuple[float, Mean]]] = {}
-    texts = words.labels([mean.configuration for mean in means], others)
+    texts = words.labels([mean.configuration for mean in means], other_axes)
     for i, (mean, text) in enumerate(zip(means, texts, strict=True)):
-        # Random draws of several numeric axes have no two points on a line.
+        # Configurations drawn at random along several numeric axes would each be a line of its own.
         alone = axis is None or (len(numeric) > 1 and len(numeric[axis]) == len(means))
-        said = "" if alone else text
+        label = "" if alone else text
         x = i + 1 if axis is None else mean.configuration[axis]
-        lines.setdefault(said, []).append((float(x), mean))
+        lines.setdefault(label, []).append((float(x), mean))
     note = []
     if len(lines) > most:
         note.append(f"the {most} best of {len(lines)} by their best mean")
         sign = 1 if lowest_is_best(metric) else -1
         rank = {
-            said: min((sign * m.mean for _, m in line if math.isfinite(m.mean)), default=math.inf)
-            for said, line in lines.items()
+            label: min((sign * m.mean for _, m in line if math.isfinite(m.mean)), default=math.inf)
+            for label, line in lines.items()
         }
-        lines = {said: lines[said] for said in sorted(lines, key=rank.__getitem__)[:most]}
+        lines = {label: lines[label] for label in sorted(lines, key=rank.__getitem__)[:most]}
     figure, ax = canvas.figure(width)
     styles = canvas.styles([line[0][1].configuration for line in lines.values()])
     connected = max(len(line) for line in lines.values()) > 1 and axis is not None
     connected &= len(numeric) < 2 or len(numeric[axis or ""]) < len(means)
     limits: list[np.ndarray] = []
     ends: list[tuple[Any, ...]] = []
-    for i, ((said, line), style) in enumerate(zip(lines.items(), styles, strict=True)):
+    for i, ((label, line), style) in enumerate(zip(lines.items(), styles, strict=True)):
         line.sort(key=lambda point: point[0])
         x = np.array([point for point, _ in line])
         middle = np.array([m.mean for _, m in line])
@@ -85,11 +85,11 @@ def response(
         half[~np.isfinite(half)] = 0
         low, high = canvas.interval([metric], middle, half)
         limits += [middle, *_within(middle, low, high)]
-        many = {"markersize": 3.2} if len(x) > 24 else {}
-        look = {**style, "marker": style.get("marker", "o"), **many}
+        small_markers = {"markersize": 3.2} if len(x) > 24 else {}
+        look = {**style, "marker": style.get("marker", "o"), **small_markers}
         look["linestyle"] = style["linestyle"] if connected else "none"
         beside = canvas.moved(ax, _APART * (i - (len(lines) - 1) / 2))
-        ax.plot(x, middle, label=words.plain(said) or None, transform=beside, **look)
+        ax.plot(x, middle, label=words.plain(label) or None, transform=beside, **look)
         ax.errorbar(
             x,
             middle,
@@ -114,7 +114,7 @@ def response(
         ax.set_xlabel(words.plain(axis))
         canvas.scale(ax, axis, numeric[axis][0], numeric[axis][-1])
     if not connected and axis is not None:
-        note.append(f"each point a configuration, differing in {', '.join(others)} too")
+        note.append(f"each point a configuration, differing in {', '.join(other_axes)} too")
     seeds = {mean.seeds for mean in means}
     if max(seeds) > 1:
         note.append(f"mean over {words.span(seeds)} seeds, {confidence:.0%} interval")
@@ -132,8 +132,8 @@ def _heat_map(
     width: float,
 ) -> Any:
     """Values [len y, len x] as cells with their numbers, if there is room; a hatch for NaN."""
-    made, ax = canvas.figure(width)
-    made.set_size_inches(width / 72, (max(canvas.HEIGHT, 0.58 * width) + 30) / 72)
+    figure, ax = canvas.figure(width)
+    figure.set_size_inches(width / 72, (max(canvas.HEIGHT, 0.58 * width) + 30) / 72)
     ax.grid(visible=False)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -156,23 +156,23 @@ def _heat_map(
                 fontsize=canvas.SMALL if len(x[1]) <= 6 else 9.5,
                 color="#ffffff" if dark else "#000000",
             )
-    for axis, (said, ticks) in ((ax.xaxis, x), (ax.yaxis, y)):
-        every = max(1, -(-len(ticks) // 7))
-        axis.set_ticks(np.arange(0, len(ticks), every) + 0.5)
-        axis.set_ticklabels([f"{tick:.3g}" for tick in ticks[::every]])
-        axis.set_label_text(words.plain(said))
-    bar = made.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
+    for axis, (axis_name, ticks) in ((ax.xaxis, x), (ax.yaxis, y)):
+        interval = max(1, -(-len(ticks) // 7))
+        axis.set_ticks(np.arange(0, len(ticks), interval) + 0.5)
+        axis.set_ticklabels([f"{tick:.3g}" for tick in ticks[::interval]])
+        axis.set_label_text(words.plain(axis_name))
+    bar = figure.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
     bar.set_label(words.plain(name), fontsize=canvas.TEXT, color=canvas.INK)
     bar.ax.tick_params(color=canvas.LINE, labelcolor=canvas.INK, labelsize=canvas.SMALL)
     bar.outline.set_visible(False)
     bar.solids.set_edgecolor("face")
-    return made
+    return figure
 
 
 def _within(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The intervals' ends, no farther from the means than these lie apart."""
-    known = mean[np.isfinite(mean)]
-    apart = float(np.ptp(known)) if known.size else 0.0
+    """The intervals' ends, at most as far from the means as the range of the means."""
+    finite = mean[np.isfinite(mean)]
+    apart = float(np.ptp(finite)) if finite.size else 0.0
     if not apart:
         return low, high
     return np.maximum(low, mean - apart), np.minimum(high, mean + apart)
@@ -201,18 +201,18 @@ def _arrows(
 
 
 def _crosses(ax: Any, points: Sequence[tuple[float, Mean]]) -> None:
-    """Marks what diverged where it is, or at the lower edge if it is nowhere."""
-    there = [(x, m.mean) for x, m in points if m.diverged and math.isfinite(m.mean)]
+    """Marks configurations that diverged at their mean, or at the lower edge without one."""
+    diverged = [(x, m.mean) for x, m in points if m.diverged and math.isfinite(m.mean)]
     lost = [(x, m) for x, m in points if not math.isfinite(m.mean)]
     look = {"color": canvas.INK, "linestyle": "none", "marker": "x", "zorder": 20}
-    if there:
-        ax.plot(*zip(*there, strict=True), label="diverged" if not lost else None, **look)
+    if diverged:
+        ax.plot(*zip(*diverged, strict=True), label="diverged" if not lost else None, **look)
     if lost:
-        said = "diverged" if all(m.diverged for _, m in lost) else "no finite value"
+        label = "diverged" if all(m.diverged for _, m in lost) else "no finite value"
         ax.plot(
             [x for x, _ in lost],
             [0.02] * len(lost),
-            label=said,
+            label=label,
             clip_on=False,
             transform=ax.get_xaxis_transform(),
             **look,

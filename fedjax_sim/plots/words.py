@@ -1,11 +1,11 @@
-"""What figures say: names of lines, columns and configurations."""
+"""The words of figures: names of lines, columns and configurations."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
 def label(configuration: Mapping[str, Any], names: Sequence[str]) -> str:
-    """A configuration in words; strings stand for themselves.
+    """A configuration in words; a string is shown without its name.
 
     >>> label({"mode": "selected", "lr": 0.1, "mu": 0.0}, ["mode", "lr"])
     'selected, lr=0.1'
@@ -16,13 +16,13 @@ def label(configuration: Mapping[str, Any], names: Sequence[str]) -> str:
     for name in names:
         if name in configuration:
             value = configuration[name]
-            said = f"{value:.4g}" if isinstance(value, float) else str(value)
-            parts.append(said if isinstance(value, str) else f"{name}={said}")
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            parts.append(text if isinstance(value, str) else f"{name}={text}")
     return ", ".join(filter(None, parts)) or (f"without {', '.join(names)}" if names else "")
 
 
 def labels(configurations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
-    """As `label`, with names and all digits where two that differ would read alike.
+    """As `label`, with names and all digits where two different configurations would read alike.
 
     >>> labels([{"a": "x"}, {"b": "x"}, {"b": "y"}], ["a", "b"])
     ["a='x'", "b='x'", 'y']
@@ -40,28 +40,30 @@ def labels(configurations: Sequence[Mapping[str, Any]], names: Sequence[str]) ->
 
 
 def stem(names: Sequence[str]) -> str:
-    """What names of columns share.
+    """The parts that all names of columns share.
 
     >>> stem(["train_loss", "test_loss"]), stem(["clients_accuracy_mean", "clients_accuracy_p10"])
     ('loss', 'clients_accuracy')
     """
-    first, *rest = [name.split("_") for name in names]
-    return "_".join(part for part in first if all(part in other for other in rest))
+    first, *others = [name.split("_") for name in names]
+    return "_".join(part for part in first if all(part in parts for parts in others))
 
 
 def tails(names: Sequence[str]) -> list[str]:
-    """What of each name is its own, where there are several.
+    """The part of each name that not all of several names share.
 
     >>> tails(["train_loss", "test_loss"]), tails(["loss"])
     (['train', 'test'], ['loss'])
     """
     shared = stem(names).split("_") if len(names) > 1 else []
-    own = ["_".join(part for part in name.split("_") if part not in shared) for name in names]
-    return own if all(own) else list(names)
+    remainders = [
+        "_".join(part for part in name.split("_") if part not in shared) for name in names
+    ]
+    return remainders if all(remainders) else list(names)
 
 
 def plain(text: str) -> str:
-    """Text that is not taken for a formula, nor for a name to leave out.
+    """A text that matplotlib takes neither for a formula nor, by a leading "_", for a hidden label.
 
     >>> plain("_$x$")
     ' _\\\\$x\\\\$'
@@ -70,7 +72,7 @@ def plain(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """What `plain` was given, but for spaces and line breaks.
+    """The text that `plain` was given, up to spaces and line breaks.
 
     >>> unescaped(plain("_$x$"))
     '_$x$'
@@ -79,7 +81,7 @@ def unescaped(text: str) -> str:
 
 
 def span(numbers: Collection[int]) -> str:
-    """A number, or from which to which.
+    """The numbers' range in words.
 
     >>> span({4}), span({2, 4})
     ('4', '2 to 4')

@@ -1,4 +1,4 @@
-"""What runs left behind, as tables and files."""
+"""Results of runs, as tables and files."""
 
 from fedjax_sim.results.folder import ROUNDS as ROUNDS
 from fedjax_sim.results.folder import SUMMARY as SUMMARY

@@ -1,4 +1,4 @@
-"""The columns of tables: what they are called, which names are taken, where they have values."""
+"""The columns of tables: their names, the names that are reserved, and where they have values."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from fedjax_sim.core.types import FederatedState, PyTree
 
 BYTES = ("bytes_down", "bytes_up")
 
-# What a round costs; everything else that is reported of it is measured.
+# Columns of what a round costs; every other column is a measurement.
 LEDGER = frozenset(
     (
         "receivers",
@@ -30,28 +30,28 @@ LEDGER = frozenset(
     )
 )
 
-# What every table says of a run, whatever it was of.
+# Columns of every table, also of runs of functions that are no `fs.Experiment`.
 LABELS = frozenset(("seed", "round", "rounds", "complete", "diverged"))
 # The columns of an `fs.Experiment` beside what is measured.
 COLUMNS = LABELS | LEDGER | {"useful_share"}
 
 
 def is_measured(name: str) -> bool:
-    """Whether it is no cost of a round."""
+    """Whether a column is a measurement, and no cost of a round."""
     return name not in LEDGER
 
 
 def is_evaluated(name: str) -> bool:
-    """Whether `evaluate` made it, in the rounds that are evaluated."""
+    """Whether a column is of `evaluate`, and has values in the evaluated rounds alone."""
     return is_measured(name) and not name.startswith("train_")
 
 
 def has_value(rounds: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """Whether a column has a value after each round, Bool[rounds].
 
-    What `evaluate` made has none after a round that was not evaluated; what the clients report,
-    and the norm of their update, has none after a round that aggregated nothing, where it is NaN.
-    A NaN anywhere else is a value: the run has diverged.
+    A column of `evaluate` has no value after a round that was not evaluated. A column that the
+    clients report, and the norm of their update, is NaN and has no value after a round that
+    aggregated nothing. A NaN anywhere else is a value: the run has diverged.
 
     Args:
       rounds: the columns [rounds, ...] by name.
@@ -73,7 +73,7 @@ def has_value(rounds: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def lowest_is_best(metric: str) -> bool:
-    """Whether a metric is to come down: losses, errors, spreads over clients, rounds to a target.
+    """Whether low is good: of losses, errors, spreads over clients, rounds to a target.
 
     >>> lowest_is_best("test_loss"), lowest_is_best("test_accuracy")
     (True, False)
@@ -97,22 +97,24 @@ def is_share(metric: str) -> bool:
 
 
 def score_of(metrics: Iterable[str]) -> str | None:
-    """What configurations are compared by, of what is measured: a validation set before a test set.
+    """The metric that configurations are compared by: of a validation set before a test set.
 
     >>> score_of(["train_loss", "test_accuracy", "validation_accuracy"])
     'validation_accuracy'
     """
     metrics = list(metrics)
     parts = ("validation", "test")
-    wanted = [f"{part}_{what}" for part in parts for what in ("accuracy", "r2", "loss")]
-    found = [name for name in wanted if name in metrics]
-    found += [name for part in parts for name in metrics if name.startswith(f"{part}_")]
-    found += [name for name in metrics if not name.startswith(("train_", "clients_", "rounds_to"))]
-    return next(iter([*found, *metrics]), None)
+    preferred = [f"{part}_{measure}" for part in parts for measure in ("accuracy", "r2", "loss")]
+    candidates = [name for name in preferred if name in metrics]
+    candidates += [name for part in parts for name in metrics if name.startswith(f"{part}_")]
+    candidates += [
+        name for name in metrics if not name.startswith(("train_", "clients_", "rounds_to"))
+    ]
+    return next(iter([*candidates, *metrics]), None)
 
 
 def on_test(metric: str) -> str | None:
-    """What a metric of the validation set is called of the test set; None for any other.
+    """The test set's metric of the same kind as a validation set's; None for any other metric.
 
     >>> on_test("validation_accuracy"), on_test("test_accuracy")
     ('test_accuracy', None)
@@ -122,7 +124,7 @@ def on_test(metric: str) -> str | None:
 
 
 def check_evaluated(evaluate: Evaluate | None, state: FederatedState) -> list[str]:
-    """The columns of what `evaluate` makes of such a state, known before anything compiles.
+    """The names of the columns that `evaluate` returns for such a state, before anything compiles.
 
     Raises:
       ValueError: for a name that every table has a column of already.
@@ -150,28 +152,30 @@ def columns(history: History, exchange: Communication | None = None) -> dict[str
       ValueError: if `evaluate` gives a name that a column has already.
     """
     rounds = history.rounds
-    found = {f"train_{name}": np.asarray(x) for name, x in rounds.train.items()}
-    found |= {k: np.asarray(x) for k, x in rounds._asdict().items() if k not in ("train", "digits")}
-    found |= rounds.counts()
-    found["evaluated"] = np.asarray(history.evaluated)
+    by_column = {f"train_{name}": np.asarray(x) for name, x in rounds.train.items()}
+    by_column |= {
+        k: np.asarray(x) for k, x in rounds._asdict().items() if k not in ("train", "digits")
+    }
+    by_column |= rounds.counts()
+    by_column["evaluated"] = np.asarray(history.evaluated)
     if exchange is not None:
-        for name, many, each in (
+        for name, exchanges_of_round, num_bytes in (
             ("bytes_down", rounds.receivers, exchange.down),
             ("bytes_up", rounds.senders, exchange.up),
         ):
-            exchanges = np.cumsum(np.asarray(many, np.int64))
-            most = int(exchanges.max(initial=0)) * each
-            # Beyond 9.2e18 bytes no integer of 64 bits holds them, and a rounded number has to do.
-            found[name] = exchanges * (each if most < 2**63 else float(each))
+            exchanges = np.cumsum(np.asarray(exchanges_of_round, np.int64))
+            total_bytes = int(exchanges.max(initial=0)) * num_bytes
+            # From 2^63 bytes on a 64-bit integer overflows, so the column is Float64 and rounded.
+            by_column[name] = exchanges * (num_bytes if total_bytes < 2**63 else float(num_bytes))
     for name, x in named(history.evaluation, "evaluation").items():
-        if name in found:
+        if name in by_column:
             raise ValueError(f"evaluate must not return {name!r}, which is a column of its own")
-        found[name] = x
-    return found
+        by_column[name] = x
+    return by_column
 
 
 def measures(train: Mapping[str, Any], evaluation: PyTree) -> dict[str, Any]:
-    """What is measured of a round, by column, of arrays that may be traced, or of their shapes.
+    """A round's measurements by column; arrays may be traced, or only their shapes.
 
     Args:
       train: name -> what the clients report.

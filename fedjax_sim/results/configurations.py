@@ -5,10 +5,10 @@ from fedjax_sim.results import Results, Run
 
 def groups(results: Results) -> list[list[Run]]:
     """The runs by configuration, in order, as `Results.mean` takes them together."""
-    found: dict[str, list[Run]] = {}
+    runs_of: dict[str, list[Run]] = {}
     for run in results.runs:
-        found.setdefault(repr(run.configuration), []).append(run)
-    return list(found.values())
+        runs_of.setdefault(repr(run.configuration), []).append(run)
+    return list(runs_of.values())
 
 
 def varying(results: Results) -> list[str]:
@@ -19,10 +19,10 @@ def varying(results: Results) -> list[str]:
 
 def numeric_axes(results: Results) -> dict[str, list[float]]:
     """The numeric hyper-parameters that vary -> their values, ascending; the longest first."""
-    found = {}
+    axes = {}
     for name in varying(results):
         values = [run.configuration.get(name) for run in results.runs]
         if all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values):
-            # All are numbers, which mypy does not take from `all`.
-            found[name] = sorted({float(x) for x in values})  # type: ignore[arg-type]
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+            # mypy does not infer from `all(...)` that these are numbers.
+            axes[name] = sorted({float(x) for x in values})  # type: ignore[arg-type]
+    return dict(sorted(axes.items(), key=lambda item: -len(item[1])))

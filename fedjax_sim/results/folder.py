@@ -1,4 +1,4 @@
-"""A results folder: what lies in it, what that is called, what may be removed, what may go on."""
+"""A results folder: its files, their names, and which of them may be removed or resumed."""
 
 import json
 import re
@@ -7,23 +7,23 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"  # what `Results.save` writes
-HISTORY, PICTURE = "history.csv", "compare.png"  # of a comparison, beside those
-CONFIGURATION = "configuration.toml"  # what the command line was asked for
+SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"  # written by `Results.save`
+HISTORY, PICTURE = "history.csv", "compare.png"  # a comparison has these, too
+CONFIGURATION = "configuration.toml"  # the options of the command line
 MODEL = "model.npz"  # a run's model
 MODELS = "models"  # a sweep's folder of them, one file a run
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
 
 
 class Kind(NamedTuple):
-    """What can be gone on with.
+    """A kind of work that can be resumed: a run, or a sweep.
 
     Attributes:
-      name: what it is called.
-      manifest: the file that says what identifies it.
-      parts: the folder of what is saved of it, numbered.
-      digits: of such a number.
-      ending: behind the number of one that is whole.
+      name: its name.
+      manifest: name of the file of the values that identify it.
+      parts: name of the folder of its saved parts, which are numbered.
+      digits: how many digits a part's number has.
+      ending: what follows the number in the name of a part that is complete.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     ending: str
 
     def part(self, number: int) -> str:
-        """What the part of that number is called, without its ending."""
+        """The name of the part of that number, without its ending."""
         return f"{number:0{self.digits}d}"
 
 
@@ -46,36 +46,36 @@ _MANIFESTS = (*(kind.manifest for kind in _KINDS), CONFIGURATION)
 
 
 class RunFolder(NamedTuple):
-    """The results folder of a run, a sweep or a comparison; the only one who knows what is in it.
+    """The results folder of a run, a sweep or a comparison; no other module names its files.
 
     Attributes:
-      path: where it is; it may not be there yet.
+      path: the folder, which need not exist yet.
     """
 
     path: Path
 
     def manifest(self, kind: Kind) -> Path:
-        """The file that says what identifies what is there."""
+        """The file of the values that identify the run or the sweep."""
         return self.path / kind.manifest
 
     def parts(self, kind: Kind) -> Path:
-        """The folder of what is saved, numbered: a run's checkpoints, a sweep's batches."""
+        """The folder of numbered parts: a run's checkpoints, or a sweep's batches."""
         return self.path / kind.parts
 
     def batch(self, number: int) -> Path:
-        """The file of a sweep's batch that is through."""
+        """The file of a sweep's batch that is complete."""
         return self.parts(SWEEP) / (SWEEP.part(number) + SWEEP.ending)
 
     def batch_checkpoints(self, number: int) -> Path:
-        """The folder of the checkpoints of a sweep's batch that is at work."""
+        """The folder of the checkpoints of a sweep's batch that is not complete yet."""
         return self.parts(SWEEP) / SWEEP.part(number)
 
     def model(self, index: int, seed: int) -> Path:
-        """The model of a sweep's configuration, by its place in the grid, and seed."""
+        """The file of a sweep's model, of the configuration at `index` in the grid and a seed."""
         return self.path / MODELS / f"{index:06d}-{seed}.npz"
 
     def models(self) -> list[Path]:
-        """The files of models that are there: a run's one, or those of a sweep."""
+        """The files of models that exist: the one of a run, or those of a sweep."""
         path = self.path / MODEL
         return [path] if path.exists() else sorted((self.path / MODELS).glob("*.npz"))
 
@@ -84,16 +84,16 @@ class RunFolder(NamedTuple):
         return RunFolder(self.path / name)
 
     def holds(self, kind: Kind) -> bool:
-        """Whether there is something of that kind to go on with."""
+        """Whether the folder holds work of that kind that can be resumed."""
         return self.manifest(kind).exists()
 
     def numbers(self, kind: Kind) -> list[int]:
-        """Of the parts that are whole, in order: rounds with a checkpoint, or batches."""
+        """Numbers of the complete parts, ascending: rounds with a checkpoint, or batches."""
         paths = self._numbered(kind)
         return [int(path.stem) for path in paths if path.name == path.stem + kind.ending]
 
     def has_parts(self, kind: Kind) -> bool:
-        """Whether anything is saved, be it whole or not."""
+        """Whether any part is saved, complete or not."""
         return bool(self._numbered(kind))
 
     def has_results(self) -> bool:
@@ -101,35 +101,35 @@ class RunFolder(NamedTuple):
         return (self.path / SUMMARY).exists()
 
     def missing(self) -> list[str]:
-        """The files of `Results.save` that are not there."""
+        """The files of `Results.save` that are missing."""
         return [name for name in (SUMMARY, TABLE, ROUNDS) if not (self.path / name).is_file()]
 
     def is_baseline(self) -> bool:
         """Whether a run trained it as a baseline; a run of its own may have such a name, too."""
         try:
-            there: dict[str, Any] = json.loads(self.manifest(RUN).read_text())
+            facts: dict[str, Any] = json.loads(self.manifest(RUN).read_text())
         except (OSError, ValueError):
             return False
-        return there.get("configuration", {}).get("baseline") == self.path.name
+        return facts.get("configuration", {}).get("baseline") == self.path.name
 
     def held(self) -> list[str]:
-        """The files of results that are there."""
+        """Names of the files of results that exist."""
         return [name for name in (*_RESULTS, *_MANIFESTS) if (self.path / name).exists()]
 
     def check(self, kind: Kind, resume: bool, overwrite: bool) -> None:
-        """Refuses a folder with results that are to be neither resumed nor replaced.
+        """Refuses a folder with results unless these are to be resumed or replaced.
 
         Args:
-          kind: what can be resumed.
+          kind: the kind of work that the caller can resume.
 
         Raises:
-          ValueError: if it holds results, or with resume others than those.
+          ValueError: if it holds results and neither is asked for, or results of another kind.
         """
-        there = self.held()
-        if not there or overwrite:
+        present = self.held()
+        if not present or overwrite:
             return
-        holds = f"out {self.path} holds results already ({', '.join(there)})"
-        if there == [CONFIGURATION]:
+        holds = f"out {self.path} holds results already ({', '.join(present)})"
+        if present == [CONFIGURATION]:
             holds = f"out {self.path} holds {CONFIGURATION} and no results, as when interrupted "
             holds += "early"
         if not resume:
@@ -137,14 +137,14 @@ class RunFolder(NamedTuple):
                 f"{holds}; name another folder, or give resume (--resume) or overwrite "
                 "(--overwrite)"
             )
-        others = {other.manifest for other in _KINDS if other != kind}
-        if kind.manifest not in there and (SUMMARY in there or others & {*there}):
+        other_manifests = {other_kind.manifest for other_kind in _KINDS if other_kind != kind}
+        if kind.manifest not in present and (SUMMARY in present or other_manifests & {*present}):
             raise ValueError(
                 f"{holds}, which this command cannot resume; give overwrite (--overwrite)"
             )
 
     def prepare(self, overwrite: bool) -> None:
-        """Makes the folder, proves that files can be written, and removes what is to be replaced.
+        """Makes the folder, tests that files can be written, and with `overwrite` removes results.
 
         Raises:
           ValueError: if it cannot be written.
@@ -162,8 +162,8 @@ class RunFolder(NamedTuple):
     def clear(self) -> None:
         """Removes the files of earlier results, and nothing else.
 
-        What says that they are whole goes first, and what says of what they are last: cut off in
-        the middle, the folder can be cleared or resumed.
+        Results are removed first and manifests last: a folder in which this was interrupted has no
+        results that look complete, and can still be cleared or resumed.
         """
         for name in _RESULTS:
             (self.path / name).unlink(missing_ok=True)
@@ -188,13 +188,13 @@ class RunFolder(NamedTuple):
             (self.path / name).unlink(missing_ok=True)
 
     def _numbered(self, kind: Kind) -> list[Path]:
-        """What is called by a number among the parts, one that was cut off while saved, too."""
+        """The parts whose names are numbers, also those that were cut off while being saved."""
         name = re.compile(rf"[0-9]{{{kind.digits}}}(\..*)?")
         return sorted(p for p in self.parts(kind).glob("*") if name.fullmatch(p.name))
 
 
 def _remove_checkpoints(path: Path) -> None:
-    """Those of one batch."""
+    """Removes the checkpoints of one batch."""
     for checkpoint in path.glob("?????????*"):
         if checkpoint.name.split(".")[0].isdecimal():
             shutil.rmtree(checkpoint)

@@ -1,4 +1,4 @@
-"""A model in a file: an `.npz` with an array for each leaf, by name, and what is said of it."""
+"""A model in a file: an `.npz` with an array for each leaf, by name, and facts about the model."""
 
 import json
 import zipfile
@@ -15,7 +15,7 @@ from fedjax_sim.core.files import reason, replace_file
 from fedjax_sim.core.types import Params, PyTree
 
 ABOUT = "about.json"  # a member of the archive beside the arrays
-_ALONE = "params"  # what the leaf is called of params that are one array
+_ALONE = "params"  # the name of the leaf where params are a single array
 _SHOWN = 4  # leaves that an error names
 
 # The keys that lead to a leaf: a dict's own keys, names of fields, and places of a list in words.
@@ -74,22 +74,22 @@ def load_params(path: str | Path, like: PyTree | None = None) -> Params:
 
 
 def write(path: Path, params: Params, about: Mapping[str, Any]) -> None:
-    """As `save_params`, with what is to be said of the model, JSON-able.
+    """As `save_params`, with facts about the model, which must be JSON-able.
 
     Raises:
       ValueError: for a leaf that is no array of numbers, by its name.
       SaveError: if the file cannot be written.
     """
-    leaves, arrays, taken = [], [], set[str]()
+    leaves, arrays, names = [], [], set[str]()
     for keys, leaf in _leaves(params).items():
         array = _array(leaf, keys)
-        name = _new_name(keys, taken)
-        taken.add(name)
+        name = _new_name(keys, names)
+        names.add(name)
         leaves.append(_Leaf(name, keys, array.dtype.name))
         # NumPy's format knows a type of ml_dtypes by its size alone, so its bits are kept.
-        known = array.dtype.kind != "V"
-        arrays.append(array if known else array.view(f"u{array.dtype.itemsize}"))
-    said = {**about, "leaves": leaves}
+        has_numpy_dtype = array.dtype.kind != "V"
+        arrays.append(array if has_numpy_dtype else array.view(f"u{array.dtype.itemsize}"))
+    about_with_leaves = {**about, "leaves": leaves}
 
     def save(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w") as archive:
@@ -98,13 +98,13 @@ def write(path: Path, params: Params, about: Mapping[str, Any]) -> None:
                 member = zipfile.ZipInfo(f"{leaf.name}.npy")
                 with archive.open(member, "w", force_zip64=True) as part:
                     np.lib.format.write_array(part, array, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(ABOUT), json.dumps(said, indent=2) + "\n")
+            archive.writestr(zipfile.ZipInfo(ABOUT), json.dumps(about_with_leaves, indent=2) + "\n")
 
     replace_file(path, save)
 
 
 def read(path: Path, like: PyTree | None = None) -> tuple[Params, dict[str, Any]]:
-    """A model, as `load_params` returns it, and what is said of it.
+    """A model, as `load_params` returns it, and the facts about it.
 
     Raises:
       ValueError: as `load_params`.
@@ -113,7 +113,7 @@ def read(path: Path, like: PyTree | None = None) -> tuple[Params, dict[str, Any]
     with _opened(path) as archive:
         about = _about(archive)
         for name, keys, dtype in about.pop("leaves"):
-            with archive.open(f"{name}.npy") as member:  # reading it whole checks its sum
+            with archive.open(f"{name}.npy") as member:  # reading it to its end checks its CRC
                 array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
             kept_as_bits = array.dtype.name != dtype
             arrays[tuple(keys)] = array.view(jnp.dtype(dtype)) if kept_as_bits else array
@@ -122,7 +122,7 @@ def read(path: Path, like: PyTree | None = None) -> tuple[Params, dict[str, Any]
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What is said of a model, without reading its arrays.
+    """The facts about a model, without reading its arrays.
 
     Raises:
       ValueError: if the file is not there or damaged.
@@ -135,19 +135,19 @@ def describe(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive of a file; what goes wrong while it is read is a ValueError that names it."""
+    """The archive of a file; every error while it is read becomes a ValueError that names it."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except FileNotFoundError:
         raise ValueError(f"{path} is not there") from None
-    # A header that is damaged can send numpy and json anywhere.
+    # A damaged header can raise any error in NumPy and in json.
     except Exception as error:
         raise ValueError(f"{path} is no model, or is damaged: {reason(error)}") from error
 
 
 def _about(archive: zipfile.ZipFile) -> dict[str, Any]:
-    """What about.json says: without it, nobody knows whether all arrays are there."""
+    """The contents of about.json, which lists the arrays; a file without it may be incomplete."""
     if ABOUT not in archive.namelist():
         raise ValueError(f"it holds no {ABOUT}, as fs.save_params writes it")
     return json.loads(archive.read(ABOUT))
@@ -177,12 +177,12 @@ def _name(keys: Sequence[str | int]) -> str:
     return "/".join(map(str, keys)) or _ALONE
 
 
-def _new_name(keys: LeafPath, taken: set[str]) -> str:
+def _new_name(keys: LeafPath, earlier: set[str]) -> str:
     """A name that a file can have and no earlier leaf has; keys may hold a "/" themselves."""
     # A member of an archive ends at a zero byte, and Windows takes a backslash for "/".
     name = _name(keys).replace("\0", "").replace("\\", "/")
     number = 1
-    while (new := name if number == 1 else f"{name}#{number}") in taken:
+    while (new := name if number == 1 else f"{name}#{number}") in earlier:
         number += 1
     return new
 
@@ -193,22 +193,22 @@ def _array(leaf: Any, keys: LeafPath) -> np.ndarray:
     Raises:
       ValueError: for one that is no array of numbers.
     """
-    what = f"params must be arrays of numbers; got {_name(keys)!r}, which is "
+    refusal = f"params must be arrays of numbers; got {_name(keys)!r}, which is "
     if isinstance(leaf, jax.core.Tracer):
-        raise ValueError(f"{what}being traced: save what a compiled function returns")
+        raise ValueError(f"{refusal}being traced: save what a compiled function returns")
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{what}a key: leave it out, or save jax.random.key_data of it")
+        raise ValueError(f"{refusal}a key: leave it out, or save jax.random.key_data of it")
     number = isinstance(leaf, (bool, int, float, complex))
     array = np.asarray(leaf, jnp.result_type(leaf) if number else None)  # a number as JAX takes it
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise ValueError(f"{what}{type(leaf).__name__} of {array.dtype}")
+        raise ValueError(f"{refusal}{type(leaf).__name__} of {array.dtype}")
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.array(native, order="C", copy=None)
 
 
 def _nested(arrays: Mapping[LeafPath, np.ndarray]) -> Params:
-    """Dicts in dicts."""
+    """The arrays as nested dicts."""
     if set(arrays) == {()}:
         return arrays[()]
     tree: dict[str | int, Any] = {}
@@ -226,30 +226,30 @@ def _in_structure(path: Path, arrays: Mapping[LeafPath, np.ndarray], like: PyTre
     Raises:
       ValueError: which leaves differ.
     """
-    there = {tuple(map(str, keys)): array for keys, array in arrays.items()}
-    here = {tuple(map(str, keys)): leaf for keys, leaf in _leaves(like).items()}
-    missing = [keys for keys in here if keys not in there]
-    more = [keys for keys in there if keys not in here]
+    saved = {tuple(map(str, keys)): array for keys, array in arrays.items()}
+    expected = {tuple(map(str, keys)): leaf for keys, leaf in _leaves(like).items()}
+    missing = [keys for keys in expected if keys not in saved]
+    unexpected = [keys for keys in saved if keys not in expected]
     differ = [
-        f"{_name(keys)} is {_spec(there[keys])} there and {_spec(leaf)} in like"
-        for keys, leaf in here.items()
-        if keys in there and not _fits(there[keys], leaf)
+        f"{_name(keys)} is {_spec(saved[keys])} there and {_spec(leaf)} in like"
+        for keys, leaf in expected.items()
+        if keys in saved and not _fits(saved[keys], leaf)
     ]
     parts = [
         f"{_listed(map(_name, keys))} {where}"
-        for keys, where in ((missing, "missing there"), (more, "there and not in like"))
+        for keys, where in ((missing, "missing there"), (unexpected, "there and not in like"))
         if keys
     ]
     parts += [_listed(differ)] if differ else []
     if parts:
         raise ValueError(f"like must have the leaves of {path}: {'; '.join(parts)}")
-    return jax.tree.unflatten(jax.tree.structure(like), [there[keys] for keys in here])
+    return jax.tree.unflatten(jax.tree.structure(like), [saved[keys] for keys in expected])
 
 
 def _listed(names: Any) -> str:
     names = list(names)
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    num_left_out = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {num_left_out} more" if num_left_out > 0 else "")
 
 
 def _fits(array: np.ndarray, leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""One run left behind, a configuration's mean over its seeds, and their order."""
+"""The results of one run, a configuration's mean over its seeds, and the order of such means."""
 
 import math
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ class Run(NamedTuple):
     def diverged(self) -> bool:
         """Whether an update or a measured value held a NaN or an infinity.
 
-        What has no value is not measured: the clients' loss in a round in which nobody trained,
-        a metric of a client without examples, the rounds to a target that was not reached.
+        A missing value is no divergence: the clients' loss in a round in which nobody trained, a
+        metric of a client without examples, the rounds to a target that was not reached.
         """
         if np.any(self.rounds.get("nonfinite", 0)):
             return True
@@ -60,8 +60,8 @@ class Run(NamedTuple):
         return self.rounds[name][self.has(name)]
 
     def row(self) -> dict[str, Scalar]:
-        """One line of the table: the last value of what is measured, the sum of what is spent."""
-        found: dict[str, Scalar] = {
+        """One line of the table: the last value of each measurement, the sum of each cost."""
+        cells: dict[str, Scalar] = {
             "seed": self.seed,
             "rounds": self.done,
             "complete": self.done == self.num_rounds,
@@ -70,17 +70,17 @@ class Run(NamedTuple):
         for name in self.rounds:
             if is_measured(name) and self.rounds[name].ndim == 1:
                 values = self.measured(name)
-                found[name] = values[-1].item() if len(values) else None
+                cells[name] = values[-1].item() if len(values) else None
         for name in ("client_steps", "lane_steps", "examples", "nonfinite"):
             if name in self.rounds:
-                found[name] = int(self.rounds[name].sum(dtype=np.int64))
+                cells[name] = int(self.rounds[name].sum(dtype=np.int64))
         for name in BYTES:
             if name in self.rounds:
-                found[name] = int(self.rounds[name][-1]) if self.done else 0
-        if found.get("lane_steps"):
+                cells[name] = int(self.rounds[name][-1]) if self.done else 0
+        if cells.get("lane_steps"):
             # Sums of the ledger, which are integers; a row's cells may be text.
-            found["useful_share"] = int(found["client_steps"]) / int(found["lane_steps"])  # type: ignore[arg-type]
-        return {**self.configuration, **found, **self.values}
+            cells["useful_share"] = int(cells["client_steps"]) / int(cells["lane_steps"])  # type: ignore[arg-type]
+        return {**self.configuration, **cells, **self.values}
 
 
 class Mean(NamedTuple):
@@ -109,7 +109,7 @@ class Mean(NamedTuple):
 
 
 def ranked(means: Sequence[Mean], lowest: bool) -> list[int]:
-    """Their places, the best first: behind those that compete the diverged, then the unknown.
+    """Their indices, the best first: those that compete, the diverged, those without a finite mean.
 
     >>> ranked([Mean({}, m, m, m, 2, lost) for m, lost in ((0.9, 1), (0.5, 0), (0.7, 0))], False)
     [2, 1, 0]
@@ -117,15 +117,15 @@ def ranked(means: Sequence[Mean], lowest: bool) -> list[int]:
 
     def place(i: int) -> tuple[bool, bool, float]:
         mean = means[i]
-        known = math.isfinite(mean.mean)
+        is_finite = math.isfinite(mean.mean)
         value = mean.mean if lowest else -mean.mean
-        return not known, bool(mean.diverged), value if known else 0.0
+        return not is_finite, bool(mean.diverged), value if is_finite else 0.0
 
     return sorted(range(len(means)), key=place)
 
 
 def _all_finite(measured: np.ndarray) -> bool:
-    """Whether all is finite but what, of several columns side by side, is NaN in every round."""
+    """Whether all values are finite; of several columns, those that are always NaN are left out."""
     if measured.ndim > 1:
         never = np.isnan(measured).all(axis=0)
         measured = measured[:, ~never] if not never.all() else measured

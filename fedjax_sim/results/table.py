@@ -1,4 +1,4 @@
-"""What runs left behind: labelled by configuration, seed and round; as tables and files."""
+"""Results of runs, labelled by configuration, seed and round, as tables and files."""
 
 import csv
 import io
@@ -75,9 +75,9 @@ class Results:
         if not isinstance(other, Results):
             return NotImplemented
         _check_labelled(self.runs, other.runs)
-        both = {(repr(run.configuration), run.seed) for run in self.runs}
+        own_runs = {(repr(run.configuration), run.seed) for run in self.runs}
         for run in other.runs:
-            if (repr(run.configuration), run.seed) in both:
+            if (repr(run.configuration), run.seed) in own_runs:
                 raise ValueError(
                     f"results to add must not share a run; both have {run.configuration} with seed "
                     f'{run.seed} (tell them apart first: results.labelled(attempt="second"))'
@@ -89,7 +89,7 @@ class Results:
         return Results(tuple(sorted(runs, key=lambda run: order[repr(run.configuration)])))
 
     def __radd__(self, other: Any) -> "Results":
-        """So that `sum` adds them: it begins with 0."""
+        """Lets `sum` add results, which begins with 0."""
         return self if type(other) is int and other == 0 else NotImplemented
 
     def labelled(self, **labels: Scalar) -> "Results":
@@ -113,12 +113,13 @@ class Results:
 
     @property
     def score(self) -> str:
-        """What `best` compares by default: the validation set's accuracy, else the test set's.
+        """The metric that `best` compares by default.
 
-        Where there is neither, R^2 or the loss, or what else is measured.
+        It is the validation set's accuracy, else the test set's; where there is no accuracy, R^2,
+        the loss, or any other metric.
 
         Raises:
-          ValueError: if nothing is.
+          ValueError: if nothing was measured.
         """
         metric = score_of(self.metrics)
         if metric is None:
@@ -127,7 +128,7 @@ class Results:
 
     @property
     def metrics(self) -> list[str]:
-        """What can be compared: measured columns and values of the whole run."""
+        """Names of all metrics: measured columns, and values of a whole run."""
         names: dict[str, None] = {}
         for run in self.runs:
             names |= {k: None for k, x in run.rounds.items() if is_measured(k) and x.ndim == 1}
@@ -148,25 +149,26 @@ class Results:
         groups: dict[str, list[Run]] = {}
         for run in self.runs:
             groups.setdefault(repr(run.configuration), []).append(run)
-        found = []
+        means = []
         for runs in groups.values():
             last = np.array([_number(run.row().get(metric)) for run in runs])
             n, half = len(last), math.nan
             if n > 1:
-                with np.errstate(invalid="ignore"):  # of an infinite value there is none
+                with np.errstate(invalid="ignore"):  # an infinite value has no deviation
                     deviation = float(last.std(ddof=1))
                 half = float(stdtrit(n - 1, (1 + confidence) / 2)) * deviation / math.sqrt(n)
             mean = float(last.mean())
             diverged = sum(run.diverged for run in runs)
-            found.append(Mean(runs[0].configuration, mean, mean - half, mean + half, n, diverged))
-        return found
+            means.append(Mean(runs[0].configuration, mean, mean - half, mean + half, n, diverged))
+        return means
 
     def best(self, metric: str | None = None, *, lowest: bool | None = None) -> Mean:
         """The configuration with the best mean; those that diverged lose.
 
         Args:
           metric: None for `score`: that of a validation set, where there is one.
-          lowest: whether low is good; None says so of losses, errors and rounds to a target.
+          lowest: whether the lowest is the best; None for yes if the metric is a loss, an error or
+            rounds to a target.
 
         Raises:
           ValueError: for an unknown metric, or if no configuration has a finite mean.
@@ -210,19 +212,19 @@ class Results:
         """Writes summary.json, table.csv and rounds.csv, each whole or not at all.
 
         Args:
-          summary: what else is to be known, JSON-able; `kind`, `configuration` and `score` are
-            read by `fedjax-sim report`.
+          summary: further entries of summary.json; `fedjax-sim report` reads `kind`,
+            `configuration` and `score`.
 
         Raises:
           SaveError: saying which of them were not written, and why.
         """
         folder = Path(folder)
         labels = [{**run.configuration, **run.values} for run in self.runs]
-        said = {
+        contents = {
             "format": FORMAT,
             "complete": all(run.done == run.num_rounds for run in self.runs),
             "axes": sorted({name for run in self.runs for name in run.configuration}),
-            # What a CSV does not tell: columns of text alone, where "1e-3" is no number.
+            # Columns of text alone, which a CSV cannot mark: there "1e-3" is no number.
             "text": sorted(name for name in _names(labels) if _is_text(labels, name)),
             "versions": versions(),
             **summary,
@@ -233,7 +235,7 @@ class Results:
             lost.remove(TABLE)
             self.to_csv(folder / ROUNDS, long=True)
             lost.remove(ROUNDS)
-            replace_file(folder / SUMMARY, lambda file: file.write(to_json(said)))
+            replace_file(folder / SUMMARY, lambda file: file.write(to_json(contents)))
         except SaveError as error:
             raise SaveError(
                 f"not written in {folder}: {', '.join(lost)} ({reason(error)})"
@@ -248,7 +250,7 @@ class Results:
 def joined(
     several: Results | Sequence[Results] | Mapping[str, Results], axis: str = "results"
 ) -> Results:
-    """One table of several.
+    """Joins several results in one table.
 
     Args:
       several: of a dict, each run is labelled with its results' name; others add up, or, if two
@@ -270,13 +272,13 @@ def joined(
     tables = list(several.values()) if isinstance(several, Mapping) else list(several)
     labels = list(several) if isinstance(several, Mapping) else [*range(1, len(tables) + 1)]
     if not tables or not all(isinstance(table, Results) for table in tables):
-        given = ", ".join(type(table).__name__ for table in tables) or "none"
-        raise ValueError(f"results must be fs.Results, several of them or a dict; got {given}")
+        types = ", ".join(type(table).__name__ for table in tables) or "none"
+        raise ValueError(f"results must be fs.Results, several of them or a dict; got {types}")
     runs = [run for table in tables for run in table.runs]
     places = {(repr(run.configuration), run.seed) for run in runs}
     if named or len(places) < len(runs) or _are_part_labelled(runs):
-        taken = {x for run in runs for x in (*run.configuration, *run.rounds, *run.values)}
-        while axis in taken:
+        names = {x for run in runs for x in (*run.configuration, *run.rounds, *run.values)}
+        while axis in names:
             axis = f"results {axis}"
         tables = [
             table.labelled(**{axis: label}) for label, table in zip(labels, tables, strict=True)
@@ -285,7 +287,7 @@ def joined(
 
 
 def _are_part_labelled(runs: Sequence[Run]) -> bool:
-    """Whether some runs have hyper-parameters and others have none to be told by."""
+    """Whether some runs have hyper-parameters and others have none."""
     return len({bool(run.configuration) for run in runs}) > 1
 
 
@@ -309,10 +311,10 @@ def _number(value: Scalar) -> float:
 
 
 def _is_text(rows: Sequence[Mapping[str, Scalar]], name: str) -> bool:
-    """Whether all that is in the column is text."""
+    """Whether the column has values and all are text."""
     cells = [row.get(name) for row in rows]
-    known = [cell for cell in cells if cell is not None]
-    return bool(known) and all(isinstance(cell, str) for cell in known)
+    texts = [cell for cell in cells if cell is not None]
+    return bool(texts) and all(isinstance(cell, str) for cell in texts)
 
 
 def _names(rows: Sequence[Mapping[str, Scalar]]) -> list[str]:

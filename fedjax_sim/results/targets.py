@@ -1,4 +1,4 @@
-"""When a score reaches its target."""
+"""The round in which a score reaches its target."""
 
 import numpy as np
 
@@ -23,7 +23,8 @@ def rounds_to_target(
     """
     at = np.arange(1, len(scores) + 1) if rounds is None else rounds
     best = np.maximum.accumulate(np.where(np.isfinite(scores), scores, -np.inf))
-    # Of 32 bits each, as accuracies are: 0.7 is above its nearest of those.
+    # Compared as float32, because accuracies are: as a float64, 0.7 is above the nearest float32,
+    # which a score of 0.7 is.
     reached = np.flatnonzero(best.astype(np.float32) >= np.float32(target))
     if not reached.size:
         return None

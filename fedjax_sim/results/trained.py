@@ -1,4 +1,4 @@
-"""The models that runs and sweeps leave in their folders, and where they came from."""
+"""The models that runs and sweeps keep in their folders, and the facts that are saved with them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from fedjax_sim.core.versions import versions
 from fedjax_sim.results import model_file
 from fedjax_sim.results.folder import MODEL, MODELS, RUN, SWEEP, RunFolder
 
-KEPT = ("final", "best")  # what a sweep can keep of a run
+KEPT = ("final", "best")  # which of its models a run or a sweep can keep
 
-_SHOWN = 8  # models that an error names, or values of a label
+_SHOWN = 8  # models, or values of a label, that an error lists at most
 
 
 class Trained(NamedTuple):
@@ -25,16 +25,15 @@ class Trained(NamedTuple):
     Attributes:
       params: the model, NumPy leaves; of `fs.baselines.local_only` each client's, `[K, ...]`,
         as the personal parameters of `fs.partial` are.
-      configuration: what the run was labelled with: the settings of the command line, as its
-        configuration.toml has them; a sweep's hyper-parameters; `configuration` as `fs.simulate`
-        was given it.
-      seed: that was given for the key; None if a key was.
-      round: rounds that the model was trained for; of a best model, the round behind which it was.
-      num_rounds: R, what was asked for.
+      configuration: the run's labels: the settings of the command line, as configuration.toml has
+        them; a sweep's hyper-parameters; or the `configuration` that `fs.simulate` was given.
+      seed: the seed that was given in place of a key; None if a key was given.
+      round: rounds that the model was trained for; a best model is that of the end of this round.
+      num_rounds: R, the rounds that were asked for.
       status: of the run: "finished", "stopped" or "interrupted".
       kept: "final", or "best" by `metric`.
-      metric: the column that `best` goes by; None for a final model.
-      value: the metric's, of this model; None for a final model, or if it was never measured.
+      metric: the column by which the best model was chosen; None for a final model.
+      value: of the metric, for this model; None for a final model, or if it was never measured.
       versions: packages, Python and machine that made it.
       path: the file.
     """
@@ -61,9 +60,9 @@ class Trained(NamedTuple):
 
 
 def trained_params(state: FederatedState) -> Params:
-    """What a run trained: the global model, or the clients' own where nothing is averaged.
+    """The trained params: the global model, or the clients' own where nothing is averaged.
 
-    Of parameters that stay with the clients each client's, `[K, ...]`, in their places.
+    Parameters that stay with the clients are each client's, `[K, ...]`.
     """
     models = getattr(state.clients, "local_models", None)
     if models is not None:
@@ -105,18 +104,18 @@ def save_trained(
 
 
 def relabel(path: Path, configuration: Mapping[str, Any]) -> None:
-    """Gives a run's model another configuration than the one that a resume compares.
+    """Replaces the configuration that is saved with a run's model.
 
-    A run's criteria to stop by are no part of what a resume must find the same, and are known of
-    the model all the same.
+    A resume compares the configuration without the criteria that stop a run, because they may
+    change. The model's file has them, too.
 
     Raises:
       SaveError: if the file cannot be written; it is then as it was.
     """
     params, about = model_file.read(path)
-    known = json.loads(to_json({"configuration": configuration}))
-    if about["configuration"] != known["configuration"]:
-        model_file.write(path, params, about | known)
+    relabelled = json.loads(to_json({"configuration": configuration}))
+    if about["configuration"] != relabelled["configuration"]:
+        model_file.write(path, params, about | relabelled)
 
 
 def load(
@@ -126,7 +125,7 @@ def load(
     *,
     like: PyTree | None = None,
 ) -> Trained:
-    """The model that a run or a sweep left in its folder, and where it came from.
+    """The model that a run or a sweep kept in its folder, and the facts that were saved with it.
 
     Args:
       folder: `out` of `fs.simulate`, of `fs.sweep(..., keep_models=...)` or of `fedjax-sim`'s run
@@ -152,19 +151,19 @@ def load(
     (0.488, 0, 3)
     """
     folder = Path(folder)
-    wanted = json.loads(to_json({"configuration": configuration or {}, "seed": seed}))
-    there = {path: _read(path) for path in _paths(folder)}
-    chosen = [path for path, about in there.items() if _matches(about, wanted)]
-    if len(chosen) != 1:
-        asked = _labels(wanted)
-        which = "several models"
-        if asked:
-            said = ", ".join(f"{name}={value!r}" for name, value in asked.items())
-            which = f"{len(chosen) or 'no'} models of {said}"
-        labels = {path: _labels(about) for path, about in there.items()}
-        cure = _cure([*labels.values()], [labels[path] for path in chosen], asked)
-        raise ValueError(f"{folder} holds {which}; {cure}")
-    (path,) = chosen
+    labels_given = json.loads(to_json({"configuration": configuration or {}, "seed": seed}))
+    about_of = {path: _read(path) for path in _paths(folder)}
+    matching = [path for path, about in about_of.items() if _matches(about, labels_given)]
+    if len(matching) != 1:
+        asked_labels = _labels(labels_given)
+        models_text = "several models"
+        if asked_labels:
+            labels_text = ", ".join(f"{name}={value!r}" for name, value in asked_labels.items())
+            models_text = f"{len(matching) or 'no'} models of {labels_text}"
+        labels = {path: _labels(about) for path, about in about_of.items()}
+        cure = _cure([*labels.values()], [labels[path] for path in matching], asked_labels)
+        raise ValueError(f"{folder} holds {models_text}; {cure}")
+    (path,) = matching
     params, about = model_file.read(path, like)
     return Trained(params=params, path=path, **about)
 
@@ -179,15 +178,15 @@ def _paths(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise ValueError(f"folder {folder} is not there")
-    held = RunFolder(folder)
-    if paths := held.models():
+    results_folder = RunFolder(folder)
+    if paths := results_folder.models():
         return paths
-    if held.holds(RUN):
+    if results_folder.holds(RUN):
         cure = (
             f"it is of an older version, or was killed before its end; resume it, and it writes "
             f"{MODEL} at its end (a finished run at once)"
         )
-    elif held.holds(SWEEP):
+    elif results_folder.holds(SWEEP):
         cure = (
             'its sweep kept none, or no batch is through; fs.sweep(..., keep_models="final") or '
             '"best", and fedjax-sim sweep --keep-models, keep them'
@@ -207,9 +206,9 @@ def _read(path: Path) -> dict[str, Any]:
     return about
 
 
-def _matches(about: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _matches(about: Mapping[str, Any], labels_given: Mapping[str, Any]) -> bool:
     labels = _labels(about)
-    return all(name in labels and labels[name] == x for name, x in _labels(wanted).items())
+    return all(name in labels and labels[name] == x for name, x in _labels(labels_given).items())
 
 
 def _labels(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,42 +218,44 @@ def _labels(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cure(
     labels: Sequence[Mapping[str, Any]],
-    chosen: Sequence[Mapping[str, Any]],
-    asked: Mapping[str, Any],
+    matching: Sequence[Mapping[str, Any]],
+    asked_labels: Mapping[str, Any],
 ) -> str:
-    """Which models there are to choose from, in words.
+    """A sentence that lists the models to choose from.
 
     Args:
       labels: of all models of the folder.
-      chosen: of those that were asked for; if there are none, any may be meant.
-      asked: label -> value.
+      matching: of those that match what was asked for; if none does, all are listed.
+      asked_labels: label -> value.
     """
-    # The seed, which says the least, comes last.
-    names = sorted(dict.fromkeys(name for one in labels for name in one), key="seed".__eq__)
-    for name in asked:
+    # The seed comes last because it distinguishes models least.
+    names = sorted(dict.fromkeys(name for label in labels for name in label), key="seed".__eq__)
+    for name in asked_labels:
         check_known(name, names, "hyper-parameter")
-    candidates = chosen or labels
+    candidates = matching or labels
     telling = [name for name in names if len(_values(candidates, name)) > 1]
-    telling = telling or [name for name in names if name in asked] or names
+    telling = telling or [name for name in names if name in asked_labels] or names
     if len(candidates) <= _SHOWN:
-        each = [
-            f"({', '.join(f'{name}={one[name]!r}' for name in telling if name in one)})"
-            for one in candidates
+        choices = [
+            f"({', '.join(f'{name}={label[name]!r}' for name in telling if name in label)})"
+            for label in candidates
         ]
-        return f"give configuration and seed of one of {', '.join(each)}"
-    each = [f"{name} {_few(_values(candidates, name))}" for name in telling]
-    return f"give configuration and seed of one of its {len(candidates)}: {'; '.join(each)}"
+        return f"give configuration and seed of one of {', '.join(choices)}"
+    choices = [f"{name} {_few(_values(candidates, name))}" for name in telling]
+    return f"give configuration and seed of one of its {len(candidates)}: {'; '.join(choices)}"
 
 
 def _values(labels: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     """The values of a label, each once."""
     values: list[Any] = []
-    for one in labels:
-        if one.get(name) not in values:
-            values.append(one.get(name))
+    for label in labels:
+        if label.get(name) not in values:
+            values.append(label.get(name))
     return values
 
 
 def _few(values: Sequence[Any]) -> str:
-    more = len(values) - _SHOWN
-    return ", ".join(map(repr, values[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
+    num_left_out = len(values) - _SHOWN
+    return ", ".join(map(repr, values[:_SHOWN])) + (
+        f" and {num_left_out} more" if num_left_out > 0 else ""
+    )
