@@ -1,4 +1,4 @@
-"""Exercises by who wore the watch: motion at 50 Hz, ten people, seven shoulder exercises."""
+"""Shoulder exercises by wearer of a watch: motion at 50 Hz, ten people, seven exercises."""
 
 import os
 from pathlib import Path
@@ -29,8 +29,8 @@ def activity(path: str | os.PathLike[str] | None = None, length: int = 100) -> D
     and less than a window at the end is left out.
 
     Burns et al. 2018, Shoulder physiotherapy exercise recognition, Physiological Measurement 39;
-    from PyPI's seglearn (BSD). All people have both parts: it asks how well the wearers are
-    known, not new ones.
+    from PyPI's seglearn (BSD). All people are in both parts, so the test measures how well a model
+    knows these wearers, not how well it generalises to new ones.
 
     Args:
       path: a folder with `activity.npz`; None for where `fetch` puts it.
@@ -48,9 +48,9 @@ def activity(path: str | os.PathLike[str] | None = None, length: int = 100) -> D
     test: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     ends = np.cumsum(lengths)
     for start, end, label, person in zip(ends - lengths, ends, labels, people, strict=True):
-        many = (end - start) // length
-        windows = samples[start : start + many * length].reshape(many, length, 6)
-        cut = many * 4 // 5
+        num_windows = (end - start) // length
+        windows = samples[start : start + num_windows * length].reshape(num_windows, length, 6)
+        cut = num_windows * 4 // 5
         for part, mine in ((train, windows[:cut]), (test, windows[cut:])):
             part.append((mine, np.full(len(mine), label), np.full(len(mine), person)))
     x, y, ids = (np.concatenate(column) for column in zip(*train, strict=True))
@@ -71,15 +71,15 @@ def activity(path: str | os.PathLike[str] | None = None, length: int = 100) -> D
     )
 
 
-def convert(raw: Path, made: Path) -> None:
+def convert(raw: Path, converted: Path) -> None:
     """The pickled dictionary, whose package was verified, as arrays without a pickle."""
-    found = np.load(raw / "watch_dataset.npy", allow_pickle=True).item()
-    if tuple(found["y_labels"]) != EXERCISES:
-        raise ValueError(f"its exercises are {found['y_labels']}")
+    recordings = np.load(raw / "watch_dataset.npy", allow_pickle=True).item()
+    if tuple(recordings["y_labels"]) != EXERCISES:
+        raise ValueError(f"its exercises are {recordings['y_labels']}")
     np.savez(
-        made / "activity.npz",
-        samples=np.concatenate(found["X"]).astype(np.float32),
-        lengths=np.array([len(x) for x in found["X"]], np.int32),
-        exercise=np.asarray(found["y"], np.int8),
-        person=np.asarray(found["subject"], np.int8) - 1,
+        converted / "activity.npz",
+        samples=np.concatenate(recordings["X"]).astype(np.float32),
+        lengths=np.array([len(x) for x in recordings["X"]], np.int32),
+        exercise=np.asarray(recordings["y"], np.int8),
+        person=np.asarray(recordings["subject"], np.int8) - 1,
     )

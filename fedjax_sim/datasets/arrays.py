@@ -17,20 +17,20 @@ def read_npz(file: Path, *names: str) -> list[np.ndarray]:
     """The arrays of these names in an .npz file.
 
     Raises:
-      ValueError: if it is none, or has not all of them.
+      ValueError: if it is no such file, or lacks one of them.
     """
     try:
         with np.load(file, allow_pickle=False) as archive:
             return [archive[name] for name in names]
     except DAMAGED as error:
-        why = str(error).split(".")[0]  # NumPy goes on with advice to load it unsafely
+        why = str(error).split(".")[0]  # NumPy's next sentence advises to load it unsafely
         raise ValueError(f"{file} must hold arrays {' and '.join(names)}: {why}") from None
 
 
 def pickled(file: Path) -> list[str]:
     """The names of an .npz file's arrays that are pickled objects, by their headers.
 
-    Nothing is unpickled. What is no such file has none: `read_npz` says what is wrong with it.
+    Nothing is unpickled. A file that is no .npz has no such names; `read_npz` says what is wrong.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -38,7 +38,7 @@ def pickled(file: Path) -> list[str]:
                 name.removesuffix(".npy") for name in archive.namelist() if _holds(archive, name)
             ]
     except DAMAGED:
-        return []  # unreadable, which `read_npz` refuses by name when it comes to it
+        return []  # the file cannot be read, for which `read_npz` raises an error that names it
 
 
 def _holds(archive: zipfile.ZipFile, name: str) -> bool:

@@ -16,7 +16,8 @@ from fedjax_sim.datasets.types import Dataset, Facts
 _PARTS = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 CIFAR10 = (tuple(f"{part}.bin" for part in _PARTS), _PARTS)
 _ROW = 1 + 3 * 32 * 32  # a label; the red, green and blue plane
-# What the pickles of the Python batches name: arrays, by old and new NumPy, and nothing else.
+# Functions that the pickles of the Python batches may call: those that make arrays, under the names
+# of old and new NumPy.
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -36,8 +37,8 @@ def cifar10(path: str | os.PathLike[str] | None = None) -> Dataset:
 
     x: Float32[N, 32, 32, 3] in [0, 1], red, green, blue (614 MB for training); y: Int32[N].
     Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images; no licence is stated,
-    so it is fetched (`fedjax-sim data fetch cifar10`), not shipped. Papers subtract means: here
-    nothing is, a model may.
+    so it is fetched (`fedjax-sim data fetch cifar10`), not shipped. Papers subtract means; here
+    none is subtracted, and a model may do so.
 
     Args:
       path: a folder with the binary (`data_batch_1.bin`, ...) or the Python (`data_batch_1`,
@@ -97,11 +98,11 @@ def _arrays_only(content: bytes, file: Path) -> Any:
 
     try:
         return Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # of what a pickle may raise there is no list
+    except Exception as error:  # a damaged pickle can raise any error
         raise ValueError(f"{file} is not a batch of CIFAR-10: {error}") from None
 
 
-def convert(raw: Path, made: Path) -> None:
+def convert(raw: Path, converted: Path) -> None:
     """PNGs, a row of 1,024 RGB pixels for each image, as binary batches."""
     from PIL import Image
 
@@ -118,4 +119,4 @@ def convert(raw: Path, made: Path) -> None:
             raise ValueError(f"{part}.png has {pixels.shape} pixels, and {len(labels)} labels")
         planes = pixels.transpose(0, 2, 1).reshape(rows, -1)
         content = np.concatenate([np.asarray(labels, np.uint8)[:, None], planes], axis=1)
-        (made / f"{part}.bin").write_bytes(content.tobytes())
+        (converted / f"{part}.bin").write_bytes(content.tobytes())

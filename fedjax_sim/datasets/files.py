@@ -1,4 +1,4 @@
-"""The files of a federation: which there are, and in which order."""
+"""The files of a federation, and their order."""
 
 import os
 import re
@@ -15,15 +15,15 @@ def natural_order(name: str) -> tuple[Any, ...]:
     >>> sorted(["10", "2", "1"], key=natural_order)
     ['1', '2', '10']
     """
-    # Every second part is of digits. They are compared by their count and then as text, because
-    # Python refuses to make a number of very many.
+    # Every second part consists of digits. These are compared by their count and then as text,
+    # because Python refuses to convert thousands of digits to an integer.
     parts = re.split("([0-9]+)", name)
     digits = [part.lstrip("0") for part in parts[1::2]]
     parts[1::2] = [""] * len(digits)
     key = [
         (text, len(number), number) for text, number in zip(parts[::2], [*digits, ""], strict=True)
     ]
-    return tuple(key), name  # "01" and "1" are equal numbers: their names decide
+    return tuple(key), name  # the name breaks ties, as of "01" and "1"
 
 
 def halves(path: Any, ending: str) -> tuple[list[Path], list[Path]]:
@@ -80,7 +80,7 @@ def pair(path: str | os.PathLike[str] | Pair, ending: str) -> tuple[Path, Path]:
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
-    """In natural order, without what systems leave behind under names that begin with a dot."""
+    """Matching files in natural order, without hidden ones, whose names begin with a dot."""
     files = [file for file in folder.glob(pattern) if not file.name.startswith(".")]
     return sorted(files, key=lambda file: natural_order(file.name))
 

@@ -50,7 +50,7 @@ def household(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
     return forecasting(series, list(load), length, scaled=2, names=names)
 
 
-def convert(raw: Path, made: Path) -> None:
+def convert(raw: Path, converted: Path) -> None:
     """The homes' CSV as load and solar, Float32[17, 8760], and hour, Int8[8760], 1 to 24."""
     columns: list[list[list[float]]] = []
     for home in range(1, HOMES + 1):
@@ -59,4 +59,4 @@ def convert(raw: Path, made: Path) -> None:
     values = np.array(columns)  # [17, hours, 3]
     load, solar = (values[..., i].astype(np.float32) for i in (0, 1))
     hour = values[0, :, 2].astype(np.int8)
-    np.savez(made / "household.npz", load=load, solar=solar, hour=hour)
+    np.savez(converted / "household.npz", load=load, solar=solar, hour=hour)

@@ -12,7 +12,7 @@ from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.types import Dataset, Facts
 
 _PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
-# As published, gzipped, and as some copies of them are called.
+# The published names and those of some copies, each plain and gzipped.
 IDX = tuple(
     tuple(f"{part}{dot}idx{3 if 'images' in part else 1}-ubyte{end}" for part in _PARTS)
     for end in ("", ".gz")

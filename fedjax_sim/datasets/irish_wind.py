@@ -48,7 +48,7 @@ def irish_wind(path: str | os.PathLike[str] | None = None, length: int = 14) -> 
     return forecasting(series, list(speed.T), length, scaled=1, names=STATIONS)
 
 
-def convert(raw: Path, made: Path) -> None:
+def convert(raw: Path, converted: Path) -> None:
     """R's data frame as arrays: speed Float32[6574, 12] in knots, day_of_year Int16[6574]."""
     import pyreadr
 
@@ -61,7 +61,7 @@ def convert(raw: Path, made: Path) -> None:
         raise ValueError("its days do not follow each other")
     of_year = (days - days.astype("datetime64[Y]")).astype(int) + 1
     np.savez(
-        made / "irish_wind.npz",
+        converted / "irish_wind.npz",
         speed=speed.astype(np.float32),
         day_of_year=of_year.astype(np.int16),
     )

@@ -1,4 +1,4 @@
-"""Forecasting: windows of the past of several clients, their future, and scales of training."""
+"""Forecasting: windows of several clients' pasts, the values that follow, and scaling."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,11 @@ def forecasting(
 ) -> Dataset:
     """Each client's next value from its last T steps, split in time.
 
-    Steps before the share train_share of a client's own are its training steps; an example
-    belongs to the part that its target is in, so that the first test examples look back at
-    training steps, as a forecast would. Examples that a gap (NaN) touches are left out. The
-    first `scaled` features lose the mean and are divided by the standard deviation of the
-    training steps, and targets of theirs; of all clients together, so that clients keep what
-    sets them apart.
+    The first `train_share` of a client's steps are its training steps. An example belongs to the
+    part that its target is in, so the first test examples look back at training steps, as a
+    forecast would. Examples with a gap (NaN) are left out. The first `scaled` features are
+    standardised by mean and standard deviation of the training steps, and targets by those of the
+    training targets; both are of all clients together, so that differences between clients remain.
 
     Args:
       series: K arrays Float[steps, F].
@@ -41,10 +40,12 @@ def forecasting(
     if length >= (fewest := min(len(steps) for steps in series)):
         raise ValueError(f"length must be below a client's {fewest} steps; got {length}")
     cuts = [int(len(steps) * train_share) for steps in series]
-    known = np.concatenate([s[:cut] for s, cut in zip(series, cuts, strict=True)], dtype=float)
-    many = known.shape[1] if scaled is None else scaled
-    mean, std = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
-    mean[many:], std[many:] = 0, 1
+    training_steps = np.concatenate(
+        [s[:cut] for s, cut in zip(series, cuts, strict=True)], dtype=float
+    )
+    num_scaled = training_steps.shape[1] if scaled is None else scaled
+    mean, std = np.nanmean(training_steps, axis=0), np.nanstd(training_steps, axis=0)
+    mean[num_scaled:], std[num_scaled:] = 0, 1
     future = np.concatenate([t[:cut] for t, cut in zip(targets, cuts, strict=True)], dtype=float)
     middle, spread = np.nanmean(future), np.nanstd(future)
     train: list[tuple[np.ndarray, np.ndarray]] = []
@@ -62,10 +63,10 @@ def forecasting(
     for part in (train, test):
         x, y = (np.concatenate(column) for column in zip(*part, strict=True))
         if not len(y):
-            said = "train" if part is train else "test"
-            raise ValueError(f"length must leave examples to {said} on; got {length}")
+            purpose = "train" if part is train else "test"
+            raise ValueError(f"length must leave examples to {purpose} on; got {length}")
         parts.append({"x": x, "y": y})
-    whose = [
+    client_ids = [
         np.repeat(np.arange(len(series), dtype=np.int32), [len(y) for _, y in part])
         for part in (train, test)
     ]
@@ -73,9 +74,9 @@ def forecasting(
         parts[0],
         parts[1],
         num_classes=None,
-        client_ids=whose[0],
+        client_ids=client_ids[0],
         client_names=names,
-        test_client_ids=whose[1],
+        test_client_ids=client_ids[1],
     )
 
 

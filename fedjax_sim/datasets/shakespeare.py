@@ -16,7 +16,7 @@ from fedjax_sim.datasets.fetching.cache import located
 from fedjax_sim.datasets.types import TEXT, Dataset, Facts
 
 FILES = (("roles.json",),)
-# Every character of the edition; a label is its index.
+# Every character of the edition; a character's label is its index here.
 VOCABULARY = "\n !\"$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz—"
 
 _SPEAKER = re.compile(r"\*\*(.+?)\*\*\s*")
@@ -74,20 +74,20 @@ def shakespeare(path: str | os.PathLike[str] | None = None, length: int = 80) ->
         names.append(role)
     if not names:
         raise ValueError(f"{file} must hold a role of at least two lines")
-    known, new = np.concatenate(train), np.concatenate(test)
-    if not len(new):
+    train_windows, test_windows = np.concatenate(train), np.concatenate(test)
+    if not len(test_windows):
         raise ValueError(f"length must leave examples to test on; got {length}")
     return Dataset(
-        train={"x": known[:, :-1], "y": known[:, 1:]},
-        test={"x": new[:, :-1], "y": new[:, 1:]},
+        train={"x": train_windows[:, :-1], "y": train_windows[:, 1:]},
+        test={"x": test_windows[:, :-1], "y": test_windows[:, 1:]},
         num_classes=len(VOCABULARY),
-        client_ids=_whose(train),
+        client_ids=_client_ids(train),
         client_names=tuple(names),
-        test_client_ids=_whose(test),
+        test_client_ids=_client_ids(test),
     )
 
 
-def _whose(windows: list[np.ndarray]) -> np.ndarray:
+def _client_ids(windows: list[np.ndarray]) -> np.ndarray:
     """Int32[N], the role of each window."""
     return np.repeat(np.arange(len(windows), dtype=np.int32), [len(mine) for mine in windows])
 
@@ -111,7 +111,7 @@ _INDEX = {character: i for i, character in enumerate(VOCABULARY)}
 
 
 def _covering(text: np.ndarray, length: int) -> np.ndarray:
-    """Int32[n, T+1]: every character but the first is a target, the last window's some again."""
+    """Int32[n, T+1]: every character but the first is a target, some of the last window twice."""
     if len(text) < length + 1:
         text = np.resize(text, length + 1)  # repeated
     starts = np.arange(0, len(text) - 1, length)
@@ -119,7 +119,7 @@ def _covering(text: np.ndarray, length: int) -> np.ndarray:
 
 
 def _whole(text: np.ndarray, length: int) -> np.ndarray:
-    """Int32[n, T+1]: whole windows, each target once."""
+    """Int32[n, T+1]: complete windows, in which each target occurs once."""
     starts = np.arange(0, len(text) - length, length)
     return text[starts[:, None] + np.arange(length + 1)]
 
@@ -133,28 +133,29 @@ def roles_of(title: str, text: str) -> dict[str, list[str]]:
     >>> roles_of("Macbeth", "**ALL**\\nFair is foul, _They fly\\naway_\\nand foul is fair:")
     {'ALL in Macbeth': ['Fair is foul,', 'and foul is fair:']}
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    lines_of: dict[str, list[str]] = defaultdict(list)
     role = ""
-    apart = re.sub(r"\n(?=\*\*[^*\n]+\*\*[ \t]*\n)", "\n\n", text)  # a speaker follows at once
+    # A speaker may follow without an empty line, which is added here.
+    apart = re.sub(r"\n(?=\*\*[^*\n]+\*\*[ \t]*\n)", "\n\n", text)
     for block in re.split(r"\n\s*\n", apart):
-        first, _, rest = block.strip().partition("\n")
+        first, _, following = block.strip().partition("\n")
         speaker = _SPEAKER.fullmatch(first)
         if first.startswith("#") or speaker:
-            role, block = speaker[1] if speaker else "", rest
-        # Brackets first: some have their own marks about them, and not all of these are in pairs.
+            role, block = speaker[1] if speaker else "", following
+        # Brackets are removed first, because underscores and stars around some are not in pairs.
         block = re.sub(r"[_*]*\\?\[[^\]]*(\]|\Z)[_*]*", " ", block)
         block = re.sub(r"_[^_]*_|\*[^*]*\*", " ", block)
         for line in unescape(block).split("\n"):
             spoken = " ".join(re.sub(r"[_*\\]", "", line).split())
             if role and spoken:
-                found[f"{role} in {title}"].append(spoken)
-    return dict(found)
+                lines_of[f"{role} in {title}"].append(spoken)
+    return dict(lines_of)
 
 
-def convert(raw: Path, made: Path) -> None:
-    """Plays as the roles in them."""
+def convert(raw: Path, converted: Path) -> None:
+    """Converts the plays to the lines of each role."""
     roles: dict[str, Any] = {}
     for play in sorted(raw.glob("*.md")):
         roles |= roles_of(play.stem, play.read_text(encoding="utf-8"))
     text = json.dumps(roles, ensure_ascii=False, indent=0)
-    (made / "roles.json").write_text(text, encoding="utf-8")
+    (converted / "roles.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""FedProx's Synthetic(alpha, beta): generated classification whose clients disagree as asked."""
+"""FedProx's Synthetic(alpha, beta): a generated classification whose clients differ by degrees."""
 
 import jax
 import numpy as np

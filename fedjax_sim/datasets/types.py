@@ -1,4 +1,4 @@
-"""What a data set is."""
+"""The type of a data set, and the facts that runs need to know of it."""
 
 from typing import NamedTuple
 
@@ -10,18 +10,18 @@ IMAGES, FEATURES, TEXT, REGRESSION = "images", "features", "text", "regression"
 
 
 class Facts(NamedTuple):
-    """What depends on the data set: the model and the settings of its runs by default.
+    """Facts about a data set: the defaults of its runs.
 
     Attributes:
-      model: by default.
-      clients: K by default, or how many it has.
+      model: the default model.
+      clients: the default K, or the number of its natural clients.
       kind: of its examples: images, features or text with labels, or a regression. A model says
         which kinds it takes.
-      fraction, client_lr: by default.
-      target: score of `fedjax-sim compare` by default.
-      natural: has it clients of its own?
-      fixed: are they as many as `clients`, whatever is asked for?
-      licence: of what ships with the package.
+      fraction, client_lr: defaults.
+      target: the default target of `fedjax-sim compare`.
+      natural: whether it has natural clients.
+      fixed: whether their number is always `clients`, whatever the user asks for.
+      licence: of data that ship with the package.
     """
 
     model: str
@@ -36,23 +36,24 @@ class Facts(NamedTuple):
 
     @property
     def has_labels(self) -> bool:
-        """Has each example one label, to split by?"""
+        """Whether each example has one label, by which it can be split."""
         return self.kind in (IMAGES, FEATURES)
 
     @property
     def partition(self) -> str:
-        """The split by default."""
+        """The default split."""
         return "natural" if self.natural else "dirichlet"
 
 
 class Dataset(NamedTuple):
     """Examples `{"x": [N, ...], "y": [N]}`, not yet split over clients, in parts.
 
-    `train` to train on, `validation` (where there is one) to choose by, and `test` for the choice.
+    `train` is to train on, `validation` (if there is one) to choose hyper-parameters by, and `test`
+    to test the choice.
 
-    Where the data say whose the examples of a part are, its ids are there, and one number is one
-    client in all parts: `FederatedData.from_arrays(part, ids, client_names=client_names)` is then
-    the federation of a part, with client k in the place k, whether it has examples there or not.
+    If the data have natural clients, each part has ids, and an id is the same client in all parts:
+    `FederatedData.from_arrays(part, ids, client_names=client_names)` is then the federation of a
+    part, in which client k has the index k, with or without examples.
     """
 
     train: dict[str, np.ndarray]
@@ -69,14 +70,14 @@ class Dataset(NamedTuple):
         return fields_of(self)
 
 
-# The model of each kind by default, for data of which nothing is declared.
+# The default model of each kind, for data without declared facts.
 _MODELS = {IMAGES: "cnn", FEATURES: "logistic", TEXT: "character_lstm", REGRESSION: "mlp"}
-_CLIENTS = 10  # of data without clients of their own
-_MANY = 50  # clients of which a tenth is a cohort; of fewer it is three tenths
+_CLIENTS = 10  # the default K of data without natural clients
+_MANY = 50  # from so many clients on the default cohort is a tenth, below three tenths
 
 
 def facts_from(dataset: Dataset, fixed: bool = True) -> Facts:
-    """The facts of a data set of which nothing is declared, from what it holds.
+    """The facts of a data set that declares none, derived from its arrays.
 
     Args:
       fixed: as in `Facts`.

@@ -61,10 +61,10 @@ def wind_farm(path: str | os.PathLike[str] | None = None, length: int = 24) -> D
     return forecasting(series, targets, length, scaled=3, names=TURBINES)
 
 
-def convert(raw: Path, made: Path) -> None:
+def convert(raw: Path, converted: Path) -> None:
     """The CSV as `measured`: Float32[4, 105120, 4], NaN where nothing was measured."""
     measured = np.full((len(TURBINES), _STEPS, len(_COLUMNS)), np.nan, np.float32)
-    seen = np.zeros((len(TURBINES), _STEPS), bool)
+    is_filled = np.zeros((len(TURBINES), _STEPS), bool)
     with (
         zipfile.ZipFile(raw / "la_haute_borne.zip") as archive,
         archive.open("la-haute-borne-data-2014-2015.csv") as binary,
@@ -74,10 +74,10 @@ def convert(raw: Path, made: Path) -> None:
             local, zone = row["Date_time"][:16], int(row["Date_time"][-6:-3])
             minutes = (np.datetime64(local) - _START).astype(int) - 60 * zone
             step = minutes // 10
-            if not 0 <= step < _STEPS or seen[k, step]:
+            if not 0 <= step < _STEPS or is_filled[k, step]:
                 continue
-            seen[k, step] = True
+            is_filled[k, step] = True
             values = [float(row[name] or "nan") for name in _COLUMNS]
             if values[-1] > _COLDEST:
                 measured[k, step] = values
-    np.savez(made / "wind_farm.npz", measured=measured)
+    np.savez(converted / "wind_farm.npz", measured=measured)

@@ -1,4 +1,4 @@
-"""The cells of the papers' tables: what each runs, and the rounds that were published."""
+"""The cells of the papers' tables: the setting that each runs, and the published rounds."""
 
 import difflib
 import math
@@ -9,21 +9,21 @@ from typing import NamedTuple
 from fedjax_sim.settings.setting import FULL, Setting
 
 RATIO = 10 ** (1 / 3)  # of neighbours in McMahan et al.'s grid of learning rates
-COMPARED = ("mode", "server")  # the words that tell the cells of one C, E, B and clients apart
-_POINTS = 100  # evaluations up to the published rounds, at least where there are as many rounds
+COMPARED = ("mode", "server")  # columns in which cells of the same C, E, B and clients differ
+_POINTS = 100  # evaluations until the published rounds, or one a round if these are fewer
 
 
 class Cell(NamedTuple):
     """One cell of a table: rounds until a target is reached.
 
     Attributes:
-      table: whose it is.
+      table: the table's name.
       name: unique within all tables.
-      setting: what runs, without its rate, rounds and seed; its `target` is the accuracy to reach.
-      published: rounds; None where nobody published any.
-      most: the rounds at which a run is given up.
+      setting: of the runs, without rate, rounds and seed; its `target` is the accuracy to reach.
+      published: published rounds; None if there are none.
+      most: the rounds after which a run is given up.
       axis: the field of `setting` that is tuned: "client_lr" or "server_lr".
-      rates: those tried first, the likeliest in the middle.
+      rates: the rates that are tried first; the middle one is expected to be the best.
       tuned: whether the grid is extended while the best rate lies at its end.
       after: the cell whose best client_lr this one uses; None if it needs none.
       says: the cell in the table's own words, by column.
@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table: its heading, where it was published, its cells, and what to know of it."""
+    """A table: its heading, which names the publication, its cells, and a note."""
 
     name: str
     heading: str
@@ -51,7 +51,7 @@ class Table(NamedTuple):
 
 
 def rates(middle: float, each_side: int = 1) -> tuple[float, ...]:
-    """The grid's rates around one.
+    """A rate and its neighbours in the grid.
 
     >>> [round(rate, 3) for rate in rates(0.1)]
     [0.046, 0.1, 0.215]
@@ -98,7 +98,7 @@ def mnist(
     One step on a full batch is FedSGD, and is run as that: one gradient over the cohort. C = 0 is
     one client a round.
     """
-    made = Setting(
+    setting = Setting(
         dataset="mnist",
         model=model,
         clients=100,
@@ -107,8 +107,8 @@ def mnist(
         target=target,
     )
     if epochs == 1 and batch_size is None:
-        return replace(made, algorithm="fedsgd")
-    return replace(made, epochs=epochs, batch_size=FULL if batch_size is None else batch_size)
+        return replace(setting, algorithm="fedsgd")
+    return replace(setting, epochs=epochs, batch_size=FULL if batch_size is None else batch_size)
 
 
 def _cell(table: str, setting: Setting, published: int, fraction: float) -> Cell:
@@ -122,7 +122,7 @@ def _cell(table: str, setting: Setting, published: int, fraction: float) -> Cell
         name=f"{table}-{spread.lower()}-C{fraction:g}-E{epochs}-B{block}",
         setting=replace(setting, evaluate_every=max(1, published // _POINTS)),
         published=published,
-        most=-(-11 * published // 10),  # 1.1 in whole numbers: 1.1 * 50 is above 55
+        most=-(-11 * published // 10),  # 1.1 times, in integers because 1.1 * 50 > 55 in floats
         axis="server_lr" if fedsgd else "client_lr",
         rates=rates(_middle(setting)),
         says=(("C", f"{fraction:g}"), ("E", str(epochs)), ("B", block), ("clients", spread)),
@@ -136,33 +136,33 @@ def _block(
     target: float,
     rows: dict[float, tuple[int | None, ...]],
 ) -> tuple[Cell, ...]:
-    found = []
+    cells = []
     for place, iid, batch in ((1, True, 10), (0, True, None), (3, False, 10), (2, False, None)):
         for fraction, published in rows.items():
             rounds = published[place]
             if rounds is not None:
                 setting = mnist(model, fraction, epochs, batch, iid, target)
-                found.append(_cell(table, setting, rounds, fraction))
-    return tuple(found)
+                cells.append(_cell(table, setting, rounds, fraction))
+    return tuple(cells)
 
 
 def _middle(setting: Setting) -> float:
-    """Where the race begins; it goes on from there while the best is at an end."""
+    """The middle rate of the first three; the race extends the grid if the best is at its end."""
     if setting.batch_size in (None, FULL):
         return RATIO**-1  # 0.464
     return _MIDDLE if setting.model == "2nn" else RATIO**-3  # 0.1
 
 
 def _second() -> tuple[Cell, ...]:
-    found = []
+    cells = []
     for column, iid in ((2, True), (3, False)):
         for row in _TABLE_2:
             epochs, batch, rounds = row[0], row[1], row[column]
             assert epochs is not None
             assert rounds is not None
             setting = mnist("cnn", 0.1, epochs, batch, iid, 0.99)
-            found.append(_cell("table2-cnn", setting, rounds, 0.1))
-    return tuple(found)
+            cells.append(_cell("table2-cnn", setting, rounds, 0.1))
+    return tuple(cells)
 
 
 # C, E, B of the comparison of modes.
@@ -171,7 +171,7 @@ _COMPARED = ((0.1, 1, 10), (0.1, 5, 10), (0.5, 1, 10), (0.5, 5, 10), (0.1, 5, 50
 
 def _modes() -> tuple[Cell, ...]:
     """Each combination: selected and all_clients, with server rate 1 and with it tuned."""
-    found: list[Cell] = []
+    cells: list[Cell] = []
     for fraction, epochs, batch in _COMPARED:
         for iid in (True, False):
             base = replace(
@@ -186,31 +186,31 @@ def _modes() -> tuple[Cell, ...]:
                 ("B", str(batch)),
                 ("clients", spread),
             )
-            most = 150 if iid else 800
+            limit = 150 if iid else 800
             first = Cell(
                 "modes",
                 f"{name}-selected",
                 replace(base, mode="selected"),
                 None,
-                most,
+                limit,
                 "client_lr",
                 rates(_MIDDLE),
                 says=(*says, ("mode", "selected"), ("server", "1")),
             )
-            found.append(first)
+            cells.append(first)
             share = fraction  # n_V / n of equal clients
             for mode, rate, tuned in (
                 ("selected", 1.0, True),
                 ("all_clients", 1.0, False),
                 ("all_clients", 1 / share, True),
             ):
-                found.append(
+                cells.append(
                     Cell(
                         table="modes",
                         name=f"{name}-{mode}{'-tuned' if tuned else ''}",
                         setting=replace(base, mode=mode),
                         published=None,
-                        most=most if tuned else math.ceil(most / share),
+                        most=limit if tuned else math.ceil(limit / share),
                         axis="server_lr",
                         rates=rates(rate) if tuned else (rate,),
                         tuned=tuned,
@@ -218,7 +218,7 @@ def _modes() -> tuple[Cell, ...]:
                         says=(*says, ("mode", mode), ("server", "tuned" if tuned else "1")),
                     )
                 )
-    return tuple(found)
+    return tuple(cells)
 
 
 TABLES: dict[str, Table] = {
@@ -269,17 +269,17 @@ def select(names: Sequence[str]) -> list[Cell]:
       ValueError: for a name that is neither, with the nearest ones.
     """
     by_name = {cell.name: cell for table in TABLES.values() for cell in table.cells}
-    wanted: set[str] = set()
+    selected: set[str] = set()
     for name in names:
         if name in TABLES:
-            wanted |= {cell.name for cell in TABLES[name].cells}
+            selected |= {cell.name for cell in TABLES[name].cells}
         elif name in by_name:
-            wanted.add(name)
+            selected.add(name)
         else:
             near = difflib.get_close_matches(name, [*TABLES, *by_name], 3, 0.4)
             raise ValueError(
                 f"TABLE must be one of {', '.join(TABLES)}, fedprox, shakespeare, or a cell; "
                 f"got {name!r}" + (f" (nearest: {', '.join(near)})" if near else "")
             )
-    needed = {by_name[name].after for name in wanted} - {None}
-    return [cell for name, cell in by_name.items() if name in wanted | needed]
+    needed = {by_name[name].after for name in selected} - {None}
+    return [cell for name, cell in by_name.items() if name in selected | needed]

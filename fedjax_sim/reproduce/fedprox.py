@@ -35,7 +35,7 @@ FEDERATIONS: dict[str, dict[str, Any]] = {
     "Synthetic(0.5, 0.5)": {"alpha": 0.5, "beta": 0.5},
     "Synthetic(1, 1)": {"alpha": 1.0, "beta": 1.0},
 }
-# method -> (mu, whether what stragglers did is kept)
+# method -> (mu, whether the work of stragglers is kept)
 METHODS = {"FedAvg": (0.0, False), "FedProx, mu = 0": (0.0, True), "FedProx, mu = 1": (1.0, True)}
 
 EARLY = 25  # a round while the curves are still apart
@@ -58,11 +58,11 @@ def stragglers(share: float, keep: bool) -> Sampler:
     slow = round(share * COHORT)
 
     def draw(key: Array, data: FederatedData) -> Cohort:
-        clients, who, epochs = jax.random.split(key, 3)
+        clients, order, epochs = jax.random.split(key, 3)
         cohort = sampling.uniform(COHORT).sample(clients, 0, data)
-        late = jax.random.permutation(who, COHORT) < slow
-        done = jax.random.randint(epochs, (COHORT,), 1, EPOCHS)
-        work = jnp.where(late, done / EPOCHS, 1.0)
+        late = jax.random.permutation(order, COHORT) < slow
+        epochs_done = jax.random.randint(epochs, (COHORT,), 1, EPOCHS)
+        work = jnp.where(late, epochs_done / EPOCHS, 1.0)
         if keep:
             return cohort._replace(work=work)
         return cohort._replace(reports=~late)
@@ -72,7 +72,7 @@ def stragglers(share: float, keep: bool) -> Sampler:
 
 def experiment(federation: str, stragglers_share: float, method: str) -> Experiment:
     """One curve of the figure."""
-    from fedjax_sim import models  # here: flax is slow to import
+    from fedjax_sim import models  # imported here because flax is slow to import
 
     data, test = _data(federation)
     model = models.logistic_regression((60,), 10)
@@ -101,31 +101,31 @@ def _data(federation: str) -> tuple[FederatedData, FederatedData]:
     from fedjax_sim import datasets
 
     with jax.ensure_compile_time_eval():
-        found = datasets.synthetic(jax.random.key(0), **FEDERATIONS[federation])
-        data = FederatedData.from_arrays(found.train, found.client_ids)
-        return data, FederatedData.from_clients([found.test])
+        dataset = datasets.synthetic(jax.random.key(0), **FEDERATIONS[federation])
+        data = FederatedData.from_arrays(dataset.train, dataset.client_ids)
+        return data, FederatedData.from_clients([dataset.test])
 
 
 def is_through(out: Path, seeds: int) -> bool:
-    """Whether all curves are there, with so many seeds or more.
+    """Whether all curves are complete, with at least so many seeds.
 
     Raises:
-      ValueError: if they are with fewer: a sweep is not given more.
+      ValueError: if they are complete with fewer seeds, because a sweep cannot be extended.
     """
-    found = load(out)
-    if found is None:
+    results = load(out)
+    if results is None:
         return False
-    there = len({one.seed for one in found.runs})
-    if there < seeds:
+    num_seeds = len({run.seed for run in results.runs})
+    if num_seeds < seeds:
         raise ValueError(
-            f"{out} holds curves of {there} seeds, and is not given more; got --seeds "
+            f"{out} holds curves of {num_seeds} seeds, and is not given more; got --seeds "
             f"{seeds}; name another --out"
         )
     return True
 
 
 def run(out: Path, seeds: int, mesh: Mesh | None, on_progress: Callable[[Swept], None]) -> Results:
-    """All curves, or what is missing of them in `out`."""
+    """Runs the curves that `out` does not have yet, and returns all."""
     return sweep(
         experiment,
         grid.product(federation=[*FEDERATIONS], stragglers_share=STRAGGLERS, method=[*METHODS]),
@@ -140,22 +140,24 @@ def run(out: Path, seeds: int, mesh: Mesh | None, on_progress: Callable[[Swept],
 
 
 def load(out: Path) -> Results | None:
-    """All curves, if they are through."""
+    """All curves; None if they are not complete."""
     if not RunFolder(out).has_results():
         return None
-    found = reading.load(out)
-    return found.results if found.summary.get("complete") else None
+    folder = reading.load(out)
+    return folder.results if folder.summary.get("complete") else None
 
 
 def curve(results: Results, federation: str, share: float, method: str, name: str) -> np.ndarray:
     """[seeds, rounds] of a metric."""
-    wanted = {"federation": federation, "stragglers_share": share, "method": method}
-    return np.stack([one.rounds[name] for one in results.runs if one.configuration == wanted])
+    configuration = {"federation": federation, "stragglers_share": share, "method": method}
+    return np.stack(
+        [run.rounds[name] for run in results.runs if run.configuration == configuration]
+    )
 
 
 def rows(results: Results) -> list[str]:
     """Loss on all training data and test accuracy, as lines of a Markdown table."""
-    found = [
+    lines = [
         "| stragglers | federation | " + " | ".join(METHODS) + " |",
         "|" + "---|" * (2 + len(METHODS)),
     ]
@@ -173,5 +175,5 @@ def rows(results: Results) -> list[str]:
                     f"{loss.mean():.3f}, {loss[:, -1].mean():.3f}; "
                     f"{accuracy[:, EARLY - 1].mean():.1%}, {last.mean():.1%}{spread}"
                 )
-            found.append(f"| {share:.0%} | {federation} | {' | '.join(cells)} |")
-    return found
+            lines.append(f"| {share:.0%} | {federation} | {' | '.join(cells)} |")
+    return lines

@@ -14,15 +14,15 @@ from fedjax_sim.reproduce.store import best_runs
 from fedjax_sim.results import Results
 
 _WORDS = {"C": "C={}", "E": "E={}", "B": "B={}"}
-_APART = (*COMPARED, "clients")  # what a row does not say
+_APART = (*COMPARED, "clients")  # columns that are not part of a row's name
 _OURS, _PUBLISHED, _GREY = "#0072b2", "#d55e00", "#777777"
 
 
 def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
     """Rounds to the target, a row for each C, E and B, those of one kind of clients together.
 
-    In it: published, and the mean and the range of ours, by mode and server rate where the table
-    compares those.
+    Each row has the published rounds, and the mean and the range of ours; where the table compares
+    modes and server rates, for each of those.
     """
     cells = [cell for cell in table.cells if cell.name in records]
     blocks: dict[str, dict[str, list[Cell]]] = {}
@@ -30,8 +30,8 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
         place = [_WORDS.get(k, "{}").format(v) for k, v in cell.says if k not in _APART]
         rows = blocks.setdefault(dict(cell.says)["clients"], {})
         rows.setdefault(", ".join(place), []).append(cell)
-    most = max(len(group) for rows in blocks.values() for group in rows.values())
-    made, ax = canvas.figure()
+    largest_group = max(len(group) for rows in blocks.values() for group in rows.values())
+    figure, ax = canvas.figure()
     named: dict[str, dict[str, Any]] = {}
     ticks: dict[float, str] = {}
     numbers: list[Any] = []
@@ -51,29 +51,36 @@ def race(table: Table, records: dict[str, dict[str, Any]], path: Path) -> None:
             y += 1
             ticks[y] = row
             for i, cell in enumerate(group):
-                at = y + (i - (len(group) - 1) / 2) / (most + 1)
-                times = [one["reached"] for one in best_runs(records[cell.name])]
+                at = y + (i - (len(group) - 1) / 2) / (largest_group + 1)
+                times = [run["reached"] for run in best_runs(records[cell.name])]
                 numbers.append([cell.name, cell.published, cell.most, times])
                 _cell(ax, at, cell, times, named)
         y += 1
         ax.axhline(y - 0.4, color=LINE, linewidth=0.7)
     for name, style in named.items():
         ax.plot([], [], linestyle="none", markersize=6, label=name, **style)
-    said = [time or most for _, _, most, times in numbers for time in times]
-    said += [published for _, published, *_ in numbers if published]
-    canvas.scale(ax, "rounds to the target (mean and range of the seeds)", min(said), max(said))
+    shown_rounds = [time or limit for _, _, limit, times in numbers for time in times]
+    shown_rounds += [published for _, published, *_ in numbers if published]
+    canvas.scale(
+        ax,
+        "rounds to the target (mean and range of the seeds)",
+        min(shown_rounds),
+        max(shown_rounds),
+    )
     ax.set_yticks([*ticks], [*ticks.values()], fontsize=9, color=INK)
     ax.set_ylim(y - 0.4, -0.6)
-    made.set_size_inches(7.2, 1.3 + (0.16 + 0.08 * most) * y)
-    made.legend(loc="outside lower center", ncols=2 if most > 1 else 3, frameon=False, fontsize=9.5)
-    made.set_facecolor("white")
-    save_png(made, path, numbers, 130)
+    figure.set_size_inches(7.2, 1.3 + (0.16 + 0.08 * largest_group) * y)
+    figure.legend(
+        loc="outside lower center", ncols=2 if largest_group > 1 else 3, frameon=False, fontsize=9.5
+    )
+    figure.set_facecolor("white")
+    save_png(figure, path, numbers, 130)
 
 
 def _cell(
     ax: Any, y: float, cell: Cell, times: list[float | None], named: dict[str, dict[str, Any]]
 ) -> None:
-    """A cell's marks, and in `named` how they look."""
+    """Draws a cell's marks, and adds their style to `named`."""
     if cell.published:
         named["published"] = {"marker": "s", "color": _PUBLISHED, "mfc": "none"}
         ax.plot(cell.published, y, markersize=6, **named["published"])
@@ -91,7 +98,7 @@ def _cell(
 
 
 def _ours(cell: Cell) -> tuple[str, dict[str, Any]]:
-    """What a run of ours is called, and its style."""
+    """The name of our runs in the legend, and their style."""
     says = dict(cell.says)
     if "mode" not in says:
         return "ours", {"color": _OURS}
@@ -105,13 +112,13 @@ def stragglers(results: Results, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(11, 7), facecolor="white")
-    made.set_layout_engine("constrained")
-    FigureCanvasAgg(made)
-    axes = made.subplots(
+    figure = Figure(figsize=(11, 7), facecolor="white")
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
         len(fedprox.STRAGGLERS), len(fedprox.FEDERATIONS), sharex=True, sharey=True, squeeze=False
     )
-    numbers, seen = [], []
+    numbers, means = [], []
     for i, share in enumerate(fedprox.STRAGGLERS):
         for j, federation in enumerate(fedprox.FEDERATIONS):
             ax = axes[i, j]
@@ -120,7 +127,7 @@ def stragglers(results: Results, path: Path) -> None:
             for method, style in zip(fedprox.METHODS, STYLES, strict=False):
                 lines = fedprox.curve(results, federation, share, method, "all_loss")
                 mean = lines.mean(axis=0)
-                seen.append(mean)
+                means.append(mean)
                 numbers.append([federation, share, method, np.asarray(lines, float).tolist()])
                 at = np.arange(1, len(mean) + 1)
                 ax.plot(
@@ -145,22 +152,22 @@ def stragglers(results: Results, path: Path) -> None:
                 ax.set_ylabel(f"{share:.0%} stragglers\ntraining loss", fontsize=10, color=INK)
             if i == len(fedprox.STRAGGLERS) - 1:
                 canvas.rounds(ax, results.runs[0].done)
-    # One scale for all, logarithmic: what is near the end of training is apart, too.
-    low, high = min(map(np.nanmin, seen)), max(map(np.nanmax, seen))
+    # All axes share a logarithmic scale, on which the curves differ at the end of training, too.
+    low, high = min(map(np.nanmin, means)), max(map(np.nanmax, means))
     for ax in axes.flat:
         ax.set_yscale("log")
         ax.set_ylim(low / 1.05, high * 1.05)
     canvas.log_ticks(axes[0, 0].yaxis, low, high)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    save_png(made, path, numbers, 110)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    save_png(figure, path, numbers, 110)
 
 
-def first_rounds(found: dict[str, Results], path: Path) -> None:
+def first_rounds(results_of: dict[str, Results], path: Path) -> None:
     """Shakespeare's accuracy by round."""
-    made, ax = canvas.figure()
+    figure, ax = canvas.figure()
     numbers = []
-    for style, (spread, results) in zip(STYLES, found.items(), strict=False):
+    for style, (spread, results) in zip(STYLES, results_of.items(), strict=False):
         run = results.runs[0]
         evaluated = run.rounds["evaluated"].astype(bool)
         at = np.flatnonzero(evaluated) + 1
@@ -170,6 +177,6 @@ def first_rounds(found: dict[str, Results], path: Path) -> None:
         ax.plot(at, accuracy, label=spread, markersize=4, **look)
     canvas.rounds(ax, shakespeare.ROUNDS)
     ax.set_ylabel("test accuracy")
-    canvas.legend(made, ax, [])
-    made.set_facecolor("white")
-    save_png(made, path, numbers, 130)
+    canvas.legend(figure, ax, [])
+    figure.set_facecolor("white")
+    save_png(figure, path, numbers, 130)

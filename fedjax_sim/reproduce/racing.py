@@ -22,7 +22,7 @@ from fedjax_sim.host.program import Program, compile_program, trace_step
 from fedjax_sim.host.stopping import as_stop, reaches
 from fedjax_sim.host.telling import progress_of
 from fedjax_sim.reproduce.cells import RATIO, Cell, named
-from fedjax_sim.reproduce.store import Store, what
+from fedjax_sim.reproduce.store import Store, identity_of
 from fedjax_sim.results.columns import columns
 from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
@@ -39,15 +39,15 @@ Tell = Callable[[Cell, float, int, Any], None]
 
 
 class Runner(NamedTuple):
-    """The compiled program of a cell: any rate and seed.
+    """The compiled program of a cell, for any rate and seed.
 
     Attributes:
-      program: of `most` rounds, ended by the target.
-      start: (rate, key data) -> inputs and carry.
-      bytes_down: of all clients together, a round.
+      program: of at most `Cell.most` rounds; it stops at the target.
+      start: (rate, seed) -> inputs and carry.
+      bytes_down: a round's, of all clients together.
       bytes_up: likewise.
-      devices: that a round uses.
-      federation: its checksum.
+      devices: number of devices that a round uses.
+      federation: the federation's checksum.
     """
 
     program: Program
@@ -59,27 +59,27 @@ class Runner(NamedTuple):
 
 
 def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
-    """Compiles a cell's run, its rate and key as arguments.
+    """Compiles a cell's run, with its rate and key as arguments.
 
     Args:
-      client_lr: of a cell that tunes something else; None leaves it to the axis.
-      mesh: of the devices over which a cohort of several is dealt.
+      client_lr: the client rate of a cell that tunes another one; None if it tunes this.
+      mesh: the devices over which a cohort of more than one client is dealt.
     """
     resolved = replace(cell.setting, rounds=cell.most).resolved()
     if client_lr is not None:
         resolved = resolve({**resolved.values(), "client_lr": client_lr})
     mesh = mesh if resolved.slots > 1 else None
 
-    def made(rate: Any) -> Any:
+    def experiment_at(rate: Any) -> Any:
         return build.experiment(resolve({**resolved.values(), cell.axis: rate}), mesh)
 
     def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         rate, data = inputs
-        return made(rate).advance(jax.random.wrap_key_data(data), round, carry)
+        return experiment_at(rate).advance(jax.random.wrap_key_data(data), round, carry)
 
     @jax.jit
     def begin(rate: Array, data: Array) -> PyTree:
-        return made(rate).begin(jax.random.wrap_key_data(data))
+        return experiment_at(rate).begin(jax.random.wrap_key_data(data))
 
     def start(rate: float, seed: int) -> tuple[PyTree, PyTree]:
         inputs = (jnp.float32(rate), jax.random.key_data(jax.random.key(seed)))
@@ -93,7 +93,7 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     inputs, carry = start(cell.rates[0], 0)
     traced = trace_step(step, inputs, carry)
     program = compile_program(traced, inputs, carry, cell.most, stop=stop, place=mesh)
-    first = made(cell.rates[0])
+    first = experiment_at(cell.rates[0])
     exchange = first.communication()
     everyone = resolved.clients if resolved.mode == "all_clients" else resolved.slots
     return Runner(
@@ -109,11 +109,11 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
 def race(
     cell: Cell, store: Store, seeds: int, mesh: Mesh | None, interrupt: Interrupt, tell: Tell
 ) -> bool:
-    """Runs what is missing of a cell, saved after every run; whether it is through.
+    """Runs the missing runs of a cell and saves each; returns whether the cell is complete.
 
-    The first seed tries the rates, the middle one first, and each gives up where it can no longer
-    be the best: behind the evaluation in which the best so far reached the target. While the best
-    lies at an end of the rates, the grid is extended there. If none reaches the target, the best
+    The first seed tries the rates, the middle one first, and each is given up when it can no longer
+    be the best: after the evaluation in which the best so far reached the target. While the best
+    rate is at an end of the grid, the grid is extended there. If none reaches the target, the best
     is the one with the highest accuracy, and both rates half a step beside it are tried, too:
     McMahan et al.'s grids are of 10^(1/3) or 10^(1/6). The other seeds then run the best rate. A
     run of more than ten minutes is not repeated.
@@ -132,39 +132,43 @@ def race(
         record["complete"] = False
     runner: Runner | None = None
 
-    def run(rate: float, seed: int, most: int) -> dict[str, Any] | None:
+    def run(rate: float, seed: int, limit: int) -> dict[str, Any] | None:
         nonlocal runner
         runner = runner or compiled(cell, client_lr, mesh)
-        of = {"client_lr": client_lr, "rate": rate, "seed": seed}
-        found = _one(cell, runner, store, of, most, interrupt, tell)
-        if found is not None:
-            record["runs"].append(found)
+        labels = {"client_lr": client_lr, "rate": rate, "seed": seed}
+        finished_run = _finish_run(cell, runner, store, labels, limit, interrupt, tell)
+        if finished_run is not None:
+            record["runs"].append(finished_run)
             store.save(cell, record)
             store.through(cell, rate, seed)
-        return found
+        return finished_run
 
     while (rate := _next_rate(cell, record["runs"])) is not None:
-        every = cell.setting.evaluate_every
-        times = [one["reached"] for one in _first(record["runs"]) if one["reached"] is not None]
-        limits = [every * math.ceil(time / every) for time in times]
+        evaluate_every = cell.setting.evaluate_every
+        times = [
+            earlier["reached"]
+            for earlier in _first(record["runs"])
+            if earlier["reached"] is not None
+        ]
+        limits = [evaluate_every * math.ceil(time / evaluate_every) for time in times]
         if run(rate, 0, min([cell.most, *limits])) is None:
             return False
     best = best_run(record["runs"])
     long = best["seconds"] > LONG_SECONDS
-    there = {one["seed"] for one in record["runs"] if one["rate"] == best["rate"]}
-    for seed in set(range(1, 1 if long else seeds)) - there:
+    seeds_done = {earlier["seed"] for earlier in record["runs"] if earlier["rate"] == best["rate"]}
+    for seed in set(range(1, 1 if long else seeds)) - seeds_done:
         if run(best["rate"], seed, cell.most) is None:
             return False
-    mine = [one for one in record["runs"] if one["rate"] == best["rate"]]
-    record |= {"complete": True, "rate": best["rate"], "seeds": len(mine), "long": long}
+    runs_of_best = [earlier for earlier in record["runs"] if earlier["rate"] == best["rate"]]
+    record |= {"complete": True, "rate": best["rate"], "seeds": len(runs_of_best), "long": long}
     store.save(cell, record)
     return True
 
 
 def is_through(cell: Cell, store: Store, seeds: int) -> bool:
-    """Whether a cell has its rate, and as many seeds as are wanted.
+    """Whether a cell has its best rate, and as many seeds as were asked for.
 
-    Not so if it uses the rate of a cell that has another one by now.
+    A cell that uses another cell's rate is not complete if that rate has changed since.
     """
     record = store.load(cell)
     if record is None or not record["complete"] or _next_rate(cell, record["runs"]) is not None:
@@ -177,21 +181,21 @@ def is_through(cell: Cell, store: Store, seeds: int) -> bool:
 
 
 def best_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the first seed: the one that reached the target first, else the most accurate."""
+    """The first seed's run that reached the target first, or else the most accurate."""
     first = _first(runs)
-    reached = [one for one in first if one["reached"] is not None]
+    reached = [run for run in first if run["reached"] is not None]
     if reached:
-        return min(reached, key=lambda one: one["reached"])
-    return max(first, key=lambda one: one["best"] if math.isfinite(one["best"]) else -1.0)
+        return min(reached, key=lambda run: run["reached"])
+    return max(first, key=lambda run: run["best"] if math.isfinite(run["best"]) else -1.0)
 
 
 def _first(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first seed's, which choose the rate."""
-    return [one for one in runs if one["seed"] == 0]
+    """The first seed's runs, which choose the rate."""
+    return [run for run in runs if run["seed"] == 0]
 
 
 def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
-    tried = [one["rate"] for one in _first(runs)]
+    tried = [run["rate"] for run in _first(runs)]
     middle = len(cell.rates) // 2
     order = sorted(range(len(cell.rates)), key=lambda i: (abs(i - middle), i))
     for i in order:
@@ -199,39 +203,44 @@ def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
             return cell.rates[i]
     if not cell.tuned or len(tried) >= _MOST_RATES:
         return None
-    whole = [one for one in _first(runs) if _is_whole(one["rate"] / cell.rates[0])]
-    best, rates = best_run(whole), [one["rate"] for one in whole]
+    whole = [run for run in _first(runs) if _is_whole(run["rate"] / cell.rates[0])]
+    best, rates = best_run(whole), [run["rate"] for run in whole]
     if best["rate"] == max(rates):
         return best["rate"] * RATIO
     if best["rate"] == min(rates):
         return best["rate"] / RATIO
     if best["reached"] is None:
         for rate in (best["rate"] * math.sqrt(RATIO), best["rate"] / math.sqrt(RATIO)):
-            if not any(math.isclose(rate, other, rel_tol=1e-6) for other in tried):
+            if not any(math.isclose(rate, tried_rate, rel_tol=1e-6) for tried_rate in tried):
                 return rate
     return None
 
 
 def _is_whole(ratio: float) -> bool:
-    """Whether that is a whole number of the grid's steps."""
+    """Whether two rates of this ratio are a whole number of the grid's steps apart."""
     steps = math.log(ratio) / math.log(RATIO)
     return math.isclose(steps, round(steps), abs_tol=1e-6)
 
 
-def _one(
+def _finish_run(
     cell: Cell,
     runner: Runner,
     store: Store,
-    of: dict[str, Any],
-    most: int,
+    labels: dict[str, Any],
+    limit: int,
     interrupt: Interrupt,
     tell: Tell,
 ) -> dict[str, Any] | None:
-    """One run; None if it was interrupted, its rounds saved."""
-    program = runner.program._replace(num_rounds=most)
-    rate, seed = of["rate"], of["seed"]
+    """Runs or resumes one run; None if it was interrupted, in which case its rounds are saved."""
+    program = runner.program._replace(num_rounds=limit)
+    rate, seed = labels["rate"], labels["seed"]
     made_by = {**versions(), "devices": runner.devices}
-    identity = {"what": what(cell), "federation": runner.federation, **of, "made_by": made_by}
+    identity = {
+        "what": identity_of(cell),
+        "federation": runner.federation,
+        **labels,
+        "made_by": made_by,
+    }
     folder = RunFolder(store.running(cell, rate, seed))
     Manifest.of(RUN, identity).open(folder, resume=True)
     checkpoints = Checkpoints(folder.parts(RUN))
@@ -242,7 +251,7 @@ def _one(
         nonlocal spent, timed
         if seconds:
             spent, timed = spent + seconds, timed + len(rows.evaluated)
-            tell(cell, rate, seed, progress_of(columns(rows), first, most, seconds))
+            tell(cell, rate, seed, progress_of(columns(rows), first, limit, seconds))
 
     driven = drive(program, inputs, carry, interrupt, on_chunk, checkpoints)
     if driven.status == "interrupted":
@@ -261,7 +270,7 @@ def _one(
         "reached": reached,
         "done": driven.round,
         "best": float(finite.max()) if finite.size else math.nan,
-        # At the pace of the rounds since the last resume.
+        # Extrapolated from the rounds since the last resume.
         "seconds": spent / timed * driven.round if timed else math.nan,
         "bytes_down": None if reached is None else reached * runner.bytes_down,
         "bytes_up": None if reached is None else reached * runner.bytes_up,
@@ -280,11 +289,11 @@ def _best_of_base(name: str, store: Store) -> float:
 def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, float]:
     """Cell -> about the seconds that it takes if no run reaches its target before its end.
 
-    From one client's local epoch, for each model and block size, and one evaluation, on as many
-    devices as there are; compilation not counted.
+    It is extrapolated from the time of one client's local epoch, for each model and block size, and
+    of one evaluation, to the devices of the mesh. Compilation is not counted.
     """
     paces: dict[Any, tuple[float, float]] = {}
-    found = {}
+    seconds_of = {}
     for cell in cells:
         setting = replace(cell.setting, client_lr=None).resolved()
         block = None if setting.local is None else setting.local.batch_size
@@ -294,28 +303,29 @@ def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, floa
         a_pass, an_evaluation = paces[kind]
         clients = setting.slots * (1 if setting.local is None else setting.local.epochs)
         share = 1.0 if mesh is None else 1 / min(mesh.size, setting.slots)
-        # Where none reaches the target, the grid is extended for as long as the best is at an end.
+        # If no run reaches the target, the grid may be extended until it has _MOST_RATES.
         runs = (_MOST_RATES if cell.tuned else 1) + seeds - 1
-        found[cell.name] = (
+        seconds_of[cell.name] = (
             runs * cell.most * (clients * a_pass * share + an_evaluation / setting.evaluate_every)
         )
-    return found
+    return seconds_of
 
 
 def _pace(setting: ResolvedSetting) -> tuple[float, float]:
     """Seconds of one client's local epoch, and of an evaluation, on one device."""
-    once = {"fraction": 1e-9, "rounds": 1} | ({} if setting.local is None else {"epochs": 1})
-    one = resolve(setting.values() | once)
-    made = build.experiment(one)
+    short = {"fraction": 1e-9, "rounds": 1} | ({} if setting.local is None else {"epochs": 1})
+    short_setting = resolve(setting.values() | short)
+    experiment = build.experiment(short_setting)
     key = jax.random.key(0)
-    state = jax.jit(made.start)(key)
-    cohort = jax.jit(made.sampler.sample)(key, 0, made.data)
-    round_fn = jax.jit(made.round_fn)
-    measure: Any = jax.jit(made.evaluate)  # type: ignore[arg-type]  # a problem has one
-    taken = []
+    state = jax.jit(experiment.start)(key)
+    cohort = jax.jit(experiment.sampler.sample)(key, 0, experiment.data)
+    round_fn = jax.jit(experiment.round_fn)
+    # Every problem has an evaluation.
+    measure: Any = jax.jit(experiment.evaluate)  # type: ignore[arg-type]  # see above
+    shortest = []
     for call in (
-        lambda: round_fn(key, state, made.data, cohort),
-        lambda: measure(subject_of(made.evaluate, state)),
+        lambda: round_fn(key, state, experiment.data, cohort),
+        lambda: measure(subject_of(experiment.evaluate, state)),
     ):
         jax.block_until_ready(call())
         times = []
@@ -323,5 +333,5 @@ def _pace(setting: ResolvedSetting) -> tuple[float, float]:
             start = time.perf_counter()
             jax.block_until_ready(call())
             times.append(time.perf_counter() - start)
-        taken.append(min(times))
-    return taken[0], taken[1]
+        shortest.append(min(times))
+    return shortest[0], shortest[1]

@@ -1,4 +1,4 @@
-"""The record: each table's cells beside the published figures, as a page and pictures."""
+"""The record: each table's cells beside the published numbers, as a page and pictures."""
 
 import math
 import tempfile
@@ -20,17 +20,19 @@ PAGE = "PAPERS.md"
 
 
 def write(page: Path, store: Store) -> list[Path]:
-    """Writes the page, and a picture of each table of which a cell is there, beside it.
+    """Writes the page and, beside it, a picture of each table that has a complete cell.
 
-    What a person has to say of a table stands below it, if it is in TABLE.md among the results.
+    A file TABLE.md among the results has a person's remarks, which are copied below the table.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
     estimates = store.estimates()
     parts = [_HEAD]
     written = [page]
     for table in TABLES.values():
-        known = {cell.name: store.load(cell) for cell in table.cells}
-        records = {name: one for name, one in known.items() if one and one["complete"]}
+        all_records = {cell.name: store.load(cell) for cell in table.cells}
+        records = {
+            name: record for name, record in all_records.items() if record and record["complete"]
+        }
         if not records and not any(cell.name in estimates for cell in table.cells):
             continue
         parts.append(f"## {table.heading}\n")
@@ -45,16 +47,16 @@ def write(page: Path, store: Store) -> list[Path]:
             parts.append("\n".join(body) + "\n")
         if (remarks := store.folder / f"{table.name}.md").exists():
             parts.append(f"{remarks.read_text(encoding='utf-8').strip()}\n")
-        parts.append(_not_run(table, known, estimates))
+        parts.append(_not_run(table, all_records, estimates))
         parts.append(f"    fedjax-sim reproduce {table.name}\n")
         if records:
             parts.append(_machine(records))
-    if (found := fedprox.load(store.folder / fedprox.NAME)) is not None:
+    if (stragglers := fedprox.load(store.folder / fedprox.NAME)) is not None:
         picture = page.parent / f"{fedprox.NAME}.png"
-        figures.stragglers(found, picture)
+        figures.stragglers(stragglers, picture)
         written.append(picture)
         parts.append(f"## {fedprox.HEADING}\n\n![{fedprox.HEADING}]({picture.name})\n")
-        parts.append("\n".join([fedprox.NOTE, "", *fedprox.rows(found)]) + "\n")
+        parts.append("\n".join([fedprox.NOTE, "", *fedprox.rows(stragglers)]) + "\n")
         parts.append(f"    fedjax-sim reproduce {fedprox.NAME}\n")
     folder = store.folder / shakespeare.NAME
     if shakespeare.load(folder):
@@ -70,10 +72,10 @@ def write(page: Path, store: Store) -> list[Path]:
 
 
 def check(page: Path, option: str = "--record") -> None:
-    """Refuses a page of another ending, one that is there and not of this kind, or unwritable.
+    """Refuses a page that has another ending, exists and is no such page, or cannot be written.
 
     Args:
-      option: what says where it is.
+      option: the option that names the page.
 
     Raises:
       ValueError: saying which.
@@ -93,21 +95,21 @@ def check(page: Path, option: str = "--record") -> None:
 
 
 def lines(cells: Sequence[Cell], store: Store) -> list[str]:
-    """A line for each of these cells that is through."""
-    found = []
+    """A line for each of these cells that is complete."""
+    texts = []
     for cell in cells:
         record = store.load(cell)
         if record is not None and record["complete"]:
-            said = f"{cell.name}: {_rounds(cell, record)} rounds"
+            text = f"{cell.name}: {_rounds(cell, record)} rounds"
             if cell.published:
-                said += f" ({cell.published:g} published)"
-            found.append(f"{said}, {cell.axis} {record['rate']:.3g}")
-    return found
+                text += f" ({cell.published:g} published)"
+            texts.append(f"{text}, {cell.axis} {record['rate']:.3g}")
+    return texts
 
 
 def _rounds(cell: Cell, record: dict[str, Any]) -> str:
     mean = mean_rounds(record)
-    times = [one["reached"] for one in best_runs(record)]
+    times = [run["reached"] for run in best_runs(record)]
     if mean is None:
         met = sum(time is not None for time in times)
         return f"> {cell.most}" + (f" ({met} of {len(times)} reached it)" if met else "")
@@ -118,7 +120,7 @@ def _rounds(cell: Cell, record: dict[str, Any]) -> str:
 
 def _rows(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
     names = [name for name, _ in table.cells[0].says]
-    found = [
+    table_lines = [
         f"| {' | '.join(names)} | published | ours (range) | ours / published | without seed 0 | "
         "rate (tried) | seeds | best accuracy | minutes |",
         "|" + "---|" * (len(names) + 8),
@@ -128,22 +130,22 @@ def _rows(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
             continue
         mean, best = mean_rounds(record), best_runs(record)
         share = "" if mean is None or not cell.published else f"{mean / cell.published:.2f}"
-        tried = sorted({one["rate"] for one in record["runs"]})
+        tried = sorted({run["rate"] for run in record["runs"]})
         rates = f"{record['rate']:.3g} ({tried[0]:.2g} to {tried[-1]:.2g}, {len(tried)})"
-        low, high = (f"{f([one['best'] for one in best]):.4f}" for f in (np.nanmin, np.nanmax))
+        low, high = (f"{f([run['best'] for run in best]):.4f}" for f in (np.nanmin, np.nanmax))
         accuracy = high if mean is not None or low == high else f"{low} to {high}"
-        minutes = sum(one["seconds"] for one in record["runs"]) / 60
-        found.append(
-            f"| {' | '.join(said for _, said in cell.says)} | {cell.published:g} | "
+        minutes = sum(run["seconds"] for run in record["runs"]) / 60
+        table_lines.append(
+            f"| {' | '.join(word for _, word in cell.says)} | {cell.published:g} | "
             f"{_rounds(cell, record)} | {share} | {_fresh(best)} | {rates} | "
             f"{len(best)} | {accuracy} | {'unknown' if math.isnan(minutes) else f'{minutes:.1f}'} |"
         )
-    return found
+    return table_lines
 
 
 def _fresh(runs: list[dict[str, Any]]) -> str:
     """The mean of the seeds that did not choose the rate."""
-    times = [one["reached"] for one in runs if one["seed"] != 0]
+    times = [run["reached"] for run in runs if run["seed"] != 0]
     return f"{sum(times) / len(times):.0f}" if times and None not in times else ""
 
 
@@ -156,50 +158,55 @@ _VARIANTS = (
 
 
 def _modes(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
-    """One line a combination, rounds and megabytes of each mode and server rate; what they say."""
-    said = [f"{mode}, server {rate}" for mode, rate in _VARIANTS]
-    found = [
-        "| C | E | B | clients | client rate | " + " | ".join(said) + " |",
-        "|" + "---|" * (5 + len(said)),
+    """A line for each combination, with rounds and megabytes by mode and server rate; a summary."""
+    headings = [f"{mode}, server {rate}" for mode, rate in _VARIANTS]
+    table_lines = [
+        "| C | E | B | clients | client rate | " + " | ".join(headings) + " |",
+        "|" + "---|" * (5 + len(headings)),
     ]
     groups: dict[tuple[str, ...], dict[tuple[str, str], Cell]] = {}
     for cell in table.cells:
         words = tuple(text for _, text in cell.says)
         groups.setdefault(words[:-2], {})[words[-2], words[-1]] = cell
     whole = []
-    for place, of in groups.items():
-        base = of["selected", "1"]
+    for place, cell_of in groups.items():
+        base = cell_of["selected", "1"]
         if (first := records.get(base.name)) is None:
             continue
         cells, run = [], {}
         for variant in _VARIANTS:
-            record = records.get(of[variant].name)
-            if record is None or (of[variant].after and record["client_lr"] != first["rate"]):
+            record = records.get(cell_of[variant].name)
+            if record is None or (cell_of[variant].after and record["client_lr"] != first["rate"]):
                 cells.append("not run")  # not at this client rate
                 continue
-            cells.append(_traffic(of[variant], record))
+            cells.append(_traffic(cell_of[variant], record))
             if mean_rounds(record) is not None:
                 run[variant] = record
         if len(run) == len(_VARIANTS):
             whole.append(_same_seeds(run))
-        found.append(f"| {' | '.join(place)} | {first['rate']:.3g} | {' | '.join(cells)} |")
-    return [*found, "", _finding(whole)] if whole else found
+        table_lines.append(f"| {' | '.join(place)} | {first['rate']:.3g} | {' | '.join(cells)} |")
+    return [*table_lines, "", _finding(whole)] if whole else table_lines
 
 
 def _same_seeds(run: dict[tuple[str, str], dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """The same records with the seeds that all have: a run of over ten minutes has one."""
-    shared = set.intersection(*({one["seed"] for one in best_runs(r)} for r in run.values()))
+    """The same records with only the seeds that all have; a run of over ten minutes has one."""
+    shared = set.intersection(*({best["seed"] for best in best_runs(r)} for r in run.values()))
     return {
-        variant: {**record, "runs": [one for one in record["runs"] if one["seed"] in shared]}
+        variant: {
+            **record,
+            "runs": [each_run for each_run in record["runs"] if each_run["seed"] in shared],
+        }
         for variant, record in run.items()
     }
 
 
 def _finding(groups: list[dict[tuple[str, str], dict[str, Any]]]) -> str:
-    """The modes' ratios of rounds and of bytes down, over the combinations where all are known."""
+    """The modes' ratios of rounds and of bytes down, over the combinations that have all runs."""
 
-    def times(rate: str, of: Callable[[dict[str, Any]], float]) -> str:
-        ratios = [of(run["all_clients", rate]) / of(run["selected", rate]) for run in groups]
+    def times(rate: str, measure: Callable[[dict[str, Any]], float]) -> str:
+        ratios = [
+            measure(run["all_clients", rate]) / measure(run["selected", rate]) for run in groups
+        ]
         return f"{_between(ratios)} times"
 
     def down(record: dict[str, Any]) -> float:
@@ -210,13 +217,13 @@ def _finding(groups: list[dict[tuple[str, str], dict[str, Any]]]) -> str:
 
     tuned = [run for run in groups if run["selected", "tuned"]["rate"] != 1]
     shares = [rounds(run["selected", "tuned"]) / rounds(run["selected", "1"]) for run in tuned]
-    other = f"; in the others the best one takes {_between(shares)} times the rounds"
+    in_others = f"; in the others the best one takes {_between(shares)} times the rounds"
     return (
         f"Combinations in which all four reach the target: {len(groups)}. In them `all_clients` "
         f"with server rate 1 takes {times('1', rounds)} the rounds of `selected` with 1, and sends "
         f"{times('1', down)} as much down. With both tuned it takes {times('tuned', rounds)} the "
         f"rounds and sends {times('tuned', down)} as much down. In {len(groups) - len(tuned)} of "
-        f"{len(groups)} the best server rate of `selected` is 1{other if tuned else ''}."
+        f"{len(groups)} the best server rate of `selected` is 1{in_others if tuned else ''}."
     )
 
 
@@ -229,7 +236,7 @@ def _between(ratios: list[float]) -> str:
 def _mean_bytes(record: dict[str, Any], name: str) -> float:
     """Bytes down or up to the target, mean of the seeds."""
     best = best_runs(record)
-    return float(sum(one[name] for one in best)) / len(best)
+    return float(sum(run[name] for run in best)) / len(best)
 
 
 def _traffic(cell: Cell, record: dict[str, Any]) -> str:
@@ -241,12 +248,12 @@ def _traffic(cell: Cell, record: dict[str, Any]) -> str:
 
 
 def _not_run(
-    table: Table, known: dict[str, dict[str, Any] | None], estimates: dict[str, float]
+    table: Table, all_records: dict[str, dict[str, Any] | None], estimates: dict[str, float]
 ) -> str:
     """The missing cells, one line for those of the same C, E, B and clients."""
     groups: dict[str, list[Cell]] = {}
     for cell in table.cells:
-        record = known[cell.name]
+        record = all_records[cell.name]
         if record is None or not record["complete"]:
             place = [
                 word if name == "clients" else f"{name} = {word}"
@@ -262,36 +269,36 @@ def _not_run(
         whole = len(seconds) == len(cells)
         time = f"up to about {span_of(sum(seconds))}" if whole else "no estimate"
         published = cells[0].published
-        said = f"{published:g} published, " if published else ""
-        begun = "".join(_begun(cell, known[cell.name]) for cell in cells)
-        lines.append(f"- {where}: {said}{time}{begun}")
+        published_text = f"{published:g} published, " if published else ""
+        begun_texts = "".join(_unfinished(cell, all_records[cell.name]) for cell in cells)
+        lines.append(f"- {where}: {published_text}{time}{begun_texts}")
     return "\n".join(lines) + "\n"
 
 
-def _begun(cell: Cell, record: dict[str, Any] | None) -> str:
-    """What there is of a cell that is not through."""
+def _unfinished(cell: Cell, record: dict[str, Any] | None) -> str:
+    """The best run so far of a cell that is not complete, in words."""
     if record is None or not record["runs"]:
         return ""
     best = best_run(record["runs"])
-    which = ", ".join(word for name, word in cell.says if name in COMPARED)
-    found = f"has an accuracy of {best['best']:.4f} after {best['done']} rounds"
+    variant = ", ".join(word for name, word in cell.says if name in COMPARED)
+    outcome = f"has an accuracy of {best['best']:.4f} after {best['done']} rounds"
     if best["reached"] is not None:
-        found = f"reaches the target in {best['reached']:.0f} rounds"
+        outcome = f"reaches the target in {best['reached']:.0f} rounds"
     return (
-        f"; begun{f' ({which})' if which else ''}: of {len(record['runs'])} so far the best, with "
-        f"{cell.axis} {best['rate']:.3g}, {found}"
+        f"; begun{f' ({variant})' if variant else ''}: of {len(record['runs'])} so far the best, "
+        f"with {cell.axis} {best['rate']:.3g}, {outcome}"
     )
 
 
 def _machine(records: dict[str, dict[str, Any]]) -> str:
-    """What made them."""
-    found: dict[str, set[str]] = {}
+    """The versions and devices that made the records, in words."""
+    versions_of: dict[str, set[str]] = {}
     for record in records.values():
         for run in record["runs"]:
             for name, version in run["made_by"].items():
-                found.setdefault(name, set()).add(str(version))
-    said = (f"{name} {' and '.join(sorted(those))}" for name, those in found.items())
-    return f"{', '.join(said)}.\n"
+                versions_of.setdefault(name, set()).add(str(version))
+    texts = (f"{name} {' and '.join(sorted(versions))}" for name, versions in versions_of.items())
+    return f"{', '.join(texts)}.\n"
 
 
 _TITLE = "# The papers' tables, run again\n"

@@ -1,4 +1,4 @@
-"""Shakespeare's first rounds: accuracy by role and IID, and what packing saves."""
+"""Shakespeare's first rounds: accuracy by role and IID, and the time that packing saves."""
 
 import json
 import time
@@ -39,17 +39,17 @@ SETTING = Setting(
     evaluate_every=2,
     target=TARGET,
 )
-_TIMED = 0.01  # C of the rounds that are timed packed and padded
+_TIMED = 0.01  # C of the rounds whose time is measured, packed and padded
 _TIMES = "times.json"
 
 
 def is_through(out: Path) -> bool:
-    """Whether both splits and the times are there."""
+    """Whether both splits and the times are complete."""
     return load(out).keys() == SPREADS.keys() and (out / _TIMES).exists()
 
 
 def run(out: Path, mesh: Mesh | None, on_progress: Callable[[Progress], None]) -> bool:
-    """Both splits, saved as they go, then the times; whether all is there."""
+    """Runs both splits, saving each as it goes, then the times; returns whether all is complete."""
     for spread, partition in SPREADS.items():
         folder = out / partition
         setting = replace(SETTING, partition=partition).resolved()
@@ -66,13 +66,13 @@ def run(out: Path, mesh: Mesh | None, on_progress: Callable[[Progress], None]) -
             return False
         simulation.results({"clients": spread}).save(folder, {"kind": "run"})
     if not (out / _TIMES).exists():
-        found = to_json(_times(mesh))
-        replace_file(out / _TIMES, lambda file: file.write(found))
+        times_json = to_json(_times(mesh))
+        replace_file(out / _TIMES, lambda file: file.write(times_json))
     return True
 
 
 def load(out: Path) -> dict[str, Results]:
-    """What is through, by split."""
+    """The results of the splits that are complete."""
     folders = {spread: out / partition for spread, partition in SPREADS.items()}
     return {
         spread: reading.load(folder).results
@@ -83,24 +83,24 @@ def load(out: Path) -> dict[str, Results]:
 
 def lines(out: Path) -> list[str]:
     """The table, in Markdown, and the times."""
-    found = load(out)
+    results_of = load(out)
     at = range(SETTING.evaluate_every, ROUNDS + 1, SETTING.evaluate_every)
     rows = [
         "| clients | " + " | ".join(f"round {i}" for i in at) + " | published to 54 % |",
         "|" + "---|" * (len(at) + 2),
     ]
-    for spread, results in found.items():
+    for spread, results in results_of.items():
         scores = results.runs[0].rounds["test_accuracy"]
         cells = " | ".join(f"{scores[i - 1]:.3f}" for i in at if i <= len(scores))
         rows.append(f"| {spread} | {cells} | {PUBLISHED[spread]} |")
     if (out / _TIMES).exists():
         times: dict[str, Any] = json.loads((out / _TIMES).read_text())
-        rows += ["", _said(times)]
+        rows += ["", _times_text(times)]
     return rows
 
 
-def _said(times: dict[str, Any]) -> str:
-    rest = ", ".join(
+def _times_text(times: dict[str, Any]) -> str:
+    remaining = ", ".join(
         f"{spread} {times['whole'] * (PUBLISHED[spread] - ROUNDS) / 3600:.1f} h"
         for spread in SPREADS
     )
@@ -108,35 +108,35 @@ def _said(times: dict[str, Any]) -> str:
         f"A round of {times['clients']} roles, of {times['smallest']} to {times['largest']} blocks "
         f"of 10: packed {times['packed']:.1f} s, padded to the largest (`vmapped`) "
         f"{times['padded']:.1f} s. A round at C = 0.1 takes about {times['whole']:.1f} s, so the "
-        f"rest of the published rounds would take {rest}, without evaluation. One seed, learning "
-        f"rate {SETTING.client_lr:g}, not tuned."
+        f"rest of the published rounds would take {remaining}, without evaluation. One seed, "
+        f"learning rate {SETTING.client_lr:g}, not tuned."
     )
 
 
 def _times(mesh: Mesh | None) -> dict[str, Any]:
-    """Seconds of one round of a few roles, packed and padded, warm; and of a whole one."""
+    """Seconds of a compiled round of a few roles, packed and padded, and of one at C = 0.1."""
     setting = replace(SETTING, partition="natural", fraction=_TIMED).resolved()
-    made = build.experiment(setting)
+    experiment = build.experiment(setting)
     key = jax.random.key(1)
-    cohort = made.sampler.sample(key, 0, made.data)
-    blocks = -(-made.data.num_examples[cohort.client_ids] // 10)
-    found: dict[str, Any] = {
+    cohort = experiment.sampler.sample(key, 0, experiment.data)
+    blocks = -(-experiment.data.num_examples[cohort.client_ids] // 10)
+    times: dict[str, Any] = {
         "clients": len(blocks),
         "smallest": int(blocks.min()),
         "largest": int(blocks.max()),
     }
-    data, state = made.data, made.start(key)
+    data, state = experiment.data, experiment.start(key)
     if mesh is not None:
         data, state = execution.replicate((data, state), mesh)
     for name, inner in (("packed", execution.packed()), ("padded", execution.vmapped())):
         strategy = inner if mesh is None else execution.sharded(mesh, inner)
-        round_fn = jax.jit(made._replace(execution=strategy).round_fn)
+        round_fn = jax.jit(experiment._replace(execution=strategy).round_fn)
         jax.block_until_ready(round_fn(key, state, data, cohort))
         start = time.perf_counter()
         jax.block_until_ready(round_fn(key, state, data, cohort))
-        found[name] = time.perf_counter() - start
+        times[name] = time.perf_counter() - start
     steps = int(blocks.sum())
     clients = build.experiment(replace(SETTING, partition="natural").resolved()).data
-    every = float((-(-clients.num_examples // 10)).sum()) * 0.1
-    found["whole"] = found["packed"] / steps * every
-    return found
+    steps_per_round = float((-(-clients.num_examples // 10)).sum()) * 0.1
+    times["whole"] = times["packed"] / steps * steps_per_round
+    return times

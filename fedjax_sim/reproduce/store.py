@@ -1,4 +1,9 @@
-"""What is known of each cell, on disk: one JSON file a cell, written after every run."""
+"""The records of cells on disk: a JSON file for each cell, replaced after every run.
+
+A record is no results folder: it has the runs of several rates and seeds, each a few numbers, and
+is only ever replaced as a whole. So `RunFolder` and `Manifest` do not apply to it. They do to the
+folder of the run at hand, `Store.running`, which `racing` opens by them.
+"""
 
 import json
 import math
@@ -18,7 +23,7 @@ ESTIMATES = "estimates.json"
 
 
 class Store:
-    """A folder: `cells/NAME.json`, and the checkpoints of the run at hand."""
+    """A folder with `cells/NAME.json`, and the checkpoints of the run at hand in `running/`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -26,7 +31,7 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Refuses a folder in which another process is at work.
+        """Locks the folder, and refuses one in which another process is at work.
 
         Raises:
           ValueError: if there is one.
@@ -35,14 +40,14 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
-            held = lock.acquire()
+            held_lock = lock.acquire()
         except Timeout as error:
             raise ValueError(f"--out {self.folder} is in use by another process") from error
-        with held:
+        with held_lock:
             yield
 
     def load(self, cell: Cell) -> dict[str, Any] | None:
-        """The record of a cell; None if it was not begun.
+        """The record of a cell; None if the cell has no run yet.
 
         Raises:
           ValueError: if it is of another setting, or cannot be read.
@@ -51,51 +56,51 @@ class Store:
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text())
+            record = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path} cannot be read: {error}; remove it, or name another --out"
             ) from error
-        here = json.loads(to_json(what(cell)))
-        there = {name: found.get("what", {}).get(name) for name in here}
-        if differs := differences(there, here):
+        identity = json.loads(to_json(identity_of(cell)))
+        saved_identity = {name: record.get("what", {}).get(name) for name in identity}
+        if differs := differences(saved_identity, identity):
             raise ValueError(f"{path} is of another cell and cannot be resumed: {differs}")
-        for one in found["runs"]:  # JSON has no NaN
-            one |= {name: math.nan for name in ("best", "seconds") if one.get(name, 0) is None}
-        return found
+        for run in record["runs"]:  # JSON has no NaN
+            run |= {name: math.nan for name in ("best", "seconds") if run.get(name, 0) is None}
+        return record
 
     def save(self, cell: Cell, record: dict[str, Any]) -> None:
         """Replaces the record of a cell in one step.
 
         Raises:
-          OSError: if it cannot be written; the one before it is as it was.
+          OSError: if it cannot be written; the one before it is then unchanged.
         """
         self.cells.mkdir(parents=True, exist_ok=True)
-        text = to_json({"what": what(cell), **record})
+        text = to_json({"what": identity_of(cell), **record})
         replace_file(self.cells / f"{cell.name}.json", lambda file: file.write(text))
 
     def running(self, cell: Cell, rate: float, seed: int) -> Path:
-        """Where the checkpoints of a run are while it runs."""
+        """The folder of a run's checkpoints while it runs."""
         return self.folder / "running" / f"{cell.name}-{rate:.6g}-{seed}"
 
     def through(self, cell: Cell, rate: float, seed: int) -> None:
-        """Removes them."""
+        """Removes the checkpoints of a run that is complete."""
         shutil.rmtree(self.running(cell, rate, seed), ignore_errors=True)
 
     def estimates(self) -> dict[str, float]:
-        """Cell -> about the seconds that it takes, as last measured here."""
+        """Cell -> the seconds that it takes, about, by the last `--estimate` here."""
         path = self.folder / ESTIMATES
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def save_estimates(self, found: dict[str, float]) -> None:
-        """Keeps them beside those of other cells."""
+    def save_estimates(self, seconds_of: dict[str, float]) -> None:
+        """Saves estimates, and keeps those of other cells."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = to_json({**self.estimates(), **found})
+        text = to_json({**self.estimates(), **seconds_of})
         replace_file(self.folder / ESTIMATES, lambda file: file.write(text))
 
 
-def what(cell: Cell) -> dict[str, Any]:
-    """What a record is of, to be found the same by a resume."""
+def identity_of(cell: Cell) -> dict[str, Any]:
+    """The values that identify a cell, and that a resume must find the same."""
     return {
         "name": cell.name,
         "setting": cell.setting.values(),
@@ -107,11 +112,11 @@ def what(cell: Cell) -> dict[str, Any]:
 
 
 def best_runs(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs of a record's best rate, one a seed."""
-    return [one for one in record["runs"] if one["rate"] == record["rate"]]
+    """The runs of a record's best rate, one for each seed."""
+    return [run for run in record["runs"] if run["rate"] == record["rate"]]
 
 
 def mean_rounds(record: dict[str, Any]) -> float | None:
-    """The mean over the seeds; None unless all of them reached the target."""
-    times = [one["reached"] for one in best_runs(record)]
+    """The mean rounds to the target over the seeds; None unless all of them reached it."""
+    times = [run["reached"] for run in best_runs(record)]
     return None if None in times else sum(times) / len(times)

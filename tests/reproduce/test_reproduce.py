@@ -159,7 +159,7 @@ def test_the_grid_goes_on_while_the_best_is_at_its_end(best, tried, tmp_path, mo
         found = {"rate": rate, "seed": seed, "done": min(needs, most), "best": 0.9 - needs / 100}
         return found | {"seconds": 1.0, "reached": float(needs) if needs <= most else None}
 
-    monkeypatch.setattr(racing, "_one", one)
+    monkeypatch.setattr(racing, "_finish_run", one)
     monkeypatch.setattr(racing, "compiled", lambda *given: None)
     store = Store(tmp_path)
     assert race(CELL, store, 1, None, Interrupt(), silent)
@@ -189,7 +189,7 @@ def test_between_rates_where_none_reaches_the_target(accuracy, tried, tmp_path, 
         found = {"rate": of["rate"], "seed": of["seed"], "done": most, "best": best}
         return found | {"seconds": 1.0, "reached": 20.0 if best > 0.75 else None}
 
-    monkeypatch.setattr(racing, "_one", one)
+    monkeypatch.setattr(racing, "_finish_run", one)
     monkeypatch.setattr(racing, "compiled", lambda *given: None)
     best = max(accuracy, key=accuracy.get)
     store = Store(tmp_path)

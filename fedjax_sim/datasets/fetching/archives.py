@@ -13,7 +13,7 @@ from typing import IO
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """A file's SHA-256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -25,10 +25,10 @@ def extract(archive: Path, patterns: Iterable[str], to: Path) -> None:
       ValueError: if a pattern matches nothing, or the archive is corrupt.
     """
     missing = dict.fromkeys(patterns)
-    wanted = tuple(missing)
+    all_patterns = tuple(missing)
     with _members(archive) as members:
         for name, file in members:
-            for pattern in wanted:
+            for pattern in all_patterns:
                 if fnmatch(name, pattern):
                     with (to / Path(name).name).open("wb") as out:
                         shutil.copyfileobj(file, out, 1 << 20)
@@ -47,7 +47,7 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
         with tarfile.open(archive, "r|gz") as tar:
             yield _of_tar(tar)
     else:
-        # dpkg-deb knows every compression that Debian and its children use, and is where apt is.
+        # dpkg-deb knows every compression of Debian and its derivatives, and comes with apt.
         command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -60,7 +60,7 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
                     " ".join(process.stderr.read().decode().split()) or "no tar"
                 ) from None
             finally:
-                process.stdout.read()  # to its end, or dpkg-deb waits for us
+                process.stdout.read()  # read to its end, because dpkg-deb waits until it can write
 
 
 def _of_tar(tar: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:

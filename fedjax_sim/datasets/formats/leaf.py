@@ -12,10 +12,11 @@ from fedjax_sim.datasets.files import halves
 from fedjax_sim.datasets.formats.by_client import Examples, check_task, joined
 from fedjax_sim.datasets.types import Dataset
 
-# Of LEAF's Shakespeare, in its order.
+# The characters of LEAF's Shakespeare, in its order.
 LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
 _IMAGES = (".jpg", ".jpeg", ".png")
-_OF_CODE = np.array([LETTERS.find(chr(code)) for code in range(129)], np.int32)  # -1: not in it
+# Code point -> index in LETTERS; -1 for a character that is not there, and for all from 128 on.
+_OF_CODE = np.array([LETTERS.find(chr(code)) for code in range(129)], np.int32)
 
 
 def leaf(path: str | os.PathLike[str], *, task: str | None = None) -> Dataset:
@@ -74,27 +75,28 @@ def leaf(path: str | os.PathLike[str], *, task: str | None = None) -> Dataset:
 
 
 def _users(file: Path) -> dict[str, tuple[list[Any], list[Any]]]:
-    """x and y of each user, as JSON has them."""
+    """x and y of each user, as lists."""
     try:
-        content = json.loads(file.read_bytes())  # in any Unicode, with its mark or without
+        content = json.loads(file.read_bytes())  # UTF-8, 16 or 32, with a byte-order mark or not
         users, counts, data = (content[name] for name in ("users", "num_samples", "user_data"))
-        found = {user: (data[user]["x"], data[user]["y"]) for user in users}
-        if not len(users) == len(found) == len(counts):
+        examples = {user: (data[user]["x"], data[user]["y"]) for user in users}
+        if not len(users) == len(examples) == len(counts):
             raise ValueError(
-                f"{len(users)} users, {len(found)} of them different, and {len(counts)} num_samples"
+                f"{len(users)} users, {len(examples)} of them different, and "
+                f"{len(counts)} num_samples"
             )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} must be LEAF's JSON, of users, num_samples and user_data {{user: {{x, y}}}}; "
             f"{type(error).__name__}: {error}"
         ) from None
-    for (user, (x, y)), count in zip(found.items(), counts, strict=True):
+    for (user, (x, y)), count in zip(examples.items(), counts, strict=True):
         if not (isinstance(x, list) and isinstance(y, list) and len(x) == len(y) == count):
             sizes = " and ".join(str(len(v)) if isinstance(v, list) else "no list" for v in (x, y))
             raise ValueError(
                 f"{file} says {count} samples of user {user}; its x and y have {sizes}"
             )
-    return found
+    return examples
 
 
 def _is_text(x: Sequence[Any]) -> bool:
@@ -109,9 +111,9 @@ def _arrays(x: Sequence[Any], y: Sequence[Any], where: str) -> Examples:
             "help(fs.datasets.leaf) shows"
         )
     if _is_text(x):
-        if not all(isinstance(before, str) for before in x):
+        if not all(isinstance(text, str) for text in x):
             raise ValueError(f"{where} must have an x of texts alone, or of numbers alone")
-        texts = [before + after for before, after in zip(x, y, strict=True)]
+        texts = [text + following for text, following in zip(x, y, strict=True)]
         if len({len(text) for text in texts}) > 1:
             raise ValueError(f"{where} must have texts of one length")
         whole = _indices("".join(texts), where).reshape(len(texts), -1)
@@ -123,11 +125,11 @@ def _arrays(x: Sequence[Any], y: Sequence[Any], where: str) -> Examples:
 
 
 def _not_read(x: Sequence[Any], y: Sequence[Any]) -> str | None:
-    """What a user's examples are, if they are of a form that is not read; else None."""
+    """Describes a user's examples if their form is not read; else None."""
     if _is_text(x):
         if x[0].endswith(_IMAGES):
             return f"images by name ({x[0]!r}), as CelebA has"
-        if not all(isinstance(after, str) for after in y):
+        if not all(isinstance(target, str) for target in y):
             return f"texts with labels ({x[0]!r}, {y[0]!r})"
         return None
     first = x
@@ -141,8 +143,8 @@ def _not_read(x: Sequence[Any], y: Sequence[Any]) -> str | None:
 
 def _indices(text: str, where: str) -> np.ndarray:
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    found = _OF_CODE[np.minimum(codes, len(_OF_CODE) - 1)]
-    if (found < 0).any():
-        unknown = text[int(np.argmax(found < 0))]
+    indices = _OF_CODE[np.minimum(codes, len(_OF_CODE) - 1)]
+    if (indices < 0).any():
+        unknown = text[int(np.argmax(indices < 0))]
         raise ValueError(f"{where} must be in LEAF's {len(LETTERS)} letters; got {unknown!r}")
-    return found
+    return indices

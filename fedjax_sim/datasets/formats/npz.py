@@ -1,4 +1,4 @@
-"""Federations of one .npz file a client."""
+"""Federations of one .npz file for each client."""
 
 import os
 
@@ -7,7 +7,7 @@ from fedjax_sim.datasets.files import halves
 from fedjax_sim.datasets.formats.by_client import Examples, check_task, joined
 from fedjax_sim.datasets.types import Dataset
 
-# Run as it stands, once `directory` is given; a test does.
+# Python that converts PFLlib's files, once `directory` is set; a test runs it.
 CONVERT = (
     "for file in pathlib.Path(directory).glob('*/*.npz'): "
     "data = numpy.load(file, allow_pickle=True)['data'].item(); "

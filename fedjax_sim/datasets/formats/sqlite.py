@@ -74,13 +74,13 @@ def _rows(file: Path) -> Iterator[tuple[Any, Any, Any]]:
     try:
         address = f"{file.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(address, uri=True)) as connection:
-            found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = [name for (name,) in found]
+            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = [name for (name,) in rows]
             yield from connection.execute(f"SELECT {_COLUMNS} FROM {_TABLE} ORDER BY rowid")
     except sqlite3.Error as error:
-        there = f"; its tables are {', '.join(tables)}" if tables else ""
+        hint = f"; its tables are {', '.join(tables)}" if tables else ""
         raise ValueError(
-            f"{file} must be FedJAX's SQLite, with a table {_TABLE}({_COLUMNS}): {error}{there}"
+            f"{file} must be FedJAX's SQLite, with a table {_TABLE}({_COLUMNS}): {error}{hint}"
         ) from None
 
 
