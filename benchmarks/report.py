@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.jobs import JOBS
 from fedjax_sim.core.files import save_png
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, line_styles
 
 HEAD = """# Ours and the peers
 
@@ -240,7 +240,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    looks = dict(zip(NAMES, canvas.STYLES, strict=False))
+    looks = dict(zip(NAMES, line_styles.STYLES, strict=False))
     numbers = plotted(results)
     figure = Figure(figsize=(8.5, 1.4 + 0.42 * len(results)), facecolor="white")
     figure.set_layout_engine("constrained")

@@ -1,7 +1,6 @@
-"""What a federation is compared with: the pooled data, and every client on its own.
+"""Baselines of a federation: training on the pooled data, and every client on its own.
 
-`centralised` and `local_only` take an `fs.Experiment` and return one, to be run by whatever
-runs the first.
+`centralised` and `local_only` take an `fs.Experiment` and return one, which runs as the first does.
 """
 
 from fedjax_sim.baselines.centralised import centralised as centralised

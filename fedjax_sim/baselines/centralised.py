@@ -86,12 +86,12 @@ def centralised(experiment: Experiment) -> Experiment:
         ids = jnp.clip(cohort.client_ids, 0, data.num_clients - 1)
         steps = num_steps(local, data.num_examples[ids], cohort.work)
         steps = jnp.where(reports & (ids == cohort.client_ids), steps, 0)
-        one = jnp.ones(1, jnp.result_type(float))
-        # What this division rounds off, `num_steps` takes back.
-        work = jnp.sum(steps).astype(one.dtype) * one / (epochs * blocks)
-        return Cohort(jnp.zeros(1, jnp.int32), inclusion=one, work=work)
+        one_array = jnp.ones(1, jnp.result_type(float))
+        # `num_steps` rounds up what this division rounds off.
+        work = jnp.sum(steps).astype(one_array.dtype) * one_array / (epochs * blocks)
+        return Cohort(jnp.zeros(1, jnp.int32), inclusion=one_array, work=work)
 
-    with jax.ensure_compile_time_eval():  # values, wherever this is called
+    with jax.ensure_compile_time_eval():  # concrete values, also if this is called in a trace
         pooled = FederatedData(
             examples=data.examples,
             offsets=jnp.zeros(1, jnp.int32),

@@ -65,18 +65,18 @@ def evaluate_local(
     >>> import numpy as np
     >>> clients = FederatedData.from_clients([np.array([1.0, 3.0]), np.array([5.0])])
     >>> loss = lambda w, batch, key: batch - w
-    >>> found = evaluate_local(loss, jnp.array([0.0, 4.0]), clients=clients)
-    >>> found.clients["loss"].tolist(), float(found.statistics["clients_loss"].mean)
+    >>> evaluation = evaluate_local(loss, jnp.array([0.0, 4.0]), clients=clients)
+    >>> evaluation.clients["loss"].tolist(), float(evaluation.statistics["clients_loss"].mean)
     ([2.0, 1.0], 1.5)
     """
     if test is None and clients is None:
         raise ValueError("evaluate_local must be given test, clients or both; got neither")
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
-    for name, given in (("test", test), ("clients", clients)):
-        if given is not None:
-            check_data(given, name)
-            check_whole(given, name)
+    for name, data in (("test", test), ("clients", clients)):
+        if data is not None:
+            check_data(data, name)
+            check_whole(data, name)
     models = local_models(models) if isinstance(models, FederatedState) else models
     shapes = [jnp.shape(x) for x in jax.tree.leaves(models)]
     number = shapes[0][0] if shapes and shapes[0] else 0
@@ -93,7 +93,7 @@ def evaluate_local(
 
     @jax.jit
     def scores(models: Params, test: Any, clients: Any) -> LocalEvaluation:
-        def one(client: tuple[Array, Params]) -> tuple[dict[str, Array], dict[str, Array]]:
+        def measure(client: tuple[Array, Params]) -> tuple[dict[str, Array], dict[str, Array]]:
             number, params = client
             on_test, on_own = {}, {}
             if test is not None:
@@ -102,17 +102,17 @@ def evaluate_local(
                 on_own = _on_own(metric_fn, params, clients, number, batch_size)
             return on_test, on_own
 
-        on_test, on_own = jax.lax.map(one, (jnp.arange(number, dtype=jnp.int32), models))
+        on_test, on_own = jax.lax.map(measure, (jnp.arange(number, dtype=jnp.int32), models))
         has, weights = jnp.ones(number, bool), jnp.ones(number)
         if clients is not None:
             has, weights = clients.num_examples > 0, clients.client_weights
-        found = {f"test_{k}": v for k, v in on_test.items()}
-        found |= {f"clients_{k}": v for k, v in on_own.items()}
+        by_name = {f"test_{k}": v for k, v in on_test.items()}
+        by_name |= {f"clients_{k}": v for k, v in on_own.items()}
         statistics = {
             name: client_statistics(
                 values, weights, has, higher_is_better=name.split("_", 1)[1] not in lower_is_better
             )
-            for name, values in found.items()
+            for name, values in by_name.items()
         }
         return LocalEvaluation(on_test, on_own, statistics)
 
@@ -124,17 +124,17 @@ def _on_own(
 ) -> dict[str, Array]:
     """Means over one client's examples; NaN if it has none."""
     size = min(batch_size, clients.max_num_examples)
-    here, first = clients.num_examples[number], clients.offsets[number]
+    num_examples, first = clients.num_examples[number], clients.offsets[number]
 
     def block(i: Array) -> Metrics:
         places = i * size + jnp.arange(size, dtype=jnp.int32)
-        mask = places < here
+        mask = places < num_examples
         rows = first + jnp.where(mask, places, 0)
         batch = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), clients.examples)
         return totals(per_example(metric_fn, params, batch, None, "metric_fn"), mask)
 
     sums = zero_sum(jax.eval_shape(block, jnp.int32(0)))
-    sums = jax.lax.fori_loop(0, -(-here // size), lambda i, s: add_to(s, block(i)), sums)
+    sums = jax.lax.fori_loop(0, -(-num_examples // size), lambda i, s: add_to(s, block(i)), sums)
     return {
         name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
         for name, (total, count) in sums.total.items()

@@ -1,4 +1,4 @@
-"""Every client alone."""
+"""Every client trains alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from fedjax_sim.training.experiment import Experiment
 )
 @dataclass(frozen=True, repr=False)
 class OwnModel:
-    """A client's state under `local_only`: what the algorithm keeps, all of it its own.
+    """A client's state under `local_only`: the algorithm's server and client state, for it alone.
 
     Attributes:
       server: the algorithm's server state, for a federation of this client alone.
@@ -98,7 +98,7 @@ def local_only(experiment: Experiment) -> Experiment:
 
 
 def _alone(base: FederatedAlgorithm) -> FederatedAlgorithm:
-    """Each client a federation of one, in its own state. The message is the round."""
+    """The algorithm in which each client is a federation of one; its message is the round."""
     *earlier, last = map(_own_exchange, base.exchanges)
     return FederatedAlgorithm(
         init=_itself,
@@ -114,49 +114,58 @@ def _alone(base: FederatedAlgorithm) -> FederatedAlgorithm:
 
 
 def _own_exchange(base: Exchange) -> Exchange:
-    """The exchange of a client with a server of its own, which is in its state."""
+    """The exchange of a client with its own server, whose state is part of the client's."""
     inner = base.client
 
-    def probe(message: Array, own: OwnModel, batch: PyTree, mask: Array) -> PyTree:
+    def probe(message: Array, client_state: OwnModel, batch: PyTree, mask: Array) -> PyTree:
         assert inner.probe is not None
-        return inner.probe(base.broadcast(own.server, message), own.client, batch, mask)
+        return inner.probe(
+            base.broadcast(client_state.server, message), client_state.client, batch, mask
+        )
 
-    def init(message: Array, own: OwnModel, probed: PyTree, key: Array) -> PyTree:
-        return inner.init(base.broadcast(own.server, message), own.client, probed, key)
+    def init(message: Array, client_state: OwnModel, probed: PyTree, key: Array) -> PyTree:
+        return inner.init(
+            base.broadcast(client_state.server, message), client_state.client, probed, key
+        )
 
     def step(
-        carry: PyTree, message: Array, own: OwnModel, batch: PyTree, mask: Array, key: Array
+        carry: PyTree,
+        message: Array,
+        client_state: OwnModel,
+        batch: PyTree,
+        mask: Array,
+        key: Array,
     ) -> tuple[PyTree, Metrics]:
-        sent = base.broadcast(own.server, message)
-        return inner.step(carry, sent, own.client, batch, mask, key)
+        sent = base.broadcast(client_state.server, message)
+        return inner.step(carry, sent, client_state.client, batch, mask, key)
 
     def finish(
         carry: PyTree,
         message: Array,
-        own: OwnModel,
+        client_state: OwnModel,
         num_examples: Array,
         num_steps: Array,
         key: Array,
     ) -> ClientOutput:
-        sent = base.broadcast(own.server, message)
-        output = inner.finish(carry, sent, own.client, num_examples, num_steps, key)
-        update, total = jax.tree.map(  # as a strategy sums them
+        sent = base.broadcast(client_state.server, message)
+        output = inner.finish(carry, sent, client_state.client, num_examples, num_steps, key)
+        update, total = jax.tree.map(  # in the types that a strategy sums in
             lambda x: x.astype(accumulator(x.dtype)), (output.update, output.total)
         )
-        one = jnp.ones((), jnp.result_type(float))
+        one_array = jnp.ones((), jnp.result_type(float))
         context = RoundContext(
             round=message,
             num_clients=1,
             num_reporting=jnp.int32(1),
-            weight_sum=one,
-            reporting_share=one,
+            weight_sum=one_array,
+            reporting_share=one_array,
             key=stream(key, SERVER),
-            denominator=one,
-            largest_weight=one,
+            denominator=one_array,
+            largest_weight=one_array,
         )
-        server = base.server_update(own.server, update, total, context)
-        kept = OwnModel(server, output.client_state, own.get_params)
-        return ClientOutput(update=(), client_state=kept, metrics=output.metrics)
+        server = base.server_update(client_state.server, update, total, context)
+        new_state = OwnModel(server, output.client_state, client_state.get_params)
+        return ClientOutput(update=(), client_state=new_state, metrics=output.metrics)
 
     return Exchange(
         broadcast=lambda server, round: round,
@@ -176,10 +185,10 @@ def local_models(state: FederatedState) -> Params:
     Raises:
       ValueError: for another experiment's state.
     """
-    own = getattr(state, "clients", None)
-    if not isinstance(own, OwnModel):
+    clients = getattr(state, "clients", None)
+    if not isinstance(clients, OwnModel):
         raise ValueError(
             "state must come from a run of fs.baselines.local_only(experiment); got "
-            f"{type(state).__name__} with clients of {type(own).__name__}"
+            f"{type(state).__name__} with clients of {type(clients).__name__}"
         )
-    return own.local_models()
+    return clients.local_models()

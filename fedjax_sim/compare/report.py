@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_sim.compare.comparison import ResolvedComparison
 from fedjax_sim.core.files import replace_file
 from fedjax_sim.core.history import Communication
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, line_styles
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.columns import BYTES
 from fedjax_sim.results.folder import HISTORY, PICTURE
@@ -219,7 +219,7 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
 
     base = setting.base
     fractions = list(dict.fromkeys(curve.fraction for curve in all_curves))
-    styles = canvas.mode_styles([curve.mode for curve in all_curves])
+    styles = line_styles.of_modes([curve.mode for curve in all_curves])
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
     target = f"target {setting.target:g}"
@@ -233,7 +233,7 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
             mean, below, above = _band(base.score, curve_of[mode])
             megabytes = (curve_of[mode].bytes_down + curve_of[mode].bytes_up).mean(axis=0) / 1e6
             for ax, x in zip(axes[line], (np.arange(1, len(mean) + 1), megabytes), strict=True):
-                style = canvas.with_marker(styles[mode], x)
+                style = line_styles.with_marker(styles[mode], x)
                 canvas.band(ax, x, below, above, style["color"], 0.13)
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
                 ax.plot(x, mean, **style, label=mode, zorder=2 + order, markevery=marks)

@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.files import replace_file
-from fedjax_sim.plots import canvas, words
+from fedjax_sim.plots import canvas, line_styles, words
 from fedjax_sim.plots.response_figure import response as response
 from fedjax_sim.plots.split_figure import split as split
 from fedjax_sim.results import Results, Run, joined, ranked
@@ -79,13 +79,16 @@ def curves(
         _check_choice("band", band, ("interval", "std", "none"))
     check_number("confidence", confidence, lambda x: 0 < x < 1, "in (0, 1)")
     check_number(
-        "most", most, lambda x: 1 <= x <= len(canvas.STYLES), f"in [1, {len(canvas.STYLES)}]"
+        "most",
+        most,
+        lambda x: 1 <= x <= len(line_styles.STYLES),
+        f"in [1, {len(line_styles.STYLES)}]",
     )
     needed = [*names, *([*BYTES] if against == "megabytes" else [])]
     for name in needed:
         _check_column(results, name)
     configurations, note = groups(results), []
-    if len(names) > 1 and (len(configurations) > 1 or len(names) > len(canvas.STYLES)):
+    if len(names) > 1 and (len(configurations) > 1 or len(names) > len(line_styles.STYLES)):
         raise ValueError(
             f"metric must be one column where there are several configurations; got {names}"
         )
@@ -107,7 +110,7 @@ def curves(
                 label += " (diverged)"
             seeds.add(len(runs))
             lines.append((*line, label, runs[0].configuration))
-    styles = canvas.styles([configuration for *_, configuration in lines])
+    styles = line_styles.of_configurations([configuration for *_, configuration in lines])
     faint = 0.14 if len(lines) < 5 else 0.08
     band = "none" if len(lines) > _BANDS else band
     for i, ((x, mean, half, label, _), style) in enumerate(zip(lines, styles, strict=True)):
@@ -116,7 +119,9 @@ def curves(
             canvas.band(ax, x, low, high, style["color"], faint)
         interval = max(1, len(x) // 6)
         marks = (i * interval // len(lines), interval)
-        ax.plot(x, mean, label=words.plain(label), markevery=marks, **canvas.with_marker(style, x))
+        ax.plot(
+            x, mean, label=words.plain(label), markevery=marks, **line_styles.with_marker(style, x)
+        )
     down = all(lowest_is_best(name) for name in names)
     canvas.limit(ax, [mean for _, mean, *_ in lines], down)
     ax.set_ylabel(words.plain((words.stem(names) or "value").replace("bytes", "megabytes")))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.plots import canvas, words
+from fedjax_sim.plots import canvas, line_styles, words
 from fedjax_sim.results import Mean, Results, joined
 from fedjax_sim.results.columns import lowest_is_best
 from fedjax_sim.results.configurations import numeric_axes, varying
@@ -71,7 +71,7 @@ def response(
         }
         lines = {label: lines[label] for label in sorted(lines, key=rank.__getitem__)[:most]}
     figure, ax = canvas.figure(width)
-    styles = canvas.styles([line[0][1].configuration for line in lines.values()])
+    styles = line_styles.of_configurations([line[0][1].configuration for line in lines.values()])
     connected = max(len(line) for line in lines.values()) > 1 and axis is not None
     connected &= len(numeric) < 2 or len(numeric[axis or ""]) < len(means)
     limits: list[np.ndarray] = []

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.partition import Description
-from fedjax_sim.plots import canvas, words
+from fedjax_sim.plots import canvas, line_styles, words
 
 _IN_ORDER = 60  # up to so many clients are shown by number; more are sorted by their largest class
 _COLUMNS = 200  # columns of clients at most; more clients are averaged with their neighbours
@@ -111,7 +111,9 @@ def _histogram(ax: Any, description: Description) -> None:
         edges = np.unique(np.geomspace(low, high + 1, bins + 1).round()) - 0.5
     else:  # every bar of as many sizes
         edges = np.arange(low, high + 1 + (step := -(-(high - low + 1) // bins)), step) - 0.5
-    ax.hist(sizes, bins=edges, color=canvas.STYLES[0]["color"], edgecolor="white", linewidth=0.5)
+    ax.hist(
+        sizes, bins=edges, color=line_styles.STYLES[0]["color"], edgecolor="white", linewidth=0.5
+    )
     if wide:
         canvas.scale(ax, x_label, edges[0], edges[-1])
     else:

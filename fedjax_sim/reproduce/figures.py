@@ -7,7 +7,8 @@ import numpy as np
 
 from fedjax_sim.core.files import save_png
 from fedjax_sim.plots import canvas
-from fedjax_sim.plots.canvas import FAINT, INK, LINE, MODE_STYLES, STYLES
+from fedjax_sim.plots.canvas import FAINT, INK, LINE
+from fedjax_sim.plots.line_styles import MODE_STYLES, STYLES
 from fedjax_sim.reproduce import fedprox, shakespeare
 from fedjax_sim.reproduce.cells import COMPARED, Cell, Table
 from fedjax_sim.reproduce.store import best_runs

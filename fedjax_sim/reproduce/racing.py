@@ -1,7 +1,6 @@
 """A cell's race: learning rates one after the other, each up to the best one's rounds so far."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -28,9 +27,8 @@ from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings import build
 from fedjax_sim.settings.resolve import resolve
-from fedjax_sim.settings.resolved import ResolvedSetting
 
-_MOST_RATES = 7
+MOST_RATES = 7  # rates that a race tries at most
 # A cell whose run takes longer is run with one seed.
 LONG_SECONDS = 600.0
 
@@ -201,7 +199,7 @@ def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
     for i in order:
         if cell.rates[i] not in tried:
             return cell.rates[i]
-    if not cell.tuned or len(tried) >= _MOST_RATES:
+    if not cell.tuned or len(tried) >= MOST_RATES:
         return None
     whole = [run for run in _first(runs) if _is_whole(run["rate"] / cell.rates[0])]
     best, rates = best_run(whole), [run["rate"] for run in whole]
@@ -284,54 +282,3 @@ def _best_of_base(name: str, store: Store) -> float:
     if record is None or not record["complete"]:
         raise ValueError(f"cell {name} must be run before those that use its learning rate")
     return float(record["rate"])
-
-
-def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, float]:
-    """Cell -> about the seconds that it takes if no run reaches its target before its end.
-
-    It is extrapolated from the time of one client's local epoch, for each model and block size, and
-    of one evaluation, to the devices of the mesh. Compilation is not counted.
-    """
-    paces: dict[Any, tuple[float, float]] = {}
-    seconds_of = {}
-    for cell in cells:
-        setting = replace(cell.setting, client_lr=None).resolved()
-        block = None if setting.local is None else setting.local.batch_size
-        kind = (setting.dataset, setting.model, setting.algorithm, block)
-        if kind not in paces:
-            paces[kind] = _pace(setting)
-        a_pass, an_evaluation = paces[kind]
-        clients = setting.slots * (1 if setting.local is None else setting.local.epochs)
-        share = 1.0 if mesh is None else 1 / min(mesh.size, setting.slots)
-        # If no run reaches the target, the grid may be extended until it has _MOST_RATES.
-        runs = (_MOST_RATES if cell.tuned else 1) + seeds - 1
-        seconds_of[cell.name] = (
-            runs * cell.most * (clients * a_pass * share + an_evaluation / setting.evaluate_every)
-        )
-    return seconds_of
-
-
-def _pace(setting: ResolvedSetting) -> tuple[float, float]:
-    """Seconds of one client's local epoch, and of an evaluation, on one device."""
-    short = {"fraction": 1e-9, "rounds": 1} | ({} if setting.local is None else {"epochs": 1})
-    short_setting = resolve(setting.values() | short)
-    experiment = build.experiment(short_setting)
-    key = jax.random.key(0)
-    state = jax.jit(experiment.start)(key)
-    cohort = jax.jit(experiment.sampler.sample)(key, 0, experiment.data)
-    round_fn = jax.jit(experiment.round_fn)
-    # Every problem has an evaluation.
-    measure: Any = jax.jit(experiment.evaluate)  # type: ignore[arg-type]  # see above
-    shortest = []
-    for call in (
-        lambda: round_fn(key, state, experiment.data, cohort),
-        lambda: measure(subject_of(experiment.evaluate, state)),
-    ):
-        jax.block_until_ready(call())
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times.append(time.perf_counter() - start)
-        shortest.append(min(times))
-    return shortest[0], shortest[1]

@@ -209,9 +209,11 @@ def everyone() -> Sampler:
 
     def draw(key: Array, data: FederatedData) -> Cohort:
         num_clients = data.num_clients
-        ones = jnp.ones(num_clients)
+        all_ones = jnp.ones(num_clients)
         return Cohort(
-            jnp.arange(num_clients, dtype=jnp.int32), jnp.ones(num_clients, bool), inclusion=ones
+            jnp.arange(num_clients, dtype=jnp.int32),
+            jnp.ones(num_clients, bool),
+            inclusion=all_ones,
         )
 
     return custom(None, draw)
@@ -243,12 +245,12 @@ def _capped_proportional(weights: Array, m: int) -> Array:
     """min(1, c w_k) with c such that the sum is m, or that every positive w_k has 1."""
     # Fewer than m are capped, so the m largest are looked at: sorting all takes ten times longer.
     largest, places = jax.lax.top_k(weights, m)
-    others = jnp.sum(weights.at[places].set(0))
-    rest = jnp.cumsum(largest[::-1])[::-1] + others  # the sum of w from this one down
+    others_sum = jnp.sum(weights.at[places].set(0))
+    remaining = jnp.cumsum(largest[::-1])[::-1] + others_sum  # the sum of w from this one down
     # What is left to share out if all larger ones have 1.
     left = (m - jnp.arange(m)).astype(weights.dtype)
-    capped = jnp.argmax(left * largest <= rest)  # the first that need not be capped
-    scale = jnp.where(rest[capped] > 0, left[capped] / rest[capped], jnp.inf)
+    capped = jnp.argmax(left * largest <= remaining)  # the first that need not be capped
+    scale = jnp.where(remaining[capped] > 0, left[capped] / remaining[capped], jnp.inf)
     return jnp.where(weights > 0, jnp.minimum(1, scale * weights), 0)
 
 
@@ -263,8 +265,8 @@ def as_arrays(cohort: Cohort, num_clients: int, stateful: bool) -> tuple[Cohort,
     """
     if not isinstance(cohort, Cohort):
         raise ValueError(f"cohort must be an fs.Cohort; got {type(cohort).__name__}")
-    given = cohort.client_ids
-    cohort = cohort._replace(client_ids=_in_32_bits(given, num_clients))
+    given_ids = cohort.client_ids
+    cohort = cohort._replace(client_ids=_in_32_bits(given_ids, num_clients))
     fields = [None if x is None else jnp.asarray(x) for x in cohort]
     if fields[0] is None or fields[0].ndim != 1 or fields[0].shape[0] == 0:
         raise ValueError(
@@ -288,14 +290,14 @@ def as_arrays(cohort: Cohort, num_clients: int, stateful: bool) -> tuple[Cohort,
     reports = mask if arrays.reports is None else mask & arrays.reports
     arrays = arrays._replace(mask=mask, reports=reports)
     if all(x is None or is_concrete(x) for x in arrays):
-        _check_values(arrays._replace(client_ids=given), num_clients, stateful)
+        _check_values(arrays._replace(client_ids=given_ids), num_clients, stateful)
     return arrays, mask, reports
 
 
 def _in_32_bits(ids: Any, num_clients: int) -> Any:
     """The ids, where those that a cast would wrap round, perhaps to a client's, are -1."""
-    known = all(is_concrete(x) for x in jax.tree.leaves(ids))
-    arrays: Any = np if known else jnp
+    is_known = all(is_concrete(x) for x in jax.tree.leaves(ids))
+    arrays: Any = np if is_known else jnp
     wide = arrays.asarray(ids) if ids is not None else None
     if wide is None or wide.dtype not in (np.int64, np.uint64):
         return ids

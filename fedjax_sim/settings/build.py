@@ -39,66 +39,68 @@ class Problem(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A data set and who has which of its training examples, none of which is held out."""
+    """A data set and the client of each of its training examples, without those held out."""
 
     dataset: Dataset
     client_ids: np.ndarray  # Int[N]
 
 
-def split(chosen: DataChoice) -> Split:
+def split(choice: DataChoice) -> Split:
     """Loads and splits the data of a setting, its `data`.
 
     Raises:
       ValueError: if the split is impossible for the data.
-      FileNotFoundError: if the data are yet to be fetched: how.
+      FileNotFoundError: if the data must be fetched first; the message says how.
     """
-    options = dict(chosen.options)
-    seed = chosen.partition_seed
+    options = dict(choice.options)
+    seed = choice.partition_seed
     _, split_key = keys(seed)
-    dataset = load(choose("dataset", chosen.dataset), options, chosen.clients, seed)
-    client_ids = _client_ids(split_key, chosen, options, dataset)
-    if chosen.validation is None:
+    dataset = load(choose("dataset", choice.dataset), options, choice.clients, seed)
+    client_ids = _client_ids(split_key, choice, options, dataset)
+    if choice.validation is None:
         return Split(dataset, client_ids)
     key = stream(jax.random.key(seed), HOLDOUT)
-    held = partition.holdout(key, client_ids, chosen.validation)
-    train, validation = ({k: x[rows] for k, x in dataset.train.items()} for rows in (~held, held))
-    return Split(dataset._replace(train=train, validation=validation), client_ids[~held])
+    is_held_out = partition.holdout(key, client_ids, choice.validation)
+    train, validation = (
+        {k: x[rows] for k, x in dataset.train.items()} for rows in (~is_held_out, is_held_out)
+    )
+    return Split(dataset._replace(train=train, validation=validation), client_ids[~is_held_out])
 
 
 def _client_ids(
-    key: Array, chosen: DataChoice, options: Mapping[str, Any], dataset: Dataset
+    key: Array, choice: DataChoice, options: Mapping[str, Any], dataset: Dataset
 ) -> np.ndarray:
     """Int[N], the client of each training example."""
-    declaration = choose("partition", chosen.partition)
+    declaration = choose("partition", choice.partition)
     if declaration.takes("ids") and dataset.client_ids is not None:
-        # Not by the split itself, which would number the clients anew, by first appearance.
+        # The split itself would number the clients anew, in order of their first appearance.
         return dataset.client_ids
     labels = dataset.train["y"]
     return declaration.call(
-        options, key=key, num_examples=len(labels), labels=labels, num_clients=chosen.clients
+        options, key=key, num_examples=len(labels), labels=labels, num_clients=choice.clients
     )
 
 
 def problem(setting: ResolvedSetting) -> Problem:
-    """Loads and splits the data of a setting, and makes its model; once for each split.
+    """Loads and splits the data of a setting, and makes its model; cached by split and model.
 
     Raises:
       ValueError: if the split is impossible for the data.
-      FileNotFoundError: if the data are yet to be fetched: how.
+      FileNotFoundError: if the data must be fetched first; the message says how.
     """
-    own = (option.name for option in setting.choices.model.options)
-    options = {name: setting.options[name] for name in own if name in setting.options}
+    option_names = (option.name for option in setting.choices.model.options)
+    options = {name: setting.options[name] for name in option_names if name in setting.options}
     return _problem(setting.data, setting.model, tuple(options.items()))
 
 
-@lru_cache(maxsize=8)  # each holds the data set, in its clients' order
+@lru_cache(maxsize=8)  # few, because each entry holds a copy of the data set
 def _problem(
-    chosen: DataChoice, model_name: str, model_options: tuple[tuple[str, Any], ...]
+    choice: DataChoice, model_name: str, model_options: tuple[tuple[str, Any], ...]
 ) -> Problem:
-    # A sweep may ask for it inside a trace.
+    # A sweep may call this while it traces; the data must be concrete all the same.
     with jax.ensure_compile_time_eval():
-        dataset, client_ids = split(chosen)
-        data = FederatedData.from_arrays(dataset.train, client_ids, chosen.clients)
+        dataset, client_ids = split(choice)
+        data = FederatedData.from_arrays(dataset.train, client_ids, choice.clients)
         test = FederatedData.from_clients([dataset.test])
         held_out = dataset.validation
         validation = None if held_out is None else FederatedData.from_clients([held_out])
@@ -135,47 +137,47 @@ def _model(name: str, dataset: Dataset, options: Mapping[str, Any] | None = None
 
 
 def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment:
-    """What a setting describes; its options that are declared as traced may be traced.
+    """The experiment of a setting, whose options may be traced if they are declared so.
 
     Args:
-      mesh: over whose devices each cohort is dealt; None leaves that to who runs it.
+      mesh: the devices over which each cohort is dealt; None leaves the choice to the caller.
     """
-    given = problem(setting)
+    parts = problem(setting)
     inner = strategy(setting.execution)
     automatic = setting.execution == "automatic"
     return Experiment(
-        algorithm=_algorithm(setting, given.loss_fn),
-        params=given.init,
-        data=given.data,
+        algorithm=_algorithm(setting, parts.loss_fn),
+        params=parts.init,
+        data=parts.data,
         sampler=sampler(setting),
         num_rounds=setting.rounds,
         aggregation=_rule(setting),
         execution=execution.sharded(mesh, inner) if mesh else None if automatic else inner,
-        evaluate=_evaluate(given, setting.per_client),
+        evaluate=_evaluate(parts, setting.per_client),
         evaluate_every=setting.evaluate_every,
     )
 
 
 def metrics(experiment: Experiment) -> tuple[str, ...]:
-    """What its runs are measured by: what it evaluates, and what the clients report of training."""
+    """Names of the metrics of an experiment's runs: evaluated ones, and those of training."""
     key = jax.random.key(0)
     params: Any = experiment.params
-    # An experiment of a setting evaluates always, though the type allows for none.
-    found = jax.eval_shape(lambda key: experiment.evaluate(params(key)), key)  # type: ignore[misc]
-    test = [name.removeprefix("test_") for name in found if name.startswith("test_")]
-    return (*found, *(f"train_{name}" for name in test if name != "r2"))
+    # The experiment of a setting always has `evaluate`, although the type allows None.
+    evaluated = jax.eval_shape(lambda key: experiment.evaluate(params(key)), key)  # type: ignore[misc]
+    test = [name.removeprefix("test_") for name in evaluated if name.startswith("test_")]
+    return (*evaluated, *(f"train_{name}" for name in test if name != "r2"))
 
 
-def _evaluate(given: Problem, per_client: bool) -> Callable[[Params], dict[str, Array]]:
-    clients = given.data if per_client else None
-    measure = evaluator(given.loss_fn, given.test, clients, validation=given.validation)
-    if not given.variances:
+def _evaluate(parts: Problem, per_client: bool) -> Callable[[Params], dict[str, Array]]:
+    clients = parts.data if per_client else None
+    measure = evaluator(parts.loss_fn, parts.test, clients, validation=parts.validation)
+    if not parts.variances:
         return measure
 
     def with_r2(params: Params) -> dict[str, Array]:
-        found = measure(params)
-        r2 = {f"{k}_r2": 1 - found[f"{k}_loss"] / x for k, x in given.variances.items()}
-        return {**r2, **found}
+        measured = measure(params)
+        r2 = {f"{k}_r2": 1 - measured[f"{k}_loss"] / x for k, x in parts.variances.items()}
+        return {**r2, **measured}
 
     return with_r2
 
@@ -229,5 +231,5 @@ def _rule(setting: ResolvedSetting) -> AggregationRule:
 
 
 def sampler(setting: ResolvedSetting) -> Sampler:
-    """Who takes part in a setting's rounds."""
+    """The sampler of a setting."""
     return setting.choices.sampler.call(setting.options, m=setting.slots, q=setting.fraction)

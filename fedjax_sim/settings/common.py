@@ -27,26 +27,28 @@ def _by_dataset(value: Callable[[Facts], Any]) -> str:
     having: dict[Any, list[str]] = {}
     for name, declaration in declarations("dataset").items():
         if declaration.facts is None:
-            continue  # what it holds says, once it is loaded
+            continue  # its facts are derived from its arrays once it is loaded
         having.setdefault(value(declaration.facts), []).append(name)
-    common, *others = sorted(having, key=lambda default: -len(having[default]))
-    rest = [f"{_number(default)} for {', '.join(having[default])}" for default in others]
-    return f"(default: {'; '.join([_number(common), *rest])})"
+    common, *other_defaults = sorted(having, key=lambda default: -len(having[default]))
+    other_texts = [
+        f"{_number(default)} for {', '.join(having[default])}" for default in other_defaults
+    ]
+    return f"(default: {'; '.join([_number(common), *other_texts])})"
 
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _text(name: str, help: str, **more: Any) -> Option:
-    return Option(name, help, kind=str, **more)
+def _text(name: str, help: str, **fields: Any) -> Option:
+    return Option(name, help, kind=str, **fields)
 
 
-def _count(name: str, help: str, **more: Any) -> Option:
-    return Option(name, help, **{"kind": int, "range": registry.AT_LEAST_1, **more})
+def _count(name: str, help: str, **fields: Any) -> Option:
+    return Option(name, help, **{"kind": int, "range": registry.AT_LEAST_1, **fields})
 
 
-# A tuple stands for the options of a room, at the place that they have in a file.
+# The options in the order of a file. A tuple stands for all options that a room's files declare.
 IN_ORDER: tuple[Option | tuple[str], ...] = (
     _text(
         "dataset",

@@ -1,4 +1,4 @@
-"""Every name that a setting may have, with what it takes and whose it is.
+"""Every name that a setting may have, its option, and which declarations it belongs to.
 
 `VOCABULARY` is the package's; `vocabulary_of` adds the options of a user's own files.
 """
@@ -19,7 +19,7 @@ COMMON_NAMES = frozenset(option.name for option in COMMON)
 
 
 class Owners(NamedTuple):
-    """Whose an option is: those of a room that declare it."""
+    """The declarations of a room that an option belongs to."""
 
     room: str
     names: tuple[str, ...]
@@ -32,8 +32,8 @@ class Vocabulary(NamedTuple):
     """All names, in the order of a file.
 
     Attributes:
-      options: by name; where several of a room declare one name, what they have in common.
-      owners: by name, of those that not all settings have.
+      options: by name; options of one name that several of a room declare are merged.
+      owners: by name, for options that only some settings have.
     """
 
     options: Mapping[str, Option]
@@ -41,7 +41,7 @@ class Vocabulary(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the order of a file."""
+        """All names, in the order of a file."""
         return tuple(self.options)
 
     def of_room(self, *rooms: str) -> tuple[str, ...]:
@@ -50,33 +50,34 @@ class Vocabulary(NamedTuple):
 
     @property
     def of_data(self) -> tuple[str, ...]:
-        """What the data and their split depend on."""
-        own = {*_OF_DATA, *self.of_room("dataset", "partition")}
-        return tuple(name for name in self.options if name in own)
+        """Names of the options that the data and their split depend on."""
+        names = {*_OF_DATA, *self.of_room("dataset", "partition")}
+        return tuple(name for name in self.options if name in names)
 
-    def check(self, name: str, what: str, known: Iterable[str] | None = None) -> None:
-        """Refuses a name that is not known.
+    def check(self, name: str, kind: str, allowed: Iterable[str] | None = None) -> None:
+        """Refuses an unknown name.
 
         Args:
-          known: None for all names.
+          kind: the word for such a name in the error, as "axis".
+          allowed: None for all names.
 
         Raises:
-          ValueError: with the nearest one, and whose it is.
+          ValueError: with the nearest name, and the declarations it belongs to.
         """
-        known = self.names if known is None else tuple(known)
-        near = get_close_matches(name.replace("-", "_"), known, 1)
-        if name not in known and near and near[0] in self.owners:
+        allowed = self.names if allowed is None else tuple(allowed)
+        near = get_close_matches(name.replace("-", "_"), allowed, 1)
+        if name not in allowed and near and near[0] in self.owners:
             raise ValueError(
-                f"unknown {what} {name!r}; did you mean {near[0]!r} (of {self.owners[near[0]]})?"
+                f"unknown {kind} {name!r}; did you mean {near[0]!r} (of {self.owners[near[0]]})?"
             )
-        check_known(name, known, what)
+        check_known(name, allowed, kind)
 
 
 def choose(room: str, name: str) -> Declaration:
-    """What a setting names: a declaration of the package, or of a user's own file or folder.
+    """The declaration of a name: of the package, or of a user's own file or folder.
 
     Raises:
-      ValueError: for what is none of them, or a file that does not hold it.
+      ValueError: for an unknown name, or a file that has no such function.
 
     >>> choose("algorithm", "fedprox").options[0].name
     'mu'
@@ -84,21 +85,21 @@ def choose(room: str, name: str) -> Declaration:
     return named(room, name, COMMON_NAMES)
 
 
-def vocabulary_of(values: Mapping[str, Any], *more: tuple[str, str]) -> Vocabulary:
+def vocabulary_of(values: Mapping[str, Any], *further: tuple[str, str]) -> Vocabulary:
     """The package's names, and those of the user's own files that the values name.
 
     Args:
-      more: (room, name) of others, as the values of a grid.
+      further: (room, name) of others, as the values of a grid.
 
     Raises:
       ValueError: if a file cannot be read.
     """
     several = [(room, values[room]) for room in OWN_FILES if isinstance(values.get(room), str)]
-    own: dict[str, list[Declaration]] = {}
-    for room, name in dict.fromkeys([*several, *more]):
+    own_declarations: dict[str, list[Declaration]] = {}
+    for room, name in dict.fromkeys([*several, *further]):
         if name not in declarations(room):
-            own.setdefault(room, []).append(choose(room, name))
-    return _vocabulary(own) if own else VOCABULARY
+            own_declarations.setdefault(room, []).append(choose(room, name))
+    return _vocabulary(own_declarations) if own_declarations else VOCABULARY
 
 
 def listed(words: tuple[str, ...]) -> str:
@@ -110,7 +111,7 @@ def listed(words: tuple[str, ...]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _vocabulary(own: Mapping[str, list[Declaration]]) -> Vocabulary:
+def _vocabulary(own_declarations: Mapping[str, list[Declaration]]) -> Vocabulary:
     options: dict[str, Option] = {}
     owners: dict[str, Owners] = {}
     for place in IN_ORDER:
@@ -119,10 +120,11 @@ def _vocabulary(own: Mapping[str, list[Declaration]]) -> Vocabulary:
             continue
         (room,) = place
         declaring: dict[str, list[tuple[Declaration, Option]]] = {}
-        for declaration in (*declarations(room).values(), *own.get(room, ())):
+        for declaration in (*declarations(room).values(), *own_declarations.get(room, ())):
             for option in declaration.options:
                 declaring.setdefault(option.name, []).append((declaration, option))
-        # What one alone declares comes first, as it did before others declared the same.
+        # Options of one declaration come before shared ones, in the order that older versions wrote
+        # to configuration.toml.
         for name, pairs in sorted(declaring.items(), key=lambda item: len(item[1]) > 1):
             if name in options:
                 raise ValueError(f"option {name} of {pairs[0][0].name} has the name of another")
@@ -132,7 +134,7 @@ def _vocabulary(own: Mapping[str, list[Declaration]]) -> Vocabulary:
 
 
 def _merged(room: str, name: str, pairs: list[tuple[Declaration, Option]]) -> Option:
-    """One option for the command line of what several of a room declare."""
+    """Merges the options of one name that several of a room declare, for the command line."""
     first = pairs[0][1]
     for declaration, option in pairs:
         if option.kind is not first.kind:

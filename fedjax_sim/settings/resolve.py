@@ -1,4 +1,4 @@
-"""From what was said of a run to all that it is: choices, defaults, checks."""
+"""Resolves a setting: makes its choices, fills in defaults, and checks all values."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -23,7 +23,7 @@ from fedjax_sim.settings.strategies import strategy
 from fedjax_sim.settings.user_data import facts_of
 
 _SHARED = {option.name: option for option in COMMON}
-# A setting that all share is of those algorithms and samplers that take one of these parameters.
+# A shared setting -> the room and the parameters: it applies to those that take one of these.
 _TAKEN_AS = {
     "fraction": ("sampler", ("m", "q")),
     "epochs": ("algorithm", ("local",)),
@@ -40,41 +40,41 @@ _OF_SCHEDULES = {
     "decay_rate": ("exponential", "step"),
 }
 _WITH_DEFAULT = ("dataset", "mode", "sampler", "algorithm")
-_ADAPTIVE_LR = 0.01  # of the server, where it is not plain SGD
+_ADAPTIVE_LR = 0.01  # the server's default, where it is not plain SGD
 
 
 class _Context(NamedTuple):
-    """The values of a setting, and what its defaults depend on."""
+    """The values of a setting, and the choices and facts that its defaults depend on."""
 
     values: Mapping[str, Any]
     choices: Choices
     facts: Facts
 
     def value(self, name: str) -> Any:
-        """Of a setting that all share: what was said, or else the default."""
+        """The value of a shared setting: the user's, or else the default."""
         return self.values[name] if name in self.values else self._default(name)
 
     def _default(self, name: str) -> Any:
-        """The algorithm's own, the data set's, or the common one."""
-        own = self.choices.algorithm.defaults.get(name)
-        if isinstance(own, SameAs):
-            return self._default(own.name)
-        if own is not None:
-            return own
+        """The algorithm's own default, or else the data set's, or else the common one."""
+        own_default = self.choices.algorithm.defaults.get(name)
+        if isinstance(own_default, SameAs):
+            return self._default(own_default.name)
+        if own_default is not None:
+            return own_default
         of_data = {"client_lr": self.facts.client_lr, "fraction": self.facts.fraction}
         return of_data.get(name, _SHARED[name].default)
 
 
 def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
-    """The setting of values by their flat names; None is no value.
+    """Resolves values by their flat names; None stands for values that were not given.
 
     Raises:
       ValueError: naming the value, what was given and what is allowed.
     """
     values = {name: value for name, value in values.items() if value is not None}
-    owed = (option for option in COMMON if option.default is not None)
-    # Those that not all have get their default where they are taken.
-    always = (option for option in owed if option.name not in {*_TAKEN_AS, *_OF_SCHEDULES})
+    with_default = (option for option in COMMON if option.default is not None)
+    # Settings that only some choices take get their defaults below, if the choices take them.
+    always = (option for option in with_default if option.name not in {*_TAKEN_AS, *_OF_SCHEDULES})
     values = {option.name: option.default for option in always} | values
     values = {room: default_of(room) for room in _WITH_DEFAULT} | values
     choices, facts = _choices(values)
@@ -126,25 +126,27 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
 
 
 def _choices(values: Mapping[str, Any]) -> tuple[Choices, Facts]:
-    """What is named, and the facts of the data set, on which split and model depend."""
+    """The declarations of the names, and the data set's facts, on which split and model depend."""
     dataset = choose("dataset", values["dataset"])
     facts = facts_of(dataset, values)
     split = choose("partition", values.get("partition", facts.partition))
     if split.takes("ids") and not facts.natural:
-        facts_of_all = {name: each.facts for name, each in declarations("dataset").items()}
+        facts_of_all = {
+            name: declaration.facts for name, declaration in declarations("dataset").items()
+        }
         natural = [name for name, its in facts_of_all.items() if its is not None and its.natural]
         raise ValueError(
             f"partition {split.name} needs a dataset with natural clients ({', '.join(natural)})"
         )
     if split.takes("labels") and not facts.has_labels:
-        others = [
+        other_splits = [
             name
-            for name, other in declarations("partition").items()
-            if not other.takes("labels") and (facts.natural or not other.takes("ids"))
+            for name, declaration in declarations("partition").items()
+            if not declaration.takes("labels") and (facts.natural or not declaration.takes("ids"))
         ]
         raise ValueError(
             f"partition {split.name} splits by label, and {dataset.name} has none; use "
-            f"{' or '.join([', '.join(others[:-1]), others[-1]])}"
+            f"{' or '.join([', '.join(other_splits[:-1]), other_splits[-1]])}"
         )
     model = _model(values.get("model", facts.model), dataset.name, facts)
     return Choices(
@@ -173,7 +175,7 @@ def _model(name: str, dataset: str, facts: Facts) -> Declaration:
 
 
 def _takes(choices: Choices, name: str) -> bool:
-    """Whether a setting that not all have is one of these choices'."""
+    """Whether these choices take a shared setting."""
     room, parameters = _TAKEN_AS[name]
     return _is_taken(getattr(choices, room), name, parameters)
 
@@ -186,20 +188,24 @@ _MOST_LISTED = 6  # names in a message; a longer list says less than the one tha
 
 
 def _check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
-    """Refuses what is of another choice than the one made: whose it is."""
-    own = {option.name for choice in choices for option in choice.options}
+    """Refuses values that the choices do not take; the error names the choices that do."""
+    own_names = {option.name for choice in choices for option in choice.options}
     vocabulary = vocabulary_of(values)
     schedule = values.get("schedule", "constant")
     _SHARED["schedule"].check(schedule)
     for name in values:
         vocabulary.check(name, "name")
-        if name in vocabulary.owners and name not in own:
+        if name in vocabulary.owners and name not in own_names:
             room, owners = vocabulary.owners[name]
             chosen = getattr(choices, room).name
         elif name in _TAKEN_AS and not _takes(choices, name):
             room, parameters = _TAKEN_AS[name]
             several = declarations(room).values()
-            owners = tuple(each.name for each in several if _is_taken(each, name, parameters))
+            owners = tuple(
+                declaration.name
+                for declaration in several
+                if _is_taken(declaration, name, parameters)
+            )
             chosen = getattr(choices, room).name
         elif name in _OF_SCHEDULES and schedule not in _OF_SCHEDULES[name]:
             room, owners = "schedule", _OF_SCHEDULES[name]
@@ -212,7 +218,7 @@ def _check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
 
 
 def _own_options(values: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
-    """The values of what the choices declare, checked."""
+    """The values of the options that the choices declare, checked."""
     options: dict[str, Any] = {}
     for choice in choices:
         for option in choice.options:
@@ -271,7 +277,7 @@ def _server_steps(context: _Context) -> ServerSteps | None:
 
 
 def _check_trains(resolved: ResolvedSetting) -> None:
-    """Refuses a schedule that leaves context rounds at rate 0, in which nobody trains."""
+    """Refuses a schedule that leaves rounds at rate 0, in which nobody trains."""
     client = resolved.client
     if client is None or client.decay is None:
         return

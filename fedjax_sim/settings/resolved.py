@@ -1,4 +1,4 @@
-"""A setting in which nothing is owed: every choice made, every default filled in, all checked."""
+"""A resolved setting: every choice is made, every default filled in, every value checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from fedjax_sim.core.types import Array, LocalTraining
 from fedjax_sim.datasets.types import REGRESSION, Facts
 from fedjax_sim.settings.common import FULL
 
-Number = float | Array  # what a sweep may trace
+Number = float | Array  # a sweep may trace it
 
 
 class Decay(NamedTuple):
-    """How the clients' learning rate falls over rounds."""
+    """The schedule by which the clients' learning rate falls over rounds."""
 
     schedule: str
     rounds: int  # to the end of cosine and linear, for one factor of the others
@@ -22,7 +22,7 @@ class Decay(NamedTuple):
 
 
 class ClientSteps(NamedTuple):
-    """How clients step: plain SGD, or what an algorithm makes of its learning rate."""
+    """The clients' optimizer: plain SGD, or an algorithm's own that takes a learning rate."""
 
     lr: Number
     momentum: Number | None  # None where the algorithm takes none
@@ -31,14 +31,14 @@ class ClientSteps(NamedTuple):
 
 
 class ServerSteps(NamedTuple):
-    """How the server steps along the clients' average."""
+    """The server's optimizer."""
 
     lr: Number
     optimizer: str | None  # None where the algorithm takes a learning rate alone
 
 
 class DataChoice(NamedTuple):
-    """The data and their split: what `settings.build` caches by."""
+    """The data and their split; `settings.build` caches them by this."""
 
     dataset: str
     partition: str
@@ -49,7 +49,7 @@ class DataChoice(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """What a setting names, as it was declared."""
+    """The declarations that a setting's names stand for."""
 
     dataset: Declaration
     partition: Declaration
@@ -61,7 +61,7 @@ class Choices(NamedTuple):
 
 @dataclass(frozen=True)
 class ResolvedSetting:
-    """All that one run is. `settings.resolve` makes it.
+    """The complete description of one run, made by `settings.resolve`.
 
     Attributes:
       fraction: 1 where the sampler takes none.
@@ -100,7 +100,7 @@ class ResolvedSetting:
 
     @property
     def slots(self) -> int:
-        """Of a cohort."""
+        """m, the slots of a cohort."""
         if not self.choices.sampler.takes("m"):
             return self.clients
         return cohort_size(self.fraction, self.clients)
@@ -113,7 +113,7 @@ class ResolvedSetting:
 
     @property
     def score(self) -> str:
-        """The evaluated metric that tells good from bad; higher is better."""
+        """The evaluated metric that runs are compared by; higher is better."""
         return self.test_score if self.validation is None else f"validation_{self.measure}"
 
     @property
@@ -123,14 +123,14 @@ class ResolvedSetting:
 
     @property
     def measure(self) -> str:
-        """What is measured, of any set."""
+        """The metric's name without that of the set: accuracy or r2."""
         return "r2" if self.facts.kind == REGRESSION else "accuracy"
 
     @property
     def data(self) -> DataChoice:
-        """What the data and their split depend on."""
-        own = (*self.choices.dataset.options, *self.choices.partition.options)
-        options = tuple((o.name, self.options[o.name]) for o in own if o.name in self.options)
+        """The values that the data and their split depend on."""
+        declared = (*self.choices.dataset.options, *self.choices.partition.options)
+        options = tuple((o.name, self.options[o.name]) for o in declared if o.name in self.options)
         return DataChoice(
             self.dataset,
             self.partition,
@@ -141,7 +141,7 @@ class ResolvedSetting:
         )
 
     def values(self) -> dict[str, Any]:
-        """Those that have a value, by their flat names, in the order of a file."""
+        """The values that are not None, by their flat names, in the order of a file."""
         values: dict[str, Any] = {"dataset": self.dataset}
         values |= self._own(self.choices.dataset)
         values["partition"] = self.partition
@@ -175,7 +175,7 @@ class ResolvedSetting:
         return {name: value for name, value in values.items() if value is not None}
 
     def values_without_target(self) -> dict[str, Any]:
-        """The same but for where it stops: what a resume must find as it was."""
+        """The values that a resume must find the same: all but the target, which may change."""
         return {name: value for name, value in self.values().items() if name != "target"}
 
     def _own(self, choice: Declaration) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The rooms whose files declare themselves, and what each has, by the name that a setting gives."""
+"""The rooms whose files declare themselves, and their declarations by name."""
 
 from functools import cache
 from types import ModuleType
@@ -11,10 +11,15 @@ from fedjax_sim.settings import user_files
 
 
 class Room(NamedTuple):
-    """A field of a setting, where what it may name is declared, and what a factory is given."""
+    """The package that a field of a setting names a part of, and what factories there are given.
+
+    Attributes:
+      face: the package, whose exports are read.
+      parameters: parameters of its factories that are no options.
+    """
 
     face: ModuleType
-    parameters: tuple[str, ...]  # those that are no options of a factory
+    parameters: tuple[str, ...]
 
 
 ROOMS = {
@@ -28,24 +33,24 @@ ROOMS = {
         ("loss_fn", "client_optimizer", "client_lr", "local", "server_optimizer", "server_lr"),
     ),
 }
-# What a user's own file may be, and the one room whose own may be a folder.
+# Rooms for which a user may name a file of their own, and those for which a folder.
 OWN_FILES, OWN_FOLDERS = ("algorithm", "model", "dataset"), ("dataset",)
 
 
 @cache
 def declarations(room: str) -> dict[str, Declaration]:
-    """All that ship with the package, by name."""
+    """The declarations of a room that ship with the package, by name."""
     return declared(ROOMS[room].face)
 
 
 @cache
 def default_of(room: str) -> str:
-    """The name that the room's setting has unless another is given.
+    """The name of the room's default.
 
     >>> default_of("sampler")
     'uniform'
     """
-    return next(name for name, each in declarations(room).items() if each.is_default)
+    return next(name for name, declaration in declarations(room).items() if declaration.is_default)
 
 
 @cache
@@ -53,31 +58,31 @@ def names_taken(room: str) -> frozenset[str]:
     """The names of options of all rooms but this one."""
     return frozenset(
         option.name
-        for other in ROOMS
-        if other != room
-        for declaration in declarations(other).values()
+        for other_room in ROOMS
+        if other_room != room
+        for declaration in declarations(other_room).values()
         for option in declaration.options
     )
 
 
 def named(room: str, name: str, taken: frozenset[str]) -> Declaration:
-    """What a setting names: a declaration of the package, a function of a user's file, a folder.
+    """The declaration of a name: of the package, of a function in a user's file, or of a folder.
 
     Args:
       taken: names that no option of a user's file may have.
 
     Raises:
-      ValueError: for what is none of them, or a file that does not hold it.
+      ValueError: for an unknown name, or a file that has no such function.
     """
-    known = declarations(room)
-    if name in known:
-        return known[name]
+    shipped = declarations(room)
+    if name in shipped:
+        return shipped[name]
     if room in OWN_FILES and user_files.is_reference(name):
         return user_files.declaration(room, name, ROOMS[room].parameters, taken | names_taken(room))
     if room in OWN_FOLDERS and user_files.is_path(name):
         return user_files.folder(name)
-    own = f" or FILE.py:FUNCTION{' or a folder' if room in OWN_FOLDERS else ''}"
-    own = own if room in OWN_FILES else ""
+    own_forms = f" or FILE.py:FUNCTION{' or a folder' if room in OWN_FOLDERS else ''}"
+    own_forms = own_forms if room in OWN_FILES else ""
     if room == "dataset":
-        check_known(name, known, room)
-    raise ValueError(f"{room} must be one of {', '.join(known)}{own}; got {name!r}")
+        check_known(name, shipped, room)
+    raise ValueError(f"{room} must be one of {', '.join(shipped)}{own_forms}; got {name!r}")

@@ -1,4 +1,4 @@
-"""A schedule's rates by round, on the host: to refuse those that leave rounds without training."""
+"""A schedule's rates by round, on the host, to refuse those that fall to 0 too early."""
 
 import math
 from bisect import bisect_left
@@ -18,14 +18,14 @@ def share(schedule: str, round: int, *, span: int, end: float = 0.0, factor: flo
     >>> [share("linear", round, span=2, end=0.5) for round in range(4)]
     [1.0, 0.75, 0.5, 0.5]
     """
-    done = round / span
+    progress = round / span
     if schedule in ("exponential", "step"):
-        return factor ** (math.floor(done) if schedule == "step" else done)
+        return factor ** (math.floor(progress) if schedule == "step" else progress)
     if schedule not in ("cosine", "linear"):
         return 1.0
-    # Past its end it is the end exactly, where half of 1 + cos(pi) need not be 0.
-    left = (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1 - done
-    return end + (1 - end) * left if done < 1 else end
+    # From the span on the share is `end` exactly, because (1 + cos(pi)) / 2 may be rounded.
+    left = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+    return end + (1 - end) * left if progress < 1 else end
 
 
 def first_without_training(rate: Callable[[int], float], rounds: int) -> int | None:
@@ -37,7 +37,7 @@ def first_without_training(rate: Callable[[int], float], rounds: int) -> int | N
     >>> first_without_training(lambda round: 1e-20**round, 4)
     3
     """
-    # XLA takes what is smaller than the smallest normal number for 0.
+    # XLA flushes numbers below the smallest normal float32 to 0.
     tiny = float(np.finfo(np.float32).tiny)
     first = bisect_left(range(rounds), True, key=lambda round: rate(round) < tiny)
     return None if first == rounds else first + 1

@@ -1,4 +1,4 @@
-"""What a user says of a run, in plain values: options, lines of a file, axes of a grid."""
+"""A run as a user describes it, in plain values: options, lines of a file, axes of a grid."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,11 +13,11 @@ from fedjax_sim.settings.rooms import default_of
 
 @dataclass(frozen=True)
 class Setting:
-    """All that was said of one run; None is what was not.
+    """The values that a user gave for one run; None stands for values that were not given.
 
     Attributes:
-      options: those that an algorithm, a rule, a sampler, a split, a data set or a model declares,
-        by their flat names.
+      options: values of options that an algorithm, a rule, a sampler, a split, a data set or a
+        model declares, by their flat names.
     """
 
     dataset: str = default_of("dataset")
@@ -51,27 +51,27 @@ class Setting:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Setting":
-        """Of values by their flat names, as a file has them.
+        """The setting of values by their flat names, as a file has them.
 
         >>> Setting.of({"algorithm": "fedprox", "mu": 0.1}).options
         {'mu': 0.1}
         """
-        own = {name: value for name, value in values.items() if name not in _FIELDS}
+        options = {name: value for name, value in values.items() if name not in _FIELDS}
         shared = {name: value for name, value in values.items() if name in _FIELDS}
-        return cls(**shared, options=own)
+        return cls(**shared, options=options)
 
     def values(self) -> dict[str, Any]:
-        """Those that have a value, by their flat names, in the order of a file."""
+        """The values that are not None, by their flat names, in the order of a file."""
         flat = {name: getattr(self, name) for name in _FIELDS} | dict(self.options)
         order = [*(name for name in NAMES if name in flat), *flat]
         return {name: flat[name] for name in dict.fromkeys(order) if flat[name] is not None}
 
     def but(self, **values: Any) -> "Setting":
-        """The same but for these, by their flat names."""
+        """The same setting with these values, by their flat names."""
         return Setting.of(self.values() | values)
 
     def resolved(self) -> ResolvedSetting:
-        """The same with every default filled in, checked.
+        """The same setting, checked and with every default filled in.
 
         Raises:
           ValueError: naming the field, what was given and what is allowed.
@@ -80,7 +80,7 @@ class Setting:
 
     @property
     def score(self) -> str:
-        """The evaluated metric that tells good from bad; higher is better."""
+        """The evaluated metric that runs are compared by; higher is better."""
         return self.resolved().score
 
 

@@ -1,4 +1,4 @@
-"""Data sets, loaded; and what a user's own says of itself only once it is."""
+"""Loads data sets, and derives the facts of a user's own from its arrays."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,7 +15,7 @@ from fedjax_sim.datasets.types import Facts, facts_from
 from fedjax_sim.settings.rooms import declarations
 from fedjax_sim.settings.user_files import called
 
-_CLIENTS = 10  # of a function that takes their number, where it is not given
+_CLIENTS = 10  # given to a function that takes their number, where the user names none
 
 
 def keys(seed: int) -> tuple[Array, Array]:
@@ -28,7 +28,7 @@ def keys(seed: int) -> tuple[Array, Array]:
 
 
 def facts_of(dataset: Declaration, values: Mapping[str, Any]) -> Facts:
-    """Those that are declared; or of a user's own data, which are loaded for it.
+    """The declared facts; for a user's own data, which are loaded for that, derived ones.
 
     Raises:
       ValueError: if they cannot be loaded.
@@ -51,11 +51,11 @@ def facts_of(dataset: Declaration, values: Mapping[str, Any]) -> Facts:
 def load(
     dataset: Declaration, options: Mapping[str, Any], clients: int | None, seed: int
 ) -> Dataset:
-    """The examples; of a user's own once for several settings.
+    """Loads the examples; a user's own are cached for several settings.
 
     Raises:
       ValueError: if a user's own cannot be loaded.
-      FileNotFoundError: if they are yet to be fetched: how.
+      FileNotFoundError: if they must be fetched first; the message says how.
     """
     if dataset.name in declarations("dataset"):
         return _call(dataset, options, clients, seed)

@@ -1,4 +1,4 @@
-"""What a user brings along: a function of a Python file, and a folder of data."""
+"""A user's own parts: functions of Python files, and folders of data."""
 
 import importlib.util
 import inspect
@@ -20,7 +20,7 @@ _SPLITTER = ".py:"
 
 
 def is_reference(name: str) -> bool:
-    """Is it FILE.py:FUNCTION?
+    """Whether a name has the form FILE.py:FUNCTION.
 
     >>> is_reference("mine.py:wave"), is_reference("fedavg")
     (True, False)
@@ -29,19 +29,19 @@ def is_reference(name: str) -> bool:
 
 
 def is_path(name: str) -> bool:
-    """Is it meant for a folder?"""
+    """Whether a name is, or looks like, that of a folder."""
     return Path(name).expanduser().is_dir() or "/" in name or "\\" in name
 
 
 def declaration(
     room: str, name: str, common: tuple[str, ...], taken: frozenset[str]
 ) -> Declaration:
-    """Of FILE.py:FUNCTION, declared or not.
+    """The declaration of FILE.py:FUNCTION; one is made if the function has none.
 
     Args:
       common: parameters that are no options.
-      taken: names that its options may not have. Where it is not declared, an option of such a
-        name has the function's name before it: `wave_alpha` for the `alpha` of `wave`.
+      taken: names that its options may not have. In a declaration that is made here, an option of
+        such a name gets the function's name as a prefix: `wave_alpha` for the `alpha` of `wave`.
 
     Raises:
       ValueError: if the file is not there, fails to be imported, or has no such function; if a
@@ -70,18 +70,19 @@ def _declared(
     taken: frozenset[str],
 ) -> Declaration:
     function = name.rpartition(":")[2]
-    own = declaration_of(factory)
-    if own is None:
-        own = renamed(undeclared(name, factory, common), function, taken)
+    declaration = declaration_of(factory)
+    if declaration is None:
+        declaration = renamed(undeclared(name, factory, common), function, taken)
     else:
-        own = Declaration(**{**vars(own), "name": name, "is_default": False})
-        if clash := [option.name for option in own.options if option.name in taken]:
+        declaration = Declaration(**{**vars(declaration), "name": name, "is_default": False})
+        if clash := [option.name for option in declaration.options if option.name in taken]:
             raise ValueError(
                 f"{room} {name}: its option {clash[0]} has the name of another; declare it as "
                 f'Option("{function}_{clash[0]}", ..., parameter="{clash[0]}")'
             )
-    arguments = {*own.symbols.values(), *(option.argument for option in own.options)}
-    for parameter in own.parameters.values():
+    options = (option.argument for option in declaration.options)
+    arguments = {*declaration.symbols.values(), *options}
+    for parameter in declaration.parameters.values():
         has_meaning = parameter.name in common or parameter.name in arguments
         is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not has_meaning and not is_variadic:
@@ -89,14 +90,18 @@ def _declared(
                 f"{room} {name}: its parameter {parameter.name} has no default, and is none of "
                 f"{', '.join(common)}"
             )
-    return own
+    return declaration
 
 
-def called(room: str, name: str, call: Callable[[], Any], wanted: type, what: str) -> Any:
-    """What a user's function makes.
+def called(room: str, name: str, call: Callable[[], Any], result_type: type, type_text: str) -> Any:
+    """Calls a factory, and turns the errors of a user's function into ValueErrors.
+
+    Args:
+      result_type: the type that it must return.
+      type_text: the type's name in an error.
 
     Raises:
-      ValueError: with the function's own error; or saying that it makes something else.
+      ValueError: with the function's own error, or if it returns another type.
     """
     if not is_reference(name):
         return call()
@@ -104,17 +109,17 @@ def called(room: str, name: str, call: Callable[[], Any], wanted: type, what: st
         result = call()
     except Exception as error:  # a user's code may raise anything
         raise ValueError(f"{room} {name} failed: {_told(error)}") from error
-    if not isinstance(result, wanted):
-        raise ValueError(f"{room} {name} must return {what}; got {type(result).__name__}")
+    if not isinstance(result, result_type):
+        raise ValueError(f"{room} {name} must return {type_text}; got {type(result).__name__}")
     return result
 
 
 @lru_cache(maxsize=16)
 def folder(name: str) -> Declaration:
-    """The data of a folder, in the form that its files say.
+    """The declaration of a folder of data, whose format is recognised by the names of its files.
 
     Raises:
-      ValueError: if it is no folder, or its files are of no form: what was looked for.
+      ValueError: if it is no folder, or has no files of a known format, which are then listed.
     """
     path = Path(name).expanduser()
     if not path.is_dir():
@@ -142,14 +147,15 @@ _FORMS: Mapping[str, Callable[[Path], Dataset]] = {
 
 @lru_cache(maxsize=16)
 def _imported(room: str, name: str, file: Path, modified: int) -> ModuleType:
-    """The file as a module; anew where it was modified."""
-    # A name of its own, because it may be called as a package that is installed, or as another.
+    """The file as a module, imported again when it was modified."""
+    # The module gets a unique name, because the file may have that of an installed package.
     key = f"_user_file_{file.stem}_{crc32(str(file).encode()):08x}_{modified}"
     spec = importlib.util.spec_from_file_location(key, file)
     if spec is None or spec.loader is None:
         raise ValueError(f"{room} {name}: {file} cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    # A dataclass of the file looks its module up, and a file beside it may be imported by name.
+    # A dataclass in the file looks up its module in sys.modules, and the file may import another
+    # one beside it by name.
     sys.modules[key] = module
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
@@ -167,11 +173,11 @@ def _told(error: BaseException) -> str:
 
 
 def _instead(module: ModuleType, function: str) -> str:
-    own = [
+    functions = [
         name
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__
     ]
-    if near := get_close_matches(function, own, 1):
+    if near := get_close_matches(function, functions, 1):
         return f"; did you mean {near[0]}?"
-    return f"; it has {', '.join(own)}" if own else "; it has none"
+    return f"; it has {', '.join(functions)}" if functions else "; it has none"

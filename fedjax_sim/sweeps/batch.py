@@ -1,4 +1,4 @@
-"""A group's program, and its batches: some configurations for each device."""
+"""A group's compiled program, which runs its batches: some configurations on each device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ Tell = Callable[[float, float, float], None]
 
 
 class Compiled:
-    """A group's program, and how its batches are run."""
+    """A group's program; it is compiled with the first batch that is run."""
 
     def __init__(
         self,
@@ -60,49 +60,49 @@ class Compiled:
         )
 
     def _made(self, hyper: dict[str, Array], data: Array) -> tuple[Any, Array]:
-        """What `experiment` makes of one configuration, inside the trace."""
+        """The experiment of one configuration, or its results, inside the trace; and its key."""
         key = jax.random.wrap_key_data(data, impl=self.impl)
         return build(self.experiment, {**self.group.static, **hyper}, key, self.opaque), key
 
     def _experiment(self, hyper: dict[str, Array], data: Array) -> tuple[Experiment, Array]:
-        made, key = self._made(hyper, data)
-        if made.execution is None:
+        experiment, key = self._made(hyper, data)
+        if experiment.execution is None:
             # Side by side, configurations share the examples of a step and multiply them in one
             # product; under `vmapped` each client would have a product of its own.
             strategy = packed(1) if self.group.side_by_side > 1 else automatic()
-            made = made._replace(execution=strategy)
-        return made, key
+            experiment = experiment._replace(execution=strategy)
+        return experiment, key
 
     def _start(self, inputs: PyTree) -> PyTree:
         if self.opaque:
             return ()
 
-        def one(hyper: dict[str, Array], data: Array) -> PyTree:
-            made, key = self._experiment(hyper, data)
-            carry = made.begin(key)
+        def start(hyper: dict[str, Array], data: Array) -> PyTree:
+            experiment, key = self._experiment(hyper, data)
+            carry = experiment.begin(key)
             if not self.keeps_best:
                 return carry
-            return carry, first_best(made.state_of(jnp.int32(0), carry))
+            return carry, first_best(experiment.state_of(jnp.int32(0), carry))
 
-        return self._side_by_side(one, (0, None), *inputs)
+        return self._side_by_side(start, (0, None), *inputs)
 
     def _step(self, inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, PyTree]:
         if self.opaque:
             hyper, data = inputs
             return (), self._side_by_side(lambda h, d: self._made(h, d)[0], (0, None), hyper, data)
 
-        # The round is no part of what is batched, so neither are cohorts and control flow.
-        def one(hyper: dict[str, Array], data: Array, round: Array, carry: PyTree) -> PyTree:
-            made, key = self._experiment(hyper, data)
+        # The round's number is not batched, and so neither are cohorts and control flow.
+        def advance(hyper: dict[str, Array], data: Array, round: Array, carry: PyTree) -> PyTree:
+            experiment, key = self._experiment(hyper, data)
             if not self.keeps_best:
-                return made.advance(key, round, carry)
+                return experiment.advance(key, round, carry)
             assert self.group.keep is not None
             carry, best = carry
-            carry, row = made.advance(key, round, carry)
-            best = better(self.group.keep, best, made.state_of(round + 1, carry), row)
+            carry, row = experiment.advance(key, round, carry)
+            best = better(self.group.keep, best, experiment.state_of(round + 1, carry), row)
             return (carry, best), row
 
-        return self._side_by_side(one, (0, None, None, 0), *inputs, round, carry)
+        return self._side_by_side(advance, (0, None, None, 0), *inputs, round, carry)
 
     def _side_by_side(
         self, function: Callable[..., PyTree], axes: tuple[int | None, ...], *trees: PyTree
@@ -110,7 +110,7 @@ class Compiled:
         if self.group.side_by_side > 1:
             width = self.group.side_by_side
             return jax.vmap(function, in_axes=axes, axis_size=width)(*trees)
-        alone = (  # with no axis, which would keep XLA from some rewrites
+        alone = (  # a batch axis of length 1 would keep XLA from some rewrites
             tree if axis is None else jax.tree.map(lambda x: x[0], tree)
             for tree, axis in zip(trees, axes, strict=True)
         )
@@ -120,15 +120,17 @@ class Compiled:
         configurations = [[self.grid.configurations[i] for i in indices] for _, indices in batch]
         wide = jnp.result_type(float)
         hyper = {
-            name: np.array([[one[name] for one in row] for row in configurations], wide)
+            name: np.array(
+                [[configuration[name] for configuration in row] for row in configurations], wide
+            )
             for name in self.group.traced
         }
         seeds = np.array([seed for seed, _ in batch])
         data = self.key_data[seeds]
-        if self.group.fold:  # numbers of its own for every configuration
+        if self.group.fold:  # every configuration gets random numbers of its own
             folded = [
-                jax.random.fold_in(jax.random.wrap_key_data(one, impl=self.impl), indices[0])
-                for one, (_, indices) in zip(data, batch, strict=True)
+                jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=self.impl), indices[0])
+                for key_data, (_, indices) in zip(data, batch, strict=True)
             ]
             data = np.stack([np.asarray(jax.random.key_data(key)) for key in folded])
         return jax.device_put((hyper, data), self.sharding)
@@ -141,9 +143,9 @@ class Compiled:
         checkpoints: Checkpoints | None,
         checkpoint_every: int | None,
     ) -> tuple[Columns, list[Model]] | None:
-        """The batch's columns, and the models that are kept of it.
+        """Runs a batch; returns its columns and the models to keep.
 
-        After an interrupt of fewer rounds; None if there are none.
+        After an interrupt the columns have fewer rounds; if there is no round, it returns None.
         """
         inputs = self._inputs(batch)
         carry = () if self.opaque else self.start(inputs)
@@ -161,16 +163,16 @@ class Compiled:
         runs = len(batch) * width
 
         def on_chunk(first: int, rows: PyTree, seconds: float) -> None:
-            done = 1 if self.opaque else (first + rows.evaluated.shape[1]) / rounds
+            share_done = 1 if self.opaque else (first + rows.evaluated.shape[1]) / rounds
             steps = 0.0 if self.opaque else float(np.sum(rows.rounds.counts()["client_steps"]))
-            tell(done, steps, seconds)
+            tell(share_done, steps, seconds)
 
         driven = drive(
             self.program, inputs, carry, interrupt, on_chunk, checkpoints, checkpoint_every
         )
         if not driven.round:
             return None
-        found: Columns = {"rounds": {}, "values": {}}
+        batch_columns: Columns = {"rounds": {}, "values": {}}
         if self.opaque:
             # [devices, 1, width, ...]
             rows = jax.tree.map(lambda x: x[:, 0].reshape(runs, *x.shape[3:]), driven.history)
@@ -188,32 +190,32 @@ class Compiled:
                 }
                 for i in range(runs)
             ]
-        for kind, into in found.items():
+        for kind, into in batch_columns.items():
             for name in by_kind[0][kind]:
-                stacked = np.stack([one[kind][name] for one in by_kind])
-                # A file of numpy's has no bfloat16 and its kin.
+                stacked = np.stack([run_columns[kind][name] for run_columns in by_kind])
+                # NumPy's files cannot hold bfloat16 and other types of ml_dtypes.
                 into[name] = stacked.astype(np.float32) if stacked.dtype.kind == "V" else stacked
-        return found, self._models(driven.carry)
+        return batch_columns, self._models(driven.carry)
 
     def _models(self, carry: PyTree) -> list[Model]:
         if self.group.keep is None:
             return []
         configuration = self.grid.configurations[self.group.indices[0]]
         key = jax.random.wrap_key_data(self.key_data[0], impl=self.impl)
-        made = build(self.experiment, configuration, key, self.opaque)
-        return on_host(self.group.keep, made, carry)
+        experiment = build(self.experiment, configuration, key, self.opaque)
+        return on_host(self.group.keep, experiment, carry)
 
 
 def _split(result: PyTree) -> Columns:
-    """One run's result of a function of one's own: arrays by round, and single values."""
+    """The result of a user's function for one run, as arrays by round and single values."""
     if isinstance(result, History):
         return {"rounds": columns(result), "values": {}}
-    found = named(result, "value")
-    rounds = {name: x for name, x in found.items() if x.ndim}
+    leaves = named(result, "value")
+    rounds = {name: x for name, x in leaves.items() if x.ndim}
     lengths = {name: len(x) for name, x in rounds.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(
             "experiment must return single values and arrays with one length, the rounds; got "
             f"lengths {lengths}"
         )
-    return {"rounds": rounds, "values": {name: x for name, x in found.items() if not x.ndim}}
+    return {"rounds": rounds, "values": {name: x for name, x in leaves.items() if not x.ndim}}

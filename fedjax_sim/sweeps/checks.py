@@ -1,4 +1,4 @@
-"""What a sweep refuses before anything is computed: names, axes, and values that read alike."""
+"""Checks of a sweep before anything is computed: names, axes, and values with the same label."""
 
 import difflib
 import inspect
@@ -32,18 +32,22 @@ def check_names(
     """Refuses names that `experiment` does not take, and those it needs and is not given."""
     parameters = list(inspect.signature(experiment).parameters.values())[opaque:]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    taken = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameter_names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
     for name in grid.names:
-        if name not in taken and not open_ended:
-            near = difflib.get_close_matches(name, taken, 1)
+        if name not in parameter_names and not open_ended:
+            near = difflib.get_close_matches(name, parameter_names, 1)
             raise ValueError(
                 f"grid has {name!r}, which experiment does not take"
-                + (f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(taken)}")
+                + (
+                    f"; did you mean {near[0]!r}?"
+                    if near
+                    else f"; it takes {', '.join(parameter_names)}"
+                )
             )
     missing = [
         p.name
         for p in parameters
-        if p.default is p.empty and p.name in taken and p.name not in grid.names
+        if p.default is p.empty and p.name in parameter_names and p.name not in grid.names
     ]
     if missing:
         raise ValueError(f"grid must give {', '.join(missing)}, which experiment has no default of")
@@ -55,43 +59,51 @@ def check_names(
 
 
 def check_columns(grid: Grid, columns: Iterable[str]) -> None:
-    """Refuses an axis that a table has another column of."""
-    taken = set(columns)
+    """Refuses an axis whose name is already that of a column of the results."""
+    reserved = set(columns)
     for name in grid.names:
-        if name in taken:
+        if name in reserved:
             raise ValueError(
                 f"grid must not have an axis {name!r}, which is a column of the results already; "
-                f"call it something else (taken are {', '.join(sorted(taken))})"
+                f"call it something else (taken are {', '.join(sorted(reserved))})"
             )
 
 
 def check_labels(grid: Grid, opaque: bool) -> None:
-    """Refuses what a table could not tell apart: two lambdas, or a configuration twice.
+    """Refuses a grid whose configurations would be ambiguous in a table.
 
-    And an axis that every table has a column of.
+    These are two values with one label, as two lambdas, a configuration that occurs twice, and an
+    axis with the name of a column that every table has.
     """
     check_columns(grid, LABELS if opaque else COLUMNS)
     for name in grid.names:
-        check_kinds(name, [one[name] for one in grid])
-        seen: dict[Any, Any] = {}
-        for one in grid:
-            value = one[name]
-            if seen.setdefault(said(value), value) is not value and seen[said(value)] != value:
+        check_kinds(name, [configuration[name] for configuration in grid])
+        first_with_label: dict[Any, Any] = {}
+        for configuration in grid:
+            value = configuration[name]
+            if (
+                first_with_label.setdefault(label_of(value), value) is not value
+                and first_with_label[label_of(value)] != value
+            ):
                 raise ValueError(
-                    f"{name} has two values that are both called {said(value)!r} in a table; give "
-                    "functions names of their own, or sweep over names that experiment looks up"
+                    f"{name} has two values that are both called {label_of(value)!r} in a table; "
+                    "give functions names of their own, or sweep over names that experiment looks "
+                    "up"
                 )
-    rows = [repr([(k, type(v), said(v)) for k, v in one.items()]) for one in grid]
+    rows = [
+        repr([(k, type(v), label_of(v)) for k, v in configuration.items()])
+        for configuration in grid
+    ]
     if len(set(rows)) < len(rows):
-        again = next(i for i, row in enumerate(rows) if row in rows[:i])
+        repeated = next(i for i, row in enumerate(rows) if row in rows[:i])
         raise ValueError(
-            f"grid must have each configuration once; got {grid.configurations[again]} twice: its "
-            "seeds would count twice (more seeds are more keys)"
+            f"grid must have each configuration once; got {grid.configurations[repeated]} twice: "
+            "its seeds would count twice (more seeds are more keys)"
         )
 
 
 def check_kinds(name: str, values: Sequence[Any]) -> None:
-    """Refuses an axis of booleans and numbers together, as a mistaken `True` for 1."""
+    """Refuses an axis with both booleans and numbers, where `True` may be a mistake for 1."""
     booleans = [x for x in values if isinstance(x, bool)]
     numbers = [x for x in values if isinstance(x, (int, float)) and not isinstance(x, bool)]
     if booleans and numbers:
@@ -100,8 +112,8 @@ def check_kinds(name: str, values: Sequence[Any]) -> None:
         )
 
 
-def said(value: Any) -> Any:
-    """A value as the table and the manifest have it: functions by their names."""
+def label_of(value: Any) -> Any:
+    """A value's label in tables and in the manifest; a function's is its name."""
     if isinstance(value, (int, float, str)) or value is None:
         return value
     return getattr(value, "__name__", None) or repr(value)
@@ -111,7 +123,7 @@ def keys_of(keys: Array | Sequence[int]) -> tuple[list[int], Array]:
     """The labels of the seeds, and their keys [S].
 
     Raises:
-      ValueError: for what is neither keys nor different whole numbers.
+      ValueError: for values that are neither keys nor different whole numbers.
     """
     if isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         if keys.ndim != 1 or not len(keys):

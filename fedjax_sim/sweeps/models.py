@@ -1,4 +1,4 @@
-"""What a sweep keeps of its runs' models, on the host."""
+"""The models of runs that a sweep keeps, on the host."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ class Model(NamedTuple):
 
 
 def check_keep(keep_models: str | None, metric: str | None, opaque: bool, has_out: bool) -> None:
-    """Refuses what cannot be kept, whatever the experiment.
+    """Checks `keep_models` and `metric`, as far as that does not depend on the experiment.
 
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
@@ -55,7 +55,7 @@ def on_host(keep: Keep, experiment: Experiment, carry: PyTree) -> list[Model]:
     """The models of a batch's runs.
 
     Args:
-      carry: leaves [devices, side by side, ...], behind the last round.
+      carry: leaves [devices, side by side, ...], after the last round.
     """
     if keep.kept == "best":
         _, best = carry
@@ -77,7 +77,7 @@ def save_model(
     """Writes a run's model where `fs.load` finds it.
 
     Args:
-      configuration: what the sweep is labelled with, and the run's hyper-parameters.
+      configuration: the sweep's labels and the run's hyper-parameters.
 
     Raises:
       SaveError: if it cannot be written.

@@ -1,4 +1,4 @@
-"""Which configurations share a program, and how many of them run side by side."""
+"""The plan of a sweep: groups of configurations that share a program, and their batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,12 +21,12 @@ from fedjax_sim.sweeps.checks import check_columns
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
 
-_MOST = 32  # configurations side by side on a CPU device; more gained nothing
-_MOST_ELSEWHERE = 256  # on an accelerator: not measured
-_MOST_OF_A_FUNCTION = 8  # where the model's size is not known
+_MOST = 32  # configurations side by side on a CPU device at most; more were not faster
+_MOST_ELSEWHERE = 256  # the same on an accelerator, where it is not measured
+_MOST_OF_A_FUNCTION = 8  # the same for a function of the key, whose memory is not known
 
 
-# For each device: a seed's index, and indices into the grid.
+# For each device: the index of a seed, and indices into the grid.
 Batch = tuple[tuple[int, tuple[int, ...]], ...]
 
 
@@ -34,16 +34,16 @@ class Group(NamedTuple):
     """Configurations that share one program: the static values are the same.
 
     Attributes:
-      static: name -> value, part of the program.
-      traced: the names of what is an argument of it.
-      indices: into the grid.
+      static: name -> value of the hyper-parameters that are part of the program.
+      traced: names of the hyper-parameters that are arguments of the program.
+      indices: of its configurations in the grid.
       side_by_side: configurations under one `vmap`.
-      batches: each a call; padding repeats a run.
+      batches: one for each call; runs are repeated where a batch must be padded.
       num_rounds: R of its experiments; None for a function that returns results.
       exchange: the bytes of one exchange, where known.
       fold: whether the configuration's index is folded into the key.
-      facts: what a resume shall find the same.
-      keep: what is kept of its models; None for nothing.
+      facts: values that a resume must find the same.
+      keep: which model of each run is kept; None for none.
     """
 
     static: dict[str, Any]
@@ -71,59 +71,64 @@ def plan(
     keep_models: str | None = None,
     metric: str | None = None,
 ) -> list[Group]:
-    """The groups, each with its batches; refuses what cannot be traced."""
+    """Makes the groups, each with its batches; refuses hyper-parameters that cannot be traced."""
     traced = tuple(
         name
         for name in grid.names
-        if name not in static and _is_traced([one[name] for one in grid])
+        if name not in static and _is_traced([configuration[name] for configuration in grid])
     )
     members: dict[Any, list[int]] = {}
-    for i, one in enumerate(grid):
-        fixed_values = [(k, type(v), v) for k, v in one.items() if k not in traced]
+    for i, configuration in enumerate(grid):
+        fixed_values = [(k, type(v), v) for k, v in configuration.items() if k not in traced]
         members.setdefault(_hashable(fixed_values), []).append(i)
     groups = []
     for place, indices in enumerate(members.values()):
         first = grid.configurations[indices[0]]
         fixed = {name: value for name, value in first.items() if name not in traced}
         shapes = _check_traces(experiment, first, traced, keys[0], opaque)
-        num_rounds, exchange, most = None, None, _MOST_OF_A_FUNCTION
+        num_rounds, exchange, limit_width = None, None, _MOST_OF_A_FUNCTION
         facts: dict[str, Any] = {}
         keep: Keep | None = None
         if opaque:
             check_columns(grid, _of_a_function(shapes))
         else:
-            made = build(experiment, first, keys[0], opaque)
-            state = made.check(keys[0])
-            made = made.with_plain_counts()
-            check_columns(grid, _of_an_experiment(made, grid, keys[0], state))
-            if made.execution is not None and as_strategy(made.execution).mesh is not None:
+            first_experiment = build(experiment, first, keys[0], opaque)
+            state = first_experiment.check(keys[0])
+            first_experiment = first_experiment.with_plain_counts()
+            check_columns(grid, _of_an_experiment(first_experiment, grid, keys[0], state))
+            if (
+                first_experiment.execution is not None
+                and as_strategy(first_experiment.execution).mesh is not None
+            ):
                 raise ValueError(
                     "execution must not be sharded in a sweep, which deals whole configurations "
                     "over the devices; leave it None, or give the inner strategy"
                 )
-            for name in traced:  # each value once: a factory may refuse it
+            for name in traced:  # every value is built once, because a factory may refuse it
                 for value in dict.fromkeys(grid.configurations[i][name] for i in indices):
                     build(experiment, {**first, name: value}, keys[0], opaque)
-            num_rounds = made.num_rounds
-            exchange = communication(made.algorithm, state.params, made.data)
-            keep = keep_of(keep_models, metric, made, keys[0], state)
-            most = _width(made, state, keys[0], devices, limit, keep)
+            num_rounds = first_experiment.num_rounds
+            exchange = communication(
+                first_experiment.algorithm, state.params, first_experiment.data
+            )
+            keep = keep_of(keep_models, metric, first_experiment, keys[0], state)
+            limit_width = _width(first_experiment, state, keys[0], devices, limit, keep)
             facts = {
                 "num_rounds": num_rounds,
-                "evaluate_every": made.evaluate_every,
-                **local_facts(made.algorithm),
-                "federation": checksum(*jax.tree.leaves(made.data)),
+                "evaluate_every": first_experiment.evaluate_every,
+                **local_facts(first_experiment.algorithm),
+                "federation": checksum(*jax.tree.leaves(first_experiment.data)),
                 "state": [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)],
             }
         if isinstance(side_by_side, list):
-            most = side_by_side[place]
+            limit_width = side_by_side[place]
         elif side_by_side is not None:
-            most = side_by_side
+            limit_width = side_by_side
         if not common:
-            most = 1
+            limit_width = 1
         # As few blocks as fit, but one for each device and seed if there are enough.
         least = -(-devices // len(keys))
-        blocks = max(-(-len(indices) // most), min(least, len(indices)))
+        blocks = max(-(-len(indices) // limit_width), min(least, len(indices)))
         width = -(-len(indices) // blocks)
         units = []
         for b in range(0, len(indices), width):
@@ -150,32 +155,32 @@ def plan(
 
 
 def _width(
-    made: Experiment,
+    experiment: Experiment,
     state: FederatedState,
     key: Array,
     devices: int,
     limit: float,
     keep: Keep | None,
 ) -> int:
-    """How many configurations fit a core's cache together, and the memory."""
+    """The number of configurations that fit in the caches of a core, and in memory."""
     measured: list[tuple[str, int]] = []
 
     def measure(state: FederatedState) -> None:
-        message = made.algorithm.broadcast(state.server, state.round)
-        engine = Engine(made.algorithm.exchanges[-1], made.data, key, message)
+        message = experiment.algorithm.broadcast(state.server, state.round)
+        engine = Engine(experiment.algorithm.exchanges[-1], experiment.data, key, message)
         carry = carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients))
         measured.append((platform_of(engine), carry))
 
     jax.eval_shape(measure, state)
     ((platform, carry),) = measured
-    most = min(_MOST, 2 * cache_bytes() // carry) if platform == "cpu" else _MOST_ELSEWHERE
+    limit_width = min(_MOST, 2 * cache_bytes() // carry) if platform == "cpu" else _MOST_ELSEWHERE
     best = state.params if keep is not None and keep.metric is not None else ()
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, best)))
-    return max(1, min(most, int(limit / (4 * devices * held))))
+    num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, best)))
+    return max(1, min(limit_width, int(limit / (4 * devices * num_bytes))))
 
 
 def _hashable(fixed: list[tuple[str, type, Any]]) -> Any:
-    """What tells configurations' static values apart: 1 is not True, and no list is hashable."""
+    """A hashable value of the static values, in which 1 differs from True and lists are allowed."""
     try:
         hash(tuple(fixed))
     except TypeError:
@@ -184,19 +189,19 @@ def _hashable(fixed: list[tuple[str, type, Any]]) -> Any:
 
 
 def build(experiment: Callable[..., Any], hyper: dict[str, Any], key: Array, opaque: bool) -> Any:
-    """What `experiment` makes of a configuration: an `fs.Experiment`, or its results."""
+    """Calls `experiment` with a configuration; returns an `fs.Experiment`, or results."""
     try:
-        made = experiment(key, **hyper) if opaque else experiment(**hyper)
+        result = experiment(key, **hyper) if opaque else experiment(**hyper)
     except Exception as error:
-        known = {name: value for name, value in hyper.items() if is_concrete(value)}
-        error.add_note(f"experiment was called with {known}")
+        concrete = {name: value for name, value in hyper.items() if is_concrete(value)}
+        error.add_note(f"experiment was called with {concrete}")
         raise
-    if not opaque and not isinstance(made, Experiment):
+    if not opaque and not isinstance(result, Experiment):
         raise ValueError(
             "experiment must return an fs.Experiment, or take the key as its first argument and "
-            f"return its results; got {type(made).__name__}"
+            f"return its results; got {type(result).__name__}"
         )
-    return made
+    return result
 
 
 _TRACER_ERRORS = (
@@ -213,50 +218,50 @@ def _check_traces(
     key: Array,
     opaque: bool,
 ) -> PyTree:
-    """Calls `experiment` with traced hyper-parameters, and says which it cannot take.
+    """Calls `experiment` with traced hyper-parameters, and refuses those that it cannot trace.
 
     Returns:
-      The shapes of what a function of one's own returns.
+      The shapes of the results of a function of the key.
     """
-    found: list[PyTree] = []
+    shapes_of_calls: list[PyTree] = []
 
     def fails(names: Sequence[str]) -> str | None:
         def call(hyper: dict[str, Array]) -> Array:
-            made = build(experiment, {**first, **hyper}, key, opaque)
-            return jnp.zeros(()) if not opaque else made
+            result = build(experiment, {**first, **hyper}, key, opaque)
+            return jnp.zeros(()) if not opaque else result
 
         try:
             shapes = jax.eval_shape(call, {name: jnp.asarray(first[name], float) for name in names})
-            found.append(shapes)
+            shapes_of_calls.append(shapes)
         except _TRACER_ERRORS as error:
             return str(error).splitlines()[0]
         return None
 
     if fails(traced) is None:
-        return found[0]
+        return shapes_of_calls[0]
     wrong = [name for name in traced if fails([name]) is not None] or list(traced)
-    said = ", ".join(wrong)
+    axes = ", ".join(wrong)
     raise ValueError(
-        f"grid axis {said} cannot be traced: {fails(wrong)} To compile it in, one group and one "
+        f"grid axis {axes} cannot be traced: {fails(wrong)} To compile it in, one group and one "
         f"compilation for each of its values, give static={tuple(wrong)!r}"
     )
 
 
 def _of_an_experiment(
-    made: Experiment, grid: Grid, key: Array, state: FederatedState
+    experiment: Experiment, grid: Grid, key: Array, state: FederatedState
 ) -> frozenset[str]:
-    """The columns that axes might be called like, before anything compiles."""
-    found = COLUMNS | set(check_evaluated(made.evaluate, state))
-    if any(name.startswith("train_") for name in grid.names):  # what clients report takes a trace
-        found |= names_of(jax.eval_shape(made.next_round, key, state)[1])
-    return found
+    """The columns of an experiment's results, before anything compiles."""
+    names = COLUMNS | set(check_evaluated(experiment.evaluate, state))
+    if any(name.startswith("train_") for name in grid.names):  # only a trace gives train_ columns
+        names |= names_of(jax.eval_shape(experiment.next_round, key, state)[1])
+    return names
 
 
 def _of_a_function(shapes: PyTree) -> frozenset[str]:
-    """The columns of what a function of one's own returns.
+    """The columns of the results of a function of the key.
 
     Raises:
-      ValueError: for one that every table has already.
+      ValueError: for a column that every table has already.
     """
     names = names_of(shapes)
     for name in sorted(names & LABELS):

@@ -16,35 +16,35 @@ from fedjax_sim.sweeps.batch import Columns
 
 
 class Store:
-    """A sweep's folder: what it is of, and each batch's columns once they are whole."""
+    """A sweep's folder: its manifest, and the columns of each batch that is complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = RunFolder(folder)
 
     def widths(self) -> list[int] | None:
-        """Configurations side by side, of each group of what is there; None if nothing is."""
-        there = Manifest.read(self.folder, SWEEP)
-        return None if there is None else there.facts["side_by_side"]
+        """The saved sweep's number of configurations side by side, by group; None without one."""
+        manifest = Manifest.read(self.folder, SWEEP)
+        return None if manifest is None else manifest.facts["side_by_side"]
 
     def open(self, identity: Mapping[str, Any], widths: list[int], resume: bool) -> None:
-        """Compares what is there with what is to run, or says what will be.
+        """Writes the manifest, or compares it with that of the folder.
 
         Raises:
-          ValueError: if there is something, and it is not to be, or cannot be, gone on with.
+          ValueError: if the folder holds a sweep that is not to be resumed, or another one.
         """
-        here = Manifest.of(SWEEP, {**identity, "side_by_side": widths})
-        here.open(self.folder, resume)
+        manifest = Manifest.of(SWEEP, {**identity, "side_by_side": widths})
+        manifest.open(self.folder, resume)
         self.folder.parts(SWEEP).mkdir(exist_ok=True)
 
     def checkpoints(self, number: int) -> Checkpoints:
-        """Of a batch that is at work."""
+        """The checkpoints of a batch that is not complete yet."""
         return Checkpoints(self.folder.batch_checkpoints(number))
 
     def load(self, number: int, models: Sequence[Path] = ()) -> Columns | None:
-        """A batch's columns; None if they are not there, or damaged.
+        """A batch's columns; None if they are missing or damaged.
 
         Args:
-          models: that are kept of it; None is returned where one of them is not there.
+          models: the files of its models; None is returned if one of them is missing.
         """
         path = self.folder.batch(number)
         if not path.exists():
@@ -56,7 +56,7 @@ class Store:
         columns: Columns = {"rounds": {}, "values": {}}
         try:
             with np.load(path, allow_pickle=False) as archive:
-                for name in archive.files:  # reading checks each one's sum
+                for name in archive.files:  # reading an array checks its CRC
                     kind, _, column = name.partition(".")
                     columns[kind][column] = archive[name]
         except DAMAGED as error:
@@ -72,7 +72,7 @@ class Store:
         """
         path = self.folder.batch(number)
         arrays: dict[str, Any] = {
-            f"{kind}.{name}": x for kind, some in columns.items() for name, x in some.items()
+            f"{kind}.{name}": x for kind, by_name in columns.items() for name, x in by_name.items()
         }
         try:
             replace_file(path, lambda file: np.savez(file, **arrays))

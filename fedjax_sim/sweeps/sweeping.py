@@ -23,7 +23,7 @@ from fedjax_sim.host.driver import Interrupt
 from fedjax_sim.host.identity import program
 from fedjax_sim.results import Results, Run
 from fedjax_sim.sweeps.batch import Columns, Compiled
-from fedjax_sim.sweeps.checks import check_labels, check_names, keys_of, said, takes_key
+from fedjax_sim.sweeps.checks import check_labels, check_names, keys_of, label_of, takes_key
 from fedjax_sim.sweeps.models import check_keep, save_model
 from fedjax_sim.sweeps.plan import Group, build, plan
 from fedjax_sim.sweeps.store import Store
@@ -183,7 +183,7 @@ def sweep(
     if store is not None:
         identity = {
             "names": list(grid.names),
-            "grid": [[said(value) for value in one.values()] for one in grid],
+            "grid": [[label_of(value) for value in one.values()] for one in grid],
             "seeds": labels,
             "keys": np.asarray(jax.random.key_data(keys)).tolist(),
             "common_random_numbers": common_random_numbers,
@@ -248,7 +248,7 @@ def sweep(
                             # Models come first: the batch's own file says that all of it is there.
                             for (i, seed), model in zip(places, ran[1], strict=False):
                                 hyper = grid.configurations[i].items()
-                                label = {name: said(value) for name, value in hyper}
+                                label = {name: label_of(value) for name, value in hyper}
                                 label = {**(configuration or {}), **label}
                                 path = store.folder.model(i, labels[seed])
                                 save_model(path, model, group, labels[seed], label)
@@ -296,4 +296,4 @@ def _run(configuration: dict[str, Any], seed: int, found: Columns, row: int, gro
     asked = group.num_rounds
     if asked is None:  # a function's own: all or nothing
         asked = len(next(iter(rounds.values()))) if rounds else 1
-    return Run({k: said(v) for k, v in configuration.items()}, seed, rounds, values, asked)
+    return Run({k: label_of(v) for k, v in configuration.items()}, seed, rounds, values, asked)

@@ -1,4 +1,4 @@
-"""What is told while a sweep runs, and at which pace it goes."""
+"""The progress that a sweep reports, and its pace."""
 
 import math
 from collections.abc import Callable
@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 
 from fedjax_sim.core.notebook import card, words
 from fedjax_sim.host.driver import WARM_SECONDS
-from fedjax_sim.sweeps.checks import said
+from fedjax_sim.sweeps.checks import label_of
 from fedjax_sim.sweeps.plan import Group
 
 
 class Swept(NamedTuple):
-    """What is told after each chunk of a sweep.
+    """The progress of a sweep, reported after each chunk.
 
     Attributes:
-      runs: configurations times seeds that are through.
-      num_runs: how many there are.
-      client_steps_per_second: of this chunk; 0 if the outputs do not say.
-      seconds_left: at this pace, compilation of groups to come not counted; NaN while no pace is
-        known, after a first chunk that was short.
-      says: the batch at work, in words.
+      runs: runs (configurations times seeds) that are complete.
+      num_runs: all runs.
+      client_steps_per_second: of this chunk; 0 if the outputs have no `client_steps`.
+      seconds_left: at the pace so far, without the compilation of further groups; NaN while no
+        pace is known, after a first chunk that was short.
+      says: the static values of the current batch, in words.
     """
 
     runs: int
@@ -44,7 +44,7 @@ class Swept(NamedTuple):
 
 
 class Teller:
-    """Keeps the pace, and tells it."""
+    """Measures the pace of a sweep, and reports it with the progress."""
 
     def __init__(self, on_progress: Callable[[Swept], None] | None, num_runs: int) -> None:
         self.on_progress, self.num_runs = on_progress, num_runs
@@ -54,7 +54,7 @@ class Teller:
     def chunk(
         self, group: Group, new: int, runs: int, share: float, steps: float, seconds: float
     ) -> None:
-        """Of a batch of some runs, `new` of which are no repetition."""
+        """Reports a chunk of a batch of `runs` runs, of which `new` are not padding."""
         fresh = new * share - self.partly
         self.partly = new * share
         if not seconds:
@@ -65,7 +65,7 @@ class Teller:
         if self.on_progress is not None:
             left = max(self.num_runs - self.before - self.partly, 0.0)
             pace = self.seconds / self.worked if self.worked else math.nan
-            says = ", ".join(f"{name}={said(value)}" for name, value in group.static.items())
+            says = ", ".join(f"{name}={label_of(value)}" for name, value in group.static.items())
             self.on_progress(
                 Swept(
                     runs=min(self.before + int(self.partly), self.num_runs),

@@ -10,7 +10,7 @@ from fedjax_sim import plots
 from fedjax_sim.compare import report
 from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.partition import describe
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, line_styles
 from fedjax_sim.results import Results, Run
 from fedjax_sim.settings.setting import Setting
 
@@ -88,7 +88,7 @@ def test_the_modes_keep_their_styles():
         line.get_label(): line.get_color()
         for line in drawn(plots.curves(Results(tuple(runs)), "test_accuracy"))
     }
-    assert colours == {mode: canvas.MODE_STYLES[mode]["color"] for mode in colours}
+    assert colours == {mode: line_styles.MODE_STYLES[mode]["color"] for mode in colours}
     assert set(colours) == {"all_clients", "selected"}
 
 
@@ -370,7 +370,7 @@ def test_a_mode_without_a_style_of_its_own_is_drawn_too():
     figure = comparison(20, more_modes=("mine", "yours"))
     for ax in figure.axes:
         lines = [line for line in ax.get_lines() if not line.get_label().startswith("target")]
-        assert [x.get_label() for x in lines] == [*canvas.MODE_STYLES, "mine", "yours"]
+        assert [x.get_label() for x in lines] == [*line_styles.MODE_STYLES, "mine", "yours"]
         assert len({x.get_color() for x in lines}) == 6
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"mine", "yours"} < {*words}
@@ -384,7 +384,7 @@ def test_a_comparison_of_few_rounds_shows_all_of_them(rounds):
         left, right = ax.get_xlim()
         low, high = ax.get_ylim()
         lines = {x.get_label(): x for x in ax.get_lines()}
-        assert list(lines) == [x for x in (*canvas.MODE_STYLES, "target 0.9") if x in words]
+        assert list(lines) == [x for x in (*line_styles.MODE_STYLES, "target 0.9") if x in words]
         for line in lines.values():
             y = np.asarray(line.get_ydata())
             assert ((low < y) & (y < high)).all()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_sim.plots import canvas
+from fedjax_sim.plots import canvas, line_styles
 from fedjax_sim.report import cards, page, reading, rendering, tables
 from fedjax_sim.results import ROUNDS, SUMMARY, TABLE, Mean, Results, Run
 
@@ -145,7 +145,7 @@ def test_figures_have_colours_for_dark_ground():
     drawn = cards.inline(figure, "f1")
     assert f"stroke: var(--c{canvas.INK[1:]},{canvas.INK})" in drawn
     used = set(re.findall(r"var\(--c([0-9a-f]{6}),", drawn))
-    styles = (*canvas.STYLES, *canvas.MODE_STYLES.values())
+    styles = (*line_styles.STYLES, *line_styles.MODE_STYLES.values())
     used |= {canvas.LINE[1:], canvas.FAINT[1:], *(style["color"][1:] for style in styles)}
     assert used <= {*dark}
     assert all(there != here for there, here in dark.items())

@@ -47,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def call(options: argparse.Namespace) -> int:
     """Estimates, runs, writes, prints."""
     from fedjax_sim.reproduce import TABLES, Store, fedprox, race, record, select, shakespeare
-    from fedjax_sim.reproduce.racing import estimate, is_through
+    from fedjax_sim.reproduce.estimating import estimate
+    from fedjax_sim.reproduce.racing import is_through
 
     check_count("seeds", options.seeds)
     curves = (fedprox.NAME, shakespeare.NAME)
