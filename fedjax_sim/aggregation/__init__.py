@@ -6,6 +6,3 @@ from fedjax_sim.aggregation.averages import selected as selected
 from fedjax_sim.aggregation.averages import unbiased as unbiased
 from fedjax_sim.aggregation.averages import uniform as uniform
 from fedjax_sim.aggregation.robust import median as median
-
-# What makes a rule when it is called, by name.
-FACTORIES = {"median": median}

@@ -12,9 +12,11 @@ exactly: the first reading is the second with a server learning rate of n_V / n,
 untuned comparison of the two is largely a comparison of server learning rates.
 """
 
+import sys
+
 import jax.numpy as jnp
 
-from fedjax_sim.core.registry import declare
+from fedjax_sim.core.registry import declare, declared
 from fedjax_sim.core.trees import first_of_each
 from fedjax_sim.core.types import Array, Coefficients, Cohort
 
@@ -87,4 +89,5 @@ def unbiased(cohort: Cohort, client_weights: Array, all_client_weights: Array) -
     return Coefficients(weights=weights, denominator=jnp.ones((), shares.dtype))
 
 
-RULES = {rule.__name__: rule for rule in (selected, all_clients, uniform, unbiased)}
+# All rules of this file, by name.
+RULES = {name: declaration.factory for name, declaration in declared(sys.modules[__name__]).items()}

@@ -7,6 +7,7 @@ import numpy as np
 from fedjax_sim import aggregation as rules
 from fedjax_sim.baselines.refusals import check_plain
 from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.local_training import num_steps
 from fedjax_sim.core.types import Array, Cohort
 from fedjax_sim.data import FederatedData, check_whole
@@ -14,7 +15,7 @@ from fedjax_sim.execution import packed
 from fedjax_sim.execution.automatic import Automatic
 from fedjax_sim.execution.packed import Packed
 from fedjax_sim.execution.sharded import Sharded
-from fedjax_sim.sampling import Sampler, as_arrays
+from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.experiment import Experiment
 
 

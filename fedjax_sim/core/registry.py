@@ -1,7 +1,7 @@
 """How a file declares what it offers: its factory, and the options that a user may set.
 
-An algorithm, an aggregation rule, a sampler, a split, a data set and a model each declare
-themselves where they are defined:
+An algorithm, an aggregation rule, a sampler, a split, a data set, a model and an execution strategy
+declare themselves where they are defined:
 
     @declare(
         "FedAvg whose clients are held near the global model",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.execution.client import Engine
@@ -21,6 +22,7 @@ from fedjax_sim.execution.vmapped import vmapped
 _CACHES = 3
 
 
+@declare("what the shapes suggest", is_default=True)
 def automatic() -> "Automatic":
     """`vmapped` for equal clients of a small model, else `packed`; `make_round`'s default.
 

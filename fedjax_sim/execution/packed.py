@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.counts import MOST, carried, constant, exact, product
 from fedjax_sim.core.local_training import shuffles
+from fedjax_sim.core.registry import AT_LEAST_1, Option, declare
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
 from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import accumulators, all_finite, weighted
@@ -24,6 +25,10 @@ from fedjax_sim.execution.strategy import Strategy
 _LANES = 128
 
 
+@declare(
+    "a few lanes, each taking the next client from a queue",
+    Option("lanes", "clients side by side", kind=int, range=AT_LEAST_1),
+)
 def packed(lanes: int | None = None) -> "Packed":
     """L lanes, each with one client at a time: ragged clients cost what their data costs.
 

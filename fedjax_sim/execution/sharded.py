@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import where
 from fedjax_sim.core.types import Array, PyTree
@@ -76,6 +77,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, tree)
 
 
+@declare("the cohort dealt over the devices of a mesh")
 def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharded":
     """The cohort dealt over the devices of `mesh`, each running its share by `inner`.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.counts import constant
 from fedjax_sim.core.local_training import shuffles
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.sums import Sum, add_to
 from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import all_finite, sum_where, weighted_sum, where
@@ -17,6 +18,7 @@ from fedjax_sim.execution.pooled import pooled, takes_pooled
 from fedjax_sim.execution.strategy import Strategy
 
 
+@declare("all clients side by side, padded to the largest")
 def vmapped() -> "Vmapped":
     """Clients side by side under `vmap`, their steps in one `lax.scan`.
 

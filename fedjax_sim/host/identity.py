@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.core.types import (
     Array,
@@ -23,7 +24,6 @@ from fedjax_sim.core.versions import versions
 from fedjax_sim.execution.client import block_size
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.fingerprint import traced
-from fedjax_sim.sampling import as_arrays
 from fedjax_sim.training.experiment import Experiment
 
 

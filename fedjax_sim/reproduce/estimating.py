@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.reproduce.cells import Cell
 from fedjax_sim.reproduce.racing import MOST_RATES
 from fedjax_sim.settings import build

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.core.versions import versions

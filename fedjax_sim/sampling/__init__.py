@@ -1,9 +1,8 @@
-"""Who takes part in a round."""
+"""Samplers, which draw the clients that take part in a round."""
 
-from fedjax_sim.sampling.samplers import Sampler as Sampler
-from fedjax_sim.sampling.samplers import as_arrays as as_arrays
+from fedjax_sim.sampling.sampler import Sampler as Sampler
+from fedjax_sim.sampling.sampler import custom as custom
 from fedjax_sim.sampling.samplers import bernoulli as bernoulli
-from fedjax_sim.sampling.samplers import custom as custom
 from fedjax_sim.sampling.samplers import everyone as everyone
 from fedjax_sim.sampling.samplers import uniform as uniform
 from fedjax_sim.sampling.samplers import weighted as weighted

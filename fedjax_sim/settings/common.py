@@ -7,6 +7,7 @@ from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
 from fedjax_sim.core import registry
 from fedjax_sim.core.registry import Option
 from fedjax_sim.datasets.types import Facts
+from fedjax_sim.settings import strategies
 from fedjax_sim.settings.rooms import declarations
 
 FULL = "full"  # a batch_size
@@ -186,6 +187,6 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         "and a comparison count the rounds",
         range=registry.AT_MOST_1,
     ),
-    _text("execution", "automatic (default), vmapped, packed or packed:LANES", default="automatic"),
+    _text("execution", strategies.forms(" (default)"), default=strategies.default_strategy()),
     _count("cores", "cores to use (default: all)", metavar="N"),
 )

@@ -6,9 +6,11 @@ from typing import Any, cast
 
 import jax.numpy as jnp
 
-from fedjax_sim import aggregation as rules
+from fedjax_sim import aggregation
+from fedjax_sim import execution as strategies
 from fedjax_sim.core.checks import check_not_a_name, check_takes
 from fedjax_sim.core.local_training import check_local
+from fedjax_sim.core.registry import declared
 from fedjax_sim.core.types import (
     AggregationRule,
     Array,
@@ -17,7 +19,6 @@ from fedjax_sim.core.types import (
     Exchange,
     FederatedAlgorithm,
 )
-from fedjax_sim.execution import automatic, packed, sharded, vmapped
 from fedjax_sim.execution.strategy import Strategy, as_strategy
 
 
@@ -58,16 +59,22 @@ def check_rule(rule: Any) -> None:
     Raises:
       ValueError: saying what was given and what is allowed.
     """
+    # A declared function that has not the parameters of a rule makes one when it is called.
+    factories = {
+        name: declaration.factory
+        for name, declaration in declared(aggregation).items()
+        if not declaration.takes("cohort")
+    }
     _check_choice(
         "aggregation",
         rule,
-        "fs.aggregation." + ", .".join(rules.RULES),
-        {name: f"the function fs.aggregation.{name}" for name in rules.RULES}
-        | {name: f"fs.aggregation.{name}()" for name in rules.FACTORIES},
+        "fs.aggregation." + ", .".join(aggregation.RULES),
+        {name: f"the function fs.aggregation.{name}" for name in aggregation.RULES}
+        | {name: f"fs.aggregation.{name}()" for name in factories},
     )
-    for name, factory in rules.FACTORIES.items():
+    for factory_name, factory in factories.items():
         if rule is factory:
-            name = f"fs.aggregation.{name}"
+            name = f"fs.aggregation.{factory_name}"
             raise ValueError(f"aggregation must be a rule; got {name} itself: call it, {name}()")
     check_takes("aggregation", rule, "cohort", "client_weights", "all_client_weights")
 
@@ -113,17 +120,17 @@ def check_strategy(execution: Any) -> Strategy:
     Raises:
       ValueError: saying what was given and what is allowed.
     """
-    execution = automatic() if execution is None else execution
-    strategies = {factory.__name__: factory for factory in (automatic, vmapped, packed, sharded)}
+    execution = strategies.automatic() if execution is None else execution
+    factories = {name: declaration.factory for name, declaration in declared(strategies).items()}
     _check_choice(
         "execution",
         execution,
         "fs.execution.vmapped(), .packed(lanes), .sharded(mesh)",
-        {name: f"fs.execution.{name}(...)" for name in strategies},
+        {name: f"fs.execution.{name}(...)" for name in factories},
     )
-    for factory in strategies.values():
+    for factory_name, factory in factories.items():
         if execution is factory:
-            name = f"fs.execution.{factory.__name__}"
+            name = f"fs.execution.{factory_name}"
             raise ValueError(f"execution must be a strategy; got {name} itself: call it, {name}()")
     return as_strategy(execution)
 

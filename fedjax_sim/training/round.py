@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregation import selected
 from fedjax_sim.core.checks import check_same_spec
+from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.history import RoundMetrics
 from fedjax_sim.core.local_training import num_steps
 from fedjax_sim.core.randomness import CLIENT, COMBINE, EXCHANGE, SERVER, check_key, stream
@@ -30,7 +31,6 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import check_updates_fit
 from fedjax_sim.execution.strategy import Strategy
-from fedjax_sim.sampling import as_arrays
 from fedjax_sim.training.arguments import ask_rule, check_algorithm, check_rule, check_strategy
 from fedjax_sim.training.reported import Average, Exchanged, Slots, is_empty, round_metrics
 from fedjax_sim.training.state import check_state

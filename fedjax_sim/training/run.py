@@ -5,16 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim import sampling
 from fedjax_sim.core.checks import check_count, check_not_a_name, check_takes
 from fedjax_sim.core.evaluate import Evaluate, subject_of
 from fedjax_sim.core.history import History
 from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.registry import declared
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.round import RoundFn
-
-_SAMPLERS = ("uniform", "bernoulli", "weighted", "with_replacement", "everyone", "custom")
 
 
 def run(
@@ -156,7 +156,8 @@ def check_run(
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     check_count("num_rounds", num_rounds)
     check_count("evaluate_every", evaluate_every)
-    check_not_a_name("sampler", sampler, {name: f"fs.sampling.{name}(...)" for name in _SAMPLERS})
+    names = (*declared(sampling), "custom")
+    check_not_a_name("sampler", sampler, {name: f"fs.sampling.{name}(...)" for name in names})
     if not isinstance(sampler, Sampler):
         given = f"{sampler!r}"
         if callable(sampler):
