@@ -10,7 +10,7 @@ from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.local_training import num_steps
 from fedjax_sim.core.types import Array, Cohort
-from fedjax_sim.data import FederatedData, check_whole
+from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.execution import packed
 from fedjax_sim.execution.automatic import Automatic
 from fedjax_sim.execution.packed import Packed
@@ -60,7 +60,8 @@ def centralised(experiment: Experiment) -> Experiment:
     """
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
-    algorithm, data, sampler = experiment.algorithm, experiment.data, experiment.sampler
+    algorithm, sampler = experiment.algorithm, experiment.sampler
+    data = check_data(experiment.data, "experiment.data")
     check_whole(data, "experiment.data")
     check_plain(algorithm)
     if algorithm.pooled_gradient is not None:
@@ -116,7 +117,7 @@ def centralised(experiment: Experiment) -> Experiment:
 
 def _most_steps(experiment: Experiment) -> int:
     """The most local steps that a cohort can take, static."""
-    local, data, sampler = experiment.algorithm.local, experiment.data, experiment.sampler
+    local, data, sampler = experiment.algorithm.local, experiment.federation, experiment.sampler
     slots = data.num_clients if sampler.size is None else sampler.size
     size = data.max_num_examples if local.batch_size is None else local.batch_size
     if sampler.with_replacement or not is_concrete(data.num_examples):

@@ -62,7 +62,7 @@ def train(
     means = ""
     if name == "local_only":
         means = ", mean of the clients' own models"
-        clients = experiment.data.num_clients
+        clients = experiment.federation.num_clients
         if never := clients - int(values["trained_clients"] or 0):
             means += f" ({never} of {clients} never trained, and have the first one)"
     return f"{name}: {scores}{means}", True

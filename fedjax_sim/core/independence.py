@@ -124,7 +124,7 @@ def check_independent(
             found = values_at(params)  # some numbers, as a variance, cannot be any
     if not _is_finite(found):
         return
-    alone = not _is_used(of_two.jaxpr, of_two.jaxpr.invars[-1])
+    alone = not is_used(of_two.jaxpr, of_two.jaxpr.invars[-1])
     for value in sorted(named):
 
         def compare(row: int, other: str, place: int, when: str, value: str = value) -> None:
@@ -239,7 +239,7 @@ def _is_number(x: Any) -> bool:
     return is_concrete(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _is_used(graph: Jaxpr, variable: Any) -> bool:
+def is_used(graph: Jaxpr, variable: Any) -> bool:
     """Whether an operation is given this variable, functions compiled within looked into."""
     for equation in graph.eqns:
         places = [i for i, x in enumerate(equation.invars) if x is variable]
@@ -248,6 +248,6 @@ def _is_used(graph: Jaxpr, variable: Any) -> bool:
             return True
         for inner in called:
             body = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-            if any(_is_used(body, body.invars[i]) for i in places):
+            if any(is_used(body, body.invars[i]) for i in places):
                 return True
     return any(x is variable for x in graph.outvars)

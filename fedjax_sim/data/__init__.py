@@ -4,4 +4,5 @@ from fedjax_sim.data.checks import check_whole as check_whole
 from fedjax_sim.data.federation import FederatedData as FederatedData
 from fedjax_sim.data.federation import check_data as check_data
 from fedjax_sim.data.sizes import padded_sizes as padded_sizes
-from fedjax_sim.data.window import Source as Source
+from fedjax_sim.data.source import Source as Source
+from fedjax_sim.data.window import read_rows as read_rows

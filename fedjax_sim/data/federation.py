@@ -21,7 +21,8 @@ from fedjax_sim.data.checks import (
     path_name,
 )
 from fedjax_sim.data.sizes import padded_sizes
-from fedjax_sim.data.window import Source, rows_of
+from fedjax_sim.data.source import Source
+from fedjax_sim.data.window import rows_of
 
 _INT32_MAX = np.iinfo(np.int32).max
 
@@ -284,8 +285,8 @@ class FederatedData:
         )
 
 
-def check_data(data: Any, name: str = "data") -> None:
-    """Refuses what is not a federation in memory.
+def check_data(data: Any, name: str = "data") -> FederatedData:
+    """The federation; refuses what is none in memory.
 
     Raises:
       ValueError: naming the argument, and saying how to make one.
@@ -301,3 +302,4 @@ def check_data(data: Any, name: str = "data") -> None:
             f"{type(data).__name__} (a plain data set is a federation of one client: "
             "fs.FederatedData.from_clients([examples]))"
         )
+    return data

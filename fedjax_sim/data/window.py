@@ -1,122 +1,16 @@
-"""What reads the examples of some clients, and the rows of a window on them, on the host."""
+"""The rows of a window on some clients, read on the host."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_sim.core.checks import check_count
-from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import PyTree
-from fedjax_sim.data.checks import (
-    as_array,
-    check_values,
-    check_whole,
-    checked_names,
-    checked_weights,
-    path_name,
-)
-from fedjax_sim.data.sizes import padded_sizes
-
-if TYPE_CHECKING:
-    from fedjax_sim.data.federation import FederatedData
-
+from fedjax_sim.data.checks import as_array, check_values, path_name
+from fedjax_sim.data.source import Source
 
 _MOST_ROWS = np.iinfo(np.int32).max
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Source:
-    """A federation of which the examples are elsewhere, as on a disk: `FederatedData.window`.
-
-    Attributes:
-      num_examples: Int[K], n_k, of all clients.
-      spec: one example's shapes and dtypes, a pytree of `jax.ShapeDtypeStruct`.
-      read: ids -> the examples of each, a list of c pytrees of arrays `[n_k, ...]`; the ids are
-        Int[c], rising, each once.
-      weights: Float[K], p_k up to scale; None for n_k.
-      client_names: K different texts; None for none.
-
-    Raises:
-      ValueError: for sizes that are none or hold no example, or weights or names that do not fit.
-
-    >>> def read(ids):  # a client's examples are n_k times its number
-    ...     return [np.full(k + 1, k, np.float32) for k in ids]
-    >>> source = Source(np.arange(4) + 1, jax.ShapeDtypeStruct((), np.float32), read)
-    >>> source.total_num_examples, source.read(np.array([1]))[0].tolist()
-    (10, [1.0, 1.0])
-    """
-
-    num_examples: np.ndarray
-    spec: PyTree
-    read: Callable[[np.ndarray], Sequence[PyTree]]
-    weights: np.ndarray | None = None
-    client_names: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        sizes = np.asarray(self.num_examples)
-        if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 0).any():
-            raise ValueError(
-                "num_examples must be whole numbers, at least 0, one for each client; got "
-                f"{sizes.dtype} of shape {sizes.shape}"
-            )
-        if not sizes.any():
-            raise ValueError("num_examples must hold at least one example; all clients are empty")
-        checked_weights(self.weights, sizes)
-        # A tuple, since it is static in what is compiled for a window.
-        names = checked_names(self.client_names, len(sizes))
-        object.__setattr__(self, "client_names", names)
-
-    def __repr__(self) -> str:
-        return fields_of(self)
-
-    @classmethod
-    def of(cls, data: "FederatedData") -> "Source":
-        """A federation in memory as a source.
-
-        Raises:
-          ValueError: for a window, which does not know the sizes of the clients outside.
-        """
-        check_whole(data, "data")
-        examples = jax.tree.map(np.asarray, data.examples)
-        starts, sizes = np.asarray(data.offsets), np.asarray(data.num_examples)
-
-        def read(ids: np.ndarray) -> list[PyTree]:
-            return [
-                jax.tree.map(lambda x, k=k: x[starts[k] : starts[k] + sizes[k]], examples)
-                for k in ids
-            ]
-
-        return cls(
-            num_examples=sizes,
-            spec=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples),
-            read=read,
-            weights=np.asarray(data.client_weights),
-            client_names=data.client_names,
-        )
-
-    @cached_property
-    def client_weights(self) -> np.ndarray:
-        """Float[K]."""
-        return checked_weights(self.weights, np.asarray(self.num_examples))
-
-    @cached_property
-    def padded_sizes(self) -> tuple[int, ...]:
-        """As those of the whole federation."""
-        return padded_sizes(np.asarray(self.num_examples))
-
-    @cached_property
-    def max_num_examples(self) -> int:
-        """Of the largest client."""
-        return int(np.max(self.num_examples))
-
-    @cached_property
-    def total_num_examples(self) -> int:
-        """N."""
-        return int(np.sum(self.num_examples))
 
 
 def rows_of(
@@ -149,8 +43,25 @@ def rows_of(
         raise ValueError(
             f"capacity must hold the {within.sum()} examples of these clients; got {capacity}"
         )
+    offsets, num_examples = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
+    offsets[ids], num_examples[ids] = np.cumsum(within) - within, within
+    return read_rows(source, ids, capacity), offsets, num_examples
+
+
+def read_rows(source: Source, ids: np.ndarray, capacity: int) -> PyTree:
+    """Leaves `[capacity, ...]`, the examples of these clients end to end, and zeros behind them.
+
+    Args:
+      ids: Int[c], rising, each once; nothing is read of none.
+      capacity: at least as many rows as they have examples.
+
+    Raises:
+      ValueError: for what the source reads if it is not of its spec, of other numbers than it
+        says, or not finite.
+    """
+    within = np.asarray(source.num_examples)[ids]
     starts = np.cumsum(within) - within
-    clients = source.read(ids)
+    clients = source.read(ids) if len(ids) else ()
     if len(clients) != len(ids):
         raise ValueError(
             f"source must read as many clients as it is asked for, {len(ids)}; it reads "
@@ -176,6 +87,4 @@ def rows_of(
             column[start : start + size] = array
     for (path, _), column in zip(paths, columns, strict=True):
         check_values(column[: within.sum()], path_name(path), starts, ids)
-    offsets, num_examples = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
-    offsets[ids], num_examples[ids] = starts, within
-    return jax.tree.unflatten(treedef, columns), offsets, num_examples
+    return jax.tree.unflatten(treedef, columns)

@@ -93,6 +93,7 @@ def drive(
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int | None = None,
     as_it_were: Callable[[PyTree], PyTree] | None = None,
+    inputs_of: Callable[[int, int], tuple[PyTree, int] | None] | None = None,
 ) -> Driven:
     """Runs a program to its end, from its last checkpoint if there is one.
 
@@ -108,11 +109,13 @@ def drive(
         that they cost little.
       as_it_were: the rows that a checkpoint brought back -> as this program would have made them,
         the same object where nothing differs.
+      inputs_of: (first round, rounds at most) -> the program's inputs for so many of them, in the
+        place of `inputs`; None after an interrupt while they were waited for.
 
     Raises:
       SaveError: if a checkpoint cannot be written.
-      InterruptedRun: for what `on_chunk` raises, once what was computed until then is saved. Of
-        either error, `partial` is what was computed, a `Driven`.
+      InterruptedRun: for what `on_chunk` or `inputs_of` raises, once what was computed until then
+        is saved. Of either error, `partial` is what was computed, a `Driven`.
     """
     axis = program.rounds_axis
     buffers, done, stopped = program.buffers(), 0, False
@@ -170,6 +173,16 @@ def drive(
             told = InterruptedRun(f"a round was not told of: {error!r}")
             raise told.holding(driven()) from error
 
+    def next_inputs(
+        inputs_of: Callable[[int, int], tuple[PyTree, int] | None], count: int
+    ) -> tuple[PyTree, int] | None:
+        try:
+            return inputs_of(done, count)
+        except Exception as error:
+            save()
+            unread = InterruptedRun(f"the inputs of round {done + 1} were not read: {error!r}")
+            raise unread.holding(driven()) from error
+
     if rows:
         tell(0, 0.0)
     while done < program.num_rounds and not stopped and interrupt.received is None:
@@ -178,6 +191,11 @@ def drive(
         if checkpoint_every is not None:
             count = min(count, checkpoint_every - done % checkpoint_every)
         start = time.perf_counter()
+        if inputs_of is not None:
+            given = next_inputs(inputs_of, count)
+            if given is None:
+                break
+            inputs, count = given
         carry, remembered, buffers, took, ended = program.advance(
             inputs, carry, remembered, buffers, done, count
         )

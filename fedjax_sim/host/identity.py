@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.evaluate import subject_of
+from fedjax_sim.core.files import fingerprint
 from fedjax_sim.core.types import (
     Array,
     Coefficients,
@@ -21,9 +22,12 @@ from fedjax_sim.core.types import (
     RoundContext,
 )
 from fedjax_sim.core.versions import versions
+from fedjax_sim.data import FederatedData, Source
+from fedjax_sim.data.checks import path_name
 from fedjax_sim.execution.client import block_size
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.fingerprint import traced
+from fedjax_sim.host.planning import staged
 from fedjax_sim.training.experiment import Experiment
 
 
@@ -33,7 +37,6 @@ def identity(experiment: Experiment, key: Array, state: FederatedState) -> dict[
     Args:
       state: before round 0.
     """
-    data = experiment.data
     return {
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "num_rounds": experiment.num_rounds,
@@ -41,11 +44,27 @@ def identity(experiment: Experiment, key: Array, state: FederatedState) -> dict[
         **local_facts(experiment.algorithm),
         "cohort": experiment.sampler.size,
         "nonfinite": experiment.nonfinite,
-        "federation": checksum(*jax.tree.leaves(data)),
+        "federation": federation(experiment.data),
         "state": [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)],
         "first_params": checksum(*jax.tree.leaves(state.params)),
         "program": program(lambda key: experiment._replace(params=state.params), key),
         "versions": versions(),
+    }
+
+
+def federation(data: FederatedData | Source) -> Any:
+    """The checksum of a federation; of a source those of what is known without reading it all."""
+    if not isinstance(data, Source):
+        return checksum(*jax.tree.leaves(data))
+    spec = jax.tree_util.tree_flatten_with_path(data.spec)[0]
+    return {
+        "clients": len(data.num_examples),
+        "num_examples": checksum(np.asarray(data.num_examples, np.int64)),
+        "client_weights": checksum(data.client_weights),
+        "client_names": data.client_names and fingerprint([*data.client_names]),
+        "spec": [f"{path_name(path)} {x.dtype}{list(x.shape)}" for path, x in spec],
+        "examples_of_three": checksum(*jax.tree.leaves(data.sample)),
+        "identity": data.identity,
     }
 
 
@@ -77,11 +96,11 @@ def program(
         made = make(key, **values)
         if not isinstance(made, Experiment):
             return {"function": made}
-        known.append(made.data)
+        known.append(made.federation)
         names.update(_names(made))
         plain["nonfinite"] = made.nonfinite
         state = _stand_in(jax.eval_shape(made.start, key))
-        cohort = made.sampler.sample(key, round, made.data)
+        cohort = made.sampler.sample(key, round, staged(made.federation))
         found = {
             "sampler": cohort,
             "aggregation": _aggregation(made, _stand_in(cohort), state, key),
@@ -125,7 +144,7 @@ _Numbers.__name__ = "Coefficients"
 
 def _aggregation(experiment: Experiment, cohort: Cohort, state: FederatedState, key: Array) -> Any:
     """The rule's, of any cohort that the sampler might draw, and what it makes of all updates."""
-    data = experiment.data
+    data = experiment.federation
     cohort, _, reports = as_arrays(cohort, data.num_clients, stateful=False)
     client_weights = data.client_weights[cohort.client_ids]
     cohort = cohort._replace(reports=reports)
@@ -147,7 +166,7 @@ def _client_and_server(experiment: Experiment, key: Array, state: FederatedState
     one: Any = jnp.ones((), jnp.result_type(float))
     context = RoundContext(
         round=state.round,
-        num_clients=experiment.data.num_clients,
+        num_clients=experiment.federation.num_clients,
         num_reporting=jnp.int32(4),
         weight_sum=2 * one,
         reporting_share=3 * one,
@@ -172,7 +191,7 @@ def _client(
     experiment: Experiment, exchange: Exchange, key: Array, state: FederatedState
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One client's phases on one block; and of what it sends, the update and the total."""
-    data = experiment.data
+    data = experiment.federation
     size = block_size(exchange.local, data)
     block = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data.examples

@@ -1,6 +1,7 @@
 """A whole run driven from the host: progress, early stop, checkpoints, resume."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.notebook import progress_bar, words
 from fedjax_sim.core.randomness import as_key
 from fedjax_sim.core.types import Array, FederatedState, PyTree
+from fedjax_sim.data import Source
 from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import Driven, Interrupt, Progress, drive, history_of
@@ -34,6 +36,7 @@ from fedjax_sim.host.program import compile_program, trace_step
 from fedjax_sim.host.simulation import Simulation, save_model
 from fedjax_sim.host.stopping import Criterion, Stop, as_stop, check_stop, replay
 from fedjax_sim.host.telling import Teller, Writer
+from fedjax_sim.host.windows import Windows
 from fedjax_sim.results.columns import check_evaluated
 from fedjax_sim.results.folder import MODEL, RUN, RunFolder
 from fedjax_sim.training.communication import communication
@@ -54,6 +57,7 @@ def simulate(
     configuration: Mapping[str, Any] | None = None,
     keep_model: str = "final",
     metric: str | None = None,
+    capacity: int | None = None,
 ) -> Simulation:
     """Runs an experiment in compiled chunks of rounds, and survives being killed.
 
@@ -87,15 +91,19 @@ def simulate(
       metric: a column of one number a round, as "validation_accuracy" or "train_loss"; None for the
         score: of a validation set where there is one, else of the test set. Losses and errors are
         best where they are lowest.
+      capacity: where the experiment's data is an `fs.data.Source`: rows of examples that a window
+        holds, of as many rounds as fit. The next window is read in a thread while this one is
+        trained on, so that there are two at a time. No bit of the result depends on it. None for
+        256 MiB of them, or those of the largest round.
 
     Raises:
       ValueError: what the experiment raises; if `out` holds checkpoints and `resume` is False,
         or those of another experiment (what differs).
       SaveError: (an OSError) if a checkpoint or the model cannot be written: what was saved before
         is as it was.
-      InterruptedRun: for what a writer or `on_progress` raises, its cause, once what was computed
-        is saved in `out`. All writers are closed then; what closing them raises is a note on the
-        error. Of either error, `partial` is what was computed, an `fs.Simulation`.
+      InterruptedRun: for what a writer, `on_progress` or a source's `read` raises, its cause, once
+        what was computed is saved in `out`. All writers are closed then; what closing them raises
+        is a note on the error. Of either error, `partial` is what was computed, an `fs.Simulation`.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -131,6 +139,7 @@ def simulate(
                 configuration=configuration,
                 keep_model=keep_model,
                 metric=metric,
+                capacity=capacity,
             )
             tell(len(shown.history.evaluated), shown.status)
             return shown
@@ -139,18 +148,26 @@ def simulate(
     experiment = experiment.with_plain_counts()
     state = experiment.start(key)
     check_evaluated(experiment.evaluate, state)
-    exchange = communication(experiment.algorithm, state.params, experiment.data)
+    exchange = communication(experiment.algorithm, state.params, experiment.federation)
     keep = None if keep_model == "final" else keep_of(keep_model, metric, experiment, key, state)
     execution = experiment.execution
     mesh = None if execution is None else as_strategy(execution).mesh
     carry = _first_carry(state, keep, mesh)
+    windows = _windows(experiment, key, state, capacity, mesh)
 
-    def step(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+    def one_round(here: Experiment, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         if keep is None:
-            return experiment.advance(key, round, carry)
-        return advance(keep, experiment, key, round, carry)
+            return here.advance(key, round, carry)
+        return advance(keep, here, key, round, carry)
 
-    traced = trace_step(step, (), carry)
+    def in_memory(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+        return one_round(experiment, round, carry)
+
+    inputs: PyTree = ()
+    step: Callable[..., tuple[PyTree, History]] = in_memory
+    if windows is not None:
+        inputs, carry, step = windows.shapes, windows.carry(carry), windows.step(one_round)
+    traced = trace_step(step, inputs, carry)
     as_it_were = partial(_without_last_evaluation, experiment)
     checkpoints = None
     if out is not None:
@@ -165,11 +182,15 @@ def simulate(
         checkpoints = Checkpoints(folder.parts(RUN))
         rounds_met = partial(_rounds_met, criterion, checkpoints, traced.row, as_it_were)
         Manifest.of(RUN, here).open(folder, resume, rounds_met)
-    program = compile_program(traced, (), carry, experiment.num_rounds, stop=criterion, place=mesh)
+    program = compile_program(
+        traced, inputs, carry, experiment.num_rounds, stop=criterion, place=mesh
+    )
     teller = Teller(writers, on_progress, experiment.num_rounds)
 
     def simulation(driven: Driven) -> Simulation:
         carry, best = driven.carry, None
+        if windows is not None:
+            carry = windows.own_carry(carry)
         if keep is not None:
             carry, best = carry
         final = experiment.state_of(jnp.int32(driven.round), carry)
@@ -180,16 +201,22 @@ def simulate(
         )
 
     try:
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, windows or nullcontext():
+
+            def inputs_of(first: int, count: int) -> tuple[PyTree, int] | None:
+                assert windows is not None
+                return windows.take(first, count, lambda: interrupt.received is not None)
+
             driven = drive(
                 program,
-                (),
+                inputs,
                 carry,
                 interrupt,
                 teller.chunk,
                 checkpoints,
                 checkpoint_every,
                 as_it_were,
+                None if windows is None else inputs_of,
             )
     except BaseException as error:
         teller.close(error)
@@ -235,6 +262,28 @@ def _check(
             "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
             f"{writers!r}"
         )
+
+
+def _windows(
+    experiment: Experiment,
+    key: Array,
+    state: FederatedState,
+    capacity: int | None,
+    mesh: Mesh | None,
+) -> Windows | None:
+    """Those of a run whose data are read while it goes on.
+
+    Raises:
+      ValueError: for a capacity where the data are in memory; what `Windows` refuses.
+    """
+    if isinstance(experiment.data, Source):
+        return Windows(experiment, key, state, capacity, mesh)
+    if capacity is not None:
+        raise ValueError(
+            f"capacity is of an experiment whose data is an fs.data.Source; got {capacity}, and "
+            "data in memory"
+        )
+    return None
 
 
 def _first_carry(state: FederatedState, keep: Keep | None, mesh: Mesh | None) -> PyTree:

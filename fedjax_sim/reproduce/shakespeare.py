@@ -118,7 +118,7 @@ def _times(mesh: Mesh | None) -> dict[str, Any]:
     setting = replace(SETTING, partition="natural", fraction=_TIMED).resolved()
     experiment = build.experiment(setting)
     key = jax.random.key(1)
-    cohort = experiment.sampler.sample(key, 0, experiment.data)
+    cohort = experiment.sampler.sample(key, 0, experiment.federation)
     blocks = -(-experiment.data.num_examples[cohort.client_ids] // 10)
     times: dict[str, Any] = {
         "clients": len(blocks),

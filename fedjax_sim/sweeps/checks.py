@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array
+from fedjax_sim.data import Source
 from fedjax_sim.grid import Grid
 from fedjax_sim.results.columns import COLUMNS, LABELS
 from fedjax_sim.training.experiment import Experiment
@@ -56,6 +57,20 @@ def check_names(
             raise ValueError(
                 f"static must name axes of the grid, {', '.join(grid.names)}; got {name!r}"
             )
+
+
+def check_in_memory(experiment: Experiment) -> None:
+    """Refuses a source, of which each seed's cohorts would need a window of their own.
+
+    Raises:
+      ValueError: saying what to do in its place.
+    """
+    if isinstance(experiment.data, Source):
+        raise ValueError(
+            "experiment.data must be in memory in a sweep, because its seeds and configurations "
+            "run side by side and each seed draws other clients; got a Source. fs.simulate takes "
+            "it, a configuration and a seed at a time"
+        )
 
 
 def check_columns(grid: Grid, columns: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.identity import local_facts
 from fedjax_sim.host.keeping import Keep, keep_of
 from fedjax_sim.results.columns import COLUMNS, LABELS, check_evaluated, names_of
-from fedjax_sim.sweeps.checks import check_columns
+from fedjax_sim.sweeps.checks import check_columns, check_in_memory
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
 
@@ -93,6 +93,7 @@ def plan(
             check_columns(grid, _of_a_function(shapes))
         else:
             first_experiment = build(experiment, first, keys[0], opaque)
+            check_in_memory(first_experiment)
             state = first_experiment.check(keys[0])
             first_experiment = first_experiment.with_plain_counts()
             check_columns(grid, _of_an_experiment(first_experiment, grid, keys[0], state))
@@ -167,7 +168,7 @@ def _width(
 
     def measure(state: FederatedState) -> None:
         message = experiment.algorithm.broadcast(state.server, state.round)
-        engine = Engine(experiment.algorithm.exchanges[-1], experiment.data, key, message)
+        engine = Engine(experiment.algorithm.exchanges[-1], experiment.federation, key, message)
         carry = carry_bytes(engine, jax.tree.map(lambda x: x[:1], state.clients))
         measured.append((platform_of(engine), carry))
 

@@ -7,7 +7,7 @@ from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.evaluate import OfState
 from fedjax_sim.core.loss import check_examples
 from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
-from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.training.evaluation import Evaluation, client_statistics, evaluate
 from fedjax_sim.training.personal import evaluate_clients
 
@@ -87,9 +87,10 @@ def evaluator(
     parts = {"validation": validation, "test": test}
     if test is None and clients is None and validation is None:
         raise ValueError("evaluator must be given test, clients, validation or several; got none")
-    for given in (*parts.values(), clients, train):
+    for name, given in (*parts.items(), ("clients", clients), ("train", train)):
         if given is not None:
-            check_data(given)
+            check_data(given, name)
+            check_whole(given, name)
     if (personal is None) != (train is None):
         one, other = ("train", "personal") if personal is not None else ("personal", "train")
         raise ValueError(

@@ -1,6 +1,7 @@
 """One experiment, described: all that a run needs beside its key."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from fedjax_sim.core.types import (
     Params,
     PyTree,
 )
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, Source, check_data
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.round import RoundFn, make_round
@@ -36,7 +37,7 @@ class Experiment(NamedTuple):
     Attributes:
       algorithm: from `fs.fedavg` and its siblings; its hyper-parameters may be traced.
       params: the first model, or a function key -> params that draws it.
-      data: the federation.
+      data: the federation; or, for `fs.simulate`, an `fs.data.Source` that reads it.
       sampler: from `fs.sampling`.
       num_rounds: R.
       aggregation: a rule of `fs.aggregation`.
@@ -58,7 +59,7 @@ class Experiment(NamedTuple):
 
     algorithm: FederatedAlgorithm
     params: Params | Callable[[Array], Params]
-    data: FederatedData
+    data: FederatedData | Source
     sampler: Sampler
     num_rounds: int
     aggregation: AggregationRule = rules.selected
@@ -75,6 +76,11 @@ class Experiment(NamedTuple):
         return self._replace(
             num_rounds=int(self.num_rounds), evaluate_every=int(self.evaluate_every)
         )
+
+    @property
+    def federation(self) -> FederatedData:
+        """The data; of a `Source` all but the examples, which have their shapes alone."""
+        return self.data.without_examples if isinstance(self.data, Source) else self.data
 
     @property
     def round_fn(self) -> RoundFn:
@@ -97,17 +103,27 @@ class Experiment(NamedTuple):
             self.round_fn,
             key,
             state,
-            self.data,
+            check_data(self.data),
             self.sampler,
             self.evaluate,
             self.evaluate_every,
             last=self.num_rounds,
         )
 
+    def shapes_of_round(self, key: Array, state: FederatedState) -> History:
+        """Of what is reported of a round; computes nothing."""
+        whole = self.federation
+
+        def one_round(examples: PyTree, offsets: Array) -> History:
+            data = replace(whole, examples=examples, offsets=offsets)
+            return self._replace(data=data).next_round(key, state)[1]
+
+        return jax.eval_shape(one_round, whole.examples, whole.offsets)
+
     def communication(self) -> Communication:
         """The bytes of one exchange, as `fs.communication` counts them; computes nothing."""
         state = jax.eval_shape(self.start, jax.random.key(0))
-        return communication(self.algorithm, state.params, self.data)
+        return communication(self.algorithm, state.params, self.federation)
 
     def begin(self, key: Array) -> PyTree:
         """What a loop over rounds carries before round 0: the server's and the clients' states."""
@@ -125,12 +141,16 @@ class Experiment(NamedTuple):
         return (state.server, state.clients), row
 
     def run(self, key: Array) -> tuple[FederatedState, History]:
-        """All R rounds in one scan, as `fs.run`; pure, and compiled anew at each unjitted call."""
+        """All R rounds in one scan, as `fs.run`; pure, and compiled anew at each unjitted call.
+
+        Raises:
+          ValueError: for a `Source`, which `fs.simulate` reads while it trains.
+        """
         return run(
             self.round_fn,
             key,
             self.start(key),
-            self.data,
+            check_data(self.data),
             self.sampler,
             self.num_rounds,
             self.evaluate,
@@ -149,7 +169,7 @@ class Experiment(NamedTuple):
             self.round_fn,
             key,
             state,
-            self.data,
+            self.federation,
             self.sampler,
             self.num_rounds,
             self.evaluate_every,

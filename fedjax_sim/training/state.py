@@ -7,17 +7,20 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.types import FederatedAlgorithm, FederatedState, Params, PyTree
-from fedjax_sim.data import FederatedData, check_data
+from fedjax_sim.data import FederatedData, Source, check_data
 from fedjax_sim.execution.client import check_steps
 from fedjax_sim.training.arguments import check_algorithm
 
 
-def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> FederatedState:
+def init(
+    algorithm: FederatedAlgorithm, params: Params, data: FederatedData | Source
+) -> FederatedState:
     """The state before round 0, after checking that algorithm, params and data fit.
 
     Args:
       params: the initial model w_0, a pytree of floating arrays.
-      data: the federation, whose K sizes the clients' states, `[K, ...]`.
+      data: the federation, whose K sizes the clients' states, `[K, ...]`; of a `Source` the
+        examples of three clients are looked at.
 
     Raises:
       ValueError: if params hold anything but floating arrays, the loss does not return
@@ -25,7 +28,10 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
         a loss from `fs.models`.
     """
     algorithm = check_algorithm(algorithm)
-    check_data(data)
+    if isinstance(data, Source):
+        examples, data = data.sample, data.without_examples
+    else:
+        examples = [check_data(data).examples]
     for exchange in algorithm.exchanges:
         check_steps(exchange.local, data)
     # Copies, so that donating the state leaves the caller's arrays alone, and without the
@@ -38,7 +44,8 @@ def init(algorithm: FederatedAlgorithm, params: Params, data: FederatedData) -> 
                 f"{x.dtype} at params{jax.tree_util.keystr(path)}{_cure(params)}"
             )
     if algorithm.check is not None:
-        algorithm.check(params, data.examples)
+        for some in examples:
+            algorithm.check(params, some)
     client_state = algorithm.init_client(params)
     return FederatedState(
         server=algorithm.init(params),

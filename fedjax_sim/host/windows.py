@@ -1,0 +1,257 @@
+"""Windows on a federation that is not in memory: the next is read while this one is trained on.
+
+A window holds the examples of all cohorts of some rounds, in a fixed number of rows, and is an
+input of the program, so that nothing compiles anew. Sizes, weights and all that is static are those
+of the whole federation, so that a round makes of it what it would make of the whole.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.history import History
+from fedjax_sim.core.types import Array, FederatedState, PyTree
+from fedjax_sim.data import Source, read_rows
+from fedjax_sim.execution import replicate
+from fedjax_sim.host.planning import Cohorts, Planned, staged, taking_part
+from fedjax_sim.training.experiment import Experiment
+
+_WINDOW_BYTES = 2**28  # of examples, by default; at least those of the largest round
+_MOST_ROWS = 2**31 - 1
+_LOOK_SECONDS = 0.1  # between two looks at the signals, while a window is waited for
+
+# (experiment, round, carry) -> (carry, row), as a program's step, of an experiment in memory.
+Step = Callable[[Experiment, Array, PyTree], tuple[PyTree, History]]
+
+
+class Window(NamedTuple):
+    """What a program is given of a federation.
+
+    Attributes:
+      examples: leaves [capacity, ...].
+      offsets: Int[K], the first row of each client that is held.
+      held: Bool[K].
+    """
+
+    examples: PyTree
+    offsets: Any
+    held: Any
+
+
+class _Ready(NamedTuple):
+    """A window on the devices, and the rounds that it is of."""
+
+    planned: Planned
+    window: Window
+
+
+class Windows:
+    """The windows of one run, in the order of its rounds; used as a context, which ends its thread.
+
+    Attributes:
+      capacity: rows of each.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        key: Array,
+        state: FederatedState,
+        capacity: int | None,
+        mesh: Mesh | None,
+    ) -> None:
+        """Plans the run; reads nothing yet.
+
+        Args:
+          experiment: whose data is a `Source`.
+          state: before round 0, or its shapes.
+          capacity: rows; None for `_WINDOW_BYTES` of them.
+          mesh: where the windows are placed; None for the default device.
+
+        Raises:
+          ValueError: for a sampler that looks at examples, or a capacity that a round exceeds.
+        """
+        assert isinstance(experiment.data, Source)
+        self._source, self._experiment, self._key = experiment.data, experiment, key
+        self._whole = experiment.federation
+        self._params = jax.eval_shape(lambda: state.params)
+        self._cohorts = Cohorts(experiment.sampler, key, self._whole, experiment.num_rounds)
+        self.capacity = self._rows(capacity)
+        self._mesh = mesh
+        (self._device,) = jnp.zeros(()).devices()  # of this thread, which the other does not know
+        self._here: _Ready | None = None
+        self._next: Future[_Ready] | None = None
+        self._thread: threading.Thread | None = None
+
+    def _rows(self, capacity: int | None) -> int:
+        source, sampler = self._source, self._experiment.sampler
+        sizes = np.sort(np.asarray(source.num_examples))
+        # No cohort reads more than this, and only if that does not fit are all rounds looked at.
+        most = int(sizes.sum() if sampler.size is None else sizes[-sampler.size :].sum())
+        if capacity is None:
+            example = sum(
+                int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize
+                for x in jax.tree.leaves(source.spec)
+            )
+            rows = max(1, min(source.total_num_examples, _WINDOW_BYTES // max(example, 1)))
+            if most > rows:
+                rows = max(rows, self._cohorts.largest_round()[1])
+            if rows > _MOST_ROWS:
+                raise ValueError(
+                    f"sampler must draw cohorts of at most {_MOST_ROWS} examples; got one of {rows}"
+                )
+            return rows
+        capacity = check_count("capacity", capacity, ", or None")
+        if capacity > _MOST_ROWS:
+            raise ValueError(f"capacity must be at most {_MOST_ROWS}; got {capacity}")
+        if most > capacity:
+            largest, rows = self._cohorts.largest_round()
+            if rows > capacity:
+                raise ValueError(
+                    f"capacity must hold the cohort of each round: that of round {largest + 1} has "
+                    f"{rows} examples; got {capacity}"
+                )
+        return capacity
+
+    @property
+    def shapes(self) -> Window:
+        """Of what the program is given."""
+        sharding: Any = None
+        if self._mesh is not None:
+            sharding = NamedSharding(self._mesh, PartitionSpec())
+
+        def rows(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.capacity, *x.shape[1:]), x.dtype, sharding=sharding)
+
+        clients = (self._whole.num_clients,)
+        return Window(
+            examples=jax.tree.map(rows, self._whole.examples),
+            offsets=jax.ShapeDtypeStruct(clients, jnp.int32, sharding=sharding),
+            held=jax.ShapeDtypeStruct(clients, jnp.bool_, sharding=sharding),
+        )
+
+    def carry(self, carry: PyTree) -> PyTree:
+        """The program's, of a step's own: behind it stands whether windows held all cohorts."""
+        return carry, jax.device_put(jnp.array(True), jax.tree.leaves(carry)[0].sharding)
+
+    def step(self, step: Step) -> Callable[[Window, Array, PyTree], tuple[PyTree, History]]:
+        """The program's, of one on an experiment in memory.
+
+        The cohort is drawn in the round as it is where all data are in memory, so that the same is
+        compiled, and compared with the window. Of numbers that are rounded, as sums of weights,
+        another program might draw another one.
+        """
+
+        def on_window(window: Window, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+            own, all_held = carry
+            experiment, whole = self._experiment, self._whole
+            cohort = experiment.sampler.sample(self._key, round, staged(whole))
+            ids = taking_part(cohort, whole)
+            all_held &= jnp.all(window.held.at[ids].get(mode="fill", fill_value=True))
+            data = replace(
+                whole,
+                examples=window.examples,
+                offsets=window.offsets,
+                num_examples_of_all=self._source.total_num_examples,
+            )
+            sampler = experiment.sampler._replace(sample=lambda key, round, data: cohort)
+            own, row = step(experiment._replace(data=data, sampler=sampler), round, own)
+            return (own, all_held), row
+
+        return on_window
+
+    def own_carry(self, carry: PyTree) -> PyTree:
+        """A step's own, of the program's.
+
+        Raises:
+          ValueError: if a cohort was not the one that was planned.
+        """
+        own, all_held = carry
+        if not bool(all_held):
+            raise ValueError(
+                "sampler must draw the same cohort of a key and a round in whatever program: a "
+                "round drew a client that was not planned for, and did not read its examples"
+            )
+        return own
+
+    def take(
+        self, first: int, count: int, is_interrupted: Callable[[], bool]
+    ) -> tuple[Window, int] | None:
+        """The window that round `first` is in, and for how many of `count` rounds it can be used.
+
+        None after an interrupt while it is waited for.
+
+        Raises:
+          Exception: what the source raises, and what is refused of what it reads.
+        """
+        here = self._here
+        if here is None or not here.planned.first <= first < here.planned.end:
+            self._here = None
+            if self._next is None:
+                self._next = self._begin(first)
+            while not wait([self._next], timeout=_LOOK_SECONDS).done:
+                if is_interrupted():
+                    return None
+            here, self._next = self._next.result(), None
+            self._here = here
+            if here.planned.end < self._experiment.num_rounds:
+                self._next = self._begin(here.planned.end)
+        return here.window, min(count, here.planned.end - first)
+
+    def _begin(self, first: int) -> "Future[_Ready]":
+        """Begins to read the window of the rounds from `first` on, in a thread.
+
+        What is drawn is drawn here, before the rounds at hand are: on an accelerator it would wait
+        for them.
+        """
+        planned = self._cohorts.plan(first, self.capacity)
+        future: Future[_Ready] = Future()
+
+        def read() -> None:
+            try:
+                future.set_result(_Ready(planned, self._read(planned)))
+            except BaseException as error:  # raised again where the window is asked for
+                future.set_exception(error)
+
+        # A daemon, because who insists on an end, by a second signal, does not wait for a disk.
+        self._thread = threading.Thread(target=read, name="fedjax-sim-window", daemon=True)
+        self._thread.start()
+        return future
+
+    def _read(self, planned: Planned) -> Window:
+        ids, sizes = planned.client_ids, np.asarray(self._source.num_examples)
+        columns = read_rows(self._source, ids, self.capacity)
+        check = self._experiment.algorithm.check
+        if check is not None and planned.num_examples:  # as `fs.init` does of data in memory
+            check(self._params, jax.tree.map(lambda x: x[: planned.num_examples], columns))
+        offsets = np.zeros(len(sizes), np.int32)
+        offsets[ids] = np.cumsum(sizes[ids]) - sizes[ids]
+        held = np.zeros(len(sizes), bool)
+        held[ids] = True
+        dtypes = jax.tree.map(lambda x: x.dtype, self._whole.examples)
+        columns = jax.tree.map(lambda x, dtype: x.astype(dtype, copy=False), columns, dtypes)
+        window = Window(columns, offsets, held)
+        if self._mesh is not None:
+            return replicate(window, self._mesh)
+        return jax.device_put(window, self._device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._thread is not None and kind is not KeyboardInterrupt:
+            self._thread.join()
