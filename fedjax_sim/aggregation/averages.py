@@ -44,9 +44,9 @@ def all_clients(cohort: Cohort, client_weights: Array, all_client_weights: Array
     McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1 to the letter.
     """
     reports = jnp.ones(client_weights.shape, bool) if cohort.reports is None else cohort.reports
-    once = first_of_each(cohort.client_ids, reports)
+    is_first = first_of_each(cohort.client_ids, reports)
     return Coefficients(
-        weights=jnp.where(once, client_weights, 0),
+        weights=jnp.where(is_first, client_weights, 0),
         denominator=jnp.sum(all_client_weights),
         num_receivers=jnp.asarray(all_client_weights.shape[0], jnp.int32),
     )

@@ -55,12 +55,12 @@ def coordinate_median(updates: PyTree, weights: Array, counted: Array, key: Arra
 
     def of_leaf(x: Array) -> Array:
         x = x.astype(accumulator(x.dtype))
-        kept = counted.reshape(-1, *[1] * (x.ndim - 1))
-        # Those that do not count are sorted behind the others.
-        ordered = jnp.sort(jnp.where(kept, x, jnp.inf), axis=0)
+        is_counted = counted.reshape(-1, *[1] * (x.ndim - 1))
+        # Updates that do not count are infinite here, so that they are sorted behind the others.
+        ordered = jnp.sort(jnp.where(is_counted, x, jnp.inf), axis=0)
         lower, upper = (jax.lax.dynamic_index_in_dim(ordered, i, 0, False) for i in middle)
         value = jnp.where(lower == upper, lower, (lower + upper) / 2)
-        # A NaN is sorted behind everything, and must not make room for an infinity.
-        return jnp.where(jnp.any(kept & jnp.isnan(x), axis=0), jnp.nan, value)
+        # A NaN is sorted behind these infinities, which could then be taken for the median.
+        return jnp.where(jnp.any(is_counted & jnp.isnan(x), axis=0), jnp.nan, value)
 
     return jax.tree.map(of_leaf, updates)

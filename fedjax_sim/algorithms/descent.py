@@ -176,9 +176,9 @@ def checks(*several: Check | None) -> Check:
     """One `check(params, examples)` of several, in their order."""
 
     def check(params: Params, examples: PyTree) -> None:
-        for each in several:
-            if each is not None:
-                each(params, examples)
+        for optimizer in several:
+            if optimizer is not None:
+                optimizer(params, examples)
 
     return check
 

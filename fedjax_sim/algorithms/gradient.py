@@ -48,8 +48,8 @@ def pooled_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, dict[str, Ar
     def pooled(
         message: Any, batch: PyTree, weights: Array, keys: Array
     ) -> tuple[PyTree, dict[str, Array]]:
-        # One example and one key at a time: its draws depend on no neighbour.
-        def one(params: Params, example: PyTree, key: Array) -> dict[str, Array]:
+        # One example and one key at a time, so that an example's draws depend on no other example.
+        def values_of_example(params: Params, example: PyTree, key: Array) -> dict[str, Array]:
             batch = jax.tree.map(lambda x: x[None], example)
             values = per_example(loss_fn, params, batch, key)
             return {name: value[0] for name, value in values.items()}
@@ -58,7 +58,7 @@ def pooled_gradient(loss_fn: LossFn) -> Callable[..., tuple[PyTree, dict[str, Ar
             if not uses_key(loss_fn, params, batch, keys[0]):
                 values = per_example(loss_fn, params, batch, keys[0])
             else:
-                values = jax.vmap(one, (None, 0, 0))(params, batch, keys)
+                values = jax.vmap(values_of_example, (None, 0, 0))(params, batch, keys)
             return -jnp.sum(weights.astype(values["loss"].dtype) * values["loss"]), values
 
         return jax.grad(objective, has_aux=True)(message.params)

@@ -63,7 +63,7 @@ def check_fit(name: str, optimizer: Optimizer, params: Params) -> None:
         check_optimizer(f"what {name} returns", transformation)
         return transformation, transformation.init(params)
 
-    def once(params: Params) -> tuple[Params, PyTree, PyTree]:
+    def take_step(params: Params) -> tuple[Params, PyTree, PyTree]:
         transformation, state = start(params)
         updates, new_state = transformation.update(params, state, params)
         return optax.apply_updates(params, updates), state, new_state
@@ -76,7 +76,7 @@ def check_fit(name: str, optimizer: Optimizer, params: Params) -> None:
 
     # Before the update, which may refuse these params for another reason.
     _check_no_key(name, shapes_of(lambda params: start(params)[1]))
-    new, state, new_state = shapes_of(once)
+    new, state, new_state = shapes_of(take_step)
     check_same_spec(name, "params", params, new)
     check_same_spec(name, "its state", state, new_state)
 
@@ -139,12 +139,16 @@ def check_schedule(rate: LearningRate, name: str = "client_lr") -> Callable[...,
             return
         allowed = f"{name} must be a number, or a function of the round that returns one"
         try:
-            given: Any = jax.eval_shape(rate, jax.ShapeDtypeStruct((), jnp.int32))
+            rate_spec: Any = jax.eval_shape(rate, jax.ShapeDtypeStruct((), jnp.int32))
         except Exception as error:
             raise ValueError(f"{allowed}; of round 0 it says: {error}") from error
-        if getattr(given, "shape", None) != () or not jnp.issubdtype(given.dtype, jnp.floating):
-            kind = type(given).__name__
-            kind = f"{given.dtype}{list(given.shape)}" if hasattr(given, "shape") else kind
+        if getattr(rate_spec, "shape", None) != () or not jnp.issubdtype(
+            rate_spec.dtype, jnp.floating
+        ):
+            kind = type(rate_spec).__name__
+            kind = (
+                f"{rate_spec.dtype}{list(rate_spec.shape)}" if hasattr(rate_spec, "shape") else kind
+            )
             raise ValueError(f"{allowed}; it returns {kind}")
 
     return check

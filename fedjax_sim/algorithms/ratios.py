@@ -22,14 +22,14 @@ def with_share(value: PyTree) -> WithShare:
     return WithShare(value, jnp.ones((), jnp.result_type(float)))
 
 
-def ratio(average: PyTree, by: Array) -> PyTree:
-    """Two averages of what clients send: `average / by`, leaf by leaf, and 0 where `by` is 0.
+def ratio(average: PyTree, divisor: Array) -> PyTree:
+    """Two averages of what clients send: `average / divisor`, leaf by leaf, and 0 where that is 0.
 
     A rule scales every average over the clients that report, as by n_V / n under `all_clients`. A
     product of two averages has the scale twice, a ratio not at all, and `all_clients` would no
     longer be `w + (n_V / n) (selected - w)`. The average of a 1 that each client sends along is the
     scale: a product is divided by it once, a ratio multiplied.
     """
-    some = by != 0
-    safe = jnp.where(some, by, 1)
-    return jax.tree.map(lambda x: jnp.where(some, x / safe.astype(x.dtype), 0), average)
+    is_nonzero = divisor != 0
+    safe = jnp.where(is_nonzero, divisor, 1)
+    return jax.tree.map(lambda x: jnp.where(is_nonzero, x / safe.astype(x.dtype), 0), average)

@@ -7,8 +7,8 @@ from jax.interpreters import batching, mlir
 
 from fedjax_sim.core.types import Array
 
-# Under `vmap` a branch on a batched number becomes a `select` of all branches, each computed.
-# A branch on the largest number of the batch stays a branch.
+# Under `vmap` a branch on a batched number becomes a `select`, for which all branches are computed.
+# The largest number of the batch is not batched, so a branch on it stays a branch.
 _largest = Primitive("largest_of_batch")
 _largest.def_impl(lambda x: x)
 _largest.def_abstract_eval(lambda x: x)

@@ -13,20 +13,20 @@ from jax.typing import ArrayLike
 
 
 def is_concrete(x: Any) -> bool:
-    """Has x a value now, or is it being traced?"""
+    """Whether x has a value now, and is not being traced."""
     return not isinstance(x, jax.core.Tracer)
 
 
 def has_values(x: Any) -> bool:
-    """Is x an array with values now, and neither traced nor a shape alone?"""
+    """Whether x is an array with values now, and neither traced nor only a shape."""
     return isinstance(x, (np.ndarray, jax.Array)) and is_concrete(x)
 
 
-def check_same_spec(name: str, of: str, before: Any, after: Any) -> None:
+def check_same_spec(name: str, argument: str, before: Any, after: Any) -> None:
     """Refuses a pytree that differs from another in structure, shape or dtype.
 
     Raises:
-      ValueError: naming the argument, and what it makes of what.
+      ValueError: naming the argument, and the shapes and dtypes of both.
     """
     specs = [
         [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in jax.tree.leaves(tree)]
@@ -35,36 +35,41 @@ def check_same_spec(name: str, of: str, before: Any, after: Any) -> None:
     structures: list[Any] = [jax.tree.structure(tree) for tree in (before, after)]
     if structures[0] != structures[1] or specs[0] != specs[1]:
         raise ValueError(
-            f"{name} must keep the structure, shapes and dtypes of {of}; it makes "
+            f"{name} must keep the structure, shapes and dtypes of {argument}; it makes "
             f"{', '.join(specs[1])} in {structures[1]} of {', '.join(specs[0])} in {structures[0]}"
         )
 
 
-def check_known(name: str, known: Iterable[str], what: str) -> None:
-    """Refuses a name that is not known.
+def check_known(name: str, allowed: Iterable[str], kind: str) -> None:
+    """Refuses a name that is not allowed.
+
+    Args:
+      kind: the word for such a name in the error, as "axis".
 
     Raises:
-      ValueError: with the nearest one that is.
+      ValueError: with the nearest allowed name.
     """
-    known = list(known)
-    if name not in known:
-        asked = name.replace("-", "_")
-        near = get_close_matches(asked, known, 1)
-        # One's own word for what is more than one: lr of client_lr and server_lr.
-        near = near or [one for one in known if one.endswith(f"_{asked}")]
+    allowed = list(allowed)
+    if name not in allowed:
+        normalised = name.replace("-", "_")
+        near = get_close_matches(normalised, allowed, 1)
+        # A user may give the end of several names, as lr for client_lr and server_lr.
+        near = near or [
+            allowed_name for allowed_name in allowed if allowed_name.endswith(f"_{normalised}")
+        ]
         says = (
             f"did you mean {' or '.join(map(repr, near))}?"
             if near
-            else f"known are {', '.join(known)}"
+            else f"known are {', '.join(allowed)}"
         )
-        raise ValueError(f"unknown {what} {name!r}; {says}")
+        raise ValueError(f"unknown {kind} {name!r}; {says}")
 
 
 def check_not_a_name(name: str, value: Any, means: Mapping[str, str]) -> None:
-    """Refuses a string where the thing that it names is meant.
+    """Refuses the name of a value in place of the value.
 
     Args:
-      means: a name -> what to write in its place.
+      means: a name -> the expression to write in its place.
 
     Raises:
       ValueError: saying what to write for the nearest of the names.
@@ -74,9 +79,10 @@ def check_not_a_name(name: str, value: Any, means: Mapping[str, str]) -> None:
 
 
 def check_count(name: str, value: Any, otherwise: str = "") -> int:
-    """The count as a Python integer; refuses what is not a whole number, at least 1.
+    """The count as a Python integer; refuses values that are no whole number of at least 1.
 
-    NumPy's integers have a type that would widen, under x64, what they are multiplied with.
+    NumPy's integers are converted, because under x64 their type would widen the results of
+    arithmetic with them.
 
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
@@ -84,8 +90,8 @@ def check_count(name: str, value: Any, otherwise: str = "") -> int:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or value < 1:
         shape = getattr(value, "shape", ())
-        given = f"an array of shape {shape}" if shape else repr(value)
-        raise ValueError(f"{name} must be a whole number, at least 1{otherwise}; got {given}")
+        value_text = f"an array of shape {shape}" if shape else repr(value)
+        raise ValueError(f"{name} must be a whole number, at least 1{otherwise}; got {value_text}")
     return int(value)
 
 
@@ -97,7 +103,7 @@ def check_takes(name: str, function: Callable[..., Any], *arguments: str) -> Non
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some that are built in do not say
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return
     try:
         signature.bind(*arguments)

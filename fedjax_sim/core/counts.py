@@ -1,14 +1,14 @@
 """Counts beyond 32 bits, in the graph: four digits of base 2^16, the lowest first.
 
-JAX has no integers of 64 bits unless it is told to. Digits leave room to be added: 2^15 of them
-fit a UInt32 before anything is carried, so a sum over devices is a plain sum and then `carried`.
+JAX has 64-bit integers only under x64. A digit leaves room in its UInt32: 2^15 of them can be added
+before anything must be carried, so a sum over devices is a plain sum, followed by `carried`.
 """
 
 import jax.numpy as jnp
 
 from fedjax_sim.core.types import Array
 
-MOST = 2**31 - 1  # what an Int[] of the metrics holds
+MOST = 2**31 - 1  # the largest number of an Int[] of the metrics
 _TERMS = 2**15
 
 
@@ -20,18 +20,18 @@ def exact(count: Array) -> Array:
 
 
 def constant(count: int) -> Array:
-    """UInt32[4] of an integer of Python's."""
+    """UInt32[4] of a Python integer."""
     return jnp.array([count >> (16 * i) & 0xFFFF for i in range(4)], jnp.uint32)
 
 
 def carried(digits: Array) -> Array:
     """The same count with each digit below 2^16; they may be below 2^32 - 2^16."""
-    kept, carry = [], jnp.zeros_like(digits[..., 0])
+    kept_digits, carry = [], jnp.zeros_like(digits[..., 0])
     for i in range(4):
         digit = digits[..., i] + carry
-        kept.append(digit & 0xFFFF)
+        kept_digits.append(digit & 0xFFFF)
         carry = digit >> 16
-    return jnp.stack(kept, axis=-1)
+    return jnp.stack(kept_digits, axis=-1)
 
 
 def product(a: Array, b: Array) -> Array:
@@ -67,7 +67,7 @@ def total(digits: Array) -> Array:
 
 
 def capped(digits: Array) -> Array:
-    """Int[...], the count where it is at most 2^31 - 1, and else that."""
+    """Int[...], the smaller of the count and 2^31 - 1."""
     beyond = (digits[..., 3] | digits[..., 2] | (digits[..., 1] >> 15)) != 0
     low = (digits[..., 0] | (digits[..., 1] << 16)).astype(jnp.int32)
     return jnp.where(beyond, MOST, low)

@@ -1,4 +1,4 @@
-"""What a run is measured by: a function of the model, or one that asks for the whole state."""
+"""The type of `evaluate`: a function of the model, or one that is marked as of the whole state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,5 +57,5 @@ def of_state(measure: Callable[[FederatedState], PyTree]) -> OfState:
 
 
 def subject_of(evaluate: Any, state: FederatedState) -> PyTree:
-    """What an `evaluate` is given of a state: all of it where it is marked so, else the model."""
+    """The argument of an `evaluate`: the whole state if it is marked so, or else the model."""
     return state if isinstance(evaluate, OfState) else state.params

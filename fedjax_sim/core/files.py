@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the error of what could not be written."""
+"""Writing files whole or not at all, and the error if that fails."""
 
 import hashlib
 import json
@@ -15,8 +15,9 @@ import numpy as np
 
 from fedjax_sim.core.interrupted import InterruptedRun
 
-# What reading a damaged archive of arrays raises: a byte may name a compression that does not exist
-# (NotImplementedError), a method of an encrypted entry (RuntimeError) or a type that is none.
+# Errors that a damaged archive of arrays raises when it is read. A changed byte may, for example,
+# name an unknown compression (NotImplementedError), mark an entry as encrypted (RuntimeError), or
+# spoil the name of a dtype.
 DAMAGED = (
     AttributeError,
     EOFError,
@@ -33,7 +34,7 @@ DAMAGED = (
 
 
 class SaveError(InterruptedRun, OSError):
-    """Something could not be written; what was saved before it is as it was.
+    """A file could not be written; files that were saved before are unchanged.
 
     An OSError. `partial` is what a run or a sweep had computed, as of any `fs.InterruptedRun`.
     """
@@ -60,7 +61,7 @@ def replace_file(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """JSON text; it has no NaN and no infinity: null."""
+    """JSON text, with null in place of NaN and infinity, which JSON does not have."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -94,17 +95,17 @@ def save_png(figure: Any, path: Path, numbers: Any, dpi: int) -> None:
 
 def stamp_of(path: Path) -> str | None:
     """The fingerprint that a picture carries; None if it has none."""
-    found = re.search(rb"tEXtNumbers\0([0-9a-f]{16})", path.read_bytes())
-    return None if found is None else found[1].decode()
+    match = re.search(rb"tEXtNumbers\0([0-9a-f]{16})", path.read_bytes())
+    return None if match is None else match[1].decode()
 
 
 def reason(error: BaseException) -> str:
-    """The system's own word where there is one, else the first line."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
-        seen = seen.__cause__ or seen.__context__
+    """The operating system's message of an error or of its causes, or else its first line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
     text = str(error)
     if "No space left" in text:
         return "No space left on device"

@@ -1,4 +1,4 @@
-"""What is reported of a round and of R of them, and the bytes of their exchanges."""
+"""The metrics of a round, the history of R rounds, and the bytes of an exchange."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from fedjax_sim.core.types import Array, PyTree
 
 
 class RoundMetrics(NamedTuple):
-    """What is reported of a round. Never fed back into it.
+    """The metrics of a round. They are never fed back into training.
 
     Attributes:
       train: name -> Float[], means over the examples of all local steps of those counted:
@@ -73,7 +73,7 @@ class RoundMetrics(NamedTuple):
 
 
 class History(NamedTuple):
-    """What is reported of R rounds, each leaf `[R, ...]`.
+    """The metrics of R rounds, each leaf `[R, ...]`.
 
     Attributes:
       rounds: the `RoundMetrics` of each round: the ledger of what was sent, seen and computed.
@@ -110,8 +110,8 @@ class History(NamedTuple):
 
 def _last(name: str, values: np.ndarray, where: np.ndarray) -> dict[str, Any]:
     """The last value of a column of numbers; nothing of a wider one, or if there is none."""
-    known = values[where] if values.ndim == 1 else values[:0]
-    return {name: known[-1].item()} if len(known) else {}
+    measured = values[where] if values.ndim == 1 else values[:0]
+    return {name: measured[-1].item()} if len(measured) else {}
 
 
 class Communication(NamedTuple):
@@ -126,9 +126,9 @@ class Communication(NamedTuple):
     up: int
 
     def facts(self) -> dict[str, Any]:
-        """What summary.json says of it: the bytes, and of what they are."""
-        of = "one message to a client (down), and one from it (up)"
-        return {"bytes": self._asdict(), "bytes_of": of}
+        """The entries of summary.json: the bytes, and what they count."""
+        direction_text = "one message to a client (down), and one from it (up)"
+        return {"bytes": self._asdict(), "bytes_of": direction_text}
 
     def total(self, rounds: RoundMetrics) -> tuple[int, int]:
         """Bytes down and up of a round, or of all rounds of a history, as Python integers.

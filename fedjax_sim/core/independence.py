@@ -1,7 +1,8 @@
-"""Is the loss of an example its own, whatever else is in its block?
+"""The check that the loss of an example does not depend on the other examples of its block.
 
-A loss is any function, so a few of its values are computed and compared: a batch norm, a mean over
-the block or negatives taken from it show in them, and in nothing that can be read off its shapes.
+A loss is any function, so the check computes a few of its values and compares them. A batch norm, a
+mean over the block or negatives that are taken from it change these values; the shapes of the
+computation would not show them.
 """
 
 import math
@@ -24,12 +25,12 @@ Values = Callable[[Params, PyTree, Any], dict[str, Array]]
 # block -> name -> values of its rows
 Found = dict[str, dict[str, np.ndarray]]
 
-_LOOKED_AT = 256  # of the first examples, three that differ are taken
-# In units in the last place of the largest value, of blocks computed alike and of others. Of one
-# computation the rest of a block changes at most the order in which a GPU adds.
+_LOOKED_AT = 256  # three examples that differ are looked for among so many
+# The allowed differences, in units in the last place of the largest value: of blocks that the same
+# computation gives, where only the order in which a GPU adds may differ, and of other blocks.
 _ALIKE, _ROUNDING = 64, 1000
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-# loss_fn -> how it was called, and what it then computed, where it has passed.
+# loss_fn -> the shapes and the computations for which it has passed.
 _PASSED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _INSTEAD = (
     "Padding and other clients' block sizes would change what it learns. In place of a batch norm "
@@ -87,7 +88,7 @@ def check_independent(
 
     def computation(chosen: str) -> tuple[ClosedJaxpr, dict[str, Any]]:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        trace = jax.make_jaxpr(lambda *given: values_of(*given), return_shape=True)
+        trace = jax.make_jaxpr(lambda *arguments: values_of(*arguments), return_shape=True)
         return trace(shapes, block(chosen), jax.eval_shape(lambda: jax.random.key(0)))
 
     of_two, named = computation("ab")
@@ -104,43 +105,44 @@ def check_independent(
         blocks.append("aba")
 
     def values_at(params: Params) -> Found:
-        found: Found = {}
+        values_of_block: Found = {}
         programs: dict[int, Callable[..., Any]] = {}
         for chosen in blocks:
-            given = (*jax.tree.leaves(params), *jax.tree.leaves(block(chosen)), key)
+            arguments = (*jax.tree.leaves(params), *jax.tree.leaves(block(chosen)), key)
             size = len(chosen)
             if size not in programs:
                 program = jaxpr_as_fun(of_two if size == 2 else of_three)
-                programs[size] = jax.jit(program).lower(*given).compile()
-            values = map(np.asarray, programs[size](*given))
-            found[chosen] = dict(zip(sorted(named), values, strict=True))
-        return found
+                programs[size] = jax.jit(program).lower(*arguments).compile()
+            values = map(np.asarray, programs[size](*arguments))
+            values_of_block[chosen] = dict(zip(sorted(named), values, strict=True))
+        return values_of_block
 
-    # This may be called within a trace, and what it computes is no part of it.
+    # This may be called within a trace, of which these computations must not become a part.
     with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
         key = jax.random.key(0)
-        found = values_at(_drawn(params))
-        if not _is_finite(found) and all(map(_has_value, jax.tree.leaves(params))):
-            found = values_at(params)  # some numbers, as a variance, cannot be any
-    if not _is_finite(found):
+        values_of_blocks = values_at(_drawn(params))
+        if not _is_finite(values_of_blocks) and all(map(_has_value, jax.tree.leaves(params))):
+            # Random params may be impossible, as a negative variance; then the real ones are used.
+            values_of_blocks = values_at(params)
+    if not _is_finite(values_of_blocks):
         return
     alone = not is_used(of_two.jaxpr, of_two.jaxpr.invars[-1])
     for value in sorted(named):
 
-        def compare(row: int, other: str, place: int, when: str, value: str = value) -> None:
-            _compare(name, found, value, row, other, place, when)
+        def compare(row: int, other_block: str, place: int, when: str, value: str = value) -> None:
+            _compare(name, values_of_blocks, value, row, other_block, place, when)
 
-        for row, other in ((0, "ac"), (0, "aa"), (1, "cb")):
-            compare(row, other, row, "another example of its block is exchanged")
+        for row, other_block in ((0, "ac"), (0, "aa"), (1, "cb")):
+            compare(row, other_block, row, "another example of its block is exchanged")
         for row in (0, 1) if alone and value == "loss" else ():
             compare(row, "ba", 1 - row, "the examples of its block change places")
-            if "aba" in found:
+            if "aba" in values_of_blocks:
                 compare(row, "aba", row, "its block grows from two examples to three")
     passed |= {call, computed}
 
 
 def _passed(loss_fn: Any) -> set[str]:
-    """The shapes at which this loss has passed; of one that cannot be remembered, none."""
+    """The shapes for which this loss has passed; a loss without weak references has none."""
     try:
         return _PASSED.setdefault(loss_fn, set())
     except TypeError:
@@ -148,22 +150,28 @@ def _passed(loss_fn: Any) -> set[str]:
 
 
 def _compare(
-    argument: str, found: Found, name: str, row: int, other: str, place: int, when: str
+    argument: str,
+    values_of_blocks: Found,
+    name: str,
+    row: int,
+    other_block: str,
+    place: int,
+    when: str,
 ) -> None:
-    """Refuses a value of the block [a, b] that is another in another block.
+    """Refuses an example whose value differs between the block [a, b] and another block.
 
     Raises:
-      ValueError: saying both.
+      ValueError: with both values.
     """
-    first, second = found["ab"][name], found[other][name]
+    first, second = values_of_blocks["ab"][name], values_of_blocks[other_block][name]
     before, after = float(first[row]), float(second[place])
-    if not np.isfinite([before, after]).all():  # of a value beside the loss
+    if not np.isfinite([before, after]).all():  # a value other than the loss may be infinite
         return
     dtype = first.dtype
     largest = max(float(np.abs(x.astype(np.float64)).max()) for x in (first, second))
     unit = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
     allowed = min(_ROUNDING * unit, unit**0.5)
-    if row == place and len(second) == len(first):  # in 16 bits, of sums that have 32
+    if row == place and len(second) == len(first):  # 16-bit values of sums in 32 bits
         allowed = min(_ALIKE * unit, _ALIKE * float(jnp.finfo(jnp.float32).eps) + 2 * unit)
     if abs(before - after) > allowed * largest:
         raise ValueError(
@@ -172,8 +180,10 @@ def _compare(
         )
 
 
-def _is_finite(found: Found) -> bool:
-    return all(np.isfinite(values["loss"].astype(np.float64)).all() for values in found.values())
+def _is_finite(values_of_blocks: Found) -> bool:
+    return all(
+        np.isfinite(values["loss"].astype(np.float64)).all() for values in values_of_blocks.values()
+    )
 
 
 def _has_value(x: Any) -> bool:
@@ -181,7 +191,7 @@ def _has_value(x: Any) -> bool:
 
 
 def _three_different(leaves: list[Any]) -> list[np.ndarray] | None:
-    """Three examples that differ in as many leaves as can be, [3, ...] each; None without any."""
+    """Three examples that differ in as many leaves as possible, [3, ...]; None if all are equal."""
     if not all(map(_has_value, leaves)):
         return None
     if not all(x.is_fully_addressable for x in leaves if isinstance(x, jax.Array)):
@@ -199,12 +209,12 @@ def _three_different(leaves: list[Any]) -> list[np.ndarray] | None:
     c = int(np.minimum(from_a, differ(b)).argmax())
     if not from_a[b]:
         return None
-    # Of two kinds only, a and b have two examples, and c is a: [a, c] is then what padding has.
+    # If there are only two different examples, c equals a, and [a, c] is a block as padding has it.
     return [x[[0, b, c]] for x in heads]
 
 
 def _drawn(params: Params) -> Params:
-    """Random numbers of these shapes, about 1 / sqrt(inputs) in size as those of a first model."""
+    """Random params of these shapes, in size about 1 / sqrt(inputs), as a first model's are."""
     rng = np.random.default_rng(0)
 
     def draw(x: Any) -> np.ndarray:
@@ -217,7 +227,7 @@ def _drawn(params: Params) -> Params:
 
 
 def _inner(equation: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
-    """The computations within a step: of a loop, a branch or a compiled function."""
+    """The computations inside an equation: of a loop, a branch or a compiled function."""
     for value in equation.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(part, (ClosedJaxpr, Jaxpr)):
@@ -240,7 +250,7 @@ def _is_number(x: Any) -> bool:
 
 
 def is_used(graph: Jaxpr, variable: Any) -> bool:
-    """Whether an operation is given this variable, functions compiled within looked into."""
+    """Whether an operation takes this variable, also inside compiled functions."""
     for equation in graph.eqns:
         places = [i for i, x in enumerate(equation.invars) if x is variable]
         called = list(_inner(equation)) if equation.primitive.name in ("jit", "pjit") else []

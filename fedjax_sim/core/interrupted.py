@@ -1,4 +1,4 @@
-"""The error of a run that had begun: what it had computed is not lost with it."""
+"""The error of a run that failed after it had begun; it carries what had been computed."""
 
 from typing import Any
 
@@ -31,6 +31,6 @@ class InterruptedRun(Exception):
     partial: Any = None
 
     def holding(self, partial: Any) -> "InterruptedRun":
-        """The error itself, with what was computed."""
+        """Sets `partial`, and returns the error itself."""
         self.partial = partial
         return self

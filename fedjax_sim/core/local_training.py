@@ -1,4 +1,4 @@
-"""The arithmetic of one client's local steps: how many there are, and what they see."""
+"""The arithmetic of one client's local steps: their number, and the examples that they see."""
 
 import jax.numpy as jnp
 
@@ -31,7 +31,7 @@ def num_blocks(local: LocalTraining, num_examples: Array) -> Array:
 
 
 def _in_32_bits(batch_size: int) -> int:
-    """B, as far as it makes a difference: no client has more examples."""
+    """B, cut to 32 bits, which changes nothing because no client has more examples."""
     return min(int(batch_size), 2**31 - 1)
 
 
@@ -42,14 +42,14 @@ def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = No
         return steps
     work = jnp.clip(jnp.asarray(work, jnp.result_type(float)), 0, 1)
     share = work * steps.astype(work.dtype)
-    # A share such as 0.53 may be rounded down on its way here; it is still 53 of 100 steps. Half
-    # a step is none, however many there are.
+    # The product may be just below a whole number by rounding: a work of 0.53 is 53 of 100 steps.
+    # The tolerance is at most a quarter of a step, so that half a step never counts as one.
     nearest = jnp.round(share)
     rounding = jnp.minimum(4 * jnp.finfo(work.dtype).eps * share, 0.25)
-    done = jnp.where(nearest - share <= rounding, nearest, jnp.floor(share))
-    # The steps as a floating number may be 2^31, which no integer of 32 bits is.
-    done = jnp.minimum(done, jnp.asarray(2**31 - 2**7, work.dtype)).astype(jnp.int32)
-    return jnp.where(work == 1, steps, jnp.minimum(done, steps))
+    completed = jnp.where(nearest - share <= rounding, nearest, jnp.floor(share))
+    # As floats the steps may be rounded up to 2^31, which exceeds 32-bit integers.
+    completed = jnp.minimum(completed, jnp.asarray(2**31 - 2**7, work.dtype)).astype(jnp.int32)
+    return jnp.where(work == 1, steps, jnp.minimum(completed, steps))
 
 
 def num_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Array:
@@ -70,19 +70,19 @@ def digits_seen(local: LocalTraining, num_examples: Array, steps: Array) -> Arra
 def _short_blocks(
     local: LocalTraining, num_examples: Array, steps: Array
 ) -> tuple[Array, Array, Array]:
-    """B; how many of the client's first `steps` blocks are short; and what such a one lacks."""
+    """B; how many of the client's first `steps` blocks are short; and the examples each lacks."""
     blocks = jnp.maximum(num_blocks(local, num_examples), 1)
     size = num_examples
     if local.batch_size is not None:
         size = jnp.minimum(size, _in_32_bits(local.batch_size))
-    # Not blocks * size - n_k: that product may exceed 32 bits.
+    # This is blocks * size - n_k without the product, which may exceed 32 bits.
     lacking = size - (num_examples - (blocks - 1) * size)
     if local.order == "epochs":
         return size, steps // blocks, lacking
-    # E (blocks - 1) is less than the client's steps, which 32 bits hold.
+    # E (blocks - 1) fits in 32 bits because it is less than the client's number of steps.
     return size, jnp.maximum(steps - (blocks - 1) * local.epochs, 0), lacking
 
 
 def shuffles(local: LocalTraining) -> bool:
-    """Whether the order of the examples is drawn: within a full batch it does not matter."""
+    """Whether the order of examples is drawn; not for a full batch, where it has no effect."""
     return local.shuffle and local.batch_size is not None

@@ -30,20 +30,20 @@ def per_example(
         raise ValueError(f'{name} must not name a value "loss": that is the loss itself')
     size = jax.tree.leaves(batch)[0].shape[0]
     values = {"loss": losses, **extra}
-    for what, value in values.items():
+    for value_name, value in values.items():
         if jnp.shape(value) != (size,):
             raise ValueError(
-                f"{name} must return one {what} for each example, shape ({size},); got shape "
+                f"{name} must return one {value_name} for each example, shape ({size},); got shape "
                 f"{jnp.shape(value)} (return them one by one, not their mean or sum)"
             )
-    return {what: jnp.asarray(value) for what, value in values.items()}
+    return {value_name: jnp.asarray(value) for value_name, value in values.items()}
 
 
 def uses_key(loss_fn: LossFn, params: Params, batch: PyTree, key: Array) -> bool:
-    """Whether the losses may depend on the key: whether any operation is given it."""
+    """Whether the losses may depend on the key, which is whether any operation takes it."""
     graph = jax.make_jaxpr(lambda key: per_example(loss_fn, params, batch, key))(key).jaxpr
-    (given,) = graph.invars
-    return any(x is given for equation in graph.eqns for x in equation.invars)
+    (key_variable,) = graph.invars
+    return any(x is key_variable for equation in graph.eqns for x in equation.invars)
 
 
 def totals(values: dict[str, Array], mask: Array, times: Array | None = None) -> Metrics:
@@ -56,10 +56,10 @@ def totals(values: dict[str, Array], mask: Array, times: Array | None = None) ->
 
     def total(value: Array) -> tuple[Array, Array]:
         dtype = accumulator(value.dtype)
-        kept = jnp.where(mask, value.astype(dtype), jnp.zeros((), dtype))
+        masked = jnp.where(mask, value.astype(dtype), jnp.zeros((), dtype))
         if times is not None:
-            kept = kept * times.astype(dtype)
-        return jnp.sum(kept), jnp.sum(counts, dtype=dtype)
+            masked = masked * times.astype(dtype)
+        return jnp.sum(masked), jnp.sum(counts, dtype=dtype)
 
     return {name: total(value) for name, value in values.items()}
 
@@ -150,7 +150,7 @@ def check_metric(
     check_examples(metric_fn, params, examples, name)
     leaves = jax.tree.leaves(params)
     if not all(hasattr(x, "dtype") or isinstance(x, (int, float, complex)) for x in leaves):
-        return  # a model with functions among its leaves, which no training takes
+        return  # a model with functions among its leaves cannot be trained, either
 
     def values(params: Params, batch: PyTree, drawn: Array) -> dict[str, Array]:
         return per_example(metric_fn, params, batch, None if key is None else drawn, "metric_fn")
@@ -173,11 +173,11 @@ def check_examples(loss_fn: LossFn, params: Params, examples: PyTree, name: str 
     Raises:
       ValueError: from the loss's own check.
     """
-    own: Any = getattr(loss_fn, "check", None)
-    if own is None:
+    own_check: Any = getattr(loss_fn, "check", None)
+    if own_check is None:
         return
     try:
-        own(params, examples)
+        own_check(params, examples)
     except ValueError as error:
         if not name:
             raise

@@ -1,11 +1,11 @@
-"""How objects show themselves in a notebook, and a progress bar for terminals and notebooks."""
+"""HTML of objects in a notebook, and a progress bar for terminals and notebooks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-_ROWS = 20  # of a table; more are counted
+_ROWS = 20  # rows of a table that are shown; the others are counted
 
 
 def number(value: Any) -> str:
@@ -31,7 +31,7 @@ def words(facts: Mapping[str, Any]) -> str:
 
 
 def card(title: str, facts: Mapping[str, Any]) -> str:
-    """A table in HTML of a line a fact."""
+    """A table in HTML with a line for each fact."""
     rows = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th><td>{escape(number(value))}</td></tr>'
         for name, value in facts.items()
@@ -51,16 +51,16 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
         f"<tr>{''.join(f'<td>{escape(number(row.get(name)))}</td>' for name in names)}</tr>"
         for row in rows[:_ROWS]
     )
-    more = f"<p>and {len(rows) - _ROWS:,} more rows</p>" if len(rows) > _ROWS else ""
+    rows_left = f"<p>and {len(rows) - _ROWS:,} more rows</p>" if len(rows) > _ROWS else ""
     return (
         f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{more}"
+        f"<tbody>{body}</tbody></table>{rows_left}"
     )
 
 
 @contextmanager
 def progress_bar(total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """A bar of tqdm's, on standard error or as a notebook's widget; told (done, what it says).
+    """Yields a function of (done, text) that updates a tqdm bar, on standard error or in notebooks.
 
     Raises:
       ImportError: naming the extra, if tqdm is missing.
@@ -69,7 +69,7 @@ def progress_bar(total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
         from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError("progress needs tqdm: pip install fedjax-sim[notebook]") from error
-    # Without tqdm's own rate, which would count compilation and rounds of an earlier process.
+    # tqdm's own rate is left out, because it counts compilation and earlier processes.
     form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}{postfix}]"
     with tqdm(total=total, unit=unit, bar_format=form) as bar:
 

@@ -1,7 +1,7 @@
-"""Random streams: who draws from which key, and permutations without a sort.
+"""Random streams and their purposes, and permutations without a sort.
 
-Randomness is a contract. A stream is folded by purpose, round and client id, never by
-slot, lane or padded size, so a client draws the same numbers wherever it runs.
+A stream is folded by purpose, round and client id, and never by slot, lane or padded size. So a
+client draws the same numbers whatever strategy and devices it runs on.
 """
 
 from typing import cast
@@ -41,7 +41,7 @@ def as_key(key: Array | int) -> tuple[Array, int | None]:
     3
     """
     if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
-        # What is no integer is a key, or refused; mypy does not see it through numpy's integers.
+        # mypy cannot infer that a value that is no integer is a key, which `check_key` checks.
         typed: Array = key  # type: ignore[assignment]
         check_key(typed)
         return typed, None
@@ -90,9 +90,10 @@ def _mix(h: Array) -> Array:
 
 
 def permutation_seeds(key: Array) -> Array:
-    """uint32[2], what `permute` draws a family of permutations from.
+    """uint32[2], from which `permute` draws a family of permutations.
 
-    The key's own bits, mixed: a hash of the key more would cost more than it hides.
+    They are the key's own bits, mixed, because another hash of the key would be slower and is not
+    needed.
     """
     words = jax.random.key_data(key).reshape(-1)[:2]
     return _mix(words ^ jnp.uint32(SHUFFLE * 0x9E3779B9 % 2**32))
@@ -110,8 +111,8 @@ def permute(
 
     A swap-or-not shuffle (Hoang, Morris, Rogaway, CRYPTO 2012): in each round the pair
     {x, K - x mod size} changes places or not, by a keyed bit of the pair. It is a
-    bijection for every size, and costs the positions asked for, not the size: no sort,
-    nothing kept, and the same numbers whatever array the client is padded to.
+    bijection for every size. Its cost is that of the positions asked for and not of the size,
+    because nothing is sorted or stored, and it does not depend on padding.
 
     Args:
       seeds: from `permutation_seeds(key)`.
@@ -119,8 +120,8 @@ def permute(
       size: Int[], may be traced; at least 1 to be meaningful.
       turn: which permutation of the family: an epoch, say; Int[], or of the rank of `positions` and
         broadcast to them.
-      rounds: a position keeps its place, and a pair its distance, with a probability of
-        2^-rounds more than by chance; to be small beside 1 / size.
+      rounds: a position keeps its place, and a pair its distance, with a probability that is
+        2^-rounds above chance, which should be small beside 1 / size.
 
     Returns:
       Int[...], the image of each position.
@@ -129,7 +130,7 @@ def permute(
     >>> sorted(permute(permutation_seeds(jax.random.key(0)), jnp.arange(5), 5).tolist())
     [0, 1, 2, 3, 4]
     """
-    # XLA's CPU compiler fails on what it folds a constant size of 1 to; so it sees none.
+    # XLA's CPU compiler fails where it folds a constant size of 1, so the size is hidden from it.
     size = jnp.maximum(jnp.asarray(size, jnp.int32), 1)
     size = cast(Array, lax.optimization_barrier(size))
     # A turn costs a few integer operations where a key of its own would cost a hash.
@@ -138,8 +139,8 @@ def permute(
     pivots = _mix(_mix(seeds[0] + turns)[None] + counter * jnp.uint32(0x9E3779B9))
     pivots = (pivots % size.astype(jnp.uint32)).astype(jnp.int32)
     salts = _mix(_mix(seeds[1] + turns)[None] + counter * jnp.uint32(0x85EBCA77))
-    # In `lax`, whose functions are traced in less time than those of `jnp`. They make the equations
-    # that `jnp` made, because a sampler's are part of the checksum that runs resume by.
+    # `lax` functions are traced faster than those of `jnp`. The equations must stay those of `jnp`,
+    # because a sampler's equations are part of the checksum that a resume compares.
     x = positions.astype(jnp.int32)
     axes, starts = tuple(range(turns.ndim)), (0,) * turns.ndim
     zero, half = np.int32(0), np.uint32(15)
@@ -152,12 +153,12 @@ def permute(
     for r in range(rounds):
         partner = lax.sub(of_round(pivots, r), x)
         partner = _where(lax.lt(partner, zero), lax.add(partner, size), partner)
-        # The pair's bit: the top bit of a shorter mix, which depends on all the others.
+        # The pair's bit is the top bit of a shorter mix, on which all bits of the input act.
         larger = lax.convert_element_type(lax.max(x, partner), jnp.uint32)
         bits = lax.mul(lax.bitwise_xor(larger, of_round(salts, r)), multipliers[0])
         bits = lax.bitwise_xor(bits, lax.shift_right_logical(bits, half))
         bits = lax.convert_element_type(lax.mul(bits, multipliers[1]), jnp.int32)
         x = _where(lax.lt(bits, zero), partner, x)
-    # Fused into the gather it serves, the chain is expanded into a tree by XLA's CPU
-    # compiler (jax 0.12): a compile time that doubles with every round. So it ends here.
+    # Without a barrier XLA's CPU compiler (jax 0.12) fuses the chain into the gather that uses it,
+    # and expands it into a tree, whose compile time doubles with every round.
     return cast(Array, lax.optimization_barrier(x))

@@ -176,8 +176,8 @@ class Declaration:
         """
         symbols = {self.symbols.get(name, name): value for name, value in common.items()}
         arguments = {name: value for name, value in symbols.items() if name in self.parameters}
-        own = {o.argument: values[o.name] for o in self.options if o.name in values}
-        return self.factory(**arguments, **own)
+        own_values = {o.argument: values[o.name] for o in self.options if o.name in values}
+        return self.factory(**arguments, **own_values)
 
 
 def declare(
@@ -231,7 +231,7 @@ def declaration_of(value: Any) -> Declaration | None:
 def declared(face: ModuleType) -> dict[str, Declaration]:
     """What the face of a room exports that is declared, by name, in the face's order."""
     several = (declaration_of(value) for value in vars(face).values())
-    return {each.name: each for each in several if each is not None}
+    return {declaration.name: declaration for declaration in several if declaration is not None}
 
 
 def undeclared(name: str, factory: Callable[..., Any], common: tuple[str, ...]) -> Declaration:

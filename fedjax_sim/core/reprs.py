@@ -1,4 +1,4 @@
-"""Objects in one line: arrays by shape and dtype, functions by name, never an address."""
+"""Reprs of objects in one line: arrays by shape and dtype, functions by name, without addresses."""
 
 import dataclasses
 import inspect
@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_LEAVES = 4  # of a pytree that are listed; more are counted
-_LETTERS = 60  # of a value that is shown as Python does
+_LEAVES = 4  # leaves of a pytree that are listed at most; more are counted
+_LETTERS = 60  # letters at most of a value that is shown as Python does
 _SCALARS = (bool, int, float, complex, str)
 Kind = TypeVar("Kind", bound=type)
 _OF_CONTAINERS: tuple[Any, ...] = (tuple.__repr__, dict.__repr__, list.__repr__)
 
 
-def fields_of(thing: Any, *names: str) -> str:
+def fields_of(value: Any, *names: str) -> str:
     """A NamedTuple or dataclass in one line: those of its fields that hold something.
 
     Args:
@@ -29,12 +29,12 @@ def fields_of(thing: Any, *names: str) -> str:
     'Cohort(client_ids=int32[3], reports=bool[3])'
     """
     if not names:
-        is_tuple = isinstance(thing, tuple)
-        names = tuple(thing._fields if is_tuple else thing.__dataclass_fields__)
-    values = {name: getattr(thing, name) for name in names}
-    # An array has no truth, and a field that is False or 0 holds something.
-    held = {k: x for k, x in values.items() if x is not None and not _is_empty(x)}
-    return f"{type(thing).__name__}({', '.join(f'{k}={short(x)}' for k, x in held.items())})"
+        is_tuple = isinstance(value, tuple)
+        names = tuple(value._fields if is_tuple else value.__dataclass_fields__)
+    values = {name: getattr(value, name) for name in names}
+    # Fields that are False or 0 are kept, and the truth of an array is undefined.
+    non_empty = {k: x for k, x in values.items() if x is not None and not _is_empty(x)}
+    return f"{type(value).__name__}({', '.join(f'{k}={short(x)}' for k, x in non_empty.items())})"
 
 
 def one_line(kind: Kind) -> Kind:
@@ -69,7 +69,7 @@ def short(value: Any) -> str:
         return function_name(value)
     has_own = type(value).__repr__ not in _OF_CONTAINERS
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        # The repr that `collections.namedtuple` writes has the arrays in it.
+        # A NamedTuple's default repr would print the arrays.
         is_given = type(value).__repr__.__module__ != "collections"
         return repr(value) if is_given else fields_of(value)
     if isinstance(value, (Mapping, tuple, list)) and not has_own:
@@ -113,7 +113,7 @@ def made_with(function: Callable[..., Any]) -> dict[str, Any]:
 def _closed_over(function: Callable[..., Any]) -> Mapping[str, Any]:
     try:
         return inspect.getclosurevars(function).nonlocals
-    except (TypeError, ValueError):  # of what is no Python function, or is being defined
+    except (TypeError, ValueError):  # it is no Python function, or is still being defined
         return {}
 
 
@@ -129,8 +129,8 @@ def _is_module(value: Any) -> bool:
 
 
 def _module(module: Any) -> str:
-    """What of it is not the default."""
-    own = [
+    """A flax module with the fields that differ from their defaults."""
+    non_default = [
         field.name
         for field in dataclasses.fields(module)
         if field.name not in ("parent", "name")
@@ -139,7 +139,7 @@ def _module(module: Any) -> str:
         and short(getattr(module, field.name)) != short(field.default)
         and not callable(getattr(module, field.name))
     ]
-    return fields_of(module, *own) if own else f"{type(module).__name__}()"
+    return fields_of(module, *non_default) if non_default else f"{type(module).__name__}()"
 
 
 def _is_empty(value: Any) -> bool:
@@ -147,9 +147,9 @@ def _is_empty(value: Any) -> bool:
 
 
 def _array(value: Any) -> str:
-    """A number if there is just one and it is known, else dtype and shape."""
-    known = isinstance(value, (np.ndarray, np.generic, jax.Array))
-    if known and value.shape == () and _is_number(value.dtype) and not _is_lost(value):
+    """The number of a concrete scalar; dtype and shape of other arrays."""
+    is_array = isinstance(value, (np.ndarray, np.generic, jax.Array))
+    if is_array and value.shape == () and _is_number(value.dtype) and not _is_lost(value):
         number = np.asarray(value).item()
         return f"{number:.4g}" if isinstance(number, float) else str(number)
     return f"{value.dtype}{list(value.shape)}"

@@ -1,8 +1,8 @@
-"""Sums of very many terms that keep their digits.
+"""Sums of very many terms without loss of digits.
 
-One float32 that terms are added to in turn loses them: a million times 0.1 is 0.10096 of a million,
-and 2^24 plus 1 is 2^24. XLA adds up an array in a tree and loses nothing, so what needs care is a
-sum carried through a loop, and a sum for each of many stretches of one array.
+A float32 to which terms are added in turn loses digits: a million times 0.1 gives 100,960, and
+2^24 + 1 is 2^24. XLA sums an array in a tree, which loses nothing. So two kinds of sums need care:
+one that is carried through a loop, and one for each of many stretches of an array.
 """
 
 from typing import NamedTuple
@@ -15,17 +15,17 @@ from fedjax_sim.core.types import Array, PyTree, accumulator
 # Terms that may be added in turn before compensation is worth its cost: 1000 roundings of 2^-24
 # each, at worst 6e-5 of the sum.
 FEW = 1000
-# And of metrics, whose digits are read: at worst 4e-6. Compensation of those of small rounds would
-# be a tenth of what they take to compile.
+# The same for metrics, whose digits users read: at worst 4e-6. Small rounds are not compensated
+# because that would take a tenth of their compile time.
 FEW_REPORTED = 64
 
-_GROUP = 32  # of neighbours that are one on the next level of a tree
-# Nodes that may be added up side by side, and where there are more, for how many stretches at once.
+_GROUP = 32  # so many neighbours are summed to a node of the next level of a tree
+# Nodes that are added up side by side at most, and the stretches at once where there are more.
 _NODES, _STRETCHES = 2**23, 2**14
 
 
 class Sum(NamedTuple):
-    """A sum carried through a loop, with what its last rounding has lost.
+    """A sum that is carried through a loop, with the part that its last rounding has lost.
 
     Attributes:
       total: leaves in float32 or better: the sum, rounded once.
@@ -46,8 +46,8 @@ def zero_sum(tree: PyTree, terms: int | None = None, few: int = FEW, *, whole: b
     """
 
     def zero(x: Array) -> Array:
-        kept = whole and not jnp.issubdtype(x.dtype, jnp.inexact)
-        return jnp.zeros(x.shape, x.dtype if kept else accumulator(x.dtype))
+        keeps_dtype = whole and not jnp.issubdtype(x.dtype, jnp.inexact)
+        return jnp.zeros(x.shape, x.dtype if keeps_dtype else accumulator(x.dtype))
 
     plainly = terms is not None and terms <= few
     return Sum(jax.tree.map(zero, tree), () if plainly else jax.tree.map(zero, tree))
@@ -75,7 +75,7 @@ def add_to(sums: Sum, tree: PyTree, condition: Array | None = None) -> Sum:
     def still_lost(before: Array, x: Array, after: Array) -> Array:
         if not jnp.issubdtype(after.dtype, jnp.inexact):
             return jnp.zeros_like(after)
-        # What the sum has not taken of the term; of an infinite one that would be no number.
+        # The part of the term that rounding lost; of an infinite sum it would be NaN.
         return jnp.where(jnp.isfinite(after), x - (after - before), 0)
 
     return Sum(total, jax.tree.map(still_lost, sums.total, terms, total))
@@ -100,32 +100,32 @@ def of_stretches(values: Array, starts: Array, sizes: Array, longest: int) -> Ar
     >>> of_stretches(jnp.arange(100.0), jnp.array([3, 50]), jnp.array([2, 50]), 50).tolist()
     [7.0, 3725.0]
     """
-    levels, most = [values], longest
-    while most >= 2 * _GROUP:
+    levels, max_nodes = [values], longest
+    while max_nodes >= 2 * _GROUP:
         padding = -levels[-1].shape[0] % _GROUP
         levels.append(jnp.sum(jnp.pad(levels[-1], (0, padding)).reshape(-1, _GROUP), axis=1))
-        most //= _GROUP
+        max_nodes //= _GROUP
 
     def sums(stretches: tuple[Array, Array]) -> Array:
-        return _sums_of_nodes(levels, *stretches, most)
+        return _sums_of_nodes(levels, *stretches, max_nodes)
 
     number, ends = starts.shape[0], starts + sizes
-    if number * max(most, _GROUP - 1 if len(levels) > 1 else 1) <= _NODES:
+    if number * max(max_nodes, _GROUP - 1 if len(levels) > 1 else 1) <= _NODES:
         return sums((starts, ends))
     padding = -number % _STRETCHES
-    some = [jnp.pad(x, (0, padding)).reshape(-1, _STRETCHES) for x in (starts, ends)]
-    return jax.lax.map(sums, (some[0], some[1])).reshape(-1)[:number]
+    parts = [jnp.pad(x, (0, padding)).reshape(-1, _STRETCHES) for x in (starts, ends)]
+    return jax.lax.map(sums, (parts[0], parts[1])).reshape(-1)[:number]
 
 
-def _sums_of_nodes(levels: list[Array], left: Array, right: Array, most: int) -> Array:
-    """Float[K], the sums from `left` to before `right`: at most `most` nodes of the last level."""
+def _sums_of_nodes(levels: list[Array], left: Array, right: Array, max_nodes: int) -> Array:
+    """Float[K], the sums from `left` to before `right`, of at most `max_nodes` last-level nodes."""
     total = jnp.zeros(left.shape, levels[0].dtype)
 
     def nodes(level: Array, first: Array, end: Array, number: int) -> Array:
         """The sum of the level's nodes from `first` to before `end`, at most `number` of them."""
         places = first[:, None] + jnp.arange(number, dtype=first.dtype)[None, :]
-        taken = level.at[places].get(mode="clip")
-        return jnp.sum(jnp.where(places < end[:, None], taken, 0), axis=1)
+        values = level.at[places].get(mode="clip")
+        return jnp.sum(jnp.where(places < end[:, None], values, 0), axis=1)
 
     for level in levels[:-1]:
         first = jnp.minimum(-(-left // _GROUP) * _GROUP, right)
@@ -136,4 +136,4 @@ def _sums_of_nodes(levels: list[Array], left: Array, right: Array, most: int) ->
         )
         total = total + (before + behind)
         left, right = first // _GROUP, last // _GROUP
-    return total + nodes(levels[-1], left, right, most)
+    return total + nodes(levels[-1], left, right, max_nodes)

@@ -1,4 +1,4 @@
-"""What a round gives an execution strategy to do, and what it is given back."""
+"""The tasks that a round gives to an execution strategy, and the result that it gets back."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from fedjax_sim.core.types import Array, Metrics, PyTree
 
 
 class Tasks(NamedTuple):
-    """What each slot of a round has to do. A slot with `num_steps` 0 does nothing.
+    """The work of each slot of a round. A slot with `num_steps` 0 has none.
 
     Attributes:
       client_ids: Int[m], in [0, K).

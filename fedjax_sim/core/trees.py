@@ -64,8 +64,10 @@ def power_of_two(weights: Array) -> Array:
     It is 1 where they are all 0, and no derivative goes through it.
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(weights)))
-    most = jnp.finfo(weights.dtype).maxexp - 2  # so that the power itself is no subnormal number
-    exponent = jnp.clip(jnp.frexp(largest)[1], -most, most)
+    max_exponent = (
+        jnp.finfo(weights.dtype).maxexp - 2
+    )  # so that the power itself is no subnormal number
+    exponent = jnp.clip(jnp.frexp(largest)[1], -max_exponent, max_exponent)
     return jnp.ldexp(jnp.ones_like(largest), -exponent)
 
 
@@ -129,9 +131,9 @@ def weighted_sum(weights: Array, counted: Array, tree: PyTree) -> PyTree:
     counted = counted & (weights != 0)
 
     def total(zeros: Array, x: Array) -> Array:
-        kept = where(counted, x.astype(zeros.dtype), jnp.zeros_like(x, zeros.dtype))
+        masked = where(counted, x.astype(zeros.dtype), jnp.zeros_like(x, zeros.dtype))
         a = jnp.where(counted, weights, 0).astype(zeros.dtype)
-        return jnp.tensordot(a, kept, axes=1, precision=jax.lax.Precision.HIGHEST)
+        return jnp.tensordot(a, masked, axes=1, precision=jax.lax.Precision.HIGHEST)
 
     return jax.tree.map(total, accumulators(tree), tree)
 
@@ -156,8 +158,8 @@ def first_of_each(ids: Array, mask: Array) -> Array:
     slots = ids.shape[0]
     if slots <= 64:  # fewer comparisons than a sort costs
         earlier = jnp.tri(slots, k=-1, dtype=bool)
-        same = (ids[:, None] == ids[None, :]) & mask[None, :] & earlier
-        return mask & ~jnp.any(same, axis=1)
+        is_repeated = (ids[:, None] == ids[None, :]) & mask[None, :] & earlier
+        return mask & ~jnp.any(is_repeated, axis=1)
     keys = jnp.where(mask, ids, jnp.iinfo(jnp.int32).max)
     order = jnp.argsort(keys, stable=True)
     ordered = keys[order]

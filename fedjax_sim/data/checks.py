@@ -1,4 +1,4 @@
-"""What may be in a federation, on the host: arrays, their values, weights and names."""
+"""Checks of a federation's arrays, values, weights and names, on the host."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from fedjax_sim.core.checks import is_concrete
 if TYPE_CHECKING:
     from fedjax_sim.data.federation import FederatedData
 
-_ORDINARY = 64  # weights with a sum from 2^-64 to 2^64 are kept as they are
+_ORDINARY = 64  # weights whose sum is between 2^-64 and 2^64 are not rescaled
 
 
 def checked_weights(client_weights: Any | None, sizes: np.ndarray) -> np.ndarray:
@@ -37,13 +37,13 @@ def checked_weights(client_weights: Any | None, sizes: np.ndarray) -> np.ndarray
             f"got values from {weights.min()} to {weights.max()}"
         )
     weights = _in_range(weights)
-    kept = np.finfo(jax.dtypes.canonicalize_dtype(np.float64))
-    small = weights[(weights > 0) & (weights < kept.tiny)]
+    limits = np.finfo(jax.dtypes.canonicalize_dtype(np.float64))
+    small = weights[(weights > 0) & (weights < limits.tiny)]
     if small.size:
         raise ValueError(
-            f"client_weights must fit {kept.dtype} beside each other: the smallest that is "
+            f"client_weights must fit {limits.dtype} beside each other: the smallest that is "
             f"not 0 is {small.min() / weights.sum():.3g} of their sum; at least "
-            f"{kept.tiny:.3g} is kept"
+            f"{limits.tiny:.3g} is kept"
         )
     return weights
 
@@ -89,8 +89,10 @@ def checked_names(names: Iterable[str] | None, num_clients: int | None) -> Clien
     listed = ClientNames(names) if is_list else ClientNames()
     wrong = [name for name in listed if not isinstance(name, str)]
     if wrong or not is_list:
-        given = f"{wrong[0]!r} among them" if is_list else repr(names)
-        raise ValueError(f"client_names must be a list of texts, one for each client; got {given}")
+        wrong_text = f"{wrong[0]!r} among them" if is_list else repr(names)
+        raise ValueError(
+            f"client_names must be a list of texts, one for each client; got {wrong_text}"
+        )
     if num_clients is not None and len(listed) != num_clients:
         raise ValueError(
             f"client_names must be one for each of the {num_clients} clients; got {len(listed)}"
@@ -102,10 +104,10 @@ def checked_names(names: Iterable[str] | None, num_clients: int | None) -> Clien
 
 
 def check_whole(data: "FederatedData", name: str, instead: str = "") -> None:
-    """Refuses a window, of whose rows not all are examples.
+    """Refuses a window, whose rows need not all be examples.
 
     Args:
-      instead: what to give in its place, for the message.
+      instead: advice for the message.
 
     Raises:
       ValueError: naming the argument.
@@ -120,7 +122,7 @@ def check_whole(data: "FederatedData", name: str, instead: str = "") -> None:
 
 
 def path_name(path: Any) -> str:
-    """What a leaf of the examples is called in messages."""
+    """The name of a leaf of the examples in messages."""
     return jax.tree_util.keystr(path) or "examples"
 
 
@@ -169,21 +171,22 @@ def check_values(
       offsets: Int[K], the first row of each client.
       client_ids: Int[K], what the clients are called; None for 0 to K - 1.
     """
-    kept = jax.dtypes.canonicalize_dtype(x.dtype)  # 32 bits unless JAX is told otherwise
+    kept_dtype = jax.dtypes.canonicalize_dtype(x.dtype)  # 32 bits unless JAX is told otherwise
     if jnp.issubdtype(x.dtype, jnp.inexact):
         with np.errstate(over="ignore"):
-            finite = np.isfinite(x.astype(kept, copy=False)).reshape(len(x), -1).all(axis=1)
+            finite = np.isfinite(x.astype(kept_dtype, copy=False)).reshape(len(x), -1).all(axis=1)
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             client = int(np.searchsorted(offsets, row, side="right")) - 1
             called = client if client_ids is None else client_ids[client]
             raise ValueError(
-                f"{name} must be finite in {kept}: {(~finite).sum()} examples hold NaN or "
+                f"{name} must be finite in {kept_dtype}: {(~finite).sum()} examples hold NaN or "
                 f"infinity, first example {row - int(offsets[client])} of client {called}"
             )
-    elif kept != x.dtype and x.size:  # a label must not wrap round
-        limits = np.iinfo(kept)
+    elif kept_dtype != x.dtype and x.size:  # JAX's cast would wrap a large label round
+        limits = np.iinfo(kept_dtype)
         if x.max() > limits.max or x.min() < limits.min:
             raise ValueError(
-                f"{name} must fit {kept}, which JAX keeps; got values from {x.min()} to {x.max()}"
+                f"{name} must fit {kept_dtype}, which JAX keeps; "
+                f"got values from {x.min()} to {x.max()}"
             )

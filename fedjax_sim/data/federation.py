@@ -1,4 +1,4 @@
-"""Building a federation, and refusing what is not one, on the host."""
+"""The type of a federation, and its checked construction on the host."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -124,25 +124,25 @@ class FederatedData:
         treedef: Any = jax.tree.structure(clients[0])
         names = [path_name(path) for path, _ in first_paths]
         for k, client in enumerate(clients):
-            leaves, other = jax.tree.flatten(client)
-            if other != treedef:
+            leaves, structure = jax.tree.flatten(client)
+            if structure != treedef:
                 raise ValueError(
                     "clients must all have the structure of client 0: "
-                    f"got {other} for client {k}, and {treedef} for client 0"
+                    f"got {structure} for client {k}, and {treedef} for client 0"
                 )
             flat.append(
                 [as_array(x, f"{n} of client {k}") for n, x in zip(names, leaves, strict=True)]
             )
             check_same_length(flat[-1], names, f" of client {k}")
-        # A client without examples has nothing to compare; its arrays may be of any type.
-        some = next((k for k, leaves in enumerate(flat) if len(leaves[0])), 0)
+        # A client without examples is not compared, so its arrays may be of any type and shape.
+        first_with_examples = next((k for k, leaves in enumerate(flat) if len(leaves[0])), 0)
         for k, leaves in enumerate(flat):
-            for name, x, x0 in zip(names, leaves, flat[some], strict=True):
+            for name, x, x0 in zip(names, leaves, flat[first_with_examples], strict=True):
                 if len(x) and (x.shape[1:] != x0.shape[1:] or x.dtype != x0.dtype):
                     raise ValueError(
                         f"{name} must have one dtype and one shape behind its first axis: "
                         f"got {x.dtype}{list(x.shape)} for client {k}, and "
-                        f"{x0.dtype}{list(x0.shape)} for client {some}"
+                        f"{x0.dtype}{list(x0.shape)} for client {first_with_examples}"
                     )
         sizes = np.array([len(leaves[0]) for leaves in flat])
         columns = [
@@ -213,7 +213,7 @@ class FederatedData:
                 f"client_ids must lie in [0, {num_clients}); got {ids[wrong[0]]} at row {wrong[0]}"
             )
         sizes = np.bincount(ids, minlength=num_clients)
-        if (np.diff(ids) < 0).any():  # else they lie as they should: no copy
+        if (np.diff(ids) < 0).any():  # rows that are already in order are not copied
             order = np.argsort(ids, kind="stable")
             leaves = [x[order] for x in leaves]
         return cls._build(

@@ -1,15 +1,15 @@
-"""What full batches are padded to."""
+"""The sizes that full batches are padded to."""
 
 from itertools import combinations
 
 import numpy as np
 
-_LEAST_PADDED = 16  # examples: below, a step costs what its model does
+_LEAST_PADDED = 16  # examples; below that, a step's cost is that of the model and not of examples
 _MOST_PADDED = 4
 
 
 def padded_sizes(num_examples: np.ndarray) -> tuple[int, ...]:
-    """What full batches are padded to: the fewest sizes that come near what four would cost.
+    """The sizes that full batches are padded to: the fewest whose cost is near that of four.
 
     Candidates are the largest client of each power of two below the largest of all. Each size is
     compiled, so there are four at most, and the fewest that are within a quarter of the best four.

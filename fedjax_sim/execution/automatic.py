@@ -1,4 +1,4 @@
-"""The strategy that shapes alone suggest."""
+"""The strategy that is chosen by shapes alone."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,9 @@ from fedjax_sim.execution.packed import packed
 from fedjax_sim.execution.strategy import Strategy
 from fedjax_sim.execution.vmapped import vmapped
 
-# Of a core's cache of 512 KiB: `vmapped` was 1.08 times as fast as `packed` with models of 1.5 MiB
-# in all, 0.94 times with 1.9, and 0.86 times with models of 1.5 MiB and blocks of 9.
+# So many times a core's cache may hold the models for `vmapped`. With a cache of 512 KiB, `vmapped`
+# was 1.08 times as fast as `packed` for models of 1.5 MiB in all, 0.94 times for 1.9 MiB, and 0.86
+# times for models of 1.5 MiB with blocks of 9 MiB.
 _CACHES = 3
 
 

@@ -30,8 +30,9 @@ from fedjax_sim.data import FederatedData
 
 # A position stays where it was with probability 2^-20 above chance: too little to affect training.
 _SHUFFLE_ROUNDS = 20
-# Steps whose shuffle a loop computes at once: in a step of its own it is fused into the gathers
-# that it serves and computed anew for each number that they read (7 us at B = 10; in a group 0.3).
+# Steps, and examples, for which a loop computes the shuffle at once. Computed within a step, it is
+# fused into the gathers that use it, and computed anew for each number that they read (7 us a step
+# at B = 10; in a group 0.3 us).
 _GROUP, _GROUP_EXAMPLES = 16, 4096
 
 
@@ -42,10 +43,10 @@ def block_size(local: LocalTraining, data: FederatedData) -> int:
 
 
 def block_sizes(local: LocalTraining, data: FederatedData) -> tuple[int, ...]:
-    """What a block is padded to, static: B, or the sizes for full batches, rising.
+    """The sizes that a block may be padded to, static: B, or the sizes for full batches, ascending.
 
-    With `jax_threefry_partitionable` off, a draw of another size begins with other numbers, and so
-    there is one size, whatever a client's neighbours have.
+    With `jax_threefry_partitionable` off there is one size, because a draw's first numbers then
+    depend on its size, which must not depend on other clients.
     """
     # JAX defines its configuration's names at run time, which its types do not list.
     independent = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
@@ -76,8 +77,8 @@ def max_num_blocks(local: LocalTraining, data: FederatedData) -> int:
 
 def group_size(local: LocalTraining, data: FederatedData) -> int:
     """G, the steps for which a loop computes the shuffle at once, static."""
-    most = local.epochs * max_num_blocks(local, data)
-    return max(1, min(_GROUP, _GROUP_EXAMPLES // block_size(local, data), most))
+    max_steps = local.epochs * max_num_blocks(local, data)
+    return max(1, min(_GROUP, _GROUP_EXAMPLES // block_size(local, data), max_steps))
 
 
 class Client(NamedTuple):
@@ -143,8 +144,8 @@ class Engine(NamedTuple):
         if len(sizes) == 1:
             return padded(sizes[0])
         smaller = jnp.array(sizes[:-1], jnp.int32) < client.num_examples
-        which = largest_of_batch(jnp.sum(smaller, dtype=jnp.int32))
-        return jax.lax.switch(which, [partial(padded, size) for size in sizes])
+        size_index = largest_of_batch(jnp.sum(smaller, dtype=jnp.int32))
+        return jax.lax.switch(size_index, [partial(padded, size) for size in sizes])
 
     def _positions(self, client: Client, block: Array, size: int) -> tuple[Array, Array]:
         """Int[B], the places of block `block` in a pass, and Bool[B], which the client has.
@@ -152,7 +153,7 @@ class Engine(NamedTuple):
         Padding repeats the block's first example, so that it brings in no number the
         client has not got.
         """
-        # A step behind the client's last, which nobody reads, sees its last block again.
+        # A step after the client's last is computed but not read; it is given the last block again.
         block = jnp.clip(block, 0, jnp.maximum(self._num_blocks(client) - 1, 0))
         positions = block * size + jnp.arange(size, dtype=jnp.int32)
         mask = positions < client.num_examples
@@ -217,9 +218,9 @@ class Engine(NamedTuple):
         def value(block: Array) -> PyTree:
             return self._with_block(function, client, block)
 
-        most = max_num_blocks(self.exchange.local, self.data)
+        max_blocks = max_num_blocks(self.exchange.local, self.data)
         shapes = jax.eval_shape(value, jnp.int32(0))
-        sums = zero_sum(shapes, terms=most, whole=True)
+        sums = zero_sum(shapes, terms=max_blocks, whole=True)
         if dynamic:
             sums = jax.lax.fori_loop(0, blocks, lambda i, sums: add_to(sums, value(i)), sums)
         else:
@@ -227,7 +228,7 @@ class Engine(NamedTuple):
             def add_masked(sums: Sum, block: Array) -> tuple[Sum, None]:
                 return add_to(sums, value(block), block < blocks), None
 
-            sums = jax.lax.scan(add_masked, sums, jnp.arange(most, dtype=jnp.int32))[0]
+            sums = jax.lax.scan(add_masked, sums, jnp.arange(max_blocks, dtype=jnp.int32))[0]
         return jax.tree.map(lambda s, x: x.astype(s.dtype), shapes, sums.total)
 
     def step(
@@ -250,7 +251,7 @@ class Engine(NamedTuple):
         return self._with_block(on_block, client, self._pass(client, step)[1], shuffled)
 
     def no_metrics(self, client: Client, carry: PyTree, client_state: PyTree) -> Sum:
-        """Zeros, to which what the steps report is added."""
+        """Zeros, to which the steps' metrics are added."""
         shuffled = None
         if shuffles(self.exchange.local):
             size = block_size(self.exchange.local, self.data)
@@ -259,8 +260,8 @@ class Engine(NamedTuple):
         def first(shuffled: Array | None) -> Metrics:
             return self.step(client, carry, client_state, jnp.int32(0), shuffled, jnp.int32(0))[1]
 
-        most = self.exchange.local.epochs * max_num_blocks(self.exchange.local, self.data)
-        return zero_sum(jax.eval_shape(first, shuffled), most, FEW_REPORTED)
+        max_steps = self.exchange.local.epochs * max_num_blocks(self.exchange.local, self.data)
+        return zero_sum(jax.eval_shape(first, shuffled), max_steps, FEW_REPORTED)
 
     def finish(
         self, client: Client, carry: PyTree, client_state: PyTree, steps: Array

@@ -1,4 +1,4 @@
-"""An identity that says clearly why reverse-mode differentiation cannot go on."""
+"""An identity whose transpose raises an error that names the strategy."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.core.types import PyTree
 
-# A loop of unknown length has no transpose. JAX says so in its own words, which do not
-# name the strategy; cotangents meet this first, since it stands on the loop's outputs.
+# A loop of unknown length cannot be transposed. JAX's own error does not name the strategy; this
+# primitive is applied to the loop's outputs, so that its error comes first.
 _forward_only = Primitive("forward_only")
-_forward_only.def_impl(lambda x, what: x)
-_forward_only.def_abstract_eval(lambda x, what: x)
-mlir.register_lowering(_forward_only, lambda context, x, what: [x])
+_forward_only.def_impl(lambda x, strategy: x)
+_forward_only.def_abstract_eval(lambda x, strategy: x)
+mlir.register_lowering(_forward_only, lambda context, x, strategy: [x])
 batching.defvectorized(_forward_only)
 
 
-def _refuse(*args: Any, what: str, **kwargs: Any) -> None:
+def _refuse(*args: Any, strategy: str, **kwargs: Any) -> None:
     raise ValueError(
-        f"reverse-mode differentiation (grad, vjp) cannot go through {what}, whose loop has no "
+        f"reverse-mode differentiation (grad, vjp) cannot go through {strategy}, whose loop has no "
         "fixed length; use execution.vmapped() (or forward mode: jvp, jacfwd)"
     )
 
@@ -27,6 +27,6 @@ def _refuse(*args: Any, what: str, **kwargs: Any) -> None:
 ad.deflinear2(_forward_only, _refuse)
 
 
-def forward_only(tree: PyTree, what: str) -> PyTree:
-    """The tree itself; its transpose raises a ValueError that names `what`."""
-    return jax.tree.map(lambda x: _forward_only.bind(x, what=what), tree)
+def forward_only(tree: PyTree, strategy: str) -> PyTree:
+    """The tree itself; its transpose raises a ValueError that names the strategy."""
+    return jax.tree.map(lambda x: _forward_only.bind(x, strategy=strategy), tree)

@@ -1,4 +1,4 @@
-"""What is known of the machine that a program is compiled for."""
+"""The cores, caches and memory of the machine, and the bytes that clients need."""
 
 import os
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.cgroup import allowed_cores, free_bytes
 from fedjax_sim.execution.client import Engine, block_size
 
-_CACHE = 2**20  # bytes, where the machine does not say
-DEVICE_BYTES = 2**31  # of an accelerator, for the models of clients in training; not measured
+_CACHE = 2**20  # bytes of a core's cache, where the machine does not say
+DEVICE_BYTES = 2**31  # for the models of clients in training on an accelerator; not measured
 
 
 def num_cores() -> int:
-    """Cores this process may run on, and has the time of: a container's quota in whole cores."""
+    """The cores that this process may use: its affinity, and at most its container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
     available = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, int(min(available, allowed_cores())))
 
 
 def platform_of(engine: Engine) -> str:
-    """Of the devices that will run the engine's clients: "cpu", "gpu" or "tpu".
+    """The platform of the devices that will run the engine's clients: "cpu", "gpu" or "tpu".
 
-    A mesh says so, or the federation's arrays, where they have values yet; else it is the device
-    that JAX puts new arrays on.
+    It is that of the mesh, or of the federation's arrays if they are concrete, or else of the
+    device that JAX puts new arrays on.
     """
     if engine.platform is not None:
         return engine.platform
@@ -45,7 +45,7 @@ def platform_of(engine: Engine) -> str:
 
 
 def cache_bytes() -> int:
-    """Of a core's own second-level cache, as Linux tells; 1 MiB elsewhere."""
+    """The size of a core's second-level cache by Linux; 1 MiB on other systems."""
     try:
         folder = Path("/sys/devices/system/cpu/cpu0/cache/index2")
         size = (folder / "size").read_text().strip()
@@ -55,10 +55,11 @@ def cache_bytes() -> int:
 
 
 def free_memory(devices: Sequence[Any]) -> float:
-    """Bytes that can be had on these devices, as they or Linux tell; 4 GiB elsewhere.
+    """The free bytes of these devices, by the devices themselves or by Linux; 4 GiB elsewhere.
 
-    Accelerators are dealt the same each, so they hold together as many times what the fullest
-    of them has left. The devices of a CPU share its memory, of which a container may be given less.
+    Each accelerator is given the same amount of data, so that they hold together as many times the
+    free memory of the fullest one. The devices of a CPU share its memory, of which a container may
+    use less.
     """
     memories = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in memory for memory in memories):
@@ -74,14 +75,14 @@ def free_memory(devices: Sequence[Any]) -> float:
 
 
 def block_bytes(local: LocalTraining, data: FederatedData) -> int:
-    """Of one block of examples."""
+    """Bytes of one block of examples."""
     leaves = jax.tree.leaves(data.examples)
     example = sum(x.size // x.shape[0] * x.dtype.itemsize for x in leaves)
     return block_size(local, data) * example
 
 
 def update_bytes(engine: Engine, client_states: PyTree) -> int:
-    """Of what one client adds to the average."""
+    """Bytes of one client's update."""
 
     def update(client_id: Array, client_states: PyTree) -> PyTree:
         client, state = engine.client(client_id), jax.tree.map(lambda x: x[0], client_states)
@@ -118,11 +119,11 @@ def _gigabytes(size: float) -> str:
 
 
 def carry_bytes(engine: Engine, client_states: PyTree) -> int:
-    """Of one client in training: its model and its optimizer's state."""
+    """Bytes of one client in training: its model and its optimizer's state."""
 
     def start(client_id: Array, client_states: PyTree) -> PyTree:
-        one = jax.tree.map(lambda x: x[0], client_states)
-        return engine.start(engine.client(client_id), one)
+        first_state = jax.tree.map(lambda x: x[0], client_states)
+        return engine.start(engine.client(client_id), first_state)
 
     carry = jax.eval_shape(start, jnp.int32(0), client_states)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carry))

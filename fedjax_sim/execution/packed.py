@@ -21,7 +21,7 @@ from fedjax_sim.execution.machine import DEVICE_BYTES, carry_bytes, num_cores, p
 from fedjax_sim.execution.pooled import pooled, takes_pooled
 from fedjax_sim.execution.strategy import Strategy
 
-# On an accelerator: meant to fill it; not measured.
+# Lanes on an accelerator; a guess that should fill it, which is not measured.
 _LANES = 128
 
 
@@ -55,10 +55,10 @@ def packed(lanes: int | None = None) -> "Packed":
 
 
 class _Lanes(NamedTuple):
-    """What each lane holds: one client in training. Leaves [L, ...], or one lane's [...]."""
+    """The state of the lanes, each with one client in training: [L, ...], or one lane's [...]."""
 
     slot: Array  # Int[L], of the cohort
-    end: Array  # Int[L], the steps it takes; none if the lane is idle
+    end: Array  # Int[L], the steps that its client takes; 0 if the lane is idle
     step: Array  # Int[L], the steps it has taken
     client: Client
     client_state: PyTree
@@ -67,7 +67,7 @@ class _Lanes(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    ended: Array  # Int[], clients that are through
+    ended: Array  # Int[], clients that are done
     lane_steps: Array  # Int[] or UInt32[4], steps of all lanes, idle ones too
     update: Sum
     total: Sum
@@ -111,15 +111,16 @@ class Packed(Strategy):
         if platform_of(engine) != "cpu":
             return min(slots, _LANES, max(1, DEVICE_BYTES // carry_bytes(engine, client_states)))
         # A core gains nothing from a second lane, which competes for its cache.
-        here = num_cores() // jax.local_device_count("cpu")
-        return min(slots, max(1, here), 8)
+        cores_of_device = num_cores() // jax.local_device_count("cpu")
+        return min(slots, max(1, cores_of_device), 8)
 
 
 def _pack(
     engine: Engine, client_states: PyTree, tasks: Tasks, options: Options, lanes: int
 ) -> Executed:
     slots = tasks.client_ids.shape[0]
-    # The queue, longest first; of full batches those of like size, which lanes pad alike, together.
+    # The queue is longest first. Full batches of similar size follow each other, because all lanes
+    # pad their blocks to the size of the largest.
     steps, examples = tasks.num_steps, engine.data.num_examples[tasks.client_ids]
     full = len(block_sizes(engine.exchange.local, engine.data)) > 1
     order = jnp.lexsort((-examples, -steps) if full else (-steps,)).astype(jnp.int32)
@@ -128,7 +129,7 @@ def _pack(
     group = group_size(engine.exchange.local, engine.data)
 
     def begin(place: Array, no_metrics: Sum | None = None) -> _Lanes:
-        """One lane, with the client at this place of the queue, or idle behind its end.
+        """One lane, with the client at this place of the queue, or idle after its end.
 
         Args:
           no_metrics: those of a client that began before; without them, a step is traced.
@@ -146,8 +147,8 @@ def _pack(
 
     def advance(lane: _Lanes, shuffled: PyTree, i: Array) -> _Lanes:
         client, state = lane.client, lane.client_state
-        carry, seen = engine.step(client, lane.carry, state, lane.step, shuffled, i)
-        metrics = add_to(lane.metrics, seen)
+        carry, step_metrics = engine.step(client, lane.carry, state, lane.step, shuffled, i)
+        metrics = add_to(lane.metrics, step_metrics)
         return lane._replace(step=lane.step + 1, carry=carry, metrics=metrics)
 
     def shuffle(lane: _Lanes) -> PyTree:
@@ -174,15 +175,15 @@ def _pack(
 
         return jax.lax.fori_loop(0, -(-times // group), take_group, state)
 
-    most = lanes * slots * engine.exchange.local.epochs
-    beyond = most * max_num_blocks(engine.exchange.local, engine.data) > MOST
+    max_steps = lanes * slots * engine.exchange.local.epochs
+    beyond = max_steps * max_num_blocks(engine.exchange.local, engine.data) > MOST
 
-    def taken(before: Array, together: Array, alone: Array) -> Array:
+    def steps_taken(before: Array, together: Array, alone: Array) -> Array:
         """Steps of all lanes after some more `together` and some of one lane."""
         if not beyond:
             return before + (together * lanes + alone)
-        more = product(together, jnp.full_like(together, lanes)) + exact(alone)
-        return carried(before + more)
+        new_steps = product(together, jnp.full_like(together, lanes)) + exact(alone)
+        return carried(before + new_steps)
 
     def take_in(lane: _Lanes, sums: _Sums, lane_steps: Array) -> _Sums:
         slot, output = lane.slot, finish(lane)
@@ -205,14 +206,14 @@ def _pack(
         state, sums = loop
         busy, left = state.end > 0, state.end - state.step
         lane = jnp.argmin(jnp.where(busy, left, jnp.iinfo(jnp.int32).max))
-        # None is busy where only other elements of a batch (seeds under vmap) go on.
+        # Under `vmap` over seeds no lane may be busy here, while another seed's loop continues.
         steps = jnp.where(busy[lane], left[lane], 0)
         together = jnp.zeros_like(steps)
         if lanes > 1:
             together = jnp.where(queued - sums.ended > alone, steps, 0)
             state = repeat(together, state, jax.vmap)
-        one = repeat(steps - together, _at(state, lane), lambda function, axes=0: function)
-        sums = take_in(one, sums, taken(sums.lane_steps, together, steps - together))
+        ending = repeat(steps - together, _at(state, lane), lambda function, axes=0: function)
+        sums = take_in(ending, sums, steps_taken(sums.lane_steps, together, steps - together))
         none = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), state.metrics)
         return _put(state, lane, begin(lanes + sums.ended - 1, none)), sums
 
@@ -225,9 +226,9 @@ def _pack(
     state = jax.lax.map(begin, jnp.arange(lanes, dtype=jnp.int32))
     none = jnp.zeros(slots, bool)
     output = jax.eval_shape(lambda state: finish(_at(state, jnp.int32(0))), state)
-    kept: PyTree = ()
+    updates: PyTree = ()
     if options.keep_updates:
-        kept = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), output.update)
+        updates = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), output.update)
     sums = _Sums(
         ended=jnp.int32(0),
         lane_steps=constant(0) if beyond else jnp.int32(0),
@@ -235,7 +236,7 @@ def _pack(
         total=zero_sum(accumulators(output.total), terms=slots),
         metrics=zero_sum(output.metrics, slots, FEW_REPORTED),
         client_states=client_states,
-        updates=kept,
+        updates=updates,
         counted=none,
         finite=none,
     )
@@ -256,5 +257,5 @@ def _at(tree: PyTree, i: Array) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tree)
 
 
-def _put(tree: PyTree, i: Array, one: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), tree, one)
+def _put(tree: PyTree, i: Array, leaves: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), tree, leaves)

@@ -14,8 +14,9 @@ from fedjax_sim.core.types import Array, Exchange, PyTree, accumulator
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import platform_of
 
-# Examples a block: bounds the memory of activations. On a CPU those of a 2NN stay in a core's
-# cache (4096, 1024, 512 and 256 were measured: `python -m benchmarks.fedsgd`); elsewhere none was.
+# Examples of a block, which bound the memory of activations. On a CPU, 512 was the fastest of 4096,
+# 1024, 512 and 256 (`python -m benchmarks.fedsgd`), because a 2NN's activations then stay in a
+# core's cache. On other platforms the size is not measured.
 _BLOCK, _CPU_BLOCK = 4096, 512
 
 
@@ -26,21 +27,20 @@ class _Sums(NamedTuple):
 
 
 def takes_pooled(exchange: Exchange, options: Options) -> bool:
-    """Whether one gradient serves the round: it says nothing of any single client."""
+    """Whether one gradient over the cohort suffices, which gives no single client's update."""
     return exchange.pooled_gradient is not None and options == Options()
 
 
 def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -> Executed:
-    """The cohort's examples end to end, in blocks, whomever they belong to.
+    """One gradient of all the cohort's examples, which are laid end to end and cut into blocks.
 
-    Which client's update is not finite can only be told from its losses; if none is to
-    blame and the sum is not finite, all that report are marked. A client drawn twice is computed
-    once and counts twice. Clients of weight 0 come last, in blocks of their own whose gradient is
-    in no sum: only their metrics count.
+    A client's update is taken for not finite by its losses; if all losses are finite and the sum
+    is not, all clients that report are marked. A client drawn twice is computed once and counts
+    twice. Clients of weight 0 come last, in blocks of their own, of which only the metrics count.
 
     Args:
-      dynamic: as many blocks as the cohort fills, in a loop that cannot be
-        differentiated in reverse; or the most any cohort of m could fill.
+      dynamic: whether there are as many blocks as the cohort fills, in a loop that cannot be
+        differentiated in reverse; else as many as any cohort of m could fill.
     """
     data, gradient = engine.data, engine.exchange.pooled_gradient
     assert gradient is not None
@@ -48,30 +48,32 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     reports = tasks.num_steps > 0
     clients = jax.vmap(engine.client)(tasks.client_ids)
 
-    # A client's first slot stands for all it has, so that no cohort holds more than N examples.
+    # A client's first slot stands for all its slots, so that no cohort has more than N examples.
     places = jnp.arange(slots, dtype=jnp.int32)
     first = jnp.full(data.num_clients, slots - 1, jnp.int32)
     first = first.at[tasks.client_ids].min(jnp.where(reports, places, slots - 1))[tasks.client_ids]
-    stands = reports & (first == places)
+    is_first_slot = reports & (first == places)
     weights = jnp.where(reports, tasks.weights, 0)
     weighs = jnp.zeros(slots, bool).at[first].max(weights != 0)
     weights = jnp.zeros_like(weights).at[first].add(weights)
     times = jnp.zeros(slots, jnp.int32).at[first].add(reports.astype(jnp.int32))
-    sizes = jnp.where(stands, clients.num_examples, 0)
+    sizes = jnp.where(is_first_slot, clients.num_examples, 0)
 
-    # What the gradient is given is at most 1 / block in size: its own sum over a block would
-    # leave the range of 16 bits, as would the weights.
+    # The weights given to the gradient are scaled to at most 1 / block, because with 16-bit floats
+    # they, and the gradient's own sum over a block, would otherwise overflow.
     scale = weights / jnp.maximum(sizes, 1).astype(weights.dtype)
-    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.where(stands, scale, 0))))
+    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.where(is_first_slot, scale, 0))))
     peak = jnp.where(peak > 0, peak, 1)
 
     limit = _CPU_BLOCK if platform_of(engine) == "cpu" else _BLOCK
-    most = min(slots * data.max_num_examples, data.total_num_examples, 2**31 - 1 - 2 * limit)
-    blocks = -(-most // limit)
-    size = -(-most // blocks)  # the largest cohort fills all of its blocks
+    max_examples = min(
+        slots * data.max_num_examples, data.total_num_examples, 2**31 - 1 - 2 * limit
+    )
+    blocks = -(-max_examples // limit)
+    size = -(-max_examples // blocks)  # the largest cohort fills all of its blocks
     unit = peak * size
 
-    # Those that weigh lie end to end, and so do the others, from the next whole block on.
+    # Clients with a weight come first; the others follow from the next whole block on.
     lengths = jnp.concatenate([jnp.where(weighs, sizes, 0), jnp.where(weighs, 0, sizes)])
     ends = jnp.cumsum(lengths)
     border = -(-ends[slots - 1] // size)  # the first block of the others
@@ -80,15 +82,15 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     filled = (last + size) // size  # blocks
 
     def at(position: Array) -> Array:
-        """Which of `lengths` the position is in, or the next one."""
+        """The index of the stretch of `lengths` that has the position, or of the next one."""
         return jnp.minimum(jnp.searchsorted(ends, position, side="right"), 2 * slots - 1)
 
     def value(block: Array) -> tuple[PyTree, PyTree, Array]:
         positions = block * size + jnp.arange(size, dtype=jnp.int32)
         place = at(positions)
         mask = (positions >= (ends - lengths)[place]) & (positions < ends[place])
-        # Padding repeats the block's first example, with weight 0; blocks of padding alone,
-        # which nobody reads, the cohort's last.
+        # Padding repeats the block's first example, with weight 0. A block of padding alone, which
+        # is not read, repeats the cohort's last example.
         repeated = jnp.minimum(block * size, jnp.maximum(last, 0))
         positions = jnp.where(mask, positions, repeated)
         place = jnp.where(mask, place, at(repeated))
@@ -130,7 +132,7 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     )
     if dynamic:
         sums = jax.lax.fori_loop(0, filled, add, sums)
-    else:  # one block more than they fill, where two begin one
+    else:  # one block more, because clients of weight 0 begin a block of their own
         sums, _ = jax.lax.scan(add_if_filled, sums, jnp.arange(blocks + 1, dtype=jnp.int32))
     update = sums.update.total
     blamed = reports & (sums.bad[first] > 0)
@@ -142,6 +144,6 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
         metrics=sums.metrics.total,
         counted=reports,
         finite=~jnp.where(unexplained, reports, blamed),
-        # One step a client, the padding of blocks not counted.
+        # One step for each client; the padding of blocks is not counted.
         lane_steps=jnp.sum(reports, dtype=jnp.int32),
     )

@@ -43,7 +43,7 @@ def cores(n: int | None = None) -> Mesh:
         n = check_count("n", n, ", or None for all cores")
         if n > available:
             raise ValueError(f"n must be at most the {available} cores of this machine; got {n}")
-    # A JAX that runs keeps the number it began with.
+    # Once JAX has started it keeps its number of devices and raises RuntimeError.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", n or available)
     devices = jax.devices("cpu")[: n or available]
@@ -112,7 +112,7 @@ def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharde
 class Sharded(Strategy):
     """See `sharded`."""
 
-    mesh: Mesh = field()  # without the default of what has none
+    mesh: Mesh = field()  # `field()` removes the default that the base class has
     inner: Strategy
 
     def __call__(
@@ -122,7 +122,7 @@ class Sharded(Strategy):
         devices = self.mesh.shape[axis]
         platform = self.mesh.devices.flat[0].platform
         exchange, engine = engine.exchange, engine._replace(platform=platform)
-        # What a device would run side by side; the slots of the others are not its own.
+        # The strategy is chosen for the slots of one device, which are a D-th of the cohort's.
         inner = self.inner.chosen(engine, client_states, -(-tasks.client_ids.shape[0] // devices))
         by_examples = takes_pooled(exchange, options) or exchange.local.batch_size is None
 
@@ -132,26 +132,26 @@ class Sharded(Strategy):
             me = jax.lax.axis_index(axis)
             slots = tasks.client_ids.shape[0]
             work = _work(data, tasks, by_examples)
-            # A queue passes over slots without steps; others are charged for every slot.
+            # A strategy with a queue skips slots without steps; others pay for every slot.
             if inner.queues:
                 mine = _deal(work, devices) == me
-                own, own_states, back = tasks, client_states, jnp.arange(slots)
+                own_tasks, own_states, back = tasks, client_states, jnp.arange(slots)
             else:
                 back, mine = _deal_slots(work, devices, me)
-                own = jax.tree.map(lambda x: x[back], tasks)
-                # A device without work holds the client with the most of it: what is computed
-                # for a client that does not take part may have an infinite derivative.
-                most = jnp.argmax(tasks.num_steps)
-                held = jnp.where(own.num_steps > 0, back, most)
-                own = own._replace(client_ids=tasks.client_ids[held])
-                own_states = jax.tree.map(lambda x: x[held], client_states)
-            own = own._replace(num_steps=jnp.where(mine, own.num_steps, 0))
-            here = Engine(exchange, data, key, message, platform)
-            executed = inner(here, own_states, own, options)
+                own_tasks = jax.tree.map(lambda x: x[back], tasks)
+                # Slots without work are given the client with the most steps, because a client that
+                # does not take part may have an infinite derivative, even though it is not read.
+                busiest = jnp.argmax(tasks.num_steps)
+                slots_held = jnp.where(own_tasks.num_steps > 0, back, busiest)
+                own_tasks = own_tasks._replace(client_ids=tasks.client_ids[slots_held])
+                own_states = jax.tree.map(lambda x: x[slots_held], client_states)
+            own_tasks = own_tasks._replace(num_steps=jnp.where(mine, own_tasks.num_steps, 0))
+            own_engine = Engine(exchange, data, key, message, platform)
+            executed = inner(own_engine, own_states, own_tasks, options)
             executed = executed._replace(client_states=_as_numbers(executed.client_states))
 
             def spread(x: Array) -> Array:
-                """Mine at their places in the cohort, and zeros at the others'."""
+                """This device's values at their slots of the cohort, and zeros at all others."""
                 zeros = jnp.zeros((slots, *x.shape[1:]), x.dtype)
                 return zeros.at[back].set(where(mine, x, jnp.zeros_like(x)))
 
@@ -165,7 +165,8 @@ class Sharded(Strategy):
             mesh=self.mesh,
             in_specs=everywhere,
             out_specs=everywhere,
-            # Carries begin as zeros on all devices alike and then differ; the one sum ends that.
+            # The check refuses carries that are zeros on all devices first and differ later. The
+            # final sum makes the results equal on all devices.
             check_vma=False,
         )
         executed = dealt(engine.data, engine.key, engine.message, client_states, tasks)
@@ -177,12 +178,12 @@ def _is_key(x: Array) -> bool:
 
 
 def _as_numbers(tree: PyTree) -> PyTree:
-    """The tree with the bits of its keys, which can be added where a key cannot."""
+    """The tree with the bits of its keys, which can be summed, in place of the keys."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
 
 
 def _with_keys_of(like: PyTree, tree: PyTree) -> PyTree:
-    """What `_as_numbers` made, with keys where `like` has them."""
+    """The inverse of `_as_numbers`: keys where `like` has them."""
 
     def restore(old: Array, new: Array) -> Array:
         if not _is_key(old):
@@ -193,8 +194,8 @@ def _with_keys_of(like: PyTree, tree: PyTree) -> PyTree:
 
 
 def _work(data: FederatedData, tasks: Tasks, by_examples: bool) -> Array:
-    """Float[m], what a slot costs: its steps, of full batches times its examples."""
-    # In floats, because a device's sum of integers might overflow.
+    """Float[m], the cost of a slot: its steps, for full batches times its examples."""
+    # Floats, because a device's sum of integers might overflow.
     cost = tasks.num_steps.astype(jnp.result_type(float))
     if by_examples:
         cost = cost * data.num_examples[tasks.client_ids].astype(cost.dtype)
@@ -204,9 +205,9 @@ def _work(data: FederatedData, tasks: Tasks, by_examples: bool) -> Array:
 def _deal(work: Array, devices: int) -> Array:
     """Int[m], the device of each slot: longest first, to the one with the least work."""
 
-    def give(load: Array, more: Array) -> tuple[Array, Array]:
+    def give(load: Array, cost: Array) -> tuple[Array, Array]:
         device = jnp.argmin(load)
-        return load.at[device].add(more), device
+        return load.at[device].add(cost), device
 
     order = jnp.argsort(-work, stable=True)
     _, dealt = jax.lax.scan(give, jnp.zeros(devices, work.dtype), work[order])
@@ -214,7 +215,7 @@ def _deal(work: Array, devices: int) -> Array:
 
 
 def _deal_slots(work: Array, devices: int, me: Array) -> tuple[Array, Array]:
-    """The ceil(m / D) slots of device `me`, longest first to and fro, and which are real."""
+    """The ceil(m / D) slots of device `me`, dealt longest first, to and fro; which are real."""
     slots = work.shape[0]
     order = jnp.argsort(-work, stable=True)
     turn = jnp.arange(-(-slots // devices))

@@ -1,4 +1,4 @@
-"""What may be asked of an execution strategy, whoever wrote it."""
+"""The type of an execution strategy, and user's functions as strategies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ from fedjax_sim.execution.client import Engine
 class Strategy:
     """How the clients of a round are executed: a function of the round's engine.
 
-    A plain function `(engine, client_states, tasks, options) -> Executed` is a strategy, too, and
-    answers as this class does; one's own that differs derives from it. It sums in float32 or
-    better, reads no slot without steps, and gives the numbers of the others to rounding.
+    A plain function `(engine, client_states, tasks, options) -> Executed` is a strategy, too, with
+    this class's values of the attributes; a strategy with other values derives from this class. It
+    sums in float32 or better, reads no slot without steps, and gives the results of the other
+    strategies up to rounding.
 
     Attributes:
-      mesh: the devices that it deals the cohort over; None if it stays on the one it is run on.
-      lanes: the clients it trains side by side, if that is fixed; it then needs as many slots.
+      mesh: the devices that it deals the cohort over; None if it uses only one.
+      lanes: the clients that it trains side by side, if fixed; it then needs as many slots.
       queues: whether a slot without steps costs nothing, so that `sharded` may give every device
         all the slots.
     """
@@ -41,10 +42,10 @@ class Strategy:
           tasks: what each slot has to do.
           options: static.
         """
-        raise NotImplementedError  # a strategy of one's own says how; there is no default
+        raise NotImplementedError  # every strategy defines this; there is no default
 
     def chosen(self, engine: Engine, client_states: PyTree, slots: int) -> "Strategy":
-        """The strategy that runs where a device is given so many slots: itself, or its choice."""
+        """The strategy for so many slots on a device: itself, or the one that it chooses."""
         return self
 
 
@@ -61,7 +62,7 @@ class _Function(Strategy):
 
 
 def as_strategy(strategy: Any, name: str = "execution") -> Strategy:
-    """A strategy that can be asked, of what was given as the argument `name`.
+    """The argument `name` as a `Strategy`; a plain function is wrapped.
 
     Raises:
       ValueError: for a function of other arguments.

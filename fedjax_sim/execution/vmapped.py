@@ -42,12 +42,12 @@ class Vmapped(Strategy):
         groups, group = _groups(engine.exchange.local, engine.data)
         steps = jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
 
-        # What an idle slot computes is never read, but its derivative is multiplied by zero,
-        # and zero times infinity is NaN: it does what one that works does anyway.
+        # The result of an idle slot is not read, but its derivative is multiplied by zero, and zero
+        # times infinity is NaN. So an idle slot repeats the computation of a busy one.
         busy = tasks.num_steps > 0
         working = jnp.argmax(busy)
-        done = tasks.client_ids, tasks.num_steps, client_states
-        done = jax.tree.map(lambda x: where(busy, x, x[working][None]), done)
+        padded_tasks = tasks.client_ids, tasks.num_steps, client_states
+        padded_tasks = jax.tree.map(lambda x: where(busy, x, x[working][None]), padded_tasks)
 
         def train(client_id: Array, num_steps: Array, client_state: PyTree) -> PyTree:
             client = engine.client(client_id)
@@ -58,9 +58,11 @@ class Vmapped(Strategy):
                 def take(carry: tuple[PyTree, Sum], place: Array) -> tuple[PyTree, None]:
                     old, metrics = carry
                     step = steps[0] + place
-                    new, seen = engine.step(client, old, client_state, step, shuffled, place)
+                    new, step_metrics = engine.step(
+                        client, old, client_state, step, shuffled, place
+                    )
                     active = step < num_steps
-                    return (where(active, new, old), add_to(metrics, seen, active)), None
+                    return (where(active, new, old), add_to(metrics, step_metrics, active)), None
 
                 return jax.lax.scan(take, carry, jnp.arange(group, dtype=jnp.int32))
 
@@ -70,7 +72,7 @@ class Vmapped(Strategy):
             output = engine.finish(client, carry, client_state, num_steps)
             return output._replace(metrics={**sums.total, **dict(output.metrics)})
 
-        output = jax.vmap(train)(*done)
+        output = jax.vmap(train)(*padded_tasks)
         finite = jax.vmap(all_finite)((output.update, output.total, output.client_state))
         counted = busy & finite if options.drop_nonfinite else busy
         return Executed(
@@ -88,7 +90,7 @@ class Vmapped(Strategy):
 def _groups(local: LocalTraining, data: FederatedData) -> tuple[int, int]:
     """(groups, G): the largest client's steps, in groups whose shuffle is computed at once.
 
-    The sizes that leave the fewest steps over in the last group, which nobody needs.
+    G is chosen so that the last group has the fewest steps that are not needed.
     """
     steps = local.epochs * max_num_blocks(local, data)
     if not shuffles(local):
@@ -100,5 +102,5 @@ def _groups(local: LocalTraining, data: FederatedData) -> tuple[int, int]:
 
 
 def _lane_steps(number: int) -> Array:
-    """Int[], or digits where the sum over the devices of a mesh may exceed 32 bits."""
+    """Int[], or digits if the sum over the devices of a mesh may exceed 32 bits."""
     return jnp.int32(number) if number < 2**20 else constant(number)

@@ -62,7 +62,7 @@ class CrossEntropy:
         """Refuses x that the model cannot take, and labels that are not its classes.
 
         Raises:
-          ValueError: saying what was found and what the model has.
+          ValueError: with the labels that are wrong, and the model's classes.
         """
         outputs = _outputs(self.apply, params, examples)
         labels = examples["y"]
@@ -76,12 +76,12 @@ class CrossEntropy:
             )
         if not is_concrete(labels):
             return
-        found = np.asarray(labels)
-        wrong = found[(found < 0) | (found >= classes)]
+        values = np.asarray(labels)
+        wrong = values[(values < 0) | (values >= classes)]
         if wrong.size:
             raise ValueError(
                 f'labels ("y") must lie in [0, {classes}), the classes of the model; '
-                f"got {wrong[0]} ({wrong.size} of {found.size} are out of range)"
+                f"got {wrong[0]} ({wrong.size} of {values.size} are out of range)"
             )
 
 
@@ -124,9 +124,9 @@ def _outputs(
       ValueError: if not.
     """
     if not (isinstance(examples, dict) and {"x", "y"} <= set(examples)):
-        given = sorted(examples) if isinstance(examples, dict) else type(examples).__name__
+        examples_text = sorted(examples) if isinstance(examples, dict) else type(examples).__name__
         raise ValueError(
-            f'the losses of fs.models take examples {{"x": ..., "y": ...}}; got {given}'
+            f'the losses of fs.models take examples {{"x": ..., "y": ...}}; got {examples_text}'
         )
     x = examples["x"]
     if isinstance(apply, OfTokens):
@@ -140,9 +140,9 @@ def _outputs(
             f"LayerNorm): {str(error).strip().splitlines()[0]}"
         ) from error
     except (FlaxError, TypeError) as error:
-        given = f"{x.dtype}[N{_more(x.shape[1:])}]"
+        x_text = f"{x.dtype}[N{_more(x.shape[1:])}]"
         raise ValueError(
-            f"the model cannot take x {given}: {str(error).strip().splitlines()[0]}"
+            f"the model cannot take x {x_text}: {str(error).strip().splitlines()[0]}"
         ) from error
 
 
@@ -151,10 +151,10 @@ def _check_tokens(x: Array, vocabulary: int) -> None:
         raise ValueError(f"x must be integers, the tokens of a text; got {x.dtype}")
     if not is_concrete(x):
         return
-    found = np.asarray(x)
-    wrong = found[(found < 0) | (found >= vocabulary)]
+    values = np.asarray(x)
+    wrong = values[(values < 0) | (values >= vocabulary)]
     if wrong.size:
         raise ValueError(
             f"x must lie in [0, {vocabulary}), the vocabulary of the model; got {wrong[0]} "
-            f"({wrong.size} of {found.size} are out of range)"
+            f"({wrong.size} of {values.size} are out of range)"
         )

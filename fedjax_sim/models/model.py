@@ -1,4 +1,4 @@
-"""What a model is, a flax module as one, and the layers that the papers' models share."""
+"""The type of a model, models of flax modules, and layers that the papers' models share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fedjax_sim.nn import conv_general_dilated, dot_general
 
 
 class ModelFacts(NamedTuple):
-    """What a setting has to know of a model.
+    """The facts that a setting needs of a model.
 
     Attributes:
       takes: the kinds of data sets, as in `datasets.types`.
@@ -45,7 +45,8 @@ class Model(NamedTuple):
 class OfTokens:
     """An `apply` whose x are tokens in [0, vocabulary), which the losses check before a run.
 
-    An embedding makes NaN of one beyond it, and takes a negative one from its end.
+    The check is needed because an embedding returns NaN for a token beyond the vocabulary, and
+    counts a negative one from the end.
     """
 
     apply: Callable[[Params, Array], Array]
@@ -60,8 +61,8 @@ class OfTokens:
 
 def of_tokens(module: nn.Module, length: int, vocabulary: int) -> Model:
     """A flax module over characters as a Model."""
-    made = from_flax(module, (length,), jnp.int32)
-    return made._replace(apply=OfTokens(made.apply, vocabulary))
+    model = from_flax(module, (length,), jnp.int32)
+    return model._replace(apply=OfTokens(model.apply, vocabulary))
 
 
 def from_flax(
@@ -82,11 +83,12 @@ def from_flax(
 
     def init(key: Array) -> Params:
         variables = module.init(key, jnp.zeros((1, *input_shape), input_dtype))
-        if others := sorted(set(variables) - {"params"}):
+        if other_collections := sorted(set(variables) - {"params"}):
             raise ValueError(
-                f"module must have no variables beside its params; got {', '.join(others)}, which "
-                "a round neither averages nor keeps (in place of a BatchNorm take a norm within an "
-                "example, as GroupNorm or LayerNorm)"
+                f"module must have no variables beside its params; got "
+                f"{', '.join(other_collections)}, which a round neither averages "
+                "nor keeps (in place of a BatchNorm take a norm within an example, as GroupNorm or "
+                "LayerNorm)"
             )
         return variables["params"]
 
@@ -112,7 +114,7 @@ def flatten(x: Array) -> Array:
 
 
 def check_sizes(name: str, sizes: Any) -> None:
-    """Refuses what is no sequence of whole numbers, each at least 1.
+    """Refuses values that are no sequence of whole numbers, each at least 1.
 
     Raises:
       ValueError: naming the argument and what was given.

@@ -98,11 +98,11 @@ def time_series_mlp(
     """
     for name, size in (("window", window), ("features", features), ("horizon", horizon)):
         check_count(name, size)
-    made = mlp((window, features), hidden, horizon)
+    model = mlp((window, features), hidden, horizon)
 
     def apply(params: Params, x: Array) -> Array:
         if x.shape[1:] != (window, features):  # flattened, [B, features, window] would pass
             raise ValueError(f"x must be [B, {window}, {features}]; got {list(x.shape)}")
-        return made.apply(params, x)
+        return model.apply(params, x)
 
-    return Model(made.init, apply)
+    return Model(model.init, apply)

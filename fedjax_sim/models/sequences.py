@@ -124,7 +124,9 @@ class _Transformer(nn.Module):
 
     def _attend(self, x: Array) -> Array:
         """Each position to those before it and itself. [B, T, d]."""
-        each = (*x.shape[:2], self.heads, self.width // self.heads)
-        q, k, v = (part.reshape(each) for part in jnp.split(dense(3 * self.width)(x), 3, axis=-1))
+        head_shape = (*x.shape[:2], self.heads, self.width // self.heads)
+        q, k, v = (
+            part.reshape(head_shape) for part in jnp.split(dense(3 * self.width)(x), 3, axis=-1)
+        )
         met = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         return dense(self.width)(met.reshape(x.shape))

@@ -1,17 +1,17 @@
 """A convolution whose derivatives and batches stay fast inside a loop on a CPU.
 
-XLA's CPU compiler has a fast kernel for channels-last convolutions. What JAX derives from one
-is not channels-last; a pass mends that in a program's outermost computation, but not inside
-a `scan` or `while_loop`, nor for the grouped convolutions that `vmap` over kernels makes, and
-a step of the CNN is then about ten times slower.
+XLA's CPU compiler has a fast kernel for channels-last convolutions. The derivatives that JAX makes
+of one are not channels-last. A compiler pass corrects that in a program's outermost computation,
+but not inside a `scan` or `while_loop`, nor for the grouped convolutions that `vmap` over kernels
+makes; a step of the CNN is then about ten times slower.
 
 So the three bilinear maps between images, kernels and outputs are primitives here,
 
     Y = convolve(X, W),    X = pull_image(Y, W),    W = pull_kernel(X, Y),
 
-each the transpose of the others: what is derived from one is again one of them, to any
-order and in either mode, and on a CPU each is lowered to the fast kernel's layout. Elsewhere
-they are lowered to what XLA has of its own.
+each the transpose of the others. So a derivative of one is again one of them, to any order and in
+either mode, and on a CPU each is lowered to the fast kernel's layout. On other platforms they are
+lowered to XLA's own convolutions.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from fedjax_sim.nn.varying import vary_alike
 
 
 class Geometry(NamedTuple):
-    """What the three maps share. [N, *image, C], [*window, C / groups, O]."""
+    """The sizes that the three maps share. [N, *image, C], [*window, C / groups, O]."""
 
     image: tuple[int, ...]
     window: tuple[int, ...]
@@ -119,7 +119,7 @@ def _fast_image(y: Array, w: Array, g: Geometry) -> Array:
 def _fast_kernel(x: Array, y: Array, g: Geometry) -> Array:
     """dW = X * Y over the pixels, where batch and channels exchange their parts."""
     examples, channels = x.shape[0], x.shape[-1] // g.groups
-    if 0 in g.output:  # no pixel, and a window of no size is no window
+    if 0 in g.output:  # without pixels the output would be a window of size 0, which is refused
         return jnp.zeros((*g.window, channels, y.shape[-1]), x.dtype)
     x = x.reshape(*x.shape[:-1], g.groups, channels)  # [N, *image, g, C / g]
     x = jnp.moveaxis(x, (-1, 0), (0, -1))
@@ -143,10 +143,10 @@ def _loop(f: Callable[..., Array], a: Array, b: Array) -> Array:
 
 
 def _primitive(name: str) -> Primitive:
-    made = Primitive(name)
-    jitted = jax.jit(made.bind, static_argnames=("geometry", "lanes"))
-    made.def_impl(jitted)
-    return made
+    primitive = Primitive(name)
+    jitted = jax.jit(primitive.bind, static_argnames=("geometry", "lanes"))
+    primitive.def_impl(jitted)
+    return primitive
 
 
 convolve = _primitive("convolve")
@@ -168,22 +168,22 @@ def _kernel_shape(x: Any, y: Any, *, geometry: Geometry, lanes: bool) -> Any:
     return x.update(shape=(*x.shape[:lanes], *geometry.window, *channels))
 
 
-def _lower(own: Callable[..., Array], over: Callable[..., Callable[..., Array]]) -> Any:
+def _lower(function: Callable[..., Array], over: Callable[..., Callable[..., Array]]) -> Any:
     def lowered(a: Array, b: Array, *, geometry: Geometry, lanes: bool) -> Array:
-        one = partial(own, g=geometry)
-        return over(one)(a, b) if lanes else one(a, b)
+        for_one_lane = partial(function, g=geometry)
+        return over(for_one_lane)(a, b) if lanes else for_one_lane(a, b)
 
     return mlir.lower_fun(lowered, multiple_results=False)
 
 
-for _made, _shape, _everywhere, _cpu in (
+for _map, _shape, _everywhere, _cpu in (
     (convolve, _convolve_shape, _own, _own),
     (pull_image, _image_shape, _own_image, _fast_image),
     (pull_kernel, _kernel_shape, _own_kernel, _fast_kernel),
 ):
-    _made.def_abstract_eval(_shape)
-    mlir.register_lowering(_made, _lower(_everywhere, jax.vmap))
-    mlir.register_lowering(_made, _lower(_cpu, lambda f: partial(_loop, f)), platform="cpu")
+    _map.def_abstract_eval(_shape)
+    mlir.register_lowering(_map, _lower(_everywhere, jax.vmap))
+    mlir.register_lowering(_map, _lower(_cpu, lambda f: partial(_loop, f)), platform="cpu")
 
 ad.defbilinear(
     convolve,
@@ -254,9 +254,9 @@ def _batch(
     return _unfold(out, size, outward, geometry.groups, lanes), 0
 
 
-for _made, _places in (
+for _map, _places in (
     (convolve, ((_N, _N), (_O, _O))),
     (pull_image, ((_N, _N), (_I, _C))),
     (pull_kernel, ((_C, _I), (_O, _O))),
 ):
-    batching.primitive_batchers[_made] = partial(_batch, _made, _places)
+    batching.primitive_batchers[_map] = partial(_batch, _map, _places)

@@ -46,7 +46,7 @@ def conv_general_dilated(
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 9, 9, 1)))[0].shape
     (2, 9, 9, 8)
     """
-    own = partial(
+    lax_convolution = partial(
         lax.conv_general_dilated,
         window_strides=window_strides,
         padding=padding,
@@ -59,13 +59,14 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
         out_sharding=out_sharding,
     )
-    result = jax.eval_shape(own, lhs, rhs)  # refuses what does not fit
+    result = jax.eval_shape(lax_convolution, lhs, rhs)  # raises for arguments that do not fit
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     (batch, features, *image), (outputs, inputs, *window) = numbers.lhs_spec, numbers.rhs_spec
     ones = (1,) * len(image)
     if not isinstance(padding, str) and min((min(sides) for sides in padding), default=0) < 0:
-        # Cut here: of a grouped convolution that cuts, XLA's derivatives on a CPU are garbage.
+        # The cut is made here, because XLA's CPU derivatives of a grouped convolution with negative
+        # padding are wrong.
         sides = [(0, 0, 0)] * lhs.ndim
         for i, (low, high), holes in zip(image, padding, lhs_dilation or ones, strict=True):
             sides[i] = (int(low), int(high), holes - 1)
@@ -84,7 +85,7 @@ def conv_general_dilated(
             out_sharding,
         )
     if not _is_ours(lhs, rhs, result.dtype, batch_group_count, out_sharding):
-        return own(lhs, rhs)
+        return lax_convolution(lhs, rhs)
     window_shape = tuple(rhs.shape[i] for i in window)
     image_shape = tuple(lhs.shape[i] for i in image)
     rhs_dilation = tuple(rhs_dilation or ones)
@@ -112,5 +113,5 @@ def conv_general_dilated(
 
 def _is_ours(lhs: Array, rhs: Array, out: Any, batch_groups: int, out_sharding: Any) -> bool:
     floating = jnp.issubdtype(lhs.dtype, jnp.floating)
-    same = lhs.dtype == rhs.dtype == out
-    return floating and same and batch_groups == 1 and out_sharding is None and lhs.ndim > 2
+    same_dtype = lhs.dtype == rhs.dtype == out
+    return floating and same_dtype and batch_groups == 1 and out_sharding is None and lhs.ndim > 2

@@ -13,11 +13,11 @@ from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.core.types import Array
 
-# XLA's CPU compiler computes x^T d element by element where the result has few columns, and
-# folds (d^T x)^T into it.
+# XLA's CPU compiler computes x^T d element by element if the result has few columns, and rewrites
+# (d^T x)^T as x^T d unless a barrier is between.
 _NARROW = 16
-# Others it hands to a library, which is faster where x^T is laid out first, unless that costs
-# more than it gains (`python -m benchmarks.layers`).
+# It hands other products to a library, which is faster if x^T is laid out first, except for sizes
+# where the copy costs more than it gains (`python -m benchmarks.layers`).
 _FEW_ROWS, _FEW_COLUMNS, _WIDE = 16, 128, 2
 
 # The transpose of the last two axes; on a CPU with a barrier before or after it, so that no

@@ -91,12 +91,12 @@ def _tiled_jvp(window: Sizes, primals: tuple[Array], tangents: tuple[Array]) -> 
     (x,), (dx,) = primals, tangents
     y = _tiled(window, x)
     # Written so that the transpose is one elementwise pass over the input's shape.
-    found = jnp.zeros(y.shape, bool)
+    has_first = jnp.zeros(y.shape, bool)
     firsts = []
     for place in _places(window, _split(window, x)):
-        here = place == y
-        firsts.append(here & ~found)
-        found = found | here
+        is_largest = place == y
+        firsts.append(is_largest & ~has_first)
+        has_first = has_first | is_largest
     first = jnp.stack(firsts, axis=-1)  # [..., C, window]
     first = first.reshape(*y.shape, *window)
     n = len(window)

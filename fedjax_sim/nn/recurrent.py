@@ -1,9 +1,9 @@
 """An LSTM layer that multiplies by its large matrices outside the loop over time where it can.
 
-Differentiating a loop over time adds to a gradient as large as the recurrent kernel at every
-step. The rule here hands the kernel's perturbation to the loop as what it adds to each step's
-gates, so the kernel's gradient is one product after the loop, in both modes. Second derivatives are
-right, but not one product.
+Differentiating a loop over time adds at every step to a gradient as large as the recurrent kernel.
+The rule here gives the loop the kernel's perturbation as a term of each step's gates, so that the
+kernel's gradient is one product after the loop, in both modes. Second derivatives are right, too,
+but are no single product.
 """
 
 from typing import Any
@@ -54,10 +54,10 @@ def lstm(
     }
     if x.ndim != 3:
         raise ValueError(f"x must have shape [B, T, D]; got {x.shape}")
-    for name, (given, allowed) in fits.items():
-        if given != allowed:
+    for name, (shape, allowed) in fits.items():
+        if shape != allowed:
             raise ValueError(
-                f"{name} must have shape {allowed} for x {x.shape} and {units} units; got {given}"
+                f"{name} must have shape {allowed} for x {x.shape} and {units} units; got {shape}"
             )
     if carry is None:
         zeros = jnp.zeros((x.shape[0], units), jnp.result_type(x, recurrent_kernel))
@@ -67,7 +67,7 @@ def lstm(
             raise ValueError(
                 f"carry's {name} must have shape {(x.shape[0], units)}; got {part.shape}"
             )
-    # Time leads inside, so that a step's block is contiguous.
+    # Time is the first axis here, so that a step's block is contiguous.
     inputs = dot_general(jnp.swapaxes(x, 0, 1), kernel, (((2,), (0,)), ((), ())))
     inputs += bias.reshape(1, 1, -1)
     c, h = _unroll(*vary_alike(inputs, recurrent_kernel, *carry))
@@ -81,9 +81,9 @@ def _unroll(z: Array, u: Array, c: Array, h: Array) -> tuple[Array, Array]:
 
 
 def _forward(z: Array, u: Array, c: Array, h: Array) -> tuple[Array, Array, tuple[Array, Array]]:
-    """As `_unroll`, and what the derivative needs: the gates and every c."""
+    """As `_unroll`, with the gates and every c, which the derivative needs."""
 
-    # sigmoid(x) = (1 + tanh(x / 2)) / 2: one pass of tanh over the four gates.
+    # One pass of tanh serves all four gates, because sigmoid(x) = (1 + tanh(x / 2)) / 2.
     units = u.shape[0]
     half = np.repeat(np.array([[0.5, 0.5, 1, 0.5]], z.dtype), units, axis=1)
     shift = np.repeat(np.array([[0.5, 0.5, 0, 0.5]], z.dtype), units, axis=1)
@@ -104,7 +104,7 @@ def _forward(z: Array, u: Array, c: Array, h: Array) -> tuple[Array, Array, tupl
 def _unroll_jvp(primals: Any, tangents: Any) -> Any:
     (z, u, c, h), (dz, du, dc, dh) = primals, tangents
     last, hs, (cs, gates) = _forward(z, u, c, h)
-    # All of it elementwise or one product: the loop below is left with what is recursive.
+    # These terms are elementwise or one product, so that only the recursion is left to the loop.
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     before_c, before_h = (jnp.concatenate([x[None], xs[:-1]]) for x, xs in ((c, cs), (h, hs)))
     squashed = jnp.tanh(cs)
@@ -148,7 +148,7 @@ class LSTM(linen.Module):
             cell((zeros, zeros), x[:, 0])
         params = cell.variables["params"]
 
-        def beside(side: str, what: str) -> Array:
-            return jnp.concatenate([params[side + gate][what] for gate in "ifgo"], axis=-1)
+        def beside(side: str, parameter: str) -> Array:
+            return jnp.concatenate([params[side + gate][parameter] for gate in "ifgo"], axis=-1)
 
         return lstm(x, beside("i", "kernel"), beside("h", "kernel"), beside("h", "bias"))[0]

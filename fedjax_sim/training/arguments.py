@@ -1,4 +1,4 @@
-"""What `make_round` takes: an algorithm, a rule and a strategy, or a clear refusal."""
+"""Checks of the arguments of `make_round`: algorithm, rule and strategy."""
 
 import inspect
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ from fedjax_sim.execution.strategy import Strategy, as_strategy
 
 
 def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
-    """The algorithm with Python's integers; refuses what is none.
+    """The algorithm with Python integers; refuses a value that is no algorithm.
 
     Raises:
       ValueError: saying what was given.
     """
     if not isinstance(algorithm, FederatedAlgorithm):
-        given = f"{algorithm!r}"
+        algorithm_text = f"{algorithm!r}"
         if inspect.isfunction(algorithm):
-            given = f"the function {algorithm.__name__} itself: call it, as "
-            given += "fs.fedavg(loss_fn, client_optimizer, local)"
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {given}")
+            algorithm_text = f"the function {algorithm.__name__} itself: call it, as "
+            algorithm_text += "fs.fedavg(loss_fn, client_optimizer, local)"
+        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm_text}")
     if not isinstance(algorithm.acts_when_empty, bool):
         raise ValueError(
             f"acts_when_empty must be True or False; got {algorithm.acts_when_empty!r}"
@@ -54,7 +54,7 @@ def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
 
 
 def check_rule(rule: Any) -> None:
-    """Refuses what is no aggregation rule, as one that must be called first.
+    """Refuses a value that is no aggregation rule, as a factory that must be called first.
 
     Raises:
       ValueError: saying what was given and what is allowed.
@@ -82,10 +82,10 @@ def check_rule(rule: Any) -> None:
 def ask_rule(
     rule: AggregationRule, cohort: Cohort, client_weights: Array, all_client_weights: Array
 ) -> Coefficients:
-    """The rule's answer, as arrays of the right shapes, with each client's fixed share.
+    """Calls the rule; returns its coefficients as checked arrays, with each client's fixed share.
 
     Raises:
-      ValueError: saying what it must return, and what it does.
+      ValueError: naming what a rule must return, and what it returned.
     """
     answer: Any = rule(cohort, client_weights, all_client_weights)
     if not isinstance(answer, tuple) or not 2 <= len(answer) <= 5:
@@ -115,7 +115,7 @@ def ask_rule(
 
 
 def check_strategy(execution: Any) -> Strategy:
-    """The strategy that was given, or the default; refuses what is none.
+    """The given strategy, or the default one; refuses a value that is no strategy.
 
     Raises:
       ValueError: saying what was given and what is allowed.

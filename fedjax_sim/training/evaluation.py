@@ -82,9 +82,9 @@ def evaluate(
 
     def by_client(value: Array) -> Array:
         sums = of_stretches(value, data.offsets, data.num_examples, data.max_num_examples)
-        some = data.num_examples > 0
-        sizes = jnp.where(some, data.num_examples, 1).astype(value.dtype)
-        return jnp.where(some, quotient(sums, sizes), jnp.nan)
+        has_examples = data.num_examples > 0
+        sizes = jnp.where(has_examples, data.num_examples, 1).astype(value.dtype)
+        return jnp.where(has_examples, quotient(sums, sizes), jnp.nan)
 
     return Evaluation(
         mean={name: quotient(jnp.sum(v), jnp.array(total, v.dtype)) for name, v in values.items()},
@@ -157,18 +157,18 @@ def client_statistics(
     dtype = accumulator(values.dtype)
     values, weights = values.astype(dtype), weights.astype(dtype)
     count = jnp.sum(has, dtype=jnp.int32)
-    some = jnp.maximum(count, 1).astype(dtype)
+    num_or_1 = jnp.maximum(count, 1).astype(dtype)
 
     def total(x: Array) -> Array:
         return jnp.sum(jnp.where(has, x, 0))
 
-    mean = total(values) / some
+    mean = total(values) / num_or_1
     weight = total(weights)
     squares = total(values**2)
     ordered = jnp.sort(jnp.where(has, values, jnp.inf))  # those without come last
 
     def percentile(q: float) -> Array:
-        place = q * (some - 1)
+        place = q * (num_or_1 - 1)
         low = jnp.floor(place).astype(jnp.int32)
         high = jnp.minimum(low + 1, jnp.maximum(count - 1, 0))
         return ordered[low] + (place - low.astype(dtype)) * (ordered[high] - ordered[low])
@@ -181,13 +181,13 @@ def client_statistics(
         weighted_mean=jnp.where(
             weight > 0, total(weights * values) / jnp.where(weight > 0, weight, 1), jnp.nan
         ),
-        std=jnp.sqrt(total((values - mean) ** 2) / some),
+        std=jnp.sqrt(total((values - mean) ** 2) / num_or_1),
         worst_tenth=jnp.sum(jnp.where(worst, ordered, 0)) / jnp.maximum(tenth, 1).astype(dtype),
         p10=percentile(0.1),
         p50=percentile(0.5),
         p90=percentile(0.9),
         jain=jnp.where(  # clients that all have 0 are equal
-            squares > 0, total(values) ** 2 / jnp.where(squares > 0, some * squares, 1), 1
+            squares > 0, total(values) ** 2 / jnp.where(squares > 0, num_or_1 * squares, 1), 1
         ),
     )
     known = (count > 0) & jnp.all(jnp.where(has, jnp.isfinite(values), True))

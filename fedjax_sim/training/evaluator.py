@@ -87,14 +87,17 @@ def evaluator(
     parts = {"validation": validation, "test": test}
     if test is None and clients is None and validation is None:
         raise ValueError("evaluator must be given test, clients, validation or several; got none")
-    for name, given in (*parts.items(), ("clients", clients), ("train", train)):
-        if given is not None:
-            check_data(given, name)
-            check_whole(given, name)
+    for name, data in (*parts.items(), ("clients", clients), ("train", train)):
+        if data is not None:
+            check_data(data, name)
+            check_whole(data, name)
     if (personal is None) != (train is None):
-        one, other = ("train", "personal") if personal is not None else ("personal", "train")
+        missing, given_name = (
+            ("train", "personal") if personal is not None else ("personal", "train")
+        )
         raise ValueError(
-            f"{one} must be given with {other}: whose models are measured, and what they train on"
+            f"{missing} must be given with {given_name}: whose models are measured, "
+            "and what they train on"
         )
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
@@ -117,9 +120,9 @@ def evaluator(
         return values
 
     def of_model(params: Params) -> dict[str, Array]:
-        for name, given in (*parts.items(), ("clients", clients)):
-            if given is not None:
-                check_examples(metric_fn, params, given.examples, name)
+        for name, data in (*parts.items(), ("clients", clients)):
+            if data is not None:
+                check_examples(metric_fn, params, data.examples, name)
         return scores(lambda data: evaluate(metric_fn, params, data, batch_size=batch_size))
 
     def of_clients(state: FederatedState) -> dict[str, Array]:

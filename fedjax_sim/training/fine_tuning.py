@@ -101,13 +101,13 @@ def fine_tuned(
 
     # The state that a client hands back is its model; nothing is averaged.
     (exchange,) = base._replace(client=base.client._replace(finish=finish)).exchanges
-    one = jnp.ones(1, jnp.result_type(float))
+    one_array = jnp.ones(1, jnp.result_type(float))
     ids = client_id[None]
     steps = num_steps(fine_tune.local, data.num_examples[ids])
     executed = packed(1)(
         Engine(exchange, data, key, Message(params, ())),
         jax.tree.map(lambda x: x[None], params),
-        Tasks(ids, steps, weights=one, shares=one),
+        Tasks(ids, steps, weights=one_array, shares=one_array),
         Options(),
     )
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""What a round's local work is counted as: steps and examples, exact beyond 32 bits."""
+"""The counts of a round's local work: steps and examples, exact beyond 32 bits."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ def local_work(
 ) -> dict[str, Any]:
     """The fields of `RoundMetrics` that count local work, of all exchanges together.
 
-    What 32 bits hold whatever the cohort, by the shapes alone, is counted in 32 bits.
+    A count is in 32 bits if, by the shapes alone, no cohort can exceed them.
 
     Args:
       exchanged: one or more.
@@ -56,8 +56,10 @@ def local_work(
         steps = [jnp.sum(x.steps, dtype=jnp.int32) for x in exchanged]
         fields["client_steps"] = sum(steps[1:], steps[0])
     if "examples" not in fields:
-        seen = [jnp.sum(num_seen(x.local, sizes, x.steps), dtype=jnp.int32) for x in exchanged]
-        fields["examples"] = sum(seen[1:], seen[0])
+        examples_seen = [
+            jnp.sum(num_seen(x.local, sizes, x.steps), dtype=jnp.int32) for x in exchanged
+        ]
+        fields["examples"] = sum(examples_seen[1:], examples_seen[0])
     fields.setdefault("lane_steps", exchanged[0].lane_steps)
     return {**fields, "digits": digits or ()}
 

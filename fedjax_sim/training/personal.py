@@ -62,7 +62,9 @@ def personal_params(
                 "data must be given, since the clients' states do not say alone which models this "
                 "algorithm's clients use"
             )
-        return jax.lax.map(lambda kept: personal(state.server, kept, ()), state.clients)
+        return jax.lax.map(
+            lambda client_state: personal(state.server, client_state, ()), state.clients
+        )
     _check(state, data)
     if _probe(algorithm) is not None:
         check_whole(data, "data")
@@ -265,8 +267,8 @@ def _check_within(data: FederatedData, test: FederatedData, ids: Array) -> None:
     Raises:
       ValueError: naming the first that has test examples.
     """
-    known = all(map(has_values, (data.num_examples, test.num_examples, ids)))
-    if data.num_examples_of_all is None or not known:
+    all_concrete = all(map(has_values, (data.num_examples, test.num_examples, ids)))
+    if data.num_examples_of_all is None or not all_concrete:
         return
     trained, tested = (np.asarray(x.num_examples)[np.asarray(ids)] for x in (data, test))
     outside = np.asarray(ids)[(trained == 0) & (tested > 0)]

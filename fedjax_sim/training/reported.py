@@ -1,4 +1,4 @@
-"""What is known of a round while it runs, and what is reported of it."""
+"""The intermediate values of a round, and its metrics."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,12 +22,12 @@ from fedjax_sim.training.ledger import LocalWork, local_work
 
 
 class Slots(NamedTuple):
-    """Who takes part in a round.
+    """The slots of a round: which clients take part, and how many steps they take.
 
     Attributes:
       cohort: as arrays; its `reports` are the slots that complete a step.
       ids: Int[m], in [0, K).
-      given: Bool[m], was given the model.
+      was_sent: Bool[m], whether the client was sent the model.
       steps: Int[m], local steps of the last exchange; 0 for who does not report.
       local: of the last exchange, by which these steps were counted.
       client_weights: Float[m], of the federation.
@@ -35,19 +35,19 @@ class Slots(NamedTuple):
 
     cohort: Cohort
     ids: Array
-    given: Array
+    was_sent: Array
     steps: Array
     local: LocalTraining
     client_weights: Array
 
 
 class Average(NamedTuple):
-    """What the updates come to.
+    """The average of a round's updates.
 
     Attributes:
-      update: as one client's, in float32 or better.
-      empty: Bool[], nothing was aggregated.
-      context: what the server knows beside.
+      update: of one client's structure, in float32 or better.
+      empty: Bool[], whether nothing was aggregated.
+      context: further values for the server's update.
     """
 
     update: PyTree
@@ -56,7 +56,7 @@ class Average(NamedTuple):
 
 
 class Exchanged(NamedTuple):
-    """One exchange of a round, done: Int[m], its local steps; what came of them."""
+    """The results of one exchange of a round; `steps` are Int[m], its local steps."""
 
     steps: Array
     executed: Executed
@@ -78,7 +78,7 @@ def round_metrics(
     coefficients: Coefficients,
     exchanged: Sequence[Exchanged],
 ) -> RoundMetrics:
-    """What is reported of the round: of training by its last exchange, of work by all of them."""
+    """The metrics of a round: of training by its last exchange, of work by all exchanges."""
     _, executed, average = exchanged[-1]
     sent, receivers, empty = slots.steps > 0, coefficients.num_receivers, is_empty(exchanged)
     finite = executed.finite
@@ -94,7 +94,7 @@ def round_metrics(
             name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
             for name, (total, count) in executed.metrics.items()
         },
-        receivers=_count_distinct(slots.ids, slots.given) if receivers is None else receivers,
+        receivers=_count_distinct(slots.ids, slots.was_sent) if receivers is None else receivers,
         senders=_count_distinct(slots.ids, sent),
         reporting=average.context.num_reporting,
         nonfinite=jnp.sum(sent & ~finite, dtype=jnp.int32),
@@ -106,5 +106,5 @@ def round_metrics(
 
 
 def _count_distinct(ids: Array, mask: Array) -> Array:
-    """How many different clients: one drawn twice is one receiver."""
+    """The number of different clients under the mask; one drawn twice counts once."""
     return jnp.sum(first_of_each(ids, mask), dtype=jnp.int32)

@@ -130,7 +130,7 @@ def make_round(
                 exchange, server, average, executed, acts_when_empty=algorithm.acts_when_empty
             )
             exchanged.append(Exchanged(tasks.num_steps, executed, average))
-            # The next exchange, if there is one, finds what those that do not count had before.
+            # In the next exchange, clients whose update did not count have their earlier state.
             client_states = (
                 where(executed.counted, executed.client_states, client_states)
                 if algorithm.earlier
@@ -153,29 +153,29 @@ def make_round(
 def _who_reports(
     algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData, cohort: Cohort
 ) -> Slots:
-    """Given the model, no dropout, and at least one local step."""
+    """The slots that report: sent the model, no dropout, and at least one local step."""
     stateful = bool(jax.tree.leaves(state.clients))
     cohort, mask, reports = as_arrays(cohort, data.num_clients, stateful)
     ids = jnp.clip(cohort.client_ids, 0, data.num_clients - 1)
-    given = mask & (ids == cohort.client_ids)
-    if stateful:  # two slots would write one state: the second is padding
-        given = first_of_each(ids, given)
+    was_sent = mask & (ids == cohort.client_ids)
+    if stateful:  # of two slots of a client, which would both write its state, one is padding
+        was_sent = first_of_each(ids, was_sent)
     steps = num_steps(algorithm.local, data.num_examples[ids], cohort.work)
-    steps = jnp.where(given & reports, steps, 0)
+    steps = jnp.where(was_sent & reports, steps, 0)
     # A slot that completes no step does not report, and stands for no other of its client.
     cohort = cohort._replace(reports=steps > 0)
-    return Slots(cohort, ids, given, steps, algorithm.local, data.client_weights[ids])
+    return Slots(cohort, ids, was_sent, steps, algorithm.local, data.client_weights[ids])
 
 
 def _tasks(
     exchange: Exchange, slots: Slots, coefficients: Coefficients, data: FederatedData
 ) -> tuple[Tasks, Array]:
-    """The slots' work, and the power of two that its weights a_k are given times.
+    """The slots' tasks, and the power of two by which their weights a_k are multiplied.
 
-    It changes no bit of the average, and keeps the products of tiny weights in range.
+    The factor keeps products of tiny weights in range, and changes no bit of the average.
     """
     reports, steps = slots.steps > 0, slots.steps
-    if exchange.local != slots.local:  # who reports takes part in every exchange of the round
+    if exchange.local != slots.local:  # a client that reports takes part in every exchange
         own = num_steps(exchange.local, data.num_examples[slots.ids], slots.cohort.work)
         steps = jnp.where(reports, jnp.maximum(own, 1), 0)
     unit = power_of_two(jnp.where(reports, coefficients.weights, 0))
@@ -186,19 +186,21 @@ def _tasks(
 def _execute(
     strategy: Strategy, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
 ) -> Executed:
-    """The clients' training; where all updates are kept, their memory is checked before."""
+    """Trains the clients; if all updates are kept, checks before that they fit in memory."""
     if not options.keep_updates:
         return strategy(engine, client_states, tasks, options)
     slots = tasks.client_ids.shape[0]
     check_updates_fit(engine, client_states, slots, strategy.mesh)
     executed = strategy(engine, client_states, tasks, options)
-    sums, kept = jax.tree.leaves(executed.update), jax.tree.leaves(executed.updates)
+    sums, update_leaves = jax.tree.leaves(executed.update), jax.tree.leaves(executed.updates)
     structure: Any = jax.tree.structure(executed.update)
-    own: Any = jax.tree.structure(executed.updates)
-    if structure != own or [(slots, *x.shape) for x in sums] != [jnp.shape(x) for x in kept]:
+    structure_of_updates: Any = jax.tree.structure(executed.updates)
+    if structure != structure_of_updates or [(slots, *x.shape) for x in sums] != [
+        jnp.shape(x) for x in update_leaves
+    ]:
         raise ValueError(
             "execution must return Executed.updates, leaves [m, ...] of the structure of update, "
-            f"where options.keep_updates asks for them; got {own}"
+            f"where options.keep_updates asks for them; got {structure_of_updates}"
         )
     return executed
 
@@ -213,9 +215,9 @@ def _combine(
     unit: Array,
     executed: Executed,
 ) -> Average:
-    """One division by the denominator, or what the rule makes of all updates.
+    """Divides the sum of updates by the denominator, or calls the rule's `combine`.
 
-    The denominator comes last, so that a client that was dropped renormalises.
+    The division comes last, so that the denominator leaves out clients that were dropped.
     """
     counted, weights = executed.counted, tasks.weights
     weight_sum = jnp.sum(jnp.where(counted, weights, 0))
@@ -243,7 +245,7 @@ def _combine(
 
 
 def _combined(combine: Combine, weights: Array, executed: Executed, key: Array) -> PyTree:
-    """What `combine` makes of all updates, those of slots that do not count being zeros."""
+    """Calls `combine` with all updates; those of slots that do not count are zeros."""
     counted = executed.counted
     zeros = jax.tree.map(jnp.zeros_like, executed.updates)
     update = combine(where(counted, executed.updates, zeros), weights, counted, key)
@@ -265,9 +267,9 @@ def _server_update(
     *,
     acts_when_empty: bool,
 ) -> PyTree:
-    """The server's state after the exchange: as it was if nothing was aggregated.
+    """The server's state after the exchange; if nothing was aggregated, the state before it.
 
-    A server that acts nevertheless is given zeros then.
+    A server that acts when empty takes its step then, too, with zeros.
     """
     update, total, empty = average.update, executed.total, average.empty
     if acts_when_empty:
@@ -288,7 +290,7 @@ def _advance(
     exchanged: Sequence[Exchanged],
     num_clients: int,
 ) -> FederatedState:
-    """The state after the round; where an exchange aggregated nothing, as it was before it."""
+    """The state after the round; if an exchange aggregated nothing, only `round` advances."""
     empty = is_empty(exchanged)
     if algorithm.earlier and not algorithm.acts_when_empty:
         server = where(empty, state.server, server)

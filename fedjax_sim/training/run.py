@@ -112,7 +112,7 @@ def next_round(
 
 
 def check_evaluate(evaluate: Any) -> None:
-    """Refuses what cannot be called.
+    """Refuses a value that is no function of params.
 
     Raises:
       ValueError: saying what was given and what is allowed.
@@ -136,7 +136,7 @@ def check_run(
     num_rounds: int,
     evaluate_every: int,
 ) -> None:
-    """Refuses what cannot run, before anything compiles.
+    """Checks the arguments of a run, before anything compiles.
 
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
@@ -159,11 +159,13 @@ def check_run(
     names = (*declared(sampling), "custom")
     check_not_a_name("sampler", sampler, {name: f"fs.sampling.{name}(...)" for name in names})
     if not isinstance(sampler, Sampler):
-        given = f"{sampler!r}"
+        sampler_text = f"{sampler!r}"
         if callable(sampler):
-            given = f"the function {sampler.__name__} itself: call it, or fs.sampling.custom of it"
+            sampler_text = (
+                f"the function {sampler.__name__} itself: call it, or fs.sampling.custom of it"
+            )
         raise ValueError(
-            f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {given}"
+            f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {sampler_text}"
         )
     check_takes("sampler.sample", sampler.sample, "key", "round", "data")
     if sampler.with_replacement and jax.tree.leaves(state.clients):

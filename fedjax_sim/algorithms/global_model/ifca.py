@@ -168,10 +168,10 @@ def ifca(
 
     def check(params: Params, examples: PyTree) -> None:
         _check_models(params, num_models)
-        one = jax.eval_shape(lambda tree: _model(tree, 0), params)
+        single_model = jax.eval_shape(lambda tree: _model(tree, 0), params)
         if base.check is not None:
-            base.check(one, examples)
-        check_measures(loss_fn, one, examples)
+            base.check(single_model, examples)
+        check_measures(loss_fn, single_model, examples)
 
     return base._replace(
         init=Clusters,

@@ -85,13 +85,13 @@ def mime(
         return server._replace(gradient=negative)
 
     def step(carry: Any, message: MimeServer, client_state: Any, *block: Any) -> Stepped:
-        (here, metrics), (there, _) = gradient(carry, *block), gradient(message.params, *block)
+        (at_w, metrics), (at_server, _) = gradient(carry, *block), gradient(message.params, *block)
 
         def move(y: Array, g: Array, g_x: Array, c: Array, m: Array) -> Array:
             rate, beta = (jnp.asarray(x, y.dtype) for x in (client_lr, momentum))
             return y - rate * ((1 - beta) * (g - g_x + c) + beta * m)
 
-        moved = jax.tree.map(move, carry, here, there, message.gradient, message.momentum)
+        moved = jax.tree.map(move, carry, at_w, at_server, message.gradient, message.momentum)
         return moved, metrics
 
     def finish(carry: Any, message: MimeServer, *_: Any) -> ClientOutput:

@@ -86,10 +86,10 @@ def qfedavg(
         loss, dtype = carry.loss, carry.loss.dtype
         exponent, rate = jnp.asarray(q, dtype), jnp.asarray(client_lr, dtype)
         # A loss of 0 has no power below 0; its client is at its best, and its gradient is 0.
-        some = loss != 0
-        base_of_power = jnp.where(some, loss, 1)
-        weight = jnp.where(some, base_of_power**exponent, jnp.where(exponent == 0, 1.0, 0.0))
-        bend = jnp.where(some, exponent * base_of_power ** (exponent - 1), 0)
+        is_positive = loss != 0
+        base_of_power = jnp.where(is_positive, loss, 1)
+        weight = jnp.where(is_positive, base_of_power**exponent, jnp.where(exponent == 0, 1.0, 0.0))
+        bend = jnp.where(is_positive, exponent * base_of_power ** (exponent - 1), 0)
 
         def slope_of(w: Array, w_t: Array) -> Array:
             dtype = jnp.float32 if w.dtype == jnp.float16 else w.dtype

@@ -110,9 +110,10 @@ def compressed(
         wire, residual = uplink.encode(output.update, residual, stream(key, CODEC))
         decoded = uplink.decode(wire)
         check_same_spec("uplink.decode", "the update", output.update, decoded)
-        kept = output.client_state
+        client_state = output.client_state
         return output._replace(
-            update=decoded, client_state=WithResidual(kept, residual) if error_feedback else kept
+            update=decoded,
+            client_state=WithResidual(client_state, residual) if error_feedback else client_state,
         )
 
     def personal(server: PyTree, state: PyTree, probed: PyTree) -> Params:
@@ -142,10 +143,12 @@ def _check(algorithm: Any, uplink: Any, error_feedback: Any) -> None:
     if not isinstance(algorithm, FederatedAlgorithm):
         raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
     if not isinstance(uplink, Codec) or not all(map(callable, uplink[:3])):
-        given = repr(uplink)
+        codec_text = repr(uplink)
         if inspect.isfunction(uplink):
-            given = f"the function {uplink.__name__} itself: call it"
-        raise ValueError(f"uplink must be a codec, as fs.compression.top_k(0.1) makes; got {given}")
+            codec_text = f"the function {uplink.__name__} itself: call it"
+        raise ValueError(
+            f"uplink must be a codec, as fs.compression.top_k(0.1) makes; got {codec_text}"
+        )
     if not isinstance(error_feedback, bool):
         raise ValueError(f"error_feedback must be True or False; got {error_feedback!r}")
     if algorithm.earlier:
@@ -167,9 +170,9 @@ def _no_update(algorithm: FederatedAlgorithm, params: Params, state: PyTree) -> 
 
     def update(params: Params, state: PyTree) -> PyTree:
         message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
-        key, one = jax.random.key(0), jnp.ones((), jnp.int32)
+        key, one_array = jax.random.key(0), jnp.ones((), jnp.int32)
         carry = algorithm.client.init(message, state, (), key)
-        return algorithm.client.finish(carry, message, state, one, one, key).update
+        return algorithm.client.finish(carry, message, state, one_array, one_array, key).update
 
     shapes = jax.eval_shape(update, params, state)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

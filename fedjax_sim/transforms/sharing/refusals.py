@@ -21,10 +21,10 @@ def check_shareable(algorithm: Any) -> None:
       ValueError: naming the argument, what was given and what is allowed.
     """
     if not isinstance(algorithm, FederatedAlgorithm):
-        given = f"{algorithm!r}"
+        algorithm_text = f"{algorithm!r}"
         if inspect.isfunction(algorithm):
-            given = f"the function {algorithm.__name__} itself: call it"
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {given}")
+            algorithm_text = f"the function {algorithm.__name__} itself: call it"
+        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm_text}")
     if algorithm.earlier:
         raise ValueError(
             "algorithm must have one exchange in a round to share a part of its model; got one of "
