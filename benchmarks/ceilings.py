@@ -20,12 +20,12 @@ MEGABYTES = 256
 def best(run: Callable[[], object], seconds: float = 1.0) -> float:
     """The shortest of as many runs as fit, after one to warm up."""
     run()
-    taken, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken) < 3:
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
         start = time.perf_counter()
         run()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def matmul_peak() -> dict[str, float]:
@@ -36,11 +36,11 @@ def matmul_peak() -> dict[str, float]:
     for n in SIZES:
         a, b = (rng.standard_normal((n, n), dtype=np.float32) for _ in range(2))
         on_device = jnp.asarray(a), jnp.asarray(b)
-        taken = {
+        seconds_of = {
             "xla": best(lambda xs=on_device: product(*xs).block_until_ready()),
             "numpy": best(lambda a=a, b=b: a @ b),
         }
-        peaks = {name: max(peaks[name], 2 * n**3 / s) for name, s in taken.items()}
+        peaks = {name: max(peaks[name], 2 * n**3 / s) for name, s in seconds_of.items()}
     return peaks
 
 

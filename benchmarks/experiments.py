@@ -58,18 +58,18 @@ def sweep(name: str, rates: int, seeds: int, rounds: int, width: int | None) -> 
 
     fs.execution.cores()
     experiment = experiment_of(name, rounds)
-    told: list[Any] = []
+    chunks: list[Any] = []
     start = time.perf_counter()
     results = fs.sweep(
         experiment,
         {"lr": np.geomspace(1e-3, 0.3, rates).tolist()},
         range(seeds),
         side_by_side=width,
-        on_progress=told.append,
+        on_progress=chunks.append,
     )
     seconds = time.perf_counter() - start
     steps = sum(int(run.rounds["client_steps"].sum()) for run in results.runs)
-    pace = statistics.median(chunk.client_steps_per_second for chunk in told[1:])
+    pace = statistics.median(chunk.client_steps_per_second for chunk in chunks[1:])
     return {"seconds": seconds, "steps": steps, "us": 1e6 / pace, "runs": len(results.runs)}
 
 
@@ -80,43 +80,43 @@ def overhead(rounds: int) -> dict[str, Any]:
     import fedjax_sim as fs
 
     mesh = fs.execution.cores()
-    made = experiment_of("2nn", rounds)(0.05)
-    made = made._replace(execution=fs.execution.sharded(mesh))
-    made = made._replace(data=fs.execution.replicate(made.data, mesh))
+    experiment = experiment_of("2nn", rounds)(0.05)
+    experiment = experiment._replace(execution=fs.execution.sharded(mesh))
+    experiment = experiment._replace(data=fs.execution.replicate(experiment.data, mesh))
     key = jax.random.key(0)
 
     def scan(data: Any, state: Any) -> Any:
         # The examples are arguments, as they are in a simulation.
-        return fs.run(made.round_fn, key, state, data, made.sampler, rounds)
+        return fs.run(experiment.round_fn, key, state, data, experiment.sampler, rounds)
 
-    state = fs.execution.replicate(made.start(key), mesh)
-    compiled = jax.jit(scan).lower(made.data, state).compile()
-    jax.block_until_ready(compiled(made.data, state))
-    found: dict[str, Any] = {"scan": [], "simulate": [], "saved": []}
+    state = fs.execution.replicate(experiment.start(key), mesh)
+    compiled = jax.jit(scan).lower(experiment.data, state).compile()
+    jax.block_until_ready(compiled(experiment.data, state))
+    seconds_of: dict[str, Any] = {"scan": [], "simulate": [], "saved": []}
     for _ in range(REPEATS):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(made.data, state))
-        found["scan"].append(time.perf_counter() - start)
+        jax.block_until_ready(compiled(experiment.data, state))
+        seconds_of["scan"].append(time.perf_counter() - start)
         with tempfile.TemporaryDirectory() as folder:
             marks: list[float] = []
 
-            def told(progress: Any, marks: list[float] = marks) -> None:
+            def mark(progress: Any, marks: list[float] = marks) -> None:
                 marks.append(time.perf_counter())
 
-            fs.simulate(made, key, out=folder, on_progress=told)
+            fs.simulate(experiment, key, out=folder, on_progress=mark)
             # From the end of the first chunk, one round behind compilation, to the very end.
             seconds = time.perf_counter() - marks[0]
-            found["simulate"].append(seconds * rounds / (rounds - 1))
-            found["saved"].append(len(list(Path(folder, "checkpoints").iterdir())))
-    return found
+            seconds_of["simulate"].append(seconds * rounds / (rounds - 1))
+            seconds_of["saved"].append(len(list(Path(folder, "checkpoints").iterdir())))
+    return seconds_of
 
 
 def fresh(*arguments: Any) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.experiments", "--part", json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def sweep_section() -> str:
@@ -138,10 +138,10 @@ def sweep_section() -> str:
         fastest = min(fastest, us)
         lines.append(f"| {name} ({setting}) | {us:.1f} | {us * total / 1e6:.0f} (scaled) | |\n")
     ours += [fresh("sweep", "lr-mnist", RATES, SEEDS, ROUNDS, None) for _ in range(REPEATS - 1)]
-    us = statistics.median(one["us"] for one in ours)
-    seconds = statistics.median(one["seconds"] for one in ours)
+    us = statistics.median(run["us"] for run in ours)
+    seconds = statistics.median(run["seconds"] for run in ours)
     least = floor.seconds(job, 1, measured) * 1e6
-    here = (
+    our_row = (
         f"| ours | {us:.2f} steady | {seconds:.1f} with compilation | "
         f"{fastest / us:.1f}x steady, {fastest * total / 1e6 / seconds:.1f}x in all |\n"
     )
@@ -151,7 +151,7 @@ def sweep_section() -> str:
         f"all. The floor of a step is {least:.2f} us ({measured['matmul'] / 1e9:.0f} Gflop/s): "
         f"ours is at {least / us:.0%} of it. Medians of {REPEATS}; ours in fresh processes.\n\n"
         "| | us / client-step | seconds | ours is faster by |\n|---|---|---|---|\n"
-        + here
+        + our_row
         + "".join(lines)
     )
 
@@ -163,20 +163,20 @@ def width_section() -> str:
         "| job | 1 | 4 | 16 | 32 | chosen |\n|---|---|---|---|---|---|\n"
     )
     for name, seeds, rounds in (("lr-mnist", 1, 40), ("2nn", 1, 6)):
-        found = {}
+        us_of_width = {}
         for width in (1, 4, 16, 32, None):
-            found[width] = min(
+            us_of_width[width] = min(
                 fresh("sweep", name, 64, seeds, rounds, width)["us"] for _ in range(2)
             )
-            print(name, width, found[width], flush=True)
-        text += f"| {name} | " + " | ".join(f"{x:.1f}" for x in found.values()) + " |\n"
+            print(name, width, us_of_width[width], flush=True)
+        text += f"| {name} | " + " | ".join(f"{x:.1f}" for x in us_of_width.values()) + " |\n"
     return text
 
 
 def overhead_section() -> str:
     rounds = 500
-    found = fresh("overhead", rounds)
-    scan, driven = (statistics.median(found[name]) for name in ("scan", "simulate"))
+    measured = fresh("overhead", rounds)
+    scan, driven = (statistics.median(measured[name]) for name in ("scan", "simulate"))
     return (
         f"## What driving costs\n\n{rounds} rounds of `2nn` in one scan: {scan:.1f} s; by "
         f"`fs.simulate` with progress and checkpoints (one each 15 s or so): {driven:.1f} s, "
@@ -193,17 +193,17 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        name, *rest = json.loads(options.part)
-        print(json.dumps({"sweep": sweep, "overhead": overhead}[name](*rest)))
+        name, *arguments = json.loads(options.part)
+        print(json.dumps({"sweep": sweep, "overhead": overhead}[name](*arguments)))
         return
     if unknown := set(options.parts) - set(SECTIONS):
         parser.error(f"PART must be one of {', '.join(SECTIONS)}; got {', '.join(unknown)}")
     path = RECORDS / "EXPERIMENTS.md"
-    kept = path.read_text().split("\n\n<!-- ")[1:] if path.exists() else []
-    texts = dict(part.split(" -->\n", 1) for part in kept)
-    said = ", ".join(f"{k} {v}" for k, v in machine().items())
+    kept_parts = path.read_text().split("\n\n<!-- ")[1:] if path.exists() else []
+    texts = dict(part.split(" -->\n", 1) for part in kept_parts)
+    machine_text = ", ".join(f"{k} {v}" for k, v in machine().items())
     for name in options.parts or SECTIONS:
-        texts[name] = f"{SECTIONS[name]()}\n{said}."
+        texts[name] = f"{SECTIONS[name]()}\n{machine_text}."
         ordered = {name: texts[name].strip() for name in SECTIONS if name in texts}
         head = "# Experiments\n\n`python -m benchmarks.experiments` makes this page."
         path.write_text(

@@ -60,9 +60,9 @@ def main() -> None:
         "sharded(cores())": fs.execution.sharded(mesh),
     }.items():
         round_fn = fs.make_round(algorithm, execution=strategy)
-        held: Any = key, state, data
+        arguments: Any = key, state, data
         if name.startswith("sharded"):
-            held = fs.execution.replicate(held, mesh)
+            arguments = fs.execution.replicate(arguments, mesh)
         for m, rounds in ROUNDS.items():
 
             def train(key: Any, state: Any, data: Any, ids: Any, n: int = rounds) -> Any:
@@ -71,13 +71,13 @@ def main() -> None:
 
                 return jax.lax.scan(body, state, None, length=n)[0].params
 
-            compiled = jax.jit(train).lower(*held, jnp.arange(m)).compile()
-            taken = []
+            compiled = jax.jit(train).lower(*arguments, jnp.arange(m)).compile()
+            times = []
             for i in range(REPEATS + 1):
                 start = time.perf_counter()
-                jax.block_until_ready(compiled(*held, jnp.arange(m)))
-                taken += [(time.perf_counter() - start) / rounds] * (i > 0)
-            seconds = statistics.median(taken)
+                jax.block_until_ready(compiled(*arguments, jnp.arange(m)))
+                times += [(time.perf_counter() - start) / rounds] * (i > 0)
+            seconds = statistics.median(times)
             rate = m * EXAMPLES * job.flops() / seconds
             row = f"| {name} | {m} | {seconds * 1e3:.2f} | {rate / 1e9:.0f} | {rate / peak:.0%} |\n"
             print(row, end="", flush=True)

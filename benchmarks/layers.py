@@ -41,7 +41,7 @@ SETTINGS = {  # lanes (0: no loop), devices
 }
 
 
-def model_of(name: str, whose: str) -> tuple[Any, Any, Any]:
+def model_of(name: str, library: str) -> tuple[Any, Any, Any]:
     """The model, and how to make inputs and labels of shape [n, BATCH, ...]."""
     import jax
     import jax.numpy as jnp
@@ -55,14 +55,14 @@ def model_of(name: str, whose: str) -> tuple[Any, Any, Any]:
         for channels in (32, 64):
             layers += [nn.Conv(channels, (5, 5)), nn.relu, partial(_flax_pool, nn)]
         layers += [lambda x: x.reshape(len(x), -1), nn.Dense(512), nn.relu, nn.Dense(10)]
-        own = fs.models.from_flax(nn.Sequential(layers), (28, 28, 1))
+        flax_model = fs.models.from_flax(nn.Sequential(layers), (28, 28, 1))
         x = lambda n: jax.random.normal(key, (n, BATCH, 28, 28, 1))
         y = lambda n: jax.random.randint(key, (n, BATCH), 0, 10)
-        return (fs.models.cnn() if whose == "ours" else own), x, y
+        return (fs.models.cnn() if library == "ours" else flax_model), x, y
     layers = [nn.Embed(90, 8)] + [nn.RNN(nn.OptimizedLSTMCell(256)) for _ in range(2)]
-    own = fs.models.from_flax(nn.Sequential([*layers, nn.Dense(90)]), (80,), jnp.int32)
+    flax_model = fs.models.from_flax(nn.Sequential([*layers, nn.Dense(90)]), (80,), jnp.int32)
     x = lambda n: jax.random.randint(key, (n, BATCH, 80), 0, 90)
-    return (fs.models.character_lstm() if whose == "ours" else own), x, x
+    return (fs.models.character_lstm() if library == "ours" else flax_model), x, x
 
 
 def _flax_pool(nn: Any, x: Any) -> Any:
@@ -72,15 +72,15 @@ def _flax_pool(nn: Any, x: Any) -> Any:
 def smallest(run: Callable[[], Any], repeats: int = 5) -> float:
     import jax
 
-    taken = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(run())
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
-def measure(name: str, whose: str, lanes: int, devices: int) -> dict[str, float]:
+def measure(name: str, library: str, lanes: int, devices: int) -> dict[str, float]:
     """Milliseconds a client-step, over all clients at work, and seconds to compile."""
     import jax
     import jax.numpy as jnp
@@ -90,7 +90,7 @@ def measure(name: str, whose: str, lanes: int, devices: int) -> dict[str, float]
     import fedjax_sim as fs
 
     jax.config.update("jax_num_cpu_devices", devices)
-    model, x, y = model_of(name, whose)
+    model, x, y = model_of(name, library)
     loss_fn = fs.models.cross_entropy(model.apply)
     params = model.init(jax.random.key(1))
 
@@ -98,18 +98,18 @@ def measure(name: str, whose: str, lanes: int, devices: int) -> dict[str, float]
         gradient = jax.grad(lambda p: jnp.mean(loss_fn(p, batch, None)[0]))(params)
         return jax.tree.map(lambda w, g: w - 0.01 * g, params, gradient)
 
-    steps = STEPS if whose == "ours" or lanes == 0 else 4
+    steps = STEPS if library == "ours" or lanes == 0 else 4
     batches = {"x": x(steps), "y": y(steps)}
     if lanes == 0:
-        once = jax.jit(step, donate_argnums=0)
-        one = jax.tree.map(lambda a: a[0], batches)
-        params = once(params, one)
+        compiled_step = jax.jit(step, donate_argnums=0)
+        first_batch = jax.tree.map(lambda a: a[0], batches)
+        params = compiled_step(params, first_batch)
 
         def run() -> Any:
-            here = jax.tree.map(jnp.copy, params)
+            params_now = jax.tree.map(jnp.copy, params)
             for _ in range(steps):
-                here = once(here, one)
-            return here
+                params_now = compiled_step(params_now, first_batch)
+            return params_now
 
         return {"ms": smallest(run) / steps * 1e3}
 
@@ -126,7 +126,7 @@ def measure(name: str, whose: str, lanes: int, devices: int) -> dict[str, float]
     if devices > 1:
         mesh, split = Mesh(np.array(jax.devices()), ("clients",)), PartitionSpec("clients")
         # flax's LSTM starts from a carry that does not vary over the mesh.
-        checked = whose == "ours"
+        checked = library == "ours"
         specs: Any = {"in_specs": (split, PartitionSpec()), "out_specs": split}
         specs["check_vma"] = checked
         work = jax.shard_map(work, mesh=mesh, **specs)
@@ -152,18 +152,20 @@ def pooling() -> dict[str, float]:
         "max, flax's": lambda x: nn.max_pool(x, (2, 2), (2, 2)),
         "average, flax's": lambda x: nn.avg_pool(x, (2, 2), (2, 2)),
     }
-    taken = {}
+    us_of = {}
     for name, pool in pools.items():
-        both = jax.jit(lambda x, pool=pool: jax.vjp(pool, x)[1](jnp.ones((BATCH, 14, 14, 32))))
-        jax.block_until_ready(both(x))
+        forward_and_back = jax.jit(
+            lambda x, pool=pool: jax.vjp(pool, x)[1](jnp.ones((BATCH, 14, 14, 32)))
+        )
+        jax.block_until_ready(forward_and_back(x))
 
-        def twenty(both: Any = both) -> Any:
+        def twenty(forward_and_back: Any = forward_and_back) -> Any:
             for _ in range(20):  # one result at a time, or it is memory that is measured
-                result = both(x)
+                result = forward_and_back(x)
             return result
 
-        taken[name] = smallest(twenty) / 20 * 1e6
-    return taken
+        us_of[name] = smallest(twenty) / 20 * 1e6
+    return us_of
 
 
 def _on_one_core() -> None:
@@ -219,13 +221,13 @@ def recurrence() -> dict[str, list[float]]:
         "the layer, forward and all gradients": (jax.grad(layer, (0, 1)), (x, w), 6 * product),
         "a product of 1000 x 1000 matrices": (jnp.matmul, (jnp.ones((1000, 1000)),) * 2, 2e9),
     }
-    found = {}
-    for name, (part, given, flops) in parts.items():
-        run = partial(jax.jit(part), *given)
+    ms_and_gflops = {}
+    for name, (part, arguments, flops) in parts.items():
+        run = partial(jax.jit(part), *arguments)
         jax.block_until_ready(run())
         seconds = smallest(run, 20)
-        found[name] = [seconds * 1e3, flops / seconds / 1e9]
-    return found
+        ms_and_gflops[name] = [seconds * 1e3, flops / seconds / 1e9]
+    return ms_and_gflops
 
 
 def dense() -> dict[str, list[float]]:
@@ -242,28 +244,28 @@ def dense() -> dict[str, list[float]]:
             y = lambda w: product(x, w, (((1,), (0,)), ((), ())))
             return w - jax.vjp(y, w)[1](d)[0] / 100
 
-        def every(w: Any, x: Any, d: Any) -> Any:
+        def all_steps(w: Any, x: Any, d: Any) -> Any:
             return jax.vmap(step)(w, x, d) if clients > 1 else step(w[0], x[0], d[0])[None]
 
-        def body(held: Any, _: None) -> Any:
-            w, x, d = held  # all change, so that nothing is hoisted out of the loop
-            return (every(w, x, d), x * 0.999, d * 0.999), None
+        def body(carry: Any, _: None) -> Any:
+            w, x, d = carry  # all change, so that nothing is hoisted out of the loop
+            return (all_steps(w, x, d), x * 0.999, d * 0.999), None
 
-        return jax.jit(lambda *held: jax.lax.scan(body, held, length=steps)[0])
+        return jax.jit(lambda *arrays: jax.lax.scan(body, arrays, length=steps)[0])
 
-    taken = {}
+    us_of = {}
     for clients, rows, inputs, units in PRODUCTS:
         rng = np.random.default_rng(0)
         shapes = ((inputs, units), (rows, inputs), (rows, units))
-        held = [rng.standard_normal((clients, *s), dtype=np.float32) / 30 for s in shapes]
+        arrays = [rng.standard_normal((clients, *s), dtype=np.float32) / 30 for s in shapes]
         steps = max(20, int(1.5e9 / (clients * rows * inputs * units)))
         label = f"{clients} x " * (clients > 1) + f"[{rows}, {inputs}] by [{inputs}, {units}]"
-        taken[label] = []
+        us_of[label] = []
         for product in (jax.lax.dot_general, fs.nn.dot_general):
-            run = partial(train(product, clients, steps), *map(jnp.asarray, held))
+            run = partial(train(product, clients, steps), *map(jnp.asarray, arrays))
             jax.block_until_ready(run())
-            taken[label].append(smallest(run, 9) / steps * 1e6)
-    return taken
+            us_of[label].append(smallest(run, 9) / steps * 1e6)
+    return us_of
 
 
 def peak() -> dict[str, float]:
@@ -280,24 +282,26 @@ def fresh(*arguments: Any) -> dict[str, Any]:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        name, *rest = json.loads(sys.argv[1])
-        here: dict[str, Callable[..., dict[str, Any]]] = {
+        name, *arguments = json.loads(sys.argv[1])
+        parts: dict[str, Callable[..., dict[str, Any]]] = {
             "measure": measure,
             "pooling": pooling,
             "dense": dense,
             "recurrence": recurrence,
             "peak": peak,
         }
-        print(json.dumps(here[name](*rest)))
+        print(json.dumps(parts[name](*arguments)))
         return
-    jobs = [(n, w, *s) for n, both in MODELS.items() for w in both for s in SETTINGS.values()]
-    found: dict[Any, dict[str, float]] = {}
+    jobs = [
+        (n, w, *s) for n, libraries in MODELS.items() for w in libraries for s in SETTINGS.values()
+    ]
+    best: dict[Any, dict[str, float]] = {}
     for _ in range(PROCESSES):
         for job in jobs:
             new = fresh("measure", *job)
-            old = found.get(job, new)
-            found[job] = {key: min(old[key], new[key]) for key in new}
-            print(job, found[job], flush=True)
+            old = best.get(job, new)
+            best[job] = {key: min(old[key], new[key]) for key in new}
+            print(job, best[job], flush=True)
     lines = [
         "# Layers in loops",
         "",
@@ -318,7 +322,7 @@ def main() -> None:
             "|---|---|---|---|",
         ]
         for setting, numbers in SETTINGS.items():
-            ours, flax = (found[name, whose, *numbers] for whose in ("ours", "flax"))
+            ours, flax = (best[name, library, *numbers] for library in ("ours", "flax"))
             compiled = f"{ours['compile']:.1f} s" if "compile" in ours else ""
             lines.append(f"| {setting} | {ours['ms']:.1f} | {flax['ms']:.1f} | {compiled} |")
     lines += ["", "## Pooling", "", "Value and gradient, [10, 28, 28, 32], windows of 2 by 2.", ""]

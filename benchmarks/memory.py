@@ -31,13 +31,13 @@ def measure(execution: str, m: int) -> None:
     strategy = fs.execution.packed(LANES) if execution == "packed" else fs.execution.vmapped()
     round_fn = jax.jit(fs.make_round(algorithm, execution=strategy))
     compiled = round_fn.lower(key, state, data, fs.Cohort(jnp.arange(m))).compile()
-    before = peak_memory()
+    peak_before = peak_memory()
     for _ in range(3):
         state, _ = jax.block_until_ready(compiled(key, state, data, fs.Cohort(jnp.arange(m))))
     temporary = compiled.memory_analysis().temp_size_in_bytes
     print(
         f"{execution} m = {m}: {peak_memory() / 2**20:.0f} MB at the peak, "
-        f"{(peak_memory() - before) / 2**20:.0f} MB of it since compiling; "
+        f"{(peak_memory() - peak_before) / 2**20:.0f} MB of it since compiling; "
         f"the program allocates {temporary / 2**20:.1f} MB"
     )
 

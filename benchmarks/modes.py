@@ -48,16 +48,16 @@ def cells(num_clients: int, m: int) -> list[dict[str, Any]]:
     key = jax.random.key(0)
     state = fs.init(algorithm, model.init(key), data)
     exchange = fs.communication(algorithm, state.params, data)
-    found, params = [], []
+    measured_cells, params = [], []
     for execution, strategy in EXECUTIONS.items():
         for rule, aggregation in RULES.items():
             for form, cohort in cohorts(num_clients, m).items():
                 round_fn = jax.jit(fs.make_round(algorithm, aggregation, strategy))
                 arguments = key, state, data, cohort
                 compiled = round_fn.lower(*arguments).compile()
-                after, metrics = compiled(*arguments)
-                params.append((rule, after.params))
-                found.append(
+                new_state, metrics = compiled(*arguments)
+                params.append((rule, new_state.params))
+                measured_cells.append(
                     {
                         "cell": [str(num_clients), str(m), rule, form, execution],
                         "run": lambda f=compiled, a=arguments: jax.block_until_ready(f(*a)),
@@ -67,7 +67,7 @@ def cells(num_clients: int, m: int) -> list[dict[str, Any]]:
                     }
                 )
     check_same(params)
-    return found
+    return measured_cells
 
 
 def check_same(params: list[tuple[str, Any]]) -> None:
@@ -102,19 +102,23 @@ def main() -> None:
         "|" + "---|" * 10,
     ]
     for num_clients, m in SIZES:
-        found = cells(num_clients, m)
-        times = [max(1, int(SECONDS * 1e6 / microseconds(c["run"], 1))) for c in found]
+        measured_cells = cells(num_clients, m)
+        times = [max(1, int(SECONDS * 1e6 / microseconds(c["run"], 1))) for c in measured_cells]
         for _ in range(REPEATS):
-            for cell, n in zip(found, times, strict=True):
+            for cell, n in zip(measured_cells, times, strict=True):
                 cell["microseconds"].append(microseconds(cell["run"], n))
-        medians = [statistics.median(c["microseconds"]) for c in found]
-        for cell, median in zip(found, medians, strict=True):
-            of = found.index(cell) // (len(found) // len(EXECUTIONS)) * (len(found) // 2)
+        medians = [statistics.median(c["microseconds"]) for c in measured_cells]
+        for cell, median in zip(measured_cells, medians, strict=True):
+            reference = (
+                measured_cells.index(cell)
+                // (len(measured_cells) // len(EXECUTIONS))
+                * (len(measured_cells) // 2)
+            )
             down, up = cell["bytes"]
             lines.append(
                 "| "
                 + " | ".join(cell["cell"])
-                + f" | {median:,.0f} | {median / medians[of]:.2f} | {down:,} | {up:,}"
+                + f" | {median:,.0f} | {median / medians[reference]:.2f} | {down:,} | {up:,}"
                 + f" | {cell['memory'] / 1e3:,.0f} |"
             )
     text = "\n".join(lines) + "\n"

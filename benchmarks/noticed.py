@@ -20,12 +20,12 @@ LARGE, REPEATS = 1_000_000, 5
 def fastest(function: Callable[..., Any], *arguments: Any) -> float:
     compiled = jax.jit(function).lower(*arguments).compile()
     jax.block_until_ready(compiled(*arguments))
-    taken = []
+    times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         jax.block_until_ready(compiled(*arguments))
-        taken.append(time.perf_counter() - start)
-    return min(taken) * 1e3
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e3
 
 
 def milliseconds(

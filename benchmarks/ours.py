@@ -56,8 +56,8 @@ class Ours(Worker):
         self.key = jax.random.key(0)
         self.mesh = getattr(self.execution, "mesh", None)
         if self.mesh is not None:  # else the examples are copied at every call
-            held = self.data, self.params, self.key
-            self.data, self.params, self.key = fs.execution.replicate(held, self.mesh)
+            arrays = self.data, self.params, self.key
+            self.data, self.params, self.key = fs.execution.replicate(arrays, self.mesh)
             if job.sweep > 1:  # the configurations are dealt, not the cohort
                 self.execution = fs.execution.packed(1)
         self.rates, self.rate = job.learning_rates(), job.learning_rate
@@ -156,7 +156,7 @@ class Ours(Worker):
 
 def _modules(tree: Any) -> list[dict[str, Any]]:
     """The layers of a flax tree in their order: dicts that hold a kernel or an embedding."""
-    found = []
+    layers = []
 
     def number(name: str) -> tuple[str, int]:
         stem, _, last = name.rpartition("_")
@@ -164,13 +164,13 @@ def _modules(tree: Any) -> list[dict[str, Any]]:
 
     def visit(node: Any) -> None:
         if {"kernel", "embedding", "hi"} & set(node):
-            found.append(node)
+            layers.append(node)
             return
         for name in sorted(node, key=number):
             visit(node[name])
 
     visit(tree)
-    return found
+    return layers
 
 
 def _slots(modules: list[dict[str, Any]]) -> Any:

@@ -227,9 +227,9 @@ def plotted(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 def missing(job: str, result: dict[str, Any], shown: dict[str, float]) -> str:
     """Which implementations have no point, and why."""
     errors = {e["implementation"]: e["error"] for e in result["entries"] if "error" in e}
-    asked = JOBS[job].peers if job in JOBS else ()
+    asked_peers = JOBS[job].peers if job in JOBS else ()
     failed = [name for name in NAMES if name not in shown and name in errors]
-    unasked = [name for name in NAMES[1:] if name not in (*shown, *failed, *asked)]
+    unasked = [name for name in NAMES[1:] if name not in (*shown, *failed, *asked_peers)]
     parts = [f"{name}: {errors[name].splitlines()[0][:40]}" for name in failed]
     parts += [f"not asked of {' and '.join(unasked)}"] if unasked else []
     return "; ".join(parts)
@@ -268,8 +268,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         look = {key: looks[name][key] for key in ("color", "marker")}
         axes.plot([], [], linestyle="none", markersize=7, label=name, **look)
     axes.plot([], [], color=canvas.INK, linewidth=2, label="floor")
-    known = [value for shown in numbers.values() for value in shown.values()]
-    canvas.scale(axes, "us a client-step, best setting (lower is better)", min(known), max(known))
+    values = [value for shown in numbers.values() for value in shown.values()]
+    canvas.scale(axes, "us a client-step, best setting (lower is better)", min(values), max(values))
     axes.set_yticks(range(len(numbers)), [*numbers])
     axes.set_ylim(len(numbers) - 0.5, -0.5)
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)

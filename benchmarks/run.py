@@ -76,7 +76,7 @@ class Process:
             self.process.wait()
 
 
-def wanted(job: Job, peers: list[str], ours: list[str]) -> list[tuple[str, str]]:
+def all_settings(job: Job, peers: list[str], ours: list[str]) -> list[tuple[str, str]]:
     threads = [(p, t) for p in job.peers if p in peers for t in environments.THREADS]
     return [("ours", setting) for setting in ours] + threads
 
@@ -99,10 +99,10 @@ def check_equal(job: Job, entries: list[dict[str, Any]], processes: list[Process
             if "error" in answer:
                 entry["error"] = answer["error"]
                 continue
-            found = dict(np.load(path))
-            reference = found if reference is None else reference
+            weights = dict(np.load(path))
+            reference = weights if reference is None else reference
             moved = sum(np.sum((reference[k] - first[k]) ** 2) for k in first)
-            apart = sum(np.sum((reference[k] - found[k]) ** 2) for k in first)
+            apart = sum(np.sum((reference[k] - weights[k]) ** 2) for k in first)
             entry["apart"] = float(np.sqrt(apart / moved))
             steps = job.small().steps(job.small().cohorts())
             if not entry["apart"] < TOLERANCE or answer["steps"] != steps:
@@ -117,8 +117,8 @@ def run_job(job: Job, settings: list[tuple[str, str]], repeats: int) -> dict[str
     for name, setting in settings:
         process = Process(name, setting, job.name)
         answer = process.ask("prepare")
-        found = answer.get("error") or f"{answer['pilot']:.3f} s"
-        print(f"  {name} {setting}: {found}", flush=True)
+        outcome = answer.get("error") or f"{answer['pilot']:.3f} s"
+        print(f"  {name} {setting}: {outcome}", flush=True)
         entries.append({"implementation": name, "setting": setting, "seconds": [], **answer})
         processes.append(process)
     check_equal(job, entries, processes)
@@ -201,17 +201,19 @@ def main() -> None:
 
     path = RECORDS / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    here = machine()  # before this run's own files make the tree dirty
+    machine_before = machine()  # before this run's own files make the tree dirty
     for name in options.jobs or JOBS:
         job = JOBS[name]
         print(name, flush=True)
-        settings = wanted(job, options.peers.split(","), [s for s in options.ours.split(",") if s])
+        settings = all_settings(
+            job, options.peers.split(","), [s for s in options.ours.split(",") if s]
+        )
         rounds = job.cohorts()[: job.rounds]
         per_round = job.steps(rounds) * job.sweep / job.rounds
         measured = ceilings()
         result = run_job(job, settings, repeats) | {
             "ceilings": measured,
-            "machine": here,
+            "machine": machine_before,
             "repeats": repeats,
             "steps_per_round": per_round,
             "rounds": job.rounds,

@@ -33,24 +33,24 @@ def seconds(command: list[str]) -> float:
 
 
 def time_imports(runs: int = 9) -> dict[str, float]:
-    taken: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    seconds_of: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for i in range(runs + 1):  # the first round warms the disk's cache
         for name, code in IMPORTS.items():
             elapsed = seconds([sys.executable, "-c", code])
             if i:
-                taken[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in taken.items()}
+                seconds_of[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in seconds_of.items()}
 
 
 def time_compare(runs: int = 3) -> list[float]:
     """`fedjax-sim compare` with its defaults; nothing is cached from run to run."""
-    taken = []
+    times = []
     for _ in range(runs):
         folder = tempfile.mkdtemp()
         command = [sys.executable, "-m", "fedjax_sim.cli", "compare", "--out", folder]
-        taken.append(seconds([*command, "--overwrite"]))
+        times.append(seconds([*command, "--overwrite"]))
         shutil.rmtree(folder)
-    return taken
+    return times
 
 
 def main() -> None:

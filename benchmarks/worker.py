@@ -46,11 +46,11 @@ class Worker:
         rates = self.job.learning_rates()
         if len(rates) == 1:
             return self.train(self.job.cohorts()[: self.job.rounds], True)
-        done = 0
+        steps = 0
         for rate in rates[:: len(rates) // SWEPT]:
             self.reset(float(rate))
-            done += self.train(self.job.cohorts()[: self.job.rounds], True)
-        return done
+            steps += self.train(self.job.cohorts()[: self.job.rounds], True)
+        return steps
 
     def prepare(self) -> dict[str, Any]:
         """The first round, and then repetitions until it is warm."""

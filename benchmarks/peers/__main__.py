@@ -8,14 +8,14 @@ from benchmarks.peers.environments import ENVIRONMENTS, FOLDER, PEERS, python
 
 def make(name: str, steps: tuple[str, ...]) -> None:
     """An environment with its pins, once: a file beside it holds what was asked for."""
-    done = FOLDER / f"{name}.txt"
-    if done.exists() and done.read_text() == "\n".join(steps):
+    pins = FOLDER / f"{name}.txt"
+    if pins.exists() and pins.read_text() == "\n".join(steps):
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER / name], check=True)
     for step in steps:
         pip = [FOLDER / name / "bin" / "python", "-m", "pip", "install", "-q", *step.split()]
         subprocess.run(pip, check=True)
-    done.write_text("\n".join(steps))
+    pins.write_text("\n".join(steps))
 
 
 def main() -> None:
@@ -28,9 +28,9 @@ def main() -> None:
             print(f"  not made: {error}")
     for peer in PEERS:
         command = [python(peer), "-c", f"import benchmarks.peers.{peer}"]
-        found = python(peer).exists() and subprocess.run(command, capture_output=True)
-        works = found and found.returncode == 0
-        why = found.stderr.decode().strip().splitlines()[-1:] if found else ["no environment"]
+        process = python(peer).exists() and subprocess.run(command, capture_output=True)
+        works = process and process.returncode == 0
+        why = process.stderr.decode().strip().splitlines()[-1:] if process else ["no environment"]
         print(f"{peer}: works" if works else f"{peer}: does not work: {''.join(why)}")
 
 
