@@ -1,33 +1,46 @@
-"""`fs.sweep` itself."""
+"""`fs.sweep`: its options are made a plan, which is run batch by batch into a folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_sim import grid as grids
-from fedjax_sim.core.checks import check_count, check_takes
+from fedjax_sim.core.checks import check_takes
 from fedjax_sim.core.files import SaveError
 from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.notebook import progress_bar
 from fedjax_sim.core.types import Array
-from fedjax_sim.core.versions import versions
-from fedjax_sim.execution.machine import free_memory
-from fedjax_sim.grid import Grid
+from fedjax_sim.grid import Grid, product
 from fedjax_sim.host.driver import Interrupt
-from fedjax_sim.host.identity import program
 from fedjax_sim.results import Results, Run
-from fedjax_sim.sweeps.batch import Columns, Compiled
-from fedjax_sim.sweeps.checks import check_labels, check_names, keys_of, label_of, takes_key
-from fedjax_sim.sweeps.models import check_keep, save_model
-from fedjax_sim.sweeps.plan import Group, build, plan
-from fedjax_sim.sweeps.store import Store
+from fedjax_sim.sweeps.batch import Columns, Compiled, Tell
+from fedjax_sim.sweeps.checks import keys_of, label_of
+from fedjax_sim.sweeps.models import save_model
+from fedjax_sim.sweeps.options import Options, Plan, make_plan
+from fedjax_sim.sweeps.plan import Batch, Group
 from fedjax_sim.sweeps.telling import Swept, Teller
+
+
+class _Work(NamedTuple):
+    """A batch to run.
+
+    Attributes:
+      compiled: the program of its group.
+      number: by which the folder names its files, counted over all groups.
+      places: of its runs in order, (index of the configuration, index of the seed).
+    """
+
+    group: Group
+    compiled: Compiled
+    batch: Batch
+    number: int
+    places: list[tuple[int, int]]
+
+
+# (index of the configuration, index of the seed) -> the run
+_Runs = dict[tuple[int, int], Run]
 
 
 def sweep(
@@ -69,7 +82,7 @@ def sweep(
       grid: of `fs.grid`, or a dict name -> values for their product.
       keys: typed keys [S], or integers, each a seed for `jax.random.key`.
       out: a folder for results as they come; None for none.
-      resume: go on with what is in `out`.
+      resume: continue the sweep in `out`.
       static: names of floating hyper-parameters to compile in all the same.
       side_by_side: configurations under one `vmap`; None chooses.
       memory_limit: bytes that a call may hold; None for half of what the machine has free.
@@ -112,188 +125,165 @@ def sweep(
     >>> results.best("error", lowest=True).configuration
     {'lr': 0.4}
     """
-    grid = grid if isinstance(grid, Grid) else grids.product(**grid)
-    given_keys = keys
-    labels, keys = keys_of(keys)
-    if progress:
-        with progress_bar(len(grid) * len(labels), "runs") as tell:
-
-            def both(now: Swept) -> None:
-                tell(now.runs, now.says)
-                if on_progress is not None:
-                    on_progress(now)
-
-            shown = sweep(
-                experiment,
-                grid,
-                given_keys,
-                out=out,
-                resume=resume,
-                static=static,
-                side_by_side=side_by_side,
-                memory_limit=memory_limit,
-                common_random_numbers=common_random_numbers,
-                mesh=mesh,
-                on_progress=both,
-                checkpoint_every=checkpoint_every,
-                keep_models=keep_models,
-                metric=metric,
-                configuration=configuration,
-            )
-            tell(len(shown.runs), "")
-            return shown
-    opaque = takes_key(experiment)
-    check_names(experiment, grid, static, opaque)
-    check_labels(grid, opaque)
-    if side_by_side is not None:
-        side_by_side = check_count("side_by_side", side_by_side, ", or None")
-        if side_by_side > 1 and not common_random_numbers:
-            raise ValueError(
-                f"side_by_side must be 1 without common random numbers; got {side_by_side}"
-            )
-    if checkpoint_every is not None:
-        checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
+    grid = grid if isinstance(grid, Grid) else product(**grid)
+    seeds, typed_keys = keys_of(keys)
+    options = Options(
+        out=out,
+        resume=resume,
+        static=static,
+        side_by_side=side_by_side,
+        memory_limit=memory_limit,
+        common_random_numbers=common_random_numbers,
+        mesh=mesh,
+        checkpoint_every=checkpoint_every,
+        keep_models=keep_models,
+        metric=metric,
+        configuration=dict(configuration or {}),
+    )
     if on_progress is not None:
         check_takes("on_progress", on_progress, "swept")
-    if memory_limit is not None and not memory_limit > 0:
-        raise ValueError(f"memory_limit must be positive; got {memory_limit}")
-    check_keep(keep_models, metric, opaque, out is not None)
-    if resume and out is None:
-        raise ValueError("resume needs out, the folder to go on from; got None")
-    mesh = Mesh(np.array(jax.local_devices()), ("runs",)) if mesh is None else mesh
-    if len(mesh.axis_names) != 1:
-        raise ValueError(f"mesh must have one axis; got {mesh.axis_names}")
+    if not progress:
+        return _swept(make_plan(experiment, grid, seeds, typed_keys, options), on_progress)
+    with progress_bar(len(grid) * len(seeds), "runs") as show:
 
-    store = None if out is None else Store(Path(out))
-    widths = None if store is None or not resume else store.widths()
-    limit = memory_limit if memory_limit is not None else free_memory([*mesh.devices.flat]) / 2
-    groups = plan(
-        experiment,
-        grid,
-        keys,
-        mesh.size,
-        static,
-        opaque,
-        common_random_numbers,
-        side_by_side if widths is None else widths,
-        limit,
-        keep_models,
-        metric,
-    )
-    if store is not None:
-        identity = {
-            "names": list(grid.names),
-            "grid": [[label_of(value) for value in one.values()] for one in grid],
-            "seeds": labels,
-            "keys": np.asarray(jax.random.key_data(keys)).tolist(),
-            "common_random_numbers": common_random_numbers,
-            "devices": mesh.size,
-            "groups": [_facts(experiment, grid, group, keys[0], opaque) for group in groups],
-            "configuration": dict(configuration or {}),
-            "keep_models": keep_models,
-            "metric": metric,
-            "versions": versions(),
-        }
-        store.open(identity, [group.side_by_side for group in groups], resume)
+        def show_and_tell(swept: Swept) -> None:
+            show(swept.runs, swept.says)
+            if on_progress is not None:
+                on_progress(swept)
 
-    runs: dict[tuple[int, int], Run] = {}
-    teller = Teller(on_progress, len(grid) * len(labels))
+        results = _swept(make_plan(experiment, grid, seeds, typed_keys, options), show_and_tell)
+        show(len(results.runs), "")
+        return results
 
-    def through() -> Results:
-        return Results(tuple(runs[place] for place in sorted(runs)))
 
-    def results() -> Results:
-        found = through()
-        if store is not None and runs:
-            asked = len(grid) * len(labels)
-            complete = sum(run.done == run.num_rounds for run in found.runs) == asked
-            summary = {
-                "kind": "sweep",
-                "configuration": dict(configuration or {}),
-                "num_runs": asked,
-                "complete": complete,
-            }
-            try:
-                found.save(store.folder.path, summary)
-            except SaveError as error:
-                error.partial = found
-                raise
-        return found
+def _swept(plan: Plan, on_progress: Callable[[Swept], None] | None) -> Results:
+    """Runs a plan, and saves its tables.
 
-    number = 0
+    Raises:
+      SaveError, InterruptedRun: as `sweep`.
+    """
+    runs: _Runs = {}
     with Interrupt() as interrupt:
-        for group in groups:
-            compiled = Compiled(experiment, grid, group, keys, mesh, opaque, limit)
-            for batch in group.batches:
-                places = [(i, seed) for seed, indices in batch for i in indices]
-                # Padding repeats a run.
-                new = len({*places} - {*runs})
-                models = (
-                    []
-                    if store is None or group.keep is None
-                    else [store.folder.model(i, labels[seed]) for i, seed in dict.fromkeys(places)]
+        if not _run_batches(plan, runs, interrupt, Teller(on_progress, plan.num_runs)):
+            return _saved(plan, runs)
+    return _saved(plan, runs)
+
+
+def _run_batches(plan: Plan, runs: _Runs, interrupt: Interrupt, teller: Teller) -> bool:
+    """Runs all batches, and adds their runs to `runs`; returns whether no interrupt ended it.
+
+    Raises:
+      InterruptedRun: if a batch fails once some runs are complete; `partial` has these.
+    """
+    # Before each batch, `runs` has the runs of all batches before it, and the folder their files.
+    for work in _batches(plan):
+        columns = None
+        if plan.store is not None:
+            columns = plan.store.load(work.number, _model_files(plan, work))
+        if columns is None and interrupt.received is None:
+            new = len({*work.places} - {*runs})  # padding repeats runs
+            tell = partial(teller.chunk, work.group, new, len(work.places))
+            try:
+                columns = _run_batch(plan, work, interrupt, tell)
+            except InterruptedRun as error:
+                error.partial = _results(runs)
+                raise
+            except Exception as error:  # the runs that are complete are not lost with the batch
+                if not runs:
+                    raise
+                batch_failed = InterruptedRun(
+                    f"{len(runs)} of {plan.num_runs} runs are through; then a batch failed: "
+                    f"{error!r}"
                 )
-                found = None if store is None else store.load(number, models)
-                if found is None and interrupt.received is None:
-                    try:
-                        ran = compiled.run(
-                            batch,
-                            interrupt,
-                            partial(teller.chunk, group, new, len(places)),
-                            None if store is None else store.checkpoints(number),
-                            checkpoint_every,
-                        )
-                        found = None if ran is None else ran[0]
-                        if store is not None and ran is not None and interrupt.received is None:
-                            # Models come first: the batch's own file says that all of it is there.
-                            for (i, seed), model in zip(places, ran[1], strict=False):
-                                hyper = grid.configurations[i].items()
-                                label = {name: label_of(value) for name, value in hyper}
-                                label = {**(configuration or {}), **label}
-                                path = store.folder.model(i, labels[seed])
-                                save_model(path, model, group, labels[seed], label)
-                            store.save(number, ran[0])
-                    except InterruptedRun as error:
-                        error.partial = through()
-                        raise
-                    except Exception as error:  # whatever it is, it costs no run that is through
-                        if not runs:
-                            raise
-                        batch_failed = InterruptedRun(
-                            f"{len(runs)} of {len(grid) * len(labels)} runs are through; then a "
-                            f"batch failed: {error!r}"
-                        )
-                        raise batch_failed.holding(through()) from error
-                if found is None:
-                    return results()
-                for row, (index, seed) in enumerate(places):
-                    if (index, seed) not in runs:
-                        runs[index, seed] = _run(
-                            grid.configurations[index], labels[seed], found, row, group
-                        )
-                teller.through(len(runs))
-                number += 1
-    return results()
+                raise batch_failed.holding(_results(runs)) from error
+        if columns is None:
+            return False
+        for row, (index, seed) in enumerate(work.places):
+            if (index, seed) not in runs:
+                configuration = plan.grid.configurations[index]
+                runs[index, seed] = _run(configuration, plan.seeds[seed], columns, row, work.group)
+        teller.through(len(runs))
+    return True
 
 
-def _facts(
-    experiment: Callable[..., Any], grid: Grid, group: Group, key: Array, opaque: bool
-) -> dict[str, Any]:
-    """What a resume shall find the same of a group."""
-    first = grid.configurations[group.indices[0]]
+def _batches(plan: Plan) -> Iterator[_Work]:
+    """The batches of all groups; a group's program is compiled with its first batch."""
+    number = 0
+    for group in plan.groups:
+        compiled = Compiled(
+            plan.experiment, plan.grid, group, plan.keys, plan.mesh, plan.opaque, plan.limit
+        )
+        for batch in group.batches:
+            places = [(index, seed) for seed, indices in batch for index in indices]
+            yield _Work(group, compiled, batch, number, places)
+            number += 1
 
-    def make(key: Array, **hyper: Array) -> Any:
-        return build(experiment, {**group.static, **hyper}, key, opaque)
 
-    hyper = {name: jnp.asarray(first[name], float) for name in group.traced}
-    return {**group.facts, "program": program(make, key, hyper)}
+def _run_batch(plan: Plan, work: _Work, interrupt: Interrupt, tell: Tell) -> Columns | None:
+    """Runs a batch, and saves it if it is complete; None if it was interrupted in its first chunk.
+
+    Raises:
+      SaveError: if it cannot be saved.
+    """
+    store = plan.store
+    checkpoints = None if store is None else store.checkpoints(work.number)
+    computed = work.compiled.run(work.batch, interrupt, tell, checkpoints, plan.checkpoint_every)
+    if computed is None:
+        return None
+    columns, models = computed
+    if store is not None and interrupt.received is None:
+        # Models come first, because the batch's own file says that all of the batch is there.
+        for (index, seed), model in zip(work.places, models, strict=False):
+            hyper = plan.grid.configurations[index].items()
+            labels = plan.configuration | {name: label_of(value) for name, value in hyper}
+            path = store.folder.model(index, plan.seeds[seed])
+            save_model(path, model, work.group, plan.seeds[seed], labels)
+        store.save(work.number, columns)
+    return columns
 
 
-def _run(configuration: dict[str, Any], seed: int, found: Columns, row: int, group: Group) -> Run:
-    """One run's part of a batch's columns."""
-    rounds = {name: x[row] for name, x in found["rounds"].items()}
-    values = {name: x[row].item() for name, x in found["values"].items()}
-    asked = group.num_rounds
-    if asked is None:  # a function's own: all or nothing
-        asked = len(next(iter(rounds.values()))) if rounds else 1
-    return Run({k: label_of(v) for k, v in configuration.items()}, seed, rounds, values, asked)
+def _model_files(plan: Plan, work: _Work) -> list[Path]:
+    """The files of the models that are kept of a batch."""
+    if plan.store is None or work.group.keep is None:
+        return []
+    folder = plan.store.folder
+    return [folder.model(index, plan.seeds[seed]) for index, seed in dict.fromkeys(work.places)]
+
+
+def _results(runs: _Runs) -> Results:
+    """The runs by configuration and seed."""
+    return Results(tuple(runs[place] for place in sorted(runs)))
+
+
+def _saved(plan: Plan, runs: _Runs) -> Results:
+    """The results, with their tables saved in the folder, if there is one and a run.
+
+    Raises:
+      SaveError: if they cannot be saved; `partial` has the results.
+    """
+    results = _results(runs)
+    if plan.store is None or not runs:
+        return results
+    num_done = sum(run.done == run.num_rounds for run in results.runs)
+    summary = {
+        "kind": "sweep",
+        "configuration": plan.configuration,
+        "num_runs": plan.num_runs,
+        "complete": num_done == plan.num_runs,
+    }
+    try:
+        results.save(plan.store.folder.path, summary)
+    except SaveError as error:
+        error.partial = results
+        raise
+    return results
+
+
+def _run(configuration: dict[str, Any], seed: int, columns: Columns, row: int, group: Group) -> Run:
+    """The run of one row of a batch's columns."""
+    rounds = {name: x[row] for name, x in columns["rounds"].items()}
+    values = {name: x[row].item() for name, x in columns["values"].items()}
+    num_rounds = group.num_rounds
+    if num_rounds is None:  # a function of the key returns all its rounds or nothing
+        num_rounds = len(next(iter(rounds.values()))) if rounds else 1
+    return Run({k: label_of(v) for k, v in configuration.items()}, seed, rounds, values, num_rounds)

@@ -1,0 +1,166 @@
+"""The options of a sweep, and the plan that is made of them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.types import Array
+from fedjax_sim.core.versions import versions
+from fedjax_sim.execution.machine import free_memory
+from fedjax_sim.grid import Grid
+from fedjax_sim.host.identity import program
+from fedjax_sim.sweeps.checks import check_labels, check_names, label_of, takes_key
+from fedjax_sim.sweeps.models import check_keep
+from fedjax_sim.sweeps.plan import Group, build, plan
+from fedjax_sim.sweeps.store import Store
+
+
+class Options(NamedTuple):
+    """The keyword arguments of `sweep`, but those that show progress."""
+
+    out: str | Path | None
+    resume: bool
+    static: Sequence[str]
+    side_by_side: int | None
+    memory_limit: float | None
+    common_random_numbers: bool
+    mesh: Mesh | None
+    checkpoint_every: int | None
+    keep_models: str | None
+    metric: str | None
+    configuration: dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """A sweep that is checked, grouped, and of which the folder is open.
+
+    Attributes:
+      seeds: the labels of the keys.
+      opaque: whether `experiment` is a function of the key that returns results.
+      limit: bytes that a call may hold.
+      store: the folder; None for none.
+    """
+
+    experiment: Callable[..., Any]
+    grid: Grid
+    seeds: list[int]
+    keys: Array
+    opaque: bool
+    mesh: Mesh
+    limit: float
+    groups: list[Group]
+    store: Store | None
+    checkpoint_every: int | None
+    configuration: dict[str, Any]
+
+    @property
+    def num_runs(self) -> int:
+        """Configurations times seeds."""
+        return len(self.grid) * len(self.seeds)
+
+
+def make_plan(
+    experiment: Callable[..., Any], grid: Grid, seeds: list[int], keys: Array, options: Options
+) -> Plan:
+    """Checks the options, groups the configurations, and opens the folder.
+
+    Raises:
+      ValueError: as `sweep`.
+    """
+    opaque = takes_key(experiment)
+    check_names(experiment, grid, options.static, opaque)
+    check_labels(grid, opaque)
+    options = _checked(options, opaque)
+    mesh = options.mesh
+    if mesh is None:
+        mesh = Mesh(np.array(jax.local_devices()), ("runs",))
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"mesh must have one axis; got {mesh.axis_names}")
+    limit = options.memory_limit
+    if limit is None:
+        limit = free_memory([*mesh.devices.flat]) / 2
+    store = None if options.out is None else Store(Path(options.out))
+    widths = None if store is None or not options.resume else store.widths()
+    groups = plan(
+        experiment,
+        grid,
+        keys,
+        mesh.size,
+        options.static,
+        opaque,
+        options.common_random_numbers,
+        options.side_by_side if widths is None else widths,
+        limit,
+        options.keep_models,
+        options.metric,
+    )
+    if store is not None:
+        identity = {
+            "names": list(grid.names),
+            "grid": [[label_of(value) for value in values.values()] for values in grid],
+            "seeds": seeds,
+            "keys": np.asarray(jax.random.key_data(keys)).tolist(),
+            "common_random_numbers": options.common_random_numbers,
+            "devices": mesh.size,
+            "groups": [_facts(experiment, grid, group, keys[0], opaque) for group in groups],
+            "configuration": options.configuration,
+            "keep_models": options.keep_models,
+            "metric": options.metric,
+            "versions": versions(),
+        }
+        store.open(identity, [group.side_by_side for group in groups], options.resume)
+    return Plan(
+        experiment=experiment,
+        grid=grid,
+        seeds=seeds,
+        keys=keys,
+        opaque=opaque,
+        mesh=mesh,
+        limit=limit,
+        groups=groups,
+        store=store,
+        checkpoint_every=options.checkpoint_every,
+        configuration=options.configuration,
+    )
+
+
+def _checked(options: Options, opaque: bool) -> Options:
+    """The options with Python integers; refuses those that cannot be, whatever the experiment.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    side_by_side, every = options.side_by_side, options.checkpoint_every
+    if side_by_side is not None:
+        side_by_side = check_count("side_by_side", side_by_side, ", or None")
+        if side_by_side > 1 and not options.common_random_numbers:
+            raise ValueError(
+                f"side_by_side must be 1 without common random numbers; got {side_by_side}"
+            )
+    if every is not None:
+        every = check_count("checkpoint_every", every, ", or None")
+    if options.memory_limit is not None and not options.memory_limit > 0:
+        raise ValueError(f"memory_limit must be positive; got {options.memory_limit}")
+    check_keep(options.keep_models, options.metric, opaque, options.out is not None)
+    if options.resume and options.out is None:
+        raise ValueError("resume needs out, the folder to go on from; got None")
+    return options._replace(side_by_side=side_by_side, checkpoint_every=every)
+
+
+def _facts(
+    experiment: Callable[..., Any], grid: Grid, group: Group, key: Array, opaque: bool
+) -> dict[str, Any]:
+    """The values of a group that a resume must find the same."""
+    first = grid.configurations[group.indices[0]]
+
+    def make(key: Array, **hyper: Array) -> Any:
+        return build(experiment, {**group.static, **hyper}, key, opaque)
+
+    hyper = {name: jnp.asarray(first[name], float) for name in group.traced}
+    return {**group.facts, "program": program(make, key, hyper)}
