@@ -1,16 +1,29 @@
 """Federated algorithms, one paper a file.
 
 What is exported here is `fs.NAME`, and a setting may name it where its file declares it. IFCA's
-does not: a setting's run starts from one model and measures one, and IFCA has several.
+does not: a setting's run starts from one model and measures one, and IFCA has several. Nor does
+MOON's, which must be told what a model's features are.
 """
 
 from fedjax_sim.algorithms import server_optimizers as server_optimizers
+from fedjax_sim.algorithms.global_model.afl import afl as afl
 from fedjax_sim.algorithms.global_model.fedavg import fedavg as fedavg
+from fedjax_sim.algorithms.global_model.fedavgm import fedavgm as fedavgm
+from fedjax_sim.algorithms.global_model.feddyn import feddyn as feddyn
+from fedjax_sim.algorithms.global_model.fedexp import fedexp as fedexp
+from fedjax_sim.algorithms.global_model.fedlc import fedlc as fedlc
 from fedjax_sim.algorithms.global_model.fednova import fednova as fednova
+from fedjax_sim.algorithms.global_model.fedopt import fedadagrad as fedadagrad
+from fedjax_sim.algorithms.global_model.fedopt import fedadam as fedadam
+from fedjax_sim.algorithms.global_model.fedopt import fedyogi as fedyogi
 from fedjax_sim.algorithms.global_model.fedprox import fedprox as fedprox
+from fedjax_sim.algorithms.global_model.fedsam import fedsam as fedsam
 from fedjax_sim.algorithms.global_model.fedsgd import fedsgd as fedsgd
 from fedjax_sim.algorithms.global_model.ifca import ifca as ifca
+from fedjax_sim.algorithms.global_model.mifa import mifa as mifa
 from fedjax_sim.algorithms.global_model.mime import mime as mime
+from fedjax_sim.algorithms.global_model.mimelite import mimelite as mimelite
+from fedjax_sim.algorithms.global_model.moon import moon as moon
 from fedjax_sim.algorithms.global_model.qfedavg import qfedavg as qfedavg
 from fedjax_sim.algorithms.global_model.scaffold import scaffold as scaffold
 from fedjax_sim.algorithms.personal.apfl import apfl as apfl

@@ -223,6 +223,9 @@ class FederatedAlgorithm(NamedTuple):
         where update and total travel as they are.
       personal_probe: as `client.probe`, for `personal` alone, so that training does not pay for it;
         None: `client.probe`.
+      check_rule: (Coefficients) -> None, raises ValueError for a rule that it cannot follow, by
+        whether there is a denominator and a `combine`; of their numbers nothing is known. None: it
+        follows any.
     """
 
     init: Callable[[Params], PyTree]
@@ -239,6 +242,7 @@ class FederatedAlgorithm(NamedTuple):
     earlier: tuple[Exchange, ...] = ()
     wire: Callable[[PyTree, PyTree], PyTree | int] | None = None
     personal_probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
+    check_rule: Callable[["Coefficients"], None] | None = None
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:

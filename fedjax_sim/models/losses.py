@@ -52,7 +52,14 @@ class CrossEntropy:
     def __call__(
         self, params: Params, batch: PyTree, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
-        logits = self.apply(params, batch["x"])
+        return self.of_logits(self.logits(params, batch), batch)
+
+    def logits(self, params: Params, batch: PyTree) -> Array:
+        """Float[B, ..., classes], the model's outputs."""
+        return self.apply(params, batch["x"])
+
+    def of_logits(self, logits: Array, batch: PyTree) -> tuple[Array, dict[str, Array]]:
+        """The losses [B] of these outputs, and the accuracies [B]."""
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         correct = (jnp.argmax(logits, axis=-1) == batch["y"]).astype(losses.dtype)
         positions = tuple(range(1, losses.ndim))

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_sim import aggregation
@@ -77,6 +78,31 @@ def check_rule(rule: Any) -> None:
             name = f"fs.aggregation.{factory_name}"
             raise ValueError(f"aggregation must be a rule; got {name} itself: call it, {name}()")
     check_takes("aggregation", rule, "cohort", "client_weights", "all_client_weights")
+
+
+def check_follows(algorithm: FederatedAlgorithm, rule: AggregationRule) -> None:
+    """Refuses a rule that the algorithm cannot follow; computes nothing.
+
+    The rule is asked of two clients of three. One that cannot answer for so few is asked again in
+    the round.
+
+    Raises:
+      ValueError: from the algorithm's `check_rule`.
+    """
+    if algorithm.check_rule is None:
+        return
+    answers = list[Coefficients]()
+
+    def ask() -> None:
+        ones = jnp.ones(2)
+        cohort = Cohort(jnp.arange(2), ones > 0, ones > 0, inclusion=ones, work=ones)
+        answers.append(ask_rule(rule, cohort, ones, jnp.ones(3)))
+
+    try:
+        jax.eval_shape(ask)
+    except Exception:  # whatever a rule of the user's own raises of a cohort that is none of its
+        return
+    algorithm.check_rule(answers[0])
 
 
 def ask_rule(

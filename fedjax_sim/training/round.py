@@ -31,7 +31,13 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import check_updates_fit
 from fedjax_sim.execution.strategy import Strategy
-from fedjax_sim.training.arguments import ask_rule, check_algorithm, check_rule, check_strategy
+from fedjax_sim.training.arguments import (
+    ask_rule,
+    check_algorithm,
+    check_follows,
+    check_rule,
+    check_strategy,
+)
 from fedjax_sim.training.reported import Average, Exchanged, Slots, is_empty, round_metrics
 from fedjax_sim.training.state import check_state
 
@@ -68,7 +74,8 @@ def make_round(
         multiplies what was dropped by zero.
 
     Raises:
-      ValueError: for an unknown rule, strategy or `nonfinite`; from round_fn, for a cohort
+      ValueError: for an unknown rule, strategy or `nonfinite`, or a rule that the algorithm cannot
+        follow; from round_fn, for a cohort
         that cannot be (if it is concrete), the `unbiased` rule without inclusion
         probabilities, a state of another algorithm or federation, or an untyped key.
 
@@ -85,6 +92,7 @@ def make_round(
     """
     algorithm = check_algorithm(algorithm)
     check_rule(aggregation)
+    check_follows(algorithm, aggregation)
     strategy = check_strategy(execution)
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f'nonfinite must be "keep" or "drop"; got {nonfinite!r}')
@@ -98,6 +106,8 @@ def make_round(
         coefficients = ask_rule(
             aggregation, slots.cohort, slots.client_weights, data.client_weights
         )
+        if algorithm.check_rule is not None:
+            algorithm.check_rule(coefficients)
         server, exchanged = state.server, list[Exchanged]()
         client_states = jax.tree.map(lambda x: x[slots.ids], state.clients)
         for number, exchange in enumerate(algorithm.exchanges):

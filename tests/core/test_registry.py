@@ -41,8 +41,9 @@ def test_what_is_declared_is_complete(declaration):
 
 
 def test_every_algorithm_is_declared():
+    """But those that a setting cannot name: of several models, or to be told what features are."""
     factories = {name for name, value in vars(algorithms).items() if inspect.isfunction(value)}
-    assert factories == set(registry.declared(algorithms))
+    assert factories - set(registry.declared(algorithms)) == {"ifca", "moon"}
 
 
 @pytest.mark.parametrize("room", ["algorithm", "dataset", "partition", "model"])

@@ -75,16 +75,27 @@ class Server:
         start = self.w if start is None else start
         v, velocity = start.copy(), np.zeros_like(start)
         for rows in steps:
-            g = gradient(v, x[rows], y[rows])
-            if self.algorithm == "fedprox":
-                g = g + self.mu * (v - start)
-            if self.algorithm == "scaffold":
-                g = g - self.c_k[k] + self.c
+            g = self.direction(k, v, start, x[rows], y[rows])
             if self.algorithm == "fednova":
                 velocity = self.momentum * velocity + g
                 g = velocity + self.mu * (v - start)
             v = v - self.lr * g
         return v
+
+    def direction(self, k, v, start, x, y):
+        """What a local step of client k from v goes against; it began at `start`."""
+        g = gradient(v, x, y)
+        if self.algorithm == "fedprox":
+            g = g + self.mu * (v - start)
+        if self.algorithm.startswith("scaffold"):
+            g = g - self.c_k[k] + self.c
+        return g
+
+    def shares(self, rule):
+        """The fixed shares p_k of all clients."""
+        if rule == "uniform":
+            return np.full(len(self.weights), 1 / len(self.weights))
+        return self.weights / self.weights.sum()
 
     def round(self, rule, ids, mask, reports, inclusion, work, epochs, batch_size, order):
         """One round; returns the clients that reported, as slots."""
@@ -108,12 +119,20 @@ class Server:
             "unbiased": lambda: n_k / n / np.array([inclusion[slot] for slot in slots]),
         }[rule]()
         # p is a mean over those that report, and the scale what the rule makes of it.
-        scale, p = a.sum(), a / a.sum()
+        self.aggregate(rule, reporting, steps, a.sum(), a / a.sum())
+        return slots
+
+    def deltas(self, reporting, steps):
+        """What the local steps of these clients change of w."""
+        trained = [self.train(k, rows) for k, rows in zip(reporting, steps, strict=True)]
+        return np.array(trained) - self.w
+
+    def aggregate(self, rule, reporting, steps, scale, p):
+        """The server's step."""
         if self.algorithm == "ifca":
             self.w = self._clusters(reporting, steps, scale, p)
-            return slots
-        trained = np.array([self.train(k, rows) for k, rows in zip(reporting, steps, strict=True)])
-        deltas = trained - self.w
+            return
+        deltas = self.deltas(reporting, steps)
         step = scale * p @ deltas
         if self.algorithm == "fednova":
             norms = np.array(
@@ -128,10 +147,9 @@ class Server:
             squares = (deltas**2).sum(axis=1) / self.lr**2
             h = self.q * loss ** (self.q - 1) * squares + loss**self.q / self.lr
             step = scale * (p @ (loss[:, None] ** self.q * deltas / self.lr)) / (p @ h)
-        if self.algorithm == "scaffold":
+        if self.algorithm.startswith("scaffold"):
             self._renew_controls(rule, reporting, steps, deltas)
         self.w = self.w + self.server_lr * step
-        return slots
 
     def _clusters(self, reporting, steps, scale, p):
         """IFCA's models after a round."""
@@ -146,12 +164,12 @@ class Server:
 
     def _renew_controls(self, rule, reporting, steps, deltas):
         """SCAFFOLD's c_k and c, of the round that ends."""
-        shares = self.weights / self.weights.sum()
-        if rule == "uniform":
-            shares = np.full(len(self.weights), 1 / len(self.weights))
+        shares = self.shares(rule)
         change = np.zeros_like(self.c)
         for k, rows, delta in zip(reporting, steps, deltas, strict=True):
             renewed = self.c_k[k] - self.c - delta / (len(rows) * self.lr)
+            if self.algorithm == "scaffold_1":
+                renewed = gradient(self.w, *self.clients[k])
             change = change + shares[k] * (renewed - self.c_k[k])
             self.c_k[k] = renewed
         self.c = self.c + change

@@ -45,7 +45,7 @@ def test_a_schedule_is_taken_or_refused_by_name(algorithm):
     if "schedule" in chosen.resolved().values():
         problem.experiment(scheduled.resolved()).check(jax.random.key(0))
     else:
-        with pytest.raises(ValueError, match="schedule belongs to algorithm"):
+        with pytest.raises(ValueError, match=r"schedule (belongs to|is not of) algorithm"):
             scheduled.resolved()
 
 
@@ -70,14 +70,17 @@ def test_defaults():
             {"algorithm": "fedsgd", "epochs": 5},
             "epochs is not of algorithm fedsgd, but of [0-9]+ others",
         ),
-        ({"algorithm": "scaffold", "server_optimizer": "adam"}, "server_optimizer belongs to"),
-        ({"algorithm": "fednova", "schedule": "cosine"}, "schedule belongs to algorithm fedavg"),
+        (
+            {"algorithm": "scaffold", "server_optimizer": "adam"},
+            "server_optimizer .* algorithm",
+        ),
+        ({"algorithm": "fednova", "schedule": "cosine"}, "schedule is not of algorithm fednova"),
         (
             {"decay_rate": 0.9},
             "decay_rate belongs to schedule exponential and step; the schedule is constant",
         ),
         ({"sampler": "everyone", "fraction": 0.5}, "fraction belongs to sampler bernoulli"),
-        ({"algorithm": "fedopt"}, "algorithm must be one of fedavg, .*fedprox.*'fedopt'"),
+        ({"algorithm": "fedopt"}, "algorithm must be one of afl, .*fedprox.*'fedopt'"),
         ({"sampler": "poisson"}, "sampler must be one of bernoulli.*'poisson'"),
         ({"schedule": "cosin", "decay_end": 0.1}, "schedule must be one of constant.*'cosin'"),
         ({"server_optimizer": "sdg"}, "server_optimizer must be one of sgd.*'sdg'"),

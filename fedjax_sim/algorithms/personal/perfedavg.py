@@ -11,7 +11,7 @@ from fedjax_sim.algorithms.descent import Descent, Message, Server, averaged_des
 from fedjax_sim.core.checks import check_known, check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_measures, mean_gradient, mean_loss
-from fedjax_sim.core.registry import POSITIVE, Option, declare
+from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
 from fedjax_sim.core.types import (
     Array,
     ClientUpdate,
@@ -28,7 +28,7 @@ HESSIANS = ("exact", "first_order")
 
 @declare(
     "a model from which one step on a client's examples leads far (Fallah et al. 2020)",
-    Option("meta_lr", "rate of that step", 0.01, range=POSITIVE, traced=True, parameter="alpha"),
+    Option("meta_lr", "rate of that step", 0.01, range=AT_LEAST_0, traced=True, parameter="alpha"),
     Option("hessian", "of that step", default="exact", kind=str, choices=HESSIANS),
     without=("schedule",),
     symbols={"client_lr": "beta"},

@@ -157,7 +157,10 @@ def _check(algorithm: Any, uplink: Any, error_feedback: Any) -> None:
             f"{len(algorithm.exchanges)}"
         )
     if algorithm.wire is not None:
-        raise ValueError("algorithm must not be compressed already: its field `wire` is set")
+        raise ValueError(
+            "algorithm must not be compressed already, nor send its update as a total, too, which "
+            "no codec encodes: its field `wire` is set"
+        )
     if error_feedback and algorithm.client.probe is not None:
         raise ValueError(
             "error_feedback must be False for an algorithm whose clients probe, because the "

@@ -1,0 +1,111 @@
+"""MOON: Li, He and Song 2021, "Model-Contrastive Federated Learning" (arXiv 2103.16257)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from fedjax_sim.algorithms.descent import (
+    Check,
+    Descent,
+    Message,
+    Stepped,
+    averaged_descent,
+    checks,
+    descend,
+)
+from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.core.local_training import check_local
+from fedjax_sim.core.loss import per_example
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE
+from fedjax_sim.core.trees import difference
+from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
+
+Features = Callable[[Any, Any], Array]  # (params, batch) -> Float[B, d]
+
+
+def moon(
+    loss_fn: LossFn,
+    client_optimizer: Optimizer,
+    local: LocalTraining,
+    features: Features,
+    mu: ArrayLike = 1.0,
+    temperature: ArrayLike = 0.5,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+) -> FederatedAlgorithm:
+    """FedAvg whose clients are drawn to what the global model sees, and from what they saw before.
+
+    Client k keeps its last model w_k', at first the initial one. From w_t it descends on the mean
+    of `loss_i(w) + mu c_i(w)`, with the representations z = features(w, x_i), z_t of the global
+    model and z' of w_k', and cosines of the angles between them,
+
+        c_i = -log( e^(cos(z, z_t) / temperature)
+                    / (e^(cos(z, z_t) / temperature) + e^(cos(z, z') / temperature)) )
+
+    The loss that clients report is that sum. With mu = 0 it is FedAvg. Features are
+    computed of three models in every step. The memory is K models.
+
+    Args:
+      loss_fn, client_optimizer, local, server_optimizer: as in `fedavg`.
+      features: (params, batch) -> Float[B, d], the representation of each example, which depends
+        on that example alone: the paper's is a projection of what enters the last layer. The loss
+        does not tell it, so it is an argument of its own.
+      mu: Float[] >= 0, may be traced.
+      temperature: Float[] > 0, may be traced.
+
+    Raises:
+      ValueError: as `fedavg`, and for a number out of range; from `fs.init`, for features that are
+        not `[B, d]`; from `fs.run`, for a sampler with replacement, since a client keeps one state.
+
+    >>> import fedjax_sim as fs
+    >>> features = lambda w, batch: jnp.tanh(batch["x"] @ w["in"])
+    >>> loss_fn = lambda w, batch, key: (features(w, batch) @ w["out"] - batch["y"]) ** 2
+    >>> algorithm = fs.moon(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5), features)
+    """
+    AT_LEAST_0.check("mu", mu)
+    POSITIVE.check("temperature", temperature)
+    base = averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer)
+
+    def contrastive(of_global: Any, of_before: Any) -> LossFn:
+        def loss(params: Any, batch: Any, key: Array | None) -> tuple[Array, dict[str, Array]]:
+            values = per_example(loss_fn, params, batch, key)
+            z, z_t, z_before = (features(w, batch) for w in (params, of_global, of_before))
+            nearer = _cosine(z, z_before) - _cosine(z, z_t)
+            term = jax.nn.softplus(nearer / jnp.asarray(temperature, nearer.dtype))
+            plain = values.pop("loss")
+            return plain + (jnp.asarray(mu, term.dtype) * term).astype(plain.dtype), values
+
+        return loss
+
+    def step(carry: Descent, message: Message, before: Any, *block: Any) -> Stepped:
+        _, own_step = descend(contrastive(message.params, before), client_optimizer)
+        return own_step(carry, message, before, *block)
+
+    def finish(carry: Descent, message: Message, before: Any, *_: Any) -> ClientOutput:
+        return ClientOutput(difference(carry.params, message.params), client_state=carry.params)
+
+    return base._replace(
+        init_client=lambda params: params,
+        client=base.client._replace(step=step, finish=finish),
+        check=checks(base.check, _check_features(features)),
+    )
+
+
+def _cosine(x: Array, y: Array) -> Array:
+    """Float[B], of the angles between rows; 0 where one is zero."""
+    squares = jnp.sum(x * x, axis=1) * jnp.sum(y * y, axis=1)
+    some = squares > 0
+    return jnp.where(some, jnp.sum(x * y, axis=1) * jax.lax.rsqrt(jnp.where(some, squares, 1)), 0)
+
+
+def _check_features(features: Features) -> Check:
+    def check(params: Any, examples: Any) -> None:
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
+        shape = jnp.shape(jax.eval_shape(features, params, batch))
+        if len(shape) != 2 or shape[0] != 3:
+            raise ValueError(f"features must return [B, d]; of 3 examples it returns {list(shape)}")
+
+    return check
