@@ -9,8 +9,8 @@ from fedjax_sim.core.tasks import Options as Options
 from fedjax_sim.execution.automatic import automatic as automatic
 from fedjax_sim.execution.client import Engine as Engine
 from fedjax_sim.execution.packed import packed as packed
-from fedjax_sim.execution.sharded import cores as cores
-from fedjax_sim.execution.sharded import replicate as replicate
+from fedjax_sim.execution.placing import cores as cores
+from fedjax_sim.execution.placing import replicate as replicate
 from fedjax_sim.execution.sharded import sharded as sharded
 from fedjax_sim.execution.strategy import Strategy as Strategy
 from fedjax_sim.execution.vmapped import vmapped as vmapped

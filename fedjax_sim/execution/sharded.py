@@ -1,6 +1,5 @@
-"""The cohort dealt over the devices of a mesh, within one process."""
+"""The cohort dealt over the devices of a mesh, of one process or of several."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.registry import declare
 from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import where
@@ -18,63 +16,9 @@ from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.automatic import automatic
 from fedjax_sim.execution.client import Engine
-from fedjax_sim.execution.machine import num_cores
+from fedjax_sim.execution.placing import AXIS
 from fedjax_sim.execution.pooled import takes_pooled
 from fedjax_sim.execution.strategy import Strategy, as_strategy
-
-AXIS = "clients"
-
-
-def cores(n: int | None = None) -> Mesh:
-    """A mesh over n cores of this machine, each made a device of its own.
-
-    Call it before JAX is first used: `jax_num_cpu_devices` cannot change afterwards.
-
-    Args:
-      n: at most the cores this process may run on; None for all of them, or for those
-        that JAX has if it already runs.
-
-    Raises:
-      ValueError: if n < 1 or there are fewer cores, or JAX already runs with fewer CPU
-        devices.
-    """
-    available = num_cores()
-    if n is not None:
-        n = check_count("n", n, ", or None for all cores")
-        if n > available:
-            raise ValueError(f"n must be at most the {available} cores of this machine; got {n}")
-    # Once JAX has started it keeps its number of devices and raises RuntimeError.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", n or available)
-    devices = jax.devices("cpu")[: n or available]
-    if n is not None and len(devices) < n:
-        raise ValueError(
-            f"n = {n} cores must be asked for before JAX is first used, or by the environment: "
-            f"JAX_NUM_CPU_DEVICES={n}; JAX already runs with {len(devices)}"
-        )
-    return Mesh(np.array(devices), (AXIS,))
-
-
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The arrays of `tree` on every device of the mesh; on CPUs all share one copy.
-
-    For a federation and a state used round after round with `sharded`. Left where it is, a
-    federation is copied at every call; and a state comes back on the mesh, for which the
-    second call is traced and compiled again.
-    """
-    sharding = NamedSharding(mesh, PartitionSpec())
-
-    def put(x: Any) -> Array:
-        if any(d.platform != "cpu" for d in mesh.devices.flat):
-            return jax.device_put(x, sharding)
-        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            bits = put(jax.random.key_data(x))
-            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
-        host = np.asarray(x)
-        parts = [jax.device_put(host, d, may_alias=True) for d in mesh.devices.flat]
-        return jax.make_array_from_single_device_arrays(host.shape, sharding, parts)
-
-    return jax.tree.map(put, tree)
 
 
 @declare("the cohort dealt over the devices of a mesh")

@@ -1,6 +1,8 @@
 """Checkpoints on disk, by Orbax: whole or not there, and never loaded if damaged."""
 
+import errno
 import json
+import os
 import shutil
 import warnings
 import zlib
@@ -13,6 +15,7 @@ import numpy as np
 
 from fedjax_sim.core.files import SaveError, reason
 from fedjax_sim.core.types import PyTree
+from fedjax_sim.host.processes import Processes
 from fedjax_sim.results.folder import RUN
 
 _KEPT = 2  # the last, and the one before it in case the last is damaged
@@ -52,7 +55,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            with _checkpointer() as checkpointer:
                 checkpointer.save(
                     path,
                     args=ocp.args.PyTreeSave(held),
@@ -82,7 +85,7 @@ class Checkpoints:
         """
         for number in reversed(self.numbers()):
             try:
-                return self._read(number)
+                return self.read(number)
             except Exception as error:
                 warnings.warn(
                     f"checkpoint {number} in {self.folder} is damaged and was passed over "
@@ -91,11 +94,18 @@ class Checkpoints:
                 )
         return None
 
-    def _read(self, number: int) -> Saved:
-        import orbax.checkpoint as ocp
+    def read(self, number: int) -> Saved:
+        """The checkpoint of that number.
 
+        Raises:
+          Exception: if it is not there, or not whole.
+        """
         path = self.folder / RUN.part(number)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        if not path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        with _checkpointer() as checkpointer:
+            import orbax.checkpoint as ocp
+
             said = json.loads(checkpointer.metadata(path).custom_metadata["json"])
             as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
             names = [name for name, _ in said["checksum"]]
@@ -108,6 +118,46 @@ class Checkpoints:
         for name, (dtype, shape) in said["empty"].items():
             held[name] = np.zeros(shape, dtype)
         return Saved(number, held, said["facts"])
+
+
+def load_together(checkpoints: Checkpoints, processes: Processes) -> Saved | None:
+    """The last checkpoint that is whole, as the writer finds it, on all processes of a run.
+
+    Raises:
+      ValueError: if one of them cannot read the one that the writer read.
+    """
+    saved: Saved | None = None
+
+    def last() -> int | None:
+        nonlocal saved
+        saved = checkpoints.load()
+        return None if saved is None else saved.number
+
+    number = processes.by_writer(last)
+    with processes.together():
+        if number is not None and saved is None:
+            try:
+                saved = checkpoints.read(number)
+            except Exception as error:
+                raise ValueError(
+                    f"out must be a folder that all processes see; checkpoint {number}, which the "
+                    f"writer read, is not to be read here in {checkpoints.folder}: {reason(error)}"
+                ) from error
+    return saved
+
+
+def _checkpointer() -> Any:
+    """Orbax's, for this process alone: of several it would wait for all."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def flatten(name: str, tree: PyTree) -> dict[str, np.ndarray]:

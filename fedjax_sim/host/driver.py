@@ -13,7 +13,9 @@ import numpy as np
 from fedjax_sim.core.files import SaveError
 from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.types import Array, PyTree
-from fedjax_sim.host.checkpoints import Checkpoints, flatten, unflatten
+from fedjax_sim.execution.placing import placed
+from fedjax_sim.host.checkpoints import Checkpoints, flatten, load_together, unflatten
+from fedjax_sim.host.processes import ALONE, Processes
 from fedjax_sim.host.program import Program
 
 _CHUNK_SECONDS = 1.0  # between two looks at the signals
@@ -69,8 +71,12 @@ class Interrupt:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-        outer = getattr(self._before[signal.Signals(number)], "__self__", None)
+        self.receive(signal.Signals(number).name)
+
+    def receive(self, name: str) -> None:
+        """Asks for an end, as the signal of that name does; another process may have had it."""
+        self.received = name
+        outer = getattr(self._before.get(signal.Signals[name]), "__self__", None)
         if isinstance(outer, Interrupt):  # what comes next is its business
             outer.received = self.received
 
@@ -94,8 +100,12 @@ def drive(
     checkpoint_every: int | None = None,
     as_it_were: Callable[[PyTree], PyTree] | None = None,
     inputs_of: Callable[[int, int], tuple[PyTree, int] | None] | None = None,
+    processes: Processes = ALONE,
 ) -> Driven:
     """Runs a program to its end, from its last checkpoint if there is one.
+
+    Of several processes each drives its own. The writer says how many rounds a chunk has and when
+    to save, and it alone saves and calls `on_chunk`; a signal to any of them ends all.
 
     Args:
       inputs: of the program.
@@ -111,6 +121,7 @@ def drive(
         the same object where nothing differs.
       inputs_of: (first round, rounds at most) -> the program's inputs for so many of them, in the
         place of `inputs`; None after an interrupt while they were waited for.
+      processes: those that the program runs on.
 
     Raises:
       SaveError: if a checkpoint cannot be written.
@@ -121,7 +132,7 @@ def drive(
     buffers, done, stopped = program.buffers(), 0, False
     remembered = program.remembered()
     rows: list[PyTree] = []
-    saved = checkpoints.load() if checkpoints is not None else None
+    saved = load_together(checkpoints, processes) if checkpoints is not None else None
     if saved is not None:
         done, stopped = saved.number, saved.facts["stopped"]
         same = saved.facts.get("criterion", "") == program.criterion
@@ -147,18 +158,24 @@ def drive(
         whole = jax.tree.map(lambda *xs: np.concatenate(xs, axis=axis), *rows)
         rows[:] = [whole]
         through = "finished" if done == program.num_rounds else "interrupted"
-        return Driven(carry, whole, done, "stopped" if stopped else through)
+        here = processes.own_copy(carry)
+        return Driven(here, whole, done, "stopped" if stopped else through)
 
     def save() -> None:
         nonlocal last_save, last_number, cost
         if checkpoints is None or done == last_number:
             return
         began = time.perf_counter()
-        here = driven()
-        arrays = flatten("carry", here.carry) | flatten("history", here.history)
-        arrays |= flatten("stop", remembered)
+        here, number, folder = driven(), done, checkpoints
+        facts = {"stopped": stopped, "criterion": program.criterion}
+
+        def write() -> None:
+            arrays = flatten("carry", here.carry) | flatten("history", here.history)
+            arrays |= flatten("stop", processes.own_copy(remembered))
+            folder.save(number, arrays, facts)
+
         try:
-            checkpoints.save(done, arrays, {"stopped": stopped, "criterion": program.criterion})
+            processes.by_writer(write)
         except SaveError as error:
             error.partial = here
             raise
@@ -167,7 +184,9 @@ def drive(
 
     def tell(first: int, seconds: float) -> None:
         try:
-            on_chunk(first, rows[-1], seconds)
+            with processes.together():
+                if processes.is_writer:
+                    on_chunk(first, rows[-1], seconds)
         except Exception as error:  # whatever it is, it costs no round
             save()
             told = InterruptedRun(f"a round was not told of: {error!r}")
@@ -176,20 +195,38 @@ def drive(
     def next_inputs(
         inputs_of: Callable[[int, int], tuple[PyTree, int] | None], count: int
     ) -> tuple[PyTree, int] | None:
+        given = None
         try:
-            return inputs_of(done, count)
+            with processes.together():
+                given = inputs_of(done, count)
         except Exception as error:
             save()
             unread = InterruptedRun(f"the inputs of round {done + 1} were not read: {error!r}")
             raise unread.holding(driven()) from error
+        name = interrupt.received if given is None else None
+        return None if heard(processes.gather(name)) else given
+
+    def heard(signals: list[str | None]) -> bool:
+        """Whether a signal has reached any of the processes, of which this one then knows."""
+        received = [name for name in signals if name is not None]
+        if received and interrupt.received is None:
+            interrupt.receive(received[0])
+        return bool(received)
+
+    def rounds_ahead() -> int:
+        """Of the next chunk; 0 at the end, or once a signal has reached any of the processes."""
+        count = 0
+        if done < program.num_rounds and not stopped:
+            count = max(1, min(program.capacity, int(_CHUNK_SECONDS / pace))) if pace else 1
+            count = min(count, program.num_rounds - done)
+            if checkpoint_every is not None:
+                count = min(count, checkpoint_every - done % checkpoint_every)
+        plans = processes.gather((count, interrupt.received))
+        return 0 if heard([received for _, received in plans]) else plans[0][0]
 
     if rows:
         tell(0, 0.0)
-    while done < program.num_rounds and not stopped and interrupt.received is None:
-        count = max(1, min(program.capacity, int(_CHUNK_SECONDS / pace))) if pace else 1
-        count = min(count, program.num_rounds - done)
-        if checkpoint_every is not None:
-            count = min(count, checkpoint_every - done % checkpoint_every)
+    while count := rounds_ahead():
         start = time.perf_counter()
         if inputs_of is not None:
             given = next_inputs(inputs_of, count)
@@ -209,7 +246,7 @@ def drive(
         due = since > max(_SAVE_SECONDS, cost / _SAVE_SHARE)
         if checkpoint_every is not None:
             due = done % checkpoint_every == 0
-        if due:
+        if processes.agree(due):
             save()
     save()
     return driven()
@@ -231,7 +268,7 @@ def history_of(checkpoints: Checkpoints, row: PyTree) -> PyTree:
 
 def _put_like(tree: PyTree, like: PyTree) -> PyTree:
     """The leaves on the devices of those of `like`."""
-    return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
+    return jax.tree.map(lambda x, y: placed(x, y.sharding), tree, like)
 
 
 def _cut(x: Array, axis: int, count: int) -> np.ndarray:

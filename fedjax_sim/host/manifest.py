@@ -165,17 +165,36 @@ class Manifest(NamedTuple):
         )
 
 
-def differences(there: Any, here: Any, name: str = "") -> str:
-    """What differs between two JSON values, in words; "" if nothing does."""
+_PLACES = ("there", "here")
+
+
+def differences(there: Any, here: Any, name: str = "", places: tuple[str, str] = _PLACES) -> str:
+    """What differs between two JSON values, in words; "" if nothing does.
+
+    Args:
+      places: where the two are from, in words.
+    """
     if isinstance(there, dict) and isinstance(here, dict):
         names = dict.fromkeys([*there, *here])
         parts = [
-            differences(there.get(k), here.get(k), f"{name}.{k}" if name else k) for k in names
+            differences(there.get(k), here.get(k), f"{name}.{k}" if name else k, places)
+            for k in names
         ]
         return "; ".join(part for part in parts if part)
-    return (
-        "" if there == here else f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"
-    )
+    if there == here:
+        return ""
+    return f"{name} is {json.dumps(there)} {places[0]} and {json.dumps(here)} {places[1]}"
+
+
+def unlike(one: Facts, other: Facts, places: tuple[str, str]) -> str:
+    """What differs in any way between the facts of two runs, in words; "" if nothing does.
+
+    Args:
+      places: where the two are from, in words.
+    """
+    plain = [{k: v for k, v in facts.items() if k != "program"} for facts in (one, other)]
+    differs = differences(plain[0], plain[1], places=places)
+    return differs or _program_differences(one["program"], other["program"], places)
 
 
 def another(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -229,7 +248,9 @@ def _fixed(facts: Mapping[str, Any]) -> Facts:
     return {**fixed, "configuration": configuration}
 
 
-def _program_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def _program_differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], places: tuple[str, str] = _PLACES
+) -> str:
     """What differs between two programs, by the names of parts where they have any."""
     parts = []
     for part in dict.fromkeys([*there["parts"], *here["parts"]]):
@@ -237,7 +258,7 @@ def _program_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> s
             continue
         names = [program["names"].get(part) for program in (there, here)]
         if None not in names and names[0] != names[1]:
-            parts.append(f"{part} is {names[0]} there and {names[1]} here")
+            parts.append(f"{part} is {names[0]} {places[0]} and {names[1]} {places[1]}")
         else:
             parts.append(f"{_PARTS.get(part, part)} differs")
     return f"the traced program differs: {', '.join(parts)}" if parts else ""

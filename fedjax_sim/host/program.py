@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution import replicate
+from fedjax_sim.execution.placing import placed
 from fedjax_sim.host.stopping import NEVER, Stop, check_stop, replay
 
 CAPACITY = 512  # rounds a chunk, at most
@@ -187,7 +188,8 @@ def compile_program(
         return jax.tree.map(zeros, traced.row)
 
     def remembered() -> PyTree:  # copies, since they are donated
-        return jax.tree.map(lambda x: jnp.array(x, copy=True, device=sharding), stop.init)
+        copies = jax.tree.map(lambda x: jnp.array(x, copy=True), stop.init)
+        return copies if sharding is None else placed(copies, sharding)
 
     zero, room = np.int32(0), buffers()
     compiled = (

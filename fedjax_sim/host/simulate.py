@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.checks import check_count, check_takes
@@ -19,9 +18,11 @@ from fedjax_sim.core.notebook import progress_bar, words
 from fedjax_sim.core.randomness import as_key
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.data import Source
+from fedjax_sim.execution.placing import placed
 from fedjax_sim.execution.strategy import as_strategy
+from fedjax_sim.host.alike import check_same
 from fedjax_sim.host.checkpoints import Checkpoints
-from fedjax_sim.host.driver import Driven, Interrupt, Progress, drive, history_of
+from fedjax_sim.host.driver import Driven, Interrupt, Progress, drive
 from fedjax_sim.host.identity import identity
 from fedjax_sim.host.keeping import (
     Keep,
@@ -32,9 +33,11 @@ from fedjax_sim.host.keeping import (
     with_the_last,
 )
 from fedjax_sim.host.manifest import Manifest
+from fedjax_sim.host.processes import ALONE, processes_of
 from fedjax_sim.host.program import compile_program, trace_step
+from fedjax_sim.host.resuming import rounds_that_met, without_last_evaluation
 from fedjax_sim.host.simulation import Simulation, save_model
-from fedjax_sim.host.stopping import Criterion, Stop, as_stop, check_stop, replay
+from fedjax_sim.host.stopping import Criterion, as_stop, check_stop
 from fedjax_sim.host.telling import Teller, Writer
 from fedjax_sim.host.windows import Windows
 from fedjax_sim.results.columns import check_evaluated
@@ -114,12 +117,17 @@ def simulate(
     >>> round(float(simulation.state.params), 3), simulation.status
     (0.488, 'finished')
     """
-    _check(experiment, out, resume, on_progress, writers)
-    if checkpoint_every is not None:
-        checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
-    check_keep_model(keep_model, metric)
-    criterion = None if stop is None else as_stop(stop)
-    if progress:
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
+    mesh = None if experiment.execution is None else as_strategy(experiment.execution).mesh
+    processes = processes_of(mesh)
+    with processes.telling():
+        _check(out, resume, on_progress, writers)
+        if checkpoint_every is not None:
+            checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
+        check_keep_model(keep_model, metric)
+        criterion = None if stop is None else as_stop(stop)
+    if progress and processes.is_writer:
         with progress_bar(experiment.num_rounds, "rounds") as tell:
 
             def both(now: Progress) -> None:
@@ -143,45 +151,51 @@ def simulate(
             )
             tell(len(shown.history.evaluated), shown.status)
             return shown
-    key, seed = as_key(key)
-    experiment.check(key)
-    experiment = experiment.with_plain_counts()
-    state = experiment.start(key)
-    check_evaluated(experiment.evaluate, state)
-    exchange = communication(experiment.algorithm, state.params, experiment.federation)
-    keep = None if keep_model == "final" else keep_of(keep_model, metric, experiment, key, state)
-    execution = experiment.execution
-    mesh = None if execution is None else as_strategy(execution).mesh
-    carry = _first_carry(state, keep, mesh)
-    windows = _windows(experiment, key, state, capacity, mesh)
+    with processes.together():
+        key, seed = as_key(key)
+        experiment.check(key)
+        experiment = experiment.with_plain_counts()
+        state = experiment.start(key)
+        check_evaluated(experiment.evaluate, state)
+        exchange = communication(experiment.algorithm, state.params, experiment.federation)
+        kept = None if keep_model == "final" else keep_model
+        keep = keep_of(kept, metric, experiment, key, state)
+        carry = _first_carry(state, keep, mesh)
+        windows = _windows(experiment, key, state, capacity, mesh)
 
-    def one_round(here: Experiment, round: Array, carry: PyTree) -> tuple[PyTree, History]:
-        if keep is None:
-            return here.advance(key, round, carry)
-        return advance(keep, here, key, round, carry)
+        def one_round(here: Experiment, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+            if keep is None:
+                return here.advance(key, round, carry)
+            return advance(keep, here, key, round, carry)
 
-    def in_memory(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
-        return one_round(experiment, round, carry)
+        def in_memory(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
+            return one_round(experiment, round, carry)
 
-    inputs: PyTree = ()
-    step: Callable[..., tuple[PyTree, History]] = in_memory
-    if windows is not None:
-        inputs, carry, step = windows.shapes, windows.carry(carry), windows.step(one_round)
-    traced = trace_step(step, inputs, carry)
-    as_it_were = partial(_without_last_evaluation, experiment)
+        inputs: PyTree = ()
+        step: Callable[..., tuple[PyTree, History]] = in_memory
+        if windows is not None:
+            inputs, carry, step = windows.shapes, windows.carry(carry), windows.step(one_round)
+        traced = trace_step(step, inputs, carry)
+        here = dict[str, Any]()
+        if out is not None or processes is not ALONE:
+            here = identity(experiment, key, state) | {
+                "stop": None if criterion is None else criterion.name,
+                "criterion": None if criterion is None else check_stop(criterion, traced.row),
+                "configuration": dict(configuration or {}),
+            }
+            if keep is not None:
+                here |= {"keep_model": keep.kept, "metric": keep.metric}
+    if processes is not ALONE:
+        whole = here | {"is_saved": out is not None}
+        check_same(processes, whole, traced.step, experiment.federation)
+    as_it_were = partial(without_last_evaluation, experiment)
     checkpoints = None
     if out is not None:
-        here = identity(experiment, key, state) | {
-            "stop": None if criterion is None else criterion.name,
-            "criterion": None if criterion is None else check_stop(criterion, traced.row),
-            "configuration": dict(configuration or {}),
-        }
-        if keep is not None:
-            here |= {"keep_model": keep.kept, "metric": keep.metric}
         folder = RunFolder(Path(out))
         checkpoints = Checkpoints(folder.parts(RUN))
-        rounds_met = partial(_rounds_met, criterion, checkpoints, traced.row, as_it_were)
-        Manifest.of(RUN, here).open(folder, resume, rounds_met)
+        rounds_met = partial(rounds_that_met, criterion, checkpoints, traced.row, as_it_were)
+        manifest = Manifest.of(RUN, here)
+        processes.by_writer(partial(manifest.open, folder, resume, rounds_met))
     program = compile_program(
         traced, inputs, carry, experiment.num_rounds, stop=criterion, place=mesh
     )
@@ -217,6 +231,7 @@ def simulate(
                 checkpoint_every,
                 as_it_were,
                 None if windows is None else inputs_of,
+                processes,
             )
     except BaseException as error:
         teller.close(error)
@@ -227,9 +242,11 @@ def simulate(
         raise
     done = simulation(driven)
     try:
-        teller.close()
+        with processes.together():
+            teller.close()
         if out is not None:
-            save_model(Path(out) / MODEL, done, keep, configuration or {}, seed)
+            model = partial(save_model, Path(out) / MODEL, done, keep, configuration or {}, seed)
+            processes.by_writer(model)
     except SaveError as error:
         error.partial = done
         raise
@@ -240,7 +257,6 @@ def simulate(
 
 
 def _check(
-    experiment: Any,
     out: str | Path | None,
     resume: bool,
     on_progress: Callable[[Progress], None] | None,
@@ -251,8 +267,6 @@ def _check(
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
     """
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
     if on_progress is not None:
         check_takes("on_progress", on_progress, "progress")
     if resume and out is None:
@@ -292,32 +306,4 @@ def _first_carry(state: FederatedState, keep: Keep | None, mesh: Mesh | None) ->
     begun = begun if keep is None else (begun, first_best(state))
     # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
     carry = jax.tree.map(lambda x: jnp.array(x, copy=True), begun)
-    return carry if mesh is None else jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
-
-
-def _rounds_met(
-    criterion: Stop | None,
-    checkpoints: Checkpoints,
-    row: History,
-    as_it_were: Callable[[History], History],
-) -> list[int]:
-    """Those of the rounds done, counted from 1, that meet the criterion of what is to run."""
-    if criterion is None:
-        return []
-    met = replay(criterion, as_it_were(history_of(checkpoints, row)))[1]
-    return [int(i) + 1 for i in np.flatnonzero(met)]
-
-
-def _without_last_evaluation(experiment: Experiment, rows: History) -> History:
-    """The rounds done as a run of R rounds has them: a shorter one evaluated its last, too."""
-    done = len(rows.evaluated)
-    due = done % experiment.evaluate_every == 0 or done == experiment.num_rounds
-    if not done or due or not rows.evaluated[-1]:
-        return rows
-
-    def without(x: Any) -> Any:
-        nothing = np.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
-        return np.concatenate([x[:-1], np.full_like(x[-1:], nothing)])
-
-    evaluation = jax.tree.map(without, rows.evaluation)
-    return rows._replace(evaluation=evaluation, evaluated=without(rows.evaluated))
+    return carry if mesh is None else placed(carry, NamedSharding(mesh, PartitionSpec()))

@@ -21,7 +21,7 @@ from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.data import Source, read_rows
-from fedjax_sim.execution import replicate
+from fedjax_sim.execution.placing import placed, spread
 from fedjax_sim.host.planning import Cohorts, Planned, staged, taking_part
 from fedjax_sim.training.experiment import Experiment
 
@@ -141,7 +141,7 @@ class Windows:
 
     def carry(self, carry: PyTree) -> PyTree:
         """The program's, of a step's own: behind it stands whether windows held all cohorts."""
-        return carry, jax.device_put(jnp.array(True), jax.tree.leaves(carry)[0].sharding)
+        return carry, placed(jnp.array(True), jax.tree.leaves(carry)[0].sharding)
 
     def step(self, step: Step) -> Callable[[Window, Array, PyTree], tuple[PyTree, History]]:
         """The program's, of one on an experiment in memory.
@@ -241,7 +241,7 @@ class Windows:
         columns = jax.tree.map(lambda x, dtype: x.astype(dtype, copy=False), columns, dtypes)
         window = Window(columns, offsets, held)
         if self._mesh is not None:
-            return replicate(window, self._mesh)
+            return spread(window, self._mesh)  # in a thread, where none waits for another process
         return jax.device_put(window, self._device)
 
     def __enter__(self) -> Self:
