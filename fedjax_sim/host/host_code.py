@@ -1,14 +1,14 @@
-"""What a function of the host is made of, beside its name: parts to be hashed.
+"""The parts of a Python function that are hashed to identify it, beside its name.
 
-It is the code, and what the code reads: what it closes over, defaults, the object of a method, what
-a `functools.partial` holds, and, of functions and classes that belong to no installed library, the
-globals that they name. Not told apart are
+These are its code and the values that the code reads: closures, defaults, the object of a method,
+the contents of a `functools.partial` and, for functions and classes that belong to no installed
+library, the globals that they name. Differences that are not seen are
 
-- what a library's function does beyond its own code;
-- what an object keeps where Python does not show it, as an open file or a generator of random
-  numbers does: of such a one there are the class and the printed form;
-- what is reached by a name that is made as the code runs (`getattr`, an import in a function);
-- what changes later: of a list or a counter it is what they hold now.
+- in a library's function, beyond its own code;
+- in the state of an object that Python does not show, as of an open file or a generator of random
+  numbers, of which the class and the printed form are hashed;
+- in values that are looked up while the code runs (by `getattr`, or an import in a function);
+- in values that change later: a list or a counter is hashed with its current contents.
 """
 
 import dis
@@ -28,14 +28,14 @@ from types import (
 )
 from typing import Any
 
-# Whose objects hold caches and addresses beside what they are: their printed form says that.
+# Modules whose objects are hashed by their printed form, because they hold caches and addresses.
 _PRINTED = frozenset(("jax", "jaxlib", *sys.stdlib_module_names))
 _OURS = __name__.partition(".")[0]
 _LIBRARIES = frozenset(("site-packages", "dist-packages"))
 
 
 def parts(x: Any) -> tuple[Any, ...] | None:
-    """What a function, a class or another object consists of; None where Python shows nothing.
+    """The parts of a function, a class or another object; None if Python does not show any.
 
     >>> parts(functools.partial(max, 3))
     (<built-in function max>, (3,), {})
@@ -51,10 +51,10 @@ def parts(x: Any) -> tuple[Any, ...] | None:
         read = _globals(x) if _is_users(x.__globals__.get("__name__")) else {}
         return x.__code__, cells, x.__defaults__, x.__kwdefaults__, read
     if isinstance(x, type):
-        own = (x.__bases__, _members(x)) if _is_users(x.__module__) else ()
-        return x.__module__, *own
+        definition = (x.__bases__, _members(x)) if _is_users(x.__module__) else ()
+        return x.__module__, *definition
     if isinstance(x, (staticmethod, classmethod)) or (callable(x) and hasattr(x, "__wrapped__")):
-        return (x.__wrapped__,)  # what is jitted or remembers its results, too
+        return (x.__wrapped__,)  # also of functions that are jitted or cached
     if isinstance(x, property):
         return x.fget, x.fset
     if is_dataclass(x):
@@ -75,7 +75,7 @@ def _cell(cell: Any) -> Any:
 
 
 def _globals(function: FunctionType) -> dict[str, Any]:
-    """The globals that a function names, by their names; of the user's modules what it may read."""
+    """The globals that a function names; of a user's module those attributes that it may read."""
     codes = list(_codes(function.__code__))
     attributes = frozenset(name for code in codes for name in code.co_names)
     names = {
@@ -84,8 +84,12 @@ def _globals(function: FunctionType) -> dict[str, Any]:
         for step in dis.get_instructions(code)
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
     }
-    known = function.__globals__
-    return {name: _within(known[name], attributes - {name}) for name in names if name in known}
+    all_globals = function.__globals__
+    return {
+        name: _within(all_globals[name], attributes - {name})
+        for name in names
+        if name in all_globals
+    }
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -97,14 +101,14 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _within(x: Any, names: frozenset[str]) -> Any:
-    """What has these names in a module of the user's; anything else as it is."""
+    """The attributes of these names of a user's module; any other value unchanged."""
     if not isinstance(x, ModuleType) or not _is_users(x.__name__):
         return x
     return {name: _within(vars(x)[name], names - {name}) for name in names if name in vars(x)}
 
 
 def _members(x: type) -> dict[str, Any]:
-    """What a class defines, without what Python adds to each."""
+    """The attributes that a class defines, without those that Python adds to every class."""
     return {
         name: member
         for name, member in vars(x).items()
@@ -113,7 +117,7 @@ def _members(x: type) -> dict[str, Any]:
 
 
 def _is_users(module: str | None) -> bool:
-    """Whether it is of neither Python nor an installed library, whose versions a run compares."""
+    """Whether a module is the user's: of neither Python nor a library, which have versions."""
     name = module or ""
     if name.partition(".")[0] in (_OURS, *_PRINTED):
         return False

@@ -1,4 +1,4 @@
-"""What identifies a run, so that a resume does not take another for it."""
+"""The values that identify a run, by which a resume recognises it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -69,7 +69,7 @@ def federation(data: FederatedData | Source) -> Any:
 
 
 def local_facts(algorithm: FederatedAlgorithm) -> dict[str, Any]:
-    """How its clients pass over their examples, in all exchanges of a round."""
+    """The local training of an algorithm's clients, in all exchanges of a round."""
     earlier = [exchange.local._asdict() for exchange in algorithm.earlier]
     return {"local": algorithm.local._asdict(), **({"earlier": earlier} if earlier else {})}
 
@@ -77,42 +77,41 @@ def local_facts(algorithm: FederatedAlgorithm) -> dict[str, Any]:
 def program(
     make: Callable[..., Any], key: Array, hyper: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The checksums of an experiment's parts, and the names of those that have any.
+    """The checksums of the parts of an experiment that a user gives, and the names of some.
 
-    The parts are what a user gives. What the engine makes of them depends on the version of the
-    package and on what else identifies a run, so that neither R nor the strategy nor the devices
-    are in here; and one client's functions are traced, not a cohort's.
+    One client's functions are traced, and not the engine's round, because the engine is identified
+    by the package's version. So R, the strategy and the devices are no part of the checksums.
 
     Args:
       make: (key, **hyper) -> `fs.Experiment`, or a pytree of results.
-      hyper: name -> a value of what is traced; with it, how the first model is made is a part,
-        too, which a run compares by its numbers.
+      hyper: name -> a value of each traced hyper-parameter. With it the function that makes the
+        first model is a part, too; without, a run compares the model's numbers.
     """
     names: dict[str, str] = {}
     plain: dict[str, str] = {}
-    known: list[Any] = []
+    compared_elsewhere: list[Any] = []
 
     def parts(key: Array, round: Array, values: Mapping[str, Any]) -> dict[str, PyTree]:
-        made = make(key, **values)
-        if not isinstance(made, Experiment):
-            return {"function": made}
-        known.append(made.federation)
-        names.update(_names(made))
-        plain["nonfinite"] = made.nonfinite
-        state = _stand_in(jax.eval_shape(made.start, key))
-        cohort = made.sampler.sample(key, round, staged(made.federation))
-        found = {
+        experiment = make(key, **values)
+        if not isinstance(experiment, Experiment):
+            return {"function": experiment}
+        compared_elsewhere.append(experiment.federation)
+        names.update(_names(experiment))
+        plain["nonfinite"] = experiment.nonfinite
+        state = _stand_in(jax.eval_shape(experiment.start, key))
+        cohort = experiment.sampler.sample(key, round, staged(experiment.federation))
+        by_part = {
             "sampler": cohort,
-            "aggregation": _aggregation(made, _stand_in(cohort), state, key),
-            "algorithm": _client_and_server(made, key, replace(state, round=round)),
+            "aggregation": _aggregation(experiment, _stand_in(cohort), state, key),
+            "algorithm": _client_and_server(experiment, key, replace(state, round=round)),
             "evaluation": None
-            if made.evaluate is None
-            else made.evaluate(subject_of(made.evaluate, state)),
+            if experiment.evaluate is None
+            else experiment.evaluate(subject_of(experiment.evaluate, state)),
         }
-        return found if hyper is None else found | {"params": made.begin(key)}
+        return by_part if hyper is None else by_part | {"params": experiment.begin(key)}
 
     first = jnp.int32(0)
-    checksums = traced(parts, key, first, hyper or {}, known=known)
+    checksums = traced(parts, key, first, hyper or {}, known=compared_elsewhere)
     return {"parts": checksums | plain, "names": names | plain}
 
 
@@ -130,7 +129,7 @@ def _names(experiment: Experiment) -> dict[str, str]:
 
 
 class _Numbers(NamedTuple):
-    """What a rule says in numbers: `Coefficients` without a function."""
+    """The numbers of a rule: `Coefficients` without its function."""
 
     weights: Any
     denominator: Any
@@ -138,12 +137,12 @@ class _Numbers(NamedTuple):
     num_receivers: Any
 
 
-# The checksum of a structure has its name in it, and those of saved runs have this one.
+# A structure's checksum depends on its name, and those of saved runs were made with this one.
 _Numbers.__name__ = "Coefficients"
 
 
 def _aggregation(experiment: Experiment, cohort: Cohort, state: FederatedState, key: Array) -> Any:
-    """The rule's, of any cohort that the sampler might draw, and what it makes of all updates."""
+    """The rule's coefficients for a stand-in cohort, and its `combine` of stand-in updates."""
     data = experiment.federation
     cohort, _, reports = as_arrays(cohort, data.num_clients, stateful=False)
     client_weights = data.client_weights[cohort.client_ids]
@@ -161,71 +160,70 @@ def _aggregation(experiment: Experiment, cohort: Cohort, state: FederatedState, 
 
 
 def _client_and_server(experiment: Experiment, key: Array, state: FederatedState) -> PyTree:
-    """Of each exchange one client's phases on one block, and the server's step."""
+    """For each exchange, one client's phases on one block, and the server's step."""
     algorithm, server, parts = experiment.algorithm, state.server, list[PyTree]()
-    one: Any = jnp.ones((), jnp.result_type(float))
+    unit: Any = jnp.ones((), jnp.result_type(float))
     context = RoundContext(
         round=state.round,
         num_clients=experiment.federation.num_clients,
         num_reporting=jnp.int32(4),
-        weight_sum=2 * one,
-        reporting_share=3 * one,
+        weight_sum=2 * unit,
+        reporting_share=3 * unit,
         key=key,
-        denominator=5 * one,
-        largest_weight=6 * one,
+        denominator=5 * unit,
+        largest_weight=6 * unit,
     )
     for exchange in algorithm.exchanges:
-        here = replace(state, server=server)
-        client, update, total = _client(experiment, exchange, key, here)
+        state_before = replace(state, server=server)
+        client, update, total = _client(experiment, exchange, key, state_before)
         server = exchange.server_update(server, update, total, context)
         parts += [client, server]
         if exchange.aggregation is not None:
-            numbers = Coefficients(8 * one[None], 9 * one, 10 * one[None], jnp.int32(11))
+            numbers = Coefficients(8 * unit[None], 9 * unit, 10 * unit[None], jnp.int32(11))
             parts.append(exchange.aggregation(numbers)[:4])
-    if algorithm.acts_when_empty:  # by default nothing, as in checksums of saved runs
-        parts.append(7 * one)
+    if algorithm.acts_when_empty:  # nothing for the default, so that saved runs still match
+        parts.append(7 * unit)
     return tuple(parts)
 
 
 def _client(
     experiment: Experiment, exchange: Exchange, key: Array, state: FederatedState
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """One client's phases on one block; and of what it sends, the update and the total."""
+    """One client's phases on one block; and the update and the total that it sends."""
     data = experiment.federation
     size = block_size(exchange.local, data)
     block = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data.examples
     )
-    # A value of its own tells one number from another in the checksum.
+    # Different values let the checksum distinguish the arrays.
     behind_the_state = 1 + len(jax.tree.leaves(state))
     batch, mask = _stand_in(block, first=behind_the_state), jnp.ones(size, bool)
     num_examples, num_steps = jnp.int32(2), jnp.int32(3)
     message = exchange.broadcast(state.server, state.round)
-    one: Any = jnp.ones((), jnp.result_type(float))
+    unit: Any = jnp.ones((), jnp.result_type(float))
     if exchange.pooled_gradient is not None and experiment.nonfinite == "keep":
         keys = jax.random.split(key, size)
-        client = exchange.pooled_gradient(message, batch, one * mask.astype(one.dtype), keys)
+        client = exchange.pooled_gradient(message, batch, unit * mask.astype(unit.dtype), keys)
         return client, client[0], ()
-    own, phases = jax.tree.map(lambda x: x[0], state.clients), exchange.client
-    probed = () if phases.probe is None else phases.probe(message, own, batch, mask)
-    carry = phases.init(message, own, probed, key)
-    stepped, metrics = phases.step(carry, message, own, batch, mask, key)
-    output = phases.finish(stepped, message, own, num_examples, num_steps, key)
+    client_state, phases = jax.tree.map(lambda x: x[0], state.clients), exchange.client
+    probed = () if phases.probe is None else phases.probe(message, client_state, batch, mask)
+    carry = phases.init(message, client_state, probed, key)
+    stepped, metrics = phases.step(carry, message, client_state, batch, mask, key)
+    output = phases.finish(stepped, message, client_state, num_examples, num_steps, key)
     return (carry, metrics, output), output.update, output.total
 
 
 def _stand_in(shapes: PyTree, first: int = 1) -> PyTree:
     """Arrays of such shapes, each filled with a number of its own, counted from `first`.
 
-    What is computed of them does not matter, and what they are is part of a checksum: with equal
-    numbers, a loss that swaps features and targets of one shape would have the checksum of
-    the other.
+    The results of computing with them do not matter, but the numbers are part of a checksum: were
+    they equal, a loss that swaps features and targets of one shape would have the same checksum.
     """
     leaves, structure = jax.tree.flatten(shapes)
 
     def filled(x: Any, number: int) -> Array:
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            # Eight bits hold no more than 127, and a boolean one of two.
+            # Numbers are cut to the range of the type: 8 bits, or a boolean.
             values = 2 if x.dtype == bool else 128 if x.dtype.itemsize == 1 else number + 1
             return jnp.full(x.shape, number % values, x.dtype)
         bits = jax.eval_shape(jax.random.key_data, x)

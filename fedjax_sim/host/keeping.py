@@ -1,4 +1,4 @@
-"""Which model of a run is kept: the final one, or the best so far, carried in the loop."""
+"""The model of a run that is kept: the final one, or the best so far, which the loop carries."""
 
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from fedjax_sim.training.experiment import Experiment
 
 
 class Keep(NamedTuple):
-    """What is kept of a run.
+    """Which model of a run is kept.
 
     Attributes:
       kept: "final" or "best".
-      metric: the column that the best is best in; None for "final".
+      metric: the column by which the best is chosen; None for "final".
     """
 
     kept: str
@@ -46,50 +46,52 @@ def keep_of(
     key: Array,
     state: FederatedState,
 ) -> Keep | None:
-    """What is kept of an experiment's run, its metric chosen: its score if none is named.
+    """The model to keep of an experiment's run, with its metric: the score if none is named.
 
     Args:
       state: its shapes.
 
     Raises:
-      ValueError: for a metric that it has not, or that is no number a round.
+      ValueError: for an unknown metric, or one that is not one number for each round.
     """
     if kept is None:
         return None
     if kept == "final":
         return Keep(kept, None)
     evaluate = experiment.evaluate
-    known = (
+    measured = (
         {}
         if evaluate is None
         else measures({}, jax.eval_shape(evaluate, subject_of(evaluate, state)))
     )
-    chosen = metric or score_of(known)
-    if chosen is None or (chosen not in known and chosen.startswith("train_")):
-        # What the clients report takes a trace of a round.
+    chosen = metric or score_of(measured)
+    if chosen is None or (chosen not in measured and chosen.startswith("train_")):
+        # The names of what clients report are known only from the trace of a round.
         row = experiment.shapes_of_round(key, state)
-        known |= measures(row.rounds.train, ())
-    scalars = [name for name, x in known.items() if x.shape == ()]
+        measured |= measures(row.rounds.train, ())
+    scalars = [name for name, x in measured.items() if x.shape == ()]
     if chosen not in scalars:
-        given = repr(metric) if metric is not None else "None, and the experiment evaluates nothing"
+        metric_text = (
+            repr(metric) if metric is not None else "None, and the experiment evaluates nothing"
+        )
         raise ValueError(
             f"metric, by which the best model is chosen, must be one of {', '.join(scalars)}; "
-            f"got {given}"
+            f"got {metric_text}"
         )
     return Keep(kept, chosen)
 
 
 def first_best(state: FederatedState) -> Best:
-    """Before round 0."""
+    """The value to carry before round 0."""
     return Best(trained_params(state), jnp.full((), jnp.nan), jnp.int32(0))
 
 
 def better(keep: Keep, best: Best, state: FederatedState, row: History) -> Best:
-    """The best so far behind a round; of equal ones the first.
+    """The best model after a round; of equal ones the first.
 
     Args:
-      state: behind the round.
-      row: what is reported of it.
+      state: after the round.
+      row: the round's metrics.
     """
     assert keep.metric is not None
     value = measures(row.rounds.train, row.evaluation)[keep.metric].astype(best.value.dtype)
@@ -97,12 +99,12 @@ def better(keep: Keep, best: Best, state: FederatedState, row: History) -> Best:
     is_better = jnp.isfinite(value) & ((best.round == 0) | (gain > 0))
     if is_evaluated(keep.metric):
         is_better &= row.evaluated
-    here = Best(trained_params(state), value, state.round)
-    return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), here, best)
+    candidate = Best(trained_params(state), value, state.round)
+    return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), candidate, best)
 
 
 def check_keep_model(keep_model: Any, metric: str | None) -> None:
-    """Refuses what a run cannot keep.
+    """Checks `keep_model` and `metric`, as far as that does not depend on the experiment.
 
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
@@ -119,10 +121,10 @@ def check_keep_model(keep_model: Any, metric: str | None) -> None:
 def advance(
     keep: Keep, experiment: Experiment, key: Array, round: Array, carry: PyTree
 ) -> tuple[PyTree, History]:
-    """`experiment.advance` of a carry with the best model so far behind it.
+    """`experiment.advance` of a pair of a carry and the best model so far.
 
-    A round that is evaluated only because it is the last does not count, for a longer run, which
-    this may become, does not evaluate it; `with_the_last` looks at it.
+    A round that is evaluated only because it is the last does not count here, because this run may
+    be continued to a longer one, which does not evaluate it. `with_the_last` adds it at the end.
     """
     carry, best = carry
     carry, row = experiment.advance(key, round, carry)
@@ -133,11 +135,11 @@ def advance(
 
 
 def with_the_last(keep: Keep, best: Best, state: FederatedState, history: History) -> Best:
-    """The best model of a run's rounds that are done, the last of them included; on the host.
+    """The best model of the rounds that are done, including the last; on the host.
 
     Args:
-      state: behind the last one.
-      history: of all of them.
+      state: after the last round.
+      history: of all rounds that are done.
     """
     if not len(history.evaluated):
         return best

@@ -1,6 +1,7 @@
-"""Which clients the rounds to come need, known before they run.
+"""Plans which clients' examples the coming rounds read, before they run.
 
-A cohort is a function of (key, round), and what a round reads is the examples of its cohort.
+That is possible because a cohort is a function of (key, round), and a round reads the examples of
+its cohort alone.
 """
 
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from fedjax_sim.core.types import Array, Cohort
 from fedjax_sim.data import FederatedData
 from fedjax_sim.sampling import Sampler
 
-_SLOTS = 2**18  # of the cohorts that one call draws, at most
-_ROUNDS = 512  # that it draws, at most
-_MOST_ROUNDS = 4096  # of one window
+_SLOTS = 2**18  # slots, over all cohorts that one call draws, at most
+_ROUNDS = 512  # rounds whose cohorts one call draws at most
+_MOST_ROUNDS = 4096  # rounds of one window at most
 _ASKS_FOR_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -28,13 +29,13 @@ _ASKS_FOR_VALUES = (
 
 
 class Planned(NamedTuple):
-    """Some rounds of a run, and what they read together.
+    """Some rounds of a run, and the clients that they read together.
 
     Attributes:
       first: the first round.
-      end: behind the last one.
-      client_ids: Int[c], rising, each once.
-      num_examples: of all of them.
+      end: the round after the last one.
+      client_ids: Int[c], ascending, each once.
+      num_examples: of all these clients.
     """
 
     first: int
@@ -49,10 +50,10 @@ class Cohorts:
     def __init__(
         self, sampler: Sampler, key: Array, federation: FederatedData, num_rounds: int
     ) -> None:
-        """Refuses a sampler that cannot be asked before the examples are there.
+        """Refuses a sampler that cannot draw before the examples are read.
 
         Args:
-          federation: whose sizes and weights are there, and whose examples need not be.
+          federation: its sizes and weights are concrete; its examples may be shapes.
 
         Raises:
           ValueError: if a cohort depends on the examples; and what the sampler raises.
@@ -66,22 +67,22 @@ class Cohorts:
         def ids(round: Array) -> Array:
             return taking_part(sampler.sample(key, round, staged(federation)), federation)
 
-        # One after the other, as they are drawn in the rounds themselves.
+        # Cohorts are drawn one after the other, and not vmapped, as the rounds draw them.
         self._draw = jax.jit(lambda first: jax.lax.map(ids, first + jnp.arange(rounds)))
         self._first, self._known = 0, np.zeros((0, slots), np.int32)
 
     def largest_round(self) -> tuple[int, int]:
         """The round that reads most examples, of all R, and how many."""
         sizes = np.append(self._sizes, 0)  # K stands for nobody
-        most, largest = -1, 0
+        most_examples, largest = -1, 0
         for first, drawn in self._blocks(0):
             ids = np.sort(drawn, axis=1)
-            again = np.zeros(ids.shape, bool)
-            again[:, 1:] = ids[:, 1:] == ids[:, :-1]
-            rows = np.where(again, 0, sizes[ids]).sum(axis=1)
-            if rows.max() > most:
-                most, largest = int(rows.max()), first + int(rows.argmax())
-        return largest, most
+            is_repeated = np.zeros(ids.shape, bool)
+            is_repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
+            rows = np.where(is_repeated, 0, sizes[ids]).sum(axis=1)
+            if rows.max() > most_examples:
+                most_examples, largest = int(rows.max()), first + int(rows.argmax())
+        return largest, most_examples
 
     def plan(self, first: int, capacity: int) -> Planned:
         """As many rounds from `first` on as read no more than `capacity` examples together.
@@ -157,9 +158,9 @@ def check_sampler(sampler: Sampler, key: Array, federation: FederatedData) -> No
         data = replace(federation, examples=examples, offsets=offsets)
         return sampler.sample(key, round, data)
 
-    given = federation.examples, federation.offsets, jnp.int32(0)
+    arguments = federation.examples, federation.offsets, jnp.int32(0)
     try:
-        graph = jax.make_jaxpr(draw)(*given).jaxpr
+        graph = jax.make_jaxpr(draw)(*arguments).jaxpr
     except _ASKS_FOR_VALUES as error:
         raise ValueError(f"{refused}it asks for values that are not there: {error}") from error
     if any(is_used(graph, x) for x in graph.invars[:-1]):

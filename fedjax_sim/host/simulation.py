@@ -1,4 +1,4 @@
-"""What a run from the host leaves: to look at, as a table, and its model in a file."""
+"""The result of `fs.simulate`: its repr, its table, and its model in a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +16,14 @@ from fedjax_sim.results.trained import save_trained, trained_params
 
 
 class Simulation(NamedTuple):
-    """What `fs.simulate` returns.
+    """The result of `fs.simulate`.
 
     Attributes:
       state: after the last round done.
       history: of the rounds done, numpy leaves.
       status: "finished"; "stopped", by `stop`; or "interrupted", by a signal.
       exchange: the bytes of one exchange.
-      num_rounds: R, what was asked for.
+      num_rounds: R, the rounds that were asked for.
       best: with `keep_model="best"`: its params, the metric's value, and the rounds that it was
         trained for (0, and the first model, if the metric was never measured).
     """
@@ -55,28 +55,30 @@ class Simulation(NamedTuple):
           seed: its label.
         """
         # A run that its criterion ended is complete.
-        asked = self.num_rounds if self.status == "interrupted" else len(self.history.evaluated)
-        found = columns(self.history, self.exchange)
-        return Results((Run(dict(configuration or {}), seed, found, {}, asked),))
+        num_rounds = (
+            self.num_rounds if self.status == "interrupted" else len(self.history.evaluated)
+        )
+        rounds = columns(self.history, self.exchange)
+        return Results((Run(dict(configuration or {}), seed, rounds, {}, num_rounds),))
 
 
 def save_model(
     path: Path,
-    done: Simulation,
+    simulation: Simulation,
     keep: Keep | None,
     configuration: Mapping[str, Any],
     seed: int | None,
 ) -> None:
-    """The final model, or the best, where `fs.load` finds it."""
-    best = done.best
+    """Writes the final model, or the best one, where `fs.load` finds it."""
+    best = simulation.best
     save_trained(
         path,
-        trained_params(done.state) if best is None else best.params,
+        trained_params(simulation.state) if best is None else best.params,
         configuration=configuration,
         seed=seed,
-        round=len(done.history.evaluated) if best is None else int(best.round),
-        num_rounds=done.num_rounds,
-        status=done.status,
+        round=len(simulation.history.evaluated) if best is None else int(best.round),
+        num_rounds=simulation.num_rounds,
+        status=simulation.status,
         kept="final" if keep is None else keep.kept,
         metric=None if keep is None else keep.metric,
         value=None if best is None else float(best.value),

@@ -1,4 +1,4 @@
-"""Criteria to end a run by: of one round, or of all rounds so far."""
+"""Criteria that end a run, by one round or by all rounds so far."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from fedjax_sim.results.columns import lowest_is_best
 
 
 class Stop(NamedTuple):
-    """A criterion that remembers; a function of one round's `History` is one that does not.
+    """A criterion with a memory; one without is a function of one round's `History`.
 
     Attributes:
-      init: what it remembers before round 0, a pytree of arrays.
-      update: (what it remembers, `History` of one round) -> (the same afterwards, Bool[] whether
-        the run ends with this round), in the graph.
-      name: what it is called where a resume has another.
+      init: the memory before round 0, a pytree of arrays.
+      update: (memory, `History` of one round) -> (new memory, Bool[], whether the run ends with
+        this round), in the graph.
+      name: its name in the error of a resume with another criterion.
     """
 
     init: PyTree
@@ -44,12 +44,12 @@ class _Reaches:
 
     name: str
     target: float
-    __name__: str  # what a resume compares
+    __name__: str  # the name that a resume compares
 
     def __call__(self, history: History) -> Array:
-        value, known = _measured(history, self.name)
+        value, is_measured = _measured(history, self.name)
         met = value <= self.target if lowest_is_best(self.name) else value >= self.target
-        return known & met
+        return is_measured & met
 
     def __repr__(self) -> str:
         return f"reaches({self.name!r}, {self.target:g})"
@@ -96,15 +96,15 @@ def patience(name: str, evaluations: int, min_delta: float = 0.0) -> Stop:
 
     def update(remembered: tuple[Array, Array], history: History) -> tuple[Any, Array]:
         best, waited = remembered
-        value, known = _measured(history, name)
+        value, is_measured = _measured(history, name)
         value = value.astype(best.dtype)
-        better = known & ((value < best - min_delta) if lower else (value > best + min_delta))
-        waited = jnp.where(better, 0, waited + known.astype(waited.dtype))
+        better = is_measured & ((value < best - min_delta) if lower else (value > best + min_delta))
+        waited = jnp.where(better, 0, waited + is_measured.astype(waited.dtype))
         return (jnp.where(better, value, best), waited), waited >= evaluations
 
-    more = f" by more than {min_delta:g}" if min_delta else ""
-    said = f"{name} no better{more} in {evaluations} evaluations"
-    return Stop((worst, jnp.zeros((), jnp.int32)), update, said)
+    by_more_than = f" by more than {min_delta:g}" if min_delta else ""
+    name_of_stop = f"{name} no better{by_more_than} in {evaluations} evaluations"
+    return Stop((worst, jnp.zeros((), jnp.int32)), update, name_of_stop)
 
 
 def any_of(*criteria: Criterion) -> Stop:
@@ -118,19 +118,21 @@ def any_of(*criteria: Criterion) -> Stop:
     stops = [as_stop(criterion) for criterion in criteria]
 
     def update(remembered: tuple[PyTree, ...], history: History) -> tuple[PyTree, Array]:
-        results = [stop.update(own, history) for stop, own in zip(stops, remembered, strict=True)]
+        results = [
+            stop.update(memory, history) for stop, memory in zip(stops, remembered, strict=True)
+        ]
         met = jnp.stack([jnp.asarray(met) for _, met in results])
-        return tuple(own for own, _ in results), jnp.any(met)
+        return tuple(memory for memory, _ in results), jnp.any(met)
 
     name = ", or ".join(stop.name for stop in stops)
     return Stop(tuple(stop.init for stop in stops), update, name)
 
 
 def as_stop(stop: Criterion) -> Stop:
-    """A criterion in the form that remembers.
+    """The criterion as a `Stop`.
 
     Raises:
-      ValueError: for what is none.
+      ValueError: for a value that is no criterion.
     """
     if isinstance(stop, Stop):
         # Arrays without the weak type of a Python number, which an update would not keep.
@@ -151,7 +153,7 @@ def as_stop(stop: Criterion) -> Stop:
 
 
 def check_stop(stop: Stop, row: History) -> str:
-    """Refuses a criterion that cannot be asked after each round; returns its checksum.
+    """Refuses a criterion that cannot be called after each round; returns its checksum.
 
     Args:
       row: the shapes of one round's.
@@ -165,7 +167,7 @@ def check_stop(stop: Stop, row: History) -> str:
         raise ValueError(f"stop must return a Bool[]; got {met.dtype}{list(met.shape)}")
 
     def parts(remembered: PyTree, row: History) -> dict[str, PyTree]:
-        # What it remembers at first is compared by its numbers, afterwards by its place.
+        # The first memory is compared by its numbers, later ones as arguments of `update`.
         return {
             "init": jax.tree.map(jnp.asarray, stop.init),
             "update": stop.update(remembered, row),
@@ -176,20 +178,20 @@ def check_stop(stop: Stop, row: History) -> str:
 
 
 def replay(stop: Stop, rows: History) -> tuple[PyTree, Array]:
-    """What it remembers after rounds that are done, and Bool[rounds], which of them meet it."""
+    """A criterion's memory after rounds that are done, and Bool[rounds], which of them meet it."""
     return jax.jit(lambda rows: jax.lax.scan(stop.update, stop.init, rows))(rows)
 
 
 def _measured(history: History, name: str) -> tuple[Array, Array]:
-    """A metric of one round, and whether it is known of this round."""
+    """A metric of one round, and whether it was measured in this round."""
     evaluation: Any = history.evaluation
     train = {f"train_{key}": value for key, value in history.rounds.train.items()}
     if isinstance(evaluation, dict) and name in evaluation:
         return evaluation[name], history.evaluated
     if name in train:
         return train[name], ~jnp.isnan(train[name])
-    given = ", ".join(evaluation) if isinstance(evaluation, dict) else "no names"
+    names = ", ".join(evaluation) if isinstance(evaluation, dict) else "no names"
     raise ValueError(
-        f"stop must be of a value that evaluate returns; got {name!r}, and it returns {given} "
+        f"stop must be of a value that evaluate returns; got {name!r}, and it returns {names} "
         f"(clients report {', '.join(train)})"
     )

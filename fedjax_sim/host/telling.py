@@ -1,4 +1,4 @@
-"""What is told while a run goes on: each round to writers, each chunk to who asked."""
+"""Reports a run while it goes on: each round to writers, each chunk to `on_progress`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from fedjax_sim.results.columns import columns, has_value
 
 
 class Writer(Protocol):
-    """Where a run's numbers go while it runs; `fs.writers` has some."""
+    """A destination of a run's numbers while it runs; `fs.writers` has some."""
 
     def write(self, round: int, values: Mapping[str, float]) -> None:
         """The scalars of round `round`, counted from 1. After a resume, of saved ones again.
@@ -26,7 +26,7 @@ class Writer(Protocol):
 
 
 class Teller:
-    """Tells writers of each round and `on_progress` of each chunk, and closes the writers."""
+    """Reports each round to the writers and each chunk to `on_progress`, and closes the writers."""
 
     def __init__(
         self,
@@ -38,17 +38,19 @@ class Teller:
         self.is_warm = False  # whether a chunk's time is that of its rounds alone
 
     def chunk(self, first: int, rows: History, seconds: float) -> None:
-        """Of rounds behind the first few; those that a checkpoint brought back took 0 seconds."""
+        """Reports the rounds from `first` on; `seconds` is 0 for rounds read from a checkpoint."""
         scalars = {name: x for name, x in columns(rows).items() if x.ndim == 1}
         has = {name: has_value(scalars, name) for name in scalars if name != "evaluated"}
         for i in range(len(rows.evaluated)):
-            values = {name: float(scalars[name][i]) for name, there in has.items() if there[i]}
+            values = {
+                name: float(scalars[name][i]) for name, has_values in has.items() if has_values[i]
+            }
             for writer in self.writers:
                 writer.write(first + i + 1, values)
         if self.on_progress is not None and seconds:
             self.is_warm = self.is_warm or seconds >= WARM_SECONDS
-            now = progress_of(scalars, first, self.num_rounds, seconds, self.is_warm)
-            self.on_progress(now)
+            progress = progress_of(scalars, first, self.num_rounds, seconds, self.is_warm)
+            self.on_progress(progress)
         self.is_warm = self.is_warm or seconds > 0
 
     def close(self, earlier: BaseException | None = None) -> None:
@@ -74,30 +76,30 @@ class Teller:
 
 
 def progress_of(
-    found: Mapping[str, np.ndarray],
+    chunk_columns: Mapping[str, np.ndarray],
     first: int,
     num_rounds: int,
     seconds: float,
     is_warm: bool = True,
 ) -> Progress:
-    """What a chunk's columns [rounds, ...] say of the pace and the latest metrics.
+    """The pace and the latest metrics of a chunk, by its columns [rounds, ...].
 
     Args:
       is_warm: whether its seconds say how long the rounds to come will take.
     """
-    count = len(next(iter(found.values())))
-    steps = float(np.sum(found.get("client_steps", 0)))
-    scalars = {name: x for name, x in found.items() if x.ndim == 1 and x.dtype.kind == "f"}
-    known = {name: x[has_value(found, name)] for name, x in scalars.items()}
-    metrics = {name: float(x[-1]) for name, x in known.items() if len(x)}
-    done = first + count
+    count = len(next(iter(chunk_columns.values())))
+    steps = float(np.sum(chunk_columns.get("client_steps", 0)))
+    scalars = {name: x for name, x in chunk_columns.items() if x.ndim == 1 and x.dtype.kind == "f"}
+    measured = {name: x[has_value(chunk_columns, name)] for name, x in scalars.items()}
+    metrics = {name: float(x[-1]) for name, x in measured.items() if len(x)}
+    rounds_done = first + count
     return Progress(
-        round=done,
+        round=rounds_done,
         num_rounds=num_rounds,
         rounds_per_second=count / seconds,
         client_steps_per_second=steps / seconds,
-        seconds_left=(num_rounds - done) * seconds / count
-        if is_warm or done == num_rounds
+        seconds_left=(num_rounds - rounds_done) * seconds / count
+        if is_warm or rounds_done == num_rounds
         else math.nan,
         metrics=metrics,
     )

@@ -1,8 +1,8 @@
-"""Windows on a federation that is not in memory: the next is read while this one is trained on.
+"""Windows on a federation that is not in memory; the next is read while one is trained on.
 
 A window holds the examples of all cohorts of some rounds, in a fixed number of rows, and is an
-input of the program, so that nothing compiles anew. Sizes, weights and all that is static are those
-of the whole federation, so that a round makes of it what it would make of the whole.
+input of the program, so that nothing compiles anew. Sizes, weights and static fields are those of
+the whole federation, so that a round has the result that it has with all data in memory.
 """
 
 import threading
@@ -34,7 +34,7 @@ Step = Callable[[Experiment, Array, PyTree], tuple[PyTree, History]]
 
 
 class Window(NamedTuple):
-    """What a program is given of a federation.
+    """The part of a federation that is an input of the program.
 
     Attributes:
       examples: leaves [capacity, ...].
@@ -48,7 +48,7 @@ class Window(NamedTuple):
 
 
 class _Ready(NamedTuple):
-    """A window on the devices, and the rounds that it is of."""
+    """A window on the devices, and the rounds that it serves."""
 
     planned: Planned
     window: Window
@@ -95,15 +95,15 @@ class Windows:
     def _rows(self, capacity: int | None) -> int:
         source, sampler = self._source, self._experiment.sampler
         sizes = np.sort(np.asarray(source.num_examples))
-        # No cohort reads more than this, and only if that does not fit are all rounds looked at.
-        most = int(sizes.sum() if sampler.size is None else sizes[-sampler.size :].sum())
+        # An upper bound of what a cohort reads; only if it does not fit are all rounds looked at.
+        most_rows = int(sizes.sum() if sampler.size is None else sizes[-sampler.size :].sum())
         if capacity is None:
             example = sum(
                 int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize
                 for x in jax.tree.leaves(source.spec)
             )
             rows = max(1, min(source.total_num_examples, _WINDOW_BYTES // max(example, 1)))
-            if most > rows:
+            if most_rows > rows:
                 rows = max(rows, self._cohorts.largest_round()[1])
             if rows > _MOST_ROWS:
                 raise ValueError(
@@ -113,7 +113,7 @@ class Windows:
         capacity = check_count("capacity", capacity, ", or None")
         if capacity > _MOST_ROWS:
             raise ValueError(f"capacity must be at most {_MOST_ROWS}; got {capacity}")
-        if most > capacity:
+        if most_rows > capacity:
             largest, rows = self._cohorts.largest_round()
             if rows > capacity:
                 raise ValueError(
@@ -140,11 +140,11 @@ class Windows:
         )
 
     def carry(self, carry: PyTree) -> PyTree:
-        """The program's, of a step's own: behind it stands whether windows held all cohorts."""
+        """The program's carry: a step's own, and whether all cohorts so far were in the windows."""
         return carry, placed(jnp.array(True), jax.tree.leaves(carry)[0].sharding)
 
     def step(self, step: Step) -> Callable[[Window, Array, PyTree], tuple[PyTree, History]]:
-        """The program's, of one on an experiment in memory.
+        """The program's step, made of a step on an experiment in memory.
 
         The cohort is drawn in the round as it is where all data are in memory, so that the same is
         compiled, and compared with the window. Of numbers that are rounded, as sums of weights,
@@ -152,7 +152,7 @@ class Windows:
         """
 
         def on_window(window: Window, round: Array, carry: PyTree) -> tuple[PyTree, History]:
-            own, all_held = carry
+            step_carry, all_held = carry
             experiment, whole = self._experiment, self._whole
             cohort = experiment.sampler.sample(self._key, round, staged(whole))
             ids = taking_part(cohort, whole)
@@ -164,8 +164,10 @@ class Windows:
                 num_examples_of_all=self._source.total_num_examples,
             )
             sampler = experiment.sampler._replace(sample=lambda key, round, data: cohort)
-            own, row = step(experiment._replace(data=data, sampler=sampler), round, own)
-            return (own, all_held), row
+            step_carry, row = step(
+                experiment._replace(data=data, sampler=sampler), round, step_carry
+            )
+            return (step_carry, all_held), row
 
         return on_window
 
@@ -175,13 +177,13 @@ class Windows:
         Raises:
           ValueError: if a cohort was not the one that was planned.
         """
-        own, all_held = carry
+        step_carry, all_held = carry
         if not bool(all_held):
             raise ValueError(
                 "sampler must draw the same cohort of a key and a round in whatever program: a "
                 "round drew a client that was not planned for, and did not read its examples"
             )
-        return own
+        return step_carry
 
     def take(
         self, first: int, count: int, is_interrupted: Callable[[], bool]
@@ -193,19 +195,19 @@ class Windows:
         Raises:
           Exception: what the source raises, and what is refused of what it reads.
         """
-        here = self._here
-        if here is None or not here.planned.first <= first < here.planned.end:
+        ready = self._here
+        if ready is None or not ready.planned.first <= first < ready.planned.end:
             self._here = None
             if self._next is None:
                 self._next = self._begin(first)
             while not wait([self._next], timeout=_LOOK_SECONDS).done:
                 if is_interrupted():
                     return None
-            here, self._next = self._next.result(), None
-            self._here = here
-            if here.planned.end < self._experiment.num_rounds:
-                self._next = self._begin(here.planned.end)
-        return here.window, min(count, here.planned.end - first)
+            ready, self._next = self._next.result(), None
+            self._here = ready
+            if ready.planned.end < self._experiment.num_rounds:
+                self._next = self._begin(ready.planned.end)
+        return ready.window, min(count, ready.planned.end - first)
 
     def _begin(self, first: int) -> "Future[_Ready]":
         """Begins to read the window of the rounds from `first` on, in a thread.
@@ -222,7 +224,7 @@ class Windows:
             except BaseException as error:  # raised again where the window is asked for
                 future.set_exception(error)
 
-        # A daemon, because who insists on an end, by a second signal, does not wait for a disk.
+        # A daemon thread, so that a second signal ends the process without waiting for a disk.
         self._thread = threading.Thread(target=read, name="fedjax-sim-window", daemon=True)
         self._thread.start()
         return future
