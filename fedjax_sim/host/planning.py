@@ -4,7 +4,6 @@ That is possible because a cohort is a function of (key, round), and a round rea
 its cohort alone.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -59,7 +58,7 @@ class Cohorts:
           ValueError: if a cohort depends on the examples; and what the sampler raises.
         """
         check_sampler(sampler, key, federation)
-        self._num_rounds, self._num_clients = num_rounds, federation.num_clients
+        self._num_rounds = num_rounds
         self._sizes = np.asarray(federation.num_examples, np.int64)
         slots = federation.num_clients if sampler.size is None else sampler.size
         rounds = max(1, min(num_rounds, _ROUNDS, _SLOTS // slots))
@@ -69,20 +68,12 @@ class Cohorts:
 
         # Cohorts are drawn one after the other, and not vmapped, as the rounds draw them.
         self._draw = jax.jit(lambda first: jax.lax.map(ids, first + jnp.arange(rounds)))
-        self._first, self._known = 0, np.zeros((0, slots), np.int32)
+        self._first, self._drawn = 0, list[np.ndarray]()
 
     def largest_round(self) -> tuple[int, int]:
         """The round that reads most examples, of all R, and how many."""
-        sizes = np.append(self._sizes, 0)  # K stands for nobody
-        most_examples, largest = -1, 0
-        for first, drawn in self._blocks(0):
-            ids = np.sort(drawn, axis=1)
-            is_repeated = np.zeros(ids.shape, bool)
-            is_repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
-            rows = np.where(is_repeated, 0, sizes[ids]).sum(axis=1)
-            if rows.max() > most_examples:
-                most_examples, largest = int(rows.max()), first + int(rows.argmax())
-        return largest, most_examples
+        rows = [int(self._sizes[self._clients(i)].sum()) for i in range(self._num_rounds)]
+        return int(np.argmax(rows)), max(rows)
 
     def plan(self, first: int, capacity: int) -> Planned:
         """As many rounds from `first` on as read no more than `capacity` examples together.
@@ -90,39 +81,28 @@ class Cohorts:
         Args:
           capacity: at least what each round reads.
         """
-        behind = self._first + len(self._known)
-        if self._first <= first < behind:
-            self._known = self._known[first - self._first :]
-        else:
-            _, self._known = next(self._blocks(first))
-        self._first = first
-        while True:
-            within = self._known[:_MOST_ROUNDS]
-            clients, round_of, rows = self._read_by(within)
-            rounds = int(np.searchsorted(rows, capacity, side="right"))
-            behind = first + len(self._known)
-            if rounds < len(within) or rounds == _MOST_ROUNDS or behind >= self._num_rounds:
+        is_held, num_examples, end = np.zeros(len(self._sizes), bool), 0, first
+        while end < min(self._num_rounds, first + _MOST_ROUNDS):
+            clients = self._clients(end)
+            fresh = clients[~is_held[clients]]
+            more = int(self._sizes[fresh].sum())
+            if num_examples + more > capacity:
                 break
-            self._known = np.concatenate([self._known, next(self._blocks(behind))[1]])
-        chosen = clients[round_of < rounds]
-        return Planned(first, first + rounds, chosen, int(self._sizes[chosen].sum()))
+            is_held[fresh] = True
+            num_examples, end = num_examples + more, end + 1
+        return Planned(first, end, np.flatnonzero(is_held), num_examples)
 
-    def _blocks(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The first of some rounds and Int[rounds, m], who takes part, to the end of the run."""
-        while first < self._num_rounds:
-            drawn = np.asarray(self._draw(np.int32(first)))[: self._num_rounds - first]
-            yield first, drawn
-            first += len(drawn)
+    def _clients(self, round: int) -> np.ndarray:
+        """Int[c], ascending, the clients that take part in a round, each once.
 
-    def _read_by(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of rounds in a row: the clients, the first of the rounds that reads each, and
-        Int[rounds], the examples that are read up to each round."""
-        clients, places = np.unique(ids, return_index=True)
-        clients, places = clients[clients < self._num_clients], places[clients < self._num_clients]
-        round_of = places // ids.shape[1]
-        rows = np.zeros(len(ids), np.int64)
-        np.add.at(rows, round_of, self._sizes[clients])
-        return clients, round_of, np.cumsum(rows)
+        Some rounds are drawn at a time, and kept until one is asked for that is not among them.
+        """
+        if not self._first <= round < self._first + len(self._drawn):
+            drawn = map(np.unique, np.asarray(self._draw(np.int32(round))))
+            # K stands for nobody, and is the last of a round's where it occurs.
+            self._drawn = [ids[: np.searchsorted(ids, len(self._sizes))] for ids in drawn]
+            self._first = round
+        return self._drawn[round - self._first]
 
 
 def taking_part(cohort: Cohort, federation: FederatedData) -> Array:
