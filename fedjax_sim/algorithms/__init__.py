@@ -1,8 +1,7 @@
 """Federated algorithms, one paper a file.
 
-What is exported here is `fs.NAME`, and a setting may name it where its file declares it. IFCA's
-does not: a setting's run starts from one model and measures one, and IFCA has several. Nor does
-MOON's, which must be told what a model's features are.
+What is exported here is `fs.NAME`, and a setting may name it where its file declares it. MOON's
+does not, since it is to be told what a model's features are.
 """
 
 from fedjax_sim.algorithms import server_optimizers as server_optimizers
@@ -28,5 +27,8 @@ from fedjax_sim.algorithms.global_model.qfedavg import qfedavg as qfedavg
 from fedjax_sim.algorithms.global_model.scaffold import scaffold as scaffold
 from fedjax_sim.algorithms.personal.apfl import apfl as apfl
 from fedjax_sim.algorithms.personal.ditto import ditto as ditto
+from fedjax_sim.algorithms.personal.fedbn import fedbn as fedbn
+from fedjax_sim.algorithms.personal.fedper import fedper as fedper
+from fedjax_sim.algorithms.personal.lgfedavg import lgfedavg as lgfedavg
 from fedjax_sim.algorithms.personal.perfedavg import perfedavg as perfedavg
 from fedjax_sim.algorithms.personal.pfedme import pfedme as pfedme

@@ -10,18 +10,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedjax_sim import execution, models, partition
+from fedjax_sim import execution, models
+from fedjax_sim.algorithms.facts import SeveralModels
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
-from fedjax_sim.core.randomness import HOLDOUT, stream
+from fedjax_sim.core.evaluate import Evaluate, OfState, subject_of
 from fedjax_sim.core.types import AggregationRule, Array, FederatedAlgorithm, Params
 from fedjax_sim.data import FederatedData
 from fedjax_sim.datasets import Dataset
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSetting
+from fedjax_sim.settings.splits import parts_of_clients, split
 from fedjax_sim.settings.strategies import strategy
-from fedjax_sim.settings.user_data import keys, load
 from fedjax_sim.settings.user_files import called
 from fedjax_sim.training.evaluator import evaluator
 from fedjax_sim.training.experiment import Experiment
@@ -36,49 +37,6 @@ class Problem(NamedTuple):
     loss_fn: Callable[..., Any]
     variances: dict[str, float]  # of a regression's targets in test and validation
     validation: FederatedData | None = None
-
-
-class Split(NamedTuple):
-    """A data set and the client of each of its training examples, without those held out."""
-
-    dataset: Dataset
-    client_ids: np.ndarray  # Int[N]
-
-
-def split(choice: DataChoice) -> Split:
-    """Loads and splits the data of a setting, its `data`.
-
-    Raises:
-      ValueError: if the split is impossible for the data.
-      FileNotFoundError: if the data must be fetched first; the message says how.
-    """
-    options = dict(choice.options)
-    seed = choice.partition_seed
-    _, split_key = keys(seed)
-    dataset = load(choose("dataset", choice.dataset), options, choice.clients, seed)
-    client_ids = _client_ids(split_key, choice, options, dataset)
-    if choice.validation is None:
-        return Split(dataset, client_ids)
-    key = stream(jax.random.key(seed), HOLDOUT)
-    is_held_out = partition.holdout(key, client_ids, choice.validation)
-    train, validation = (
-        {k: x[rows] for k, x in dataset.train.items()} for rows in (~is_held_out, is_held_out)
-    )
-    return Split(dataset._replace(train=train, validation=validation), client_ids[~is_held_out])
-
-
-def _client_ids(
-    key: Array, choice: DataChoice, options: Mapping[str, Any], dataset: Dataset
-) -> np.ndarray:
-    """Int[N], the client of each training example."""
-    declaration = choose("partition", choice.partition)
-    if declaration.takes("ids") and dataset.client_ids is not None:
-        # The split itself would number the clients anew, in order of their first appearance.
-        return dataset.client_ids
-    labels = dataset.train["y"]
-    return declaration.call(
-        options, key=key, num_examples=len(labels), labels=labels, num_clients=choice.clients
-    )
 
 
 def problem(setting: ResolvedSetting) -> Problem:
@@ -99,7 +57,7 @@ def _problem(
 ) -> Problem:
     # A sweep may call this while it traces; the data must be concrete all the same.
     with jax.ensure_compile_time_eval():
-        dataset, client_ids = split(choice)
+        dataset, client_ids, _ = split(choice)
         data = FederatedData.from_arrays(dataset.train, client_ids, choice.clients)
         test = FederatedData.from_clients([dataset.test])
         held_out = dataset.validation
@@ -145,41 +103,69 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
     parts = problem(setting)
     inner = strategy(setting.execution)
     automatic = setting.execution == "automatic"
+    algorithm = _algorithm(setting, parts.loss_fn)
     return Experiment(
-        algorithm=_algorithm(setting, parts.loss_fn),
-        params=parts.init,
+        algorithm=algorithm,
+        params=_first_params(setting, parts.init),
         data=parts.data,
         sampler=sampler(setting),
         num_rounds=setting.rounds,
         aggregation=_rule(setting),
         execution=execution.sharded(mesh, inner) if mesh else None if automatic else inner,
-        evaluate=_evaluate(parts, setting.per_client),
+        evaluate=_evaluate(setting, parts, algorithm),
         evaluate_every=setting.evaluate_every,
     )
 
 
 def metrics(experiment: Experiment) -> tuple[str, ...]:
     """Names of the metrics of an experiment's runs: evaluated ones, and those of training."""
-    key = jax.random.key(0)
-    params: Any = experiment.params
-    # The experiment of a setting always has `evaluate`, although the type allows None.
-    evaluated = jax.eval_shape(lambda key: experiment.evaluate(params(key)), key)  # type: ignore[misc]
+    evaluate = experiment.evaluate
+    assert evaluate is not None  # the experiment of a setting always has it
+    state = jax.eval_shape(experiment.start, jax.random.key(0))
+    evaluated = jax.eval_shape(evaluate, subject_of(evaluate, state))
     test = [name.removeprefix("test_") for name in evaluated if name.startswith("test_")]
     return (*evaluated, *(f"train_{name}" for name in test if name != "r2"))
 
 
-def _evaluate(parts: Problem, per_client: bool) -> Callable[[Params], dict[str, Array]]:
-    clients = parts.data if per_client else None
-    measure = evaluator(parts.loss_fn, parts.test, clients, validation=parts.validation)
+def _first_params(
+    setting: ResolvedSetting, init: Callable[[Array], Params]
+) -> Callable[[Array], Params]:
+    """What draws the first model, or as many as the algorithm begins with, leaves [C, ...]."""
+    facts = setting.choices.algorithm.facts
+    if not isinstance(facts, SeveralModels):
+        return init
+    number = setting.options[facts.option]
+    return lambda key: jax.vmap(init)(jax.random.split(key, number))
+
+
+def _evaluate(setting: ResolvedSetting, parts: Problem, algorithm: FederatedAlgorithm) -> Evaluate:
+    """The measures of a setting: of the global model, or of the clients' own where they have any.
+
+    A client's own is measured on the client's own part of the test and the validation set.
+    """
+    clients = parts.data if setting.per_client else None
+    measure: Evaluate
+    if algorithm.personal is None:
+        measure = evaluator(parts.loss_fn, parts.test, clients, validation=parts.validation)
+    else:
+        own = parts_of_clients(setting.data)
+        measure = evaluator(
+            parts.loss_fn,
+            own.test,
+            clients,
+            validation=own.validation,
+            personal=algorithm,
+            train=parts.data,
+        )
     if not parts.variances:
         return measure
 
-    def with_r2(params: Params) -> dict[str, Array]:
-        measured = measure(params)
+    def with_r2(subject: Any) -> dict[str, Array]:
+        measured = measure(subject)
         r2 = {f"{k}_r2": 1 - measured[f"{k}_loss"] / x for k, x in parts.variances.items()}
         return {**r2, **measured}
 
-    return with_r2
+    return OfState(with_r2) if isinstance(measure, OfState) else with_r2
 
 
 def _algorithm(setting: ResolvedSetting, loss_fn: Any) -> FederatedAlgorithm:

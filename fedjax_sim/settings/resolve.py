@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from inspect import Parameter
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.checks import is_concrete
@@ -226,6 +227,8 @@ def _own_options(values: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
             if value is not None:
                 option.check(value)
                 options[option.name] = value
+            elif choice.parameters[option.argument].default is Parameter.empty:
+                raise ValueError(f"{option.name} must be given to {choice.name}: {option.help}")
         if choice.check is not None:
             choice.check(options)
     return options

@@ -38,7 +38,7 @@ class ServerSteps(NamedTuple):
 
 
 class DataChoice(NamedTuple):
-    """The data and their split; `settings.build` caches them by this."""
+    """The data and their split; `settings.build` and `settings.splits` cache them by this."""
 
     dataset: str
     partition: str

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import splits
 from fedjax_sim.settings.options import TRACED
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ClientSteps, Decay
@@ -20,6 +21,12 @@ from fedjax_sim.settings.setting import Setting
 from tests.conftest import MESH, standard_promotion
 
 SMALL = Setting(clients=10, rounds=3, fraction=0.3, epochs=1)
+
+
+def owed(algorithm):
+    """What has no default: which parameters stay with a client."""
+    options = declarations("algorithm")[algorithm].options
+    return {"personal": "*/bias"} if "personal" in {option.name for option in options} else {}
 
 
 def history(setting):
@@ -32,7 +39,8 @@ def history(setting):
 @pytest.mark.parametrize("algorithm", declarations("algorithm"))
 @pytest.mark.parametrize("sampler", declarations("sampler"))
 def test_resolving_is_done_once(dataset, algorithm, sampler):
-    setting = Setting(dataset=dataset, algorithm=algorithm, sampler=sampler).resolved()
+    setting = Setting(dataset=dataset, algorithm=algorithm, sampler=sampler)
+    setting = setting.but(**owed(algorithm)).resolved()
     assert resolve(setting.values()) == setting
     assert Setting.of(setting.values()).resolved() == setting
 
@@ -40,7 +48,7 @@ def test_resolving_is_done_once(dataset, algorithm, sampler):
 @pytest.mark.parametrize("algorithm", declarations("algorithm"))
 def test_a_schedule_is_taken_or_refused_by_name(algorithm):
     """One whose signature has client_lr takes a function of the round, or is declared without."""
-    chosen = SMALL.but(algorithm=algorithm, epochs=None)
+    chosen = SMALL.but(algorithm=algorithm, epochs=None, **owed(algorithm))
     scheduled = chosen.but(schedule="cosine")
     if "schedule" in chosen.resolved().values():
         problem.experiment(scheduled.resolved()).check(jax.random.key(0))
@@ -116,8 +124,8 @@ def test_the_fewest_examples_of_a_client(split):
     assert "min_examples" not in setting.resolved().values()
     for fewest in (None, 0, 1, 20):
         chosen = setting.but(min_examples=fewest).resolved()
-        dataset, ids = problem.split(chosen.data)
-        _, key = problem.keys(0)
+        dataset, ids, _ = splits.split(chosen.data)
+        _, key = splits.keys(0)
         more = {} if fewest is None else {"min_examples": fewest}
         labels = dataset.train["y"]
         expected = (

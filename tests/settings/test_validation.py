@@ -18,6 +18,7 @@ from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.report import page
 from fedjax_sim.results import Results, Run
 from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import splits
 from fedjax_sim.settings.setting import Setting
 
 KEY = jax.random.key(0)
@@ -75,7 +76,7 @@ def test_a_share_out_of_range_is_refused(share):
 
 def test_a_setting_holds_back_of_each_client_and_changes_no_split():
     setting = Setting.of({"clients": 10, "alpha": 1.0}).resolved()
-    whole, part = (problem.split(x.data) for x in (setting, replace(setting, validation=0.2)))
+    whole, part = (splits.split(x.data) for x in (setting, replace(setting, validation=0.2)))
     assert whole.dataset.validation is None
     examples = {
         k: {x.tobytes() for x in whole.dataset.train["x"][whole.client_ids == k]} for k in range(10)
@@ -88,9 +89,9 @@ def test_a_setting_holds_back_of_each_client_and_changes_no_split():
         assert there - set(here) <= held
     assert len(part.dataset.validation["y"]) + len(part.client_ids) == len(whole.client_ids)
     np.testing.assert_array_equal(part.dataset.test["x"], whole.dataset.test["x"])
-    again = problem.split(replace(setting, validation=0.2).data)
+    again = splits.split(replace(setting, validation=0.2).data)
     np.testing.assert_array_equal(again.dataset.validation["x"], part.dataset.validation["x"])
-    other = problem.split(replace(setting, validation=0.2, seed=7).data)  # one for all seeds
+    other = splits.split(replace(setting, validation=0.2, seed=7).data)  # one for all seeds
     np.testing.assert_array_equal(other.dataset.validation["x"], part.dataset.validation["x"])
 
 
@@ -112,7 +113,7 @@ def test_what_is_measured_is_the_models_on_each_set(dataset):
     params = given.init(KEY)
     found = experiment.evaluate(params)
     assert set(problem.metrics(experiment)) >= {setting.score, setting.test_score}
-    parts = problem.split(setting.data).dataset
+    parts = splits.split(setting.data).dataset
     for part in ("validation", "test"):
         y = getattr(parts, part)["y"]
         losses = given.loss_fn(params, getattr(parts, part), None)

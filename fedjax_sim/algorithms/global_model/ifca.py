@@ -16,11 +16,13 @@ from fedjax_sim.algorithms.descent import (
     server_params,
     step_within,
 )
+from fedjax_sim.algorithms.facts import SeveralModels
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.ratios import ratio
 from fedjax_sim.core.checks import check_count, has_values
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_measures, loss_total
+from fedjax_sim.core.registry import AT_LEAST_1, Option, declare
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
     Array,
@@ -69,6 +71,11 @@ class ClusterUpdate(NamedTuple):
         return fields_of(self)
 
 
+@declare(
+    "several models, of which each client trains the one that fits it best (Ghosh et al. 2020)",
+    Option("num_models", "how many", default=2, kind=int, range=AT_LEAST_1, metavar="C"),
+    facts=SeveralModels("num_models"),
+)
 def ifca(
     loss_fn: LossFn, client_optimizer: Optimizer, local: LocalTraining, num_models: int
 ) -> FederatedAlgorithm:

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedjax_sim import partition
 from fedjax_sim.cli.options import add_setting, setting_options
 from fedjax_sim.cli.values import setting
-from fedjax_sim.settings import build
+from fedjax_sim.settings import splits
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 from fedjax_sim.settings.resolved import ResolvedSetting
 
@@ -39,7 +39,7 @@ def call(options: argparse.Namespace) -> int:
     if out is not None and out.exists() and not options.overwrite:
         raise ValueError(f"out {out} exists already; give --overwrite or another name")
     resolved = setting(setting_options(options), options.vocabulary).resolved()
-    dataset, client_ids = build.split(resolved.data)
+    dataset, client_ids, _ = splits.split(resolved.data)
     labels = dataset.train["y"]
     by_label = dataset.num_classes is not None and labels.ndim == 1
     description = partition.describe(client_ids, labels if by_label else None, resolved.clients)

@@ -1,0 +1,112 @@
+"""A setting's data, dealt to its clients: what they train on, and their part of the other sets."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim import partition
+from fedjax_sim.core.randomness import HOLDOUT, TEST_PARTS, stream
+from fedjax_sim.core.types import Array
+from fedjax_sim.data import FederatedData
+from fedjax_sim.datasets import Dataset
+from fedjax_sim.settings.options import choose
+from fedjax_sim.settings.resolved import DataChoice
+from fedjax_sim.settings.user_data import keys, load
+
+
+class Split(NamedTuple):
+    """A data set and the client of each of its training examples, without those held out."""
+
+    dataset: Dataset
+    client_ids: np.ndarray  # Int[N]
+    validation_ids: np.ndarray | None = None  # of the examples that are held out
+
+
+def split(choice: DataChoice) -> Split:
+    """Loads and splits the data of a setting, its `data`.
+
+    Raises:
+      ValueError: if the split is impossible for the data.
+      FileNotFoundError: if the data must be fetched first; the message says how.
+    """
+    options = dict(choice.options)
+    seed = choice.partition_seed
+    _, split_key = keys(seed)
+    dataset = load(choose("dataset", choice.dataset), options, choice.clients, seed)
+    client_ids = _client_ids(split_key, choice, options, dataset)
+    if choice.validation is None:
+        return Split(dataset, client_ids)
+    key = stream(jax.random.key(seed), HOLDOUT)
+    is_held_out = partition.holdout(key, client_ids, choice.validation)
+    train, validation = (
+        {k: x[rows] for k, x in dataset.train.items()} for rows in (~is_held_out, is_held_out)
+    )
+    dataset = dataset._replace(train=train, validation=validation)
+    return Split(dataset, client_ids[~is_held_out], client_ids[is_held_out])
+
+
+def _client_ids(
+    key: Array, choice: DataChoice, options: Mapping[str, Any], dataset: Dataset
+) -> np.ndarray:
+    """Int[N], the client of each training example."""
+    declaration = choose("partition", choice.partition)
+    if declaration.takes("ids") and dataset.client_ids is not None:
+        # The split itself would number the clients anew, in order of their first appearance.
+        return dataset.client_ids
+    labels = dataset.train["y"]
+    return declaration.call(
+        options, key=key, num_examples=len(labels), labels=labels, num_clients=choice.clients
+    )
+
+
+class Parts(NamedTuple):
+    """Of each client its own part of what it does not train on."""
+
+    test: FederatedData
+    validation: FederatedData | None
+
+
+@lru_cache(maxsize=4)  # few, because each entry holds a copy of the test set
+def parts_of_clients(choice: DataChoice) -> Parts:
+    """The test set by the clients whose it is, and what each has held out for validation.
+
+    Natural clients have their own test examples where the data say so. Any other test set is dealt
+    as the training set is split, so that a client is tested on the classes that it trains on.
+    """
+    with jax.ensure_compile_time_eval():  # a sweep may call this while it traces
+        dataset, client_ids, validation_ids = split(choice)
+        test_ids = _test_ids(choice, dataset, client_ids)
+        # A client that is in the test set alone has no model.
+        here = test_ids < choice.clients
+        test = {name: x[here] for name, x in dataset.test.items()}
+        held_out = dataset.validation
+        if validation_ids is None and held_out is not None:
+            validation_ids = dataset.validation_client_ids
+        validation = None
+        if held_out is not None and validation_ids is not None:
+            known = validation_ids < choice.clients
+            validation = FederatedData.from_arrays(
+                {name: x[known] for name, x in held_out.items()},
+                validation_ids[known],
+                choice.clients,
+            )
+        return Parts(FederatedData.from_arrays(test, test_ids[here], choice.clients), validation)
+
+
+def _test_ids(choice: DataChoice, dataset: Dataset, client_ids: np.ndarray) -> np.ndarray:
+    """Int[N'], whose each test example is."""
+    own = dataset.test_client_ids
+    if choose("partition", choice.partition).takes("ids") and own is not None:
+        return np.asarray(own)
+    labels, others = dataset.train["y"], dataset.test["y"]
+    of_classes = dataset.num_classes is not None and np.ndim(labels) == 1
+    return partition.apply_to(
+        stream(jax.random.key(choice.partition_seed), TEST_PARTS),
+        client_ids,
+        len(others),
+        labels=labels if of_classes else None,
+        other_labels=others if of_classes else None,
+    )
