@@ -25,6 +25,8 @@ Data and models: `fs.FederatedData` (of examples that memory does not hold, by w
 of `fs.data`), `fs.partition`, and, loaded where they are used, `fs.datasets`, `fs.models`, `fs.nn`,
 `fs.plots` and `fs.writers`.
 
+To prove what is your own: `fs.testing` checks an algorithm, a rule, a strategy or a sampler.
+
 Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs.ClientStatistics`,
 `fs.ClientUpdate`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
 `fs.Exchange`,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from fedjax_sim import partition as partition
     from fedjax_sim import plots as plots
     from fedjax_sim import sampling as sampling
+    from fedjax_sim import testing as testing
     from fedjax_sim import writers as writers
     from fedjax_sim.algorithms import *  # noqa: F403  # the names of papers stand there alone
     from fedjax_sim.core.evaluate import of_state as of_state

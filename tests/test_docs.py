@@ -64,7 +64,17 @@ def test_what_a_setting_may_name_is_what_files_declare():
 
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
-    assert have == {"algorithms", "cores", "data", "export", "models", "rounds", "runs"}
+    assert have == {"algorithms", "contract", "cores", "data", "export", "models", "rounds", "runs"}
+
+
+@pytest.mark.slow
+def test_contract(session, capsys):
+    """What is printed is what the page says, but for the rounding."""
+    own = session("contract")
+    _, said = TEXTS["contract"].split("```text\n", 1)
+    expected = re.sub("to [0-9.]*e-[0-9]+", "to", said.split("```")[0])
+    assert re.sub("to [0-9.]*e-[0-9]+", "to", capsys.readouterr().out).startswith(expected)
+    assert len(own["certificate"].lines) == 10
 
 
 @pytest.mark.slow
