@@ -81,9 +81,9 @@ def check_algorithm(
     """
     problem = linear_regression() if problem is None else problem
     algorithm = make(problem.loss_fn, SHUFFLED)
-    certificate = Certificate(getattr(make, "__name__", "algorithm"), verbose)
+    certificate = Certificate(getattr(make, "__name__", "algorithm"), verbose, tolerance)
     base = Rounds(algorithm, problem)
-    _check_cohorts(certificate, algorithm, problem, base, tolerance)
+    _check_cohorts(certificate, algorithm, problem, base)
     _check_seeds(certificate, problem, base)
     _check_empty(certificate, algorithm, problem, base)
     if base.traces != 1:
@@ -91,14 +91,14 @@ def check_algorithm(
             "one trace for all cohorts", f"{base.traces} traces", "a state changes its types"
         )
     certificate.holds("one trace for all cohorts and rounds")
-    _check_modes(certificate, algorithm, problem, base, tolerance)
+    _check_modes(certificate, algorithm, problem, base)
     if numbers:
-        _check_sweep(certificate, make, problem, numbers, tolerance)
+        _check_sweep(certificate, make, problem, numbers)
     if special_case is not None:
-        _check_special_case(certificate, make, problem, special_case, tolerance)
+        _check_special_case(certificate, make, problem, special_case)
     if reference is not None:
-        _check_reference(certificate, make, problem, reference, tolerance)
-    _check_strategies(certificate, algorithm, problem, base, tolerance)
+        _check_reference(certificate, make, problem, reference)
+    _check_strategies(certificate, algorithm, problem, base)
     kept = jax.eval_shape(algorithm.init_client, problem.params)
     certificate.holds(
         f"{communication(algorithm, problem.params, problem.data)}; a client keeps "
@@ -112,20 +112,14 @@ def _check_strategies(
     algorithm: FederatedAlgorithm,
     problem: Problem,
     base: Rounds,
-    tolerance: float,
 ) -> None:
     names, largest = list(strategies()), 0.0
     for name in names[1:]:
         other = Rounds(algorithm, problem, strategy=strategies()[name])
         for case in cases(problem.data):
             cohorts = [case.cohort] * ROUNDS
-            difference, leaf = largest_difference(
-                values_of(other.after(cohorts)), values_of(base.after(cohorts))
-            )
-            if not difference <= tolerance:
-                raise certificate.fails(
-                    f"{name} == {names[0]}", case.name, f"{leaf} differs by {difference:.2g}"
-                )
+            pair = values_of(other.after(cohorts)), values_of(base.after(cohorts))
+            difference = certificate.same(f"{name} == {names[0]}", case.name, *pair)
             largest = max(largest, difference)
     certificate.holds(f"{' == '.join(names)}, to {largest:.1g}")
 
@@ -135,7 +129,6 @@ def _check_cohorts(
     algorithm: FederatedAlgorithm,
     problem: Problem,
     base: Rounds,
-    tolerance: float,
 ) -> None:
     everyone = Rounds(algorithm, problem)
     for case in cases(problem.data):
@@ -147,9 +140,7 @@ def _check_cohorts(
                 [over_all(case.cohort, problem.data.num_clients)] * ROUNDS
             ),
         }.items():
-            difference, leaf = largest_difference(values_of(state), expected)
-            if not difference <= tolerance:
-                raise certificate.fails(law, case.name, f"{leaf} differs by {difference:.2g}")
+            certificate.same(law, case.name, values_of(state), expected)
         padded = base.after([other_padding(case.cohort, problem.data)] * ROUNDS)
         if not same_bits(values_of(padded), expected):
             difference, leaf = largest_difference(values_of(padded), expected)
@@ -194,7 +185,6 @@ def _check_modes(
     algorithm: FederatedAlgorithm,
     problem: Problem,
     base: Rounds,
-    tolerance: float,
 ) -> None:
     sizes = np.asarray(problem.data.num_examples)
     weights = np.asarray(problem.data.client_weights, np.float64)
@@ -214,13 +204,9 @@ def _check_modes(
             base.start.params,
             chosen,
         )
-        difference, leaf = largest_difference(everyone.params, expected)
-        if not difference <= tolerance:
-            raise certificate.fails(
-                "all_clients == w + (n_V / n) (selected - w)",
-                case.name,
-                f"with n_V / n = {share:.3g}, {leaf} differs by {difference:.2g}",
-            )
+        law = "all_clients == w + (n_V / n) (selected - w)"
+        where = f"{case.name}, with n_V / n = {share:.3g}"
+        certificate.same(law, where, everyone.params, expected)
     certificate.holds("all_clients == w + (n_V / n) (selected - w)")
 
 
@@ -229,7 +215,6 @@ def _check_sweep(
     make: Callable[..., FederatedAlgorithm],
     problem: Problem,
     numbers: Mapping[str, Sequence[float]],
-    tolerance: float,
 ) -> None:
     first = {name: values[0] for name, values in numbers.items()}
     grid = [first | {name: value} for name, values in numbers.items() for value in values]
@@ -250,15 +235,9 @@ def _check_sweep(
     single = jax.jit(end)
     for place, values in enumerate(grid):
         alone = single({name: jnp.float32(value) for name, value in values.items()})
-        difference, leaf = largest_difference(
-            jax.tree.map(lambda x, place=place: x[place], swept), alone
-        )
-        if not difference <= tolerance:
-            raise certificate.fails(
-                "a sweep under vmap == its configurations one by one",
-                f"{values}",
-                f"{leaf} differs by {difference:.2g}",
-            )
+        of_sweep = jax.tree.map(lambda x, place=place: x[place], swept)
+        law = "a sweep under vmap == its configurations one by one"
+        certificate.same(law, f"{values}", of_sweep, alone)
     if len(traces) != 2:
         raise certificate.fails(
             "one trace for all configurations", f"{len(grid)} of them", f"{len(traces)} traces"
@@ -273,7 +252,6 @@ def _check_special_case(
     make: Callable[..., FederatedAlgorithm],
     problem: Problem,
     special_case: tuple[Mapping[str, float], Callable[..., FederatedAlgorithm]],
-    tolerance: float,
 ) -> None:
     values, simpler = special_case
     own = Rounds(make(problem.loss_fn, SHUFFLED, **values), problem)
@@ -282,11 +260,7 @@ def _check_special_case(
     law = f"with {settings} it is {getattr(simpler, '__name__', 'the simpler algorithm')}"
     for case in cases(problem.data):
         cohorts = [case.cohort] * ROUNDS
-        difference, leaf = largest_difference(
-            own.after(cohorts).params, plain.after(cohorts).params
-        )
-        if not difference <= tolerance:
-            raise certificate.fails(law, case.name, f"{leaf} differs by {difference:.2g}")
+        certificate.same(law, case.name, own.after(cohorts).params, plain.after(cohorts).params)
     certificate.holds(law)
 
 
@@ -295,7 +269,6 @@ def _check_reference(
     make: Callable[..., FederatedAlgorithm],
     problem: Problem,
     reference: Reference,
-    tolerance: float,
 ) -> None:
     own, data = Rounds(make(problem.loss_fn, FULL), problem), problem.data
     starts, sizes = np.asarray(data.offsets), np.asarray(data.num_examples)
@@ -321,11 +294,7 @@ def _check_reference(
             for k in ids
         ]
         expected = reference(expected, ids, examples, weights[ids])
-        difference, leaf = largest_difference(state.params, expected)
-        if not difference <= tolerance:
-            raise certificate.fails(
-                "it is the reference",
-                f"round {number}, clients {ids}",
-                f"{leaf} differs by {difference:.2g}",
-            )
-    certificate.holds(f"five rounds are the reference's, to {tolerance:g}")
+        certificate.same(
+            "it is the reference", f"round {number}, clients {ids}", state.params, expected
+        )
+    certificate.holds(f"five rounds are the reference's, to {certificate.tolerance:g}")

@@ -19,12 +19,14 @@ class Certificate:
 
     Attributes:
       subject: of what.
+      tolerance: of the largest difference of a leaf, over the larger of 1 and its largest value.
       lines: what was found to hold, in order; `repr` shows them.
       is_printed: whether each line is printed as soon as it is known.
     """
 
     subject: str
     is_printed: bool = True
+    tolerance: float = 1e-5
     lines: list[str] = field(default_factory=list)
 
     def holds(self, line: str) -> None:
@@ -36,6 +38,17 @@ class Certificate:
     def fails(self, law: str, case: str, reason: str) -> ContractError:
         """The error of a law that does not hold, in a case."""
         return ContractError(f"{self.subject}: {law} does not hold. {case}: {reason}")
+
+    def same(self, law: str, case: str, tree: PyTree, expected: PyTree) -> float:
+        """The largest difference of two trees.
+
+        Raises:
+          ContractError: if it is beyond the tolerance.
+        """
+        difference, leaf = largest_difference(tree, expected)
+        if not difference <= self.tolerance:
+            raise self.fails(law, case, f"{leaf} differs by {difference:.2g}")
+        return difference
 
     def __repr__(self) -> str:
         return "\n".join([f"Certificate of {self.subject}", *(f"  {x}" for x in self.lines)])

@@ -64,7 +64,7 @@ def check_rule(
     """
     problem = _known_updates(np.arange(1.0, 9.0) if weights is None else np.asarray(weights))
     sent = fedavg(problem.loss_fn, optax.sgd(1.0), LocalTraining(1, None))
-    certificate = Certificate(getattr(rule, "__name__", "rule"), verbose)
+    certificate = Certificate(getattr(rule, "__name__", "rule"), verbose, tolerance)
     rounds = {name: Rounds(sent, problem, rule, x) for name, x in strategies().items()}
     (first, base), *others = rounds.items()
     masked = Rounds(sent, problem, rule)
@@ -77,12 +77,12 @@ def check_rule(
             ),
             "a mask over all K gives what the cohort gives": masked.after([everyone]),
         }.items():
-            _check_same(certificate, law, case, state.params, once.params, tolerance)
+            certificate.same(law, case.name, state.params, once.params)
         padded = base.after([other_padding(case.cohort, problem.data)])
         if not same_bits(values_of(padded), values_of(once)):
             raise certificate.fails("padding changes nothing", case.name, "the model differs")
         if reference is not None:
-            _check_reference(certificate, problem, case, once.params, reference, tolerance)
+            _check_reference(certificate, problem, case, once.params, reference)
     certificate.holds("a mask over all K, the order of a cohort and padding change nothing")
     if reference is not None:
         certificate.holds(f"the update is the reference's, to {tolerance:g}")
@@ -98,25 +98,10 @@ def check_rule(
         for case in cases(problem.data):
             expected = base.after([case.cohort]).params
             law, params = f"{name} == {first}", other.after([case.cohort]).params
-            difference = _check_same(certificate, law, case, params, expected, tolerance)
+            difference = certificate.same(law, case.name, params, expected)
             largest = max(largest, difference)
     certificate.holds(f"{' == '.join(rounds)}, to {largest:.1g}")
     return certificate
-
-
-def _check_same(
-    certificate: Certificate,
-    law: str,
-    case: Case,
-    params: jax.Array,
-    expected: jax.Array,
-    tolerance: float,
-) -> float:
-    """The difference of two models, which is within the tolerance."""
-    difference, _ = largest_difference(params, expected)
-    if not difference <= tolerance:
-        raise certificate.fails(law, case.name, f"the model differs by {difference:.2g}")
-    return difference
 
 
 def _known_updates(weights: np.ndarray) -> Problem:
@@ -138,7 +123,6 @@ def _check_reference(
     case: Case,
     params: jax.Array,
     reference: Reference,
-    tolerance: float,
 ) -> None:
     data = problem.data
     counted = np.asarray(case.cohort.mask) & np.asarray(case.cohort.reports)
@@ -150,7 +134,7 @@ def _check_reference(
     updates = np.asarray(data.examples, np.float64)[np.asarray(data.offsets)[ids]]
     expected = reference(updates, weights[ids], weights)
     difference, _ = largest_difference(params, np.asarray(expected))
-    if not difference <= tolerance:
+    if not difference <= certificate.tolerance:
         raise certificate.fails(
             "the update is the reference's",
             f"{case.name}, of clients {[int(k) for k in ids]}",

@@ -8,7 +8,7 @@ import optax
 from fedjax_sim.aggregation import all_clients, median, selected
 from fedjax_sim.algorithms import fedavg, fedsgd, qfedavg, scaffold
 from fedjax_sim.core.types import AggregationRule, FederatedAlgorithm, LocalTraining, LossFn
-from fedjax_sim.testing.certificate import Certificate, largest_difference
+from fedjax_sim.testing.certificate import Certificate
 from fedjax_sim.testing.problem import Problem, cases, empty_cases, linear_regression
 from fedjax_sim.testing.rounds import ROUNDS, Rounds, values_of
 
@@ -58,7 +58,7 @@ def check_strategy(
     >>> certificate = fs.testing.check_strategy(fs.execution.packed(3))  # doctest: +SKIP
     """
     problem = linear_regression() if problem is None else problem
-    certificate = Certificate(repr(strategy), verbose)
+    certificate = Certificate(repr(strategy), verbose, tolerance)
     kinds = _kinds(problem.loss_fn)
     rules: dict[str, AggregationRule] = dict.fromkeys(kinds, selected)
     plain = next(iter(kinds))
@@ -72,13 +72,8 @@ def check_strategy(
         largest = 0.0
         for case in [*cases(problem.data), *empty_cases(problem.data)]:
             cohorts = [case.cohort] * ROUNDS
-            difference, leaf = largest_difference(
-                values_of(own.after(cohorts)), values_of(simplest.after(cohorts))
-            )
-            if not difference <= tolerance:
-                raise certificate.fails(
-                    f"{name} == vmapped()", case.name, f"{leaf} differs by {difference:.2g}"
-                )
+            pair = values_of(own.after(cohorts)), values_of(simplest.after(cohorts))
+            difference = certificate.same(f"{name} == vmapped()", case.name, *pair)
             largest = max(largest, difference)
         if own.traces != 1:
             raise certificate.fails("one trace for all cohorts", name, f"{own.traces} traces")

@@ -82,7 +82,7 @@ def test_what_is_right_has_its_certificate(capsys):
         (
             product_of_averages,
             {},
-            r"all_clients == w \+ .* does not hold. client 3 of 1 examples alone: with n_V / n",
+            r"all_clients == w \+ .* does not hold. client 3 of 1 examples alone, with n_V / n",
         ),
         pytest.param(
             fedavg,
