@@ -64,7 +64,8 @@ def test_what_a_setting_may_name_is_what_files_declare():
 
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
-    assert have == {"algorithms", "contract", "cores", "data", "export", "models", "rounds", "runs"}
+    pages = "algorithms contract cores data export models personal rounds runs"
+    assert have == set(pages.split())
 
 
 @pytest.mark.slow
@@ -142,6 +143,17 @@ def test_models(readme, block):
         losses.append(float(metrics.train["loss"]))
     assert losses[-1] < losses[0]
     assert jax.tree.structure(state.params) == jax.tree.structure(own["params"])
+
+
+@pytest.mark.slow
+def test_personal(session):
+    own = session("personal")
+    # Of 650 parameters the ten biases stay with the client.
+    assert own["down"] == own["up"] == 4 * 640
+    before, after = (float(x.mean["accuracy"]) for x in own["tuned"])
+    assert after > before > 0.5
+    measured = own["simulation"].history.evaluation["test_accuracy"][-1]
+    assert float(measured) == pytest.approx(before, abs=1e-6)
 
 
 @pytest.mark.slow
