@@ -96,14 +96,14 @@ def update_bytes(engine: Engine, client_states: PyTree) -> int:
 def check_updates_fit(engine: Engine, client_states: PyTree, slots: int, mesh: Mesh | None) -> None:
     """Refuses a rule that sees all updates at once where they exceed the memory.
 
-    Every device of a mesh holds those of the whole cohort.
+    Every device of a mesh holds those of the whole cohort; looked at are those of this process.
 
     Raises:
       ValueError: with the bytes that are needed and those that are free.
     """
     devices = jax.local_devices(backend=platform_of(engine))[:1]
     if mesh is not None:
-        devices = [*mesh.devices.flat]
+        devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     size = update_bytes(engine, client_states)
     needed, free = len(devices) * slots * size, free_memory(devices)
     if needed > free:

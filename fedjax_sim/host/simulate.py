@@ -68,6 +68,11 @@ def simulate(
     resume change a bit of the result. SIGINT and SIGTERM end it after the rounds at hand, saved,
     with status "interrupted".
 
+    Over a mesh of several processes each of them calls this with the same arguments, which is
+    compared. The one of the lowest index alone writes in `out`, and calls writers and
+    `on_progress`; a signal to any of them, or an error, ends all after the same round; all
+    return the same, on their own devices.
+
     Args:
       experiment: what to run. With a `sharded` strategy its arrays are placed on the mesh.
       key: the base key of the whole run, or an integer, the seed for `jax.random.key`.
@@ -101,7 +106,7 @@ def simulate(
 
     Raises:
       ValueError: what the experiment raises; if `out` holds checkpoints and `resume` is False,
-        or those of another experiment (what differs).
+        or those of another experiment (what differs); if processes were given different ones.
       SaveError: (an OSError) if a checkpoint or the model cannot be written: what was saved before
         is as it was.
       InterruptedRun: for what a writer, `on_progress` or a source's `read` raises, its cause, once

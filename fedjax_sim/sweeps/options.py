@@ -13,6 +13,7 @@ from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Array
 from fedjax_sim.core.versions import versions
 from fedjax_sim.execution.machine import free_memory
+from fedjax_sim.execution.placing import own_devices
 from fedjax_sim.grid import Grid
 from fedjax_sim.host.identity import program
 from fedjax_sim.sweeps.checks import check_labels, check_names, label_of, takes_key
@@ -82,6 +83,11 @@ def make_plan(
         mesh = Mesh(np.array(jax.local_devices()), ("runs",))
     if len(mesh.axis_names) != 1:
         raise ValueError(f"mesh must have one axis; got {mesh.axis_names}")
+    if len(own_devices(mesh)) < mesh.size:
+        raise ValueError(
+            "mesh must be of devices of this process, as jax.local_devices(): a sweep is of one "
+            "process; got devices of several"
+        )
     limit = options.memory_limit
     if limit is None:
         limit = free_memory([*mesh.devices.flat]) / 2

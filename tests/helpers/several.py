@@ -44,6 +44,11 @@ def experiment(mesh, lr=0.03, inner=None, num_rounds=ROUNDS):
     )
 
 
+def on_source(mesh):
+    whole = experiment(mesh)
+    return whole._replace(data=fs.data.Source.of(whole.data))
+
+
 def numbers(run):
     """All numbers of a run, as JSON has them; float32 comes through it whole."""
     return [np.asarray(x).tolist() for x in jax.tree.leaves((run.state, run.history))]
@@ -153,7 +158,14 @@ class Jobs:
             "rounds": refusal(experiment=experiment(self.mesh, num_rounds=1 - self.me)),
             "folder": refusal(name=None if self.me else "unsaved"),
             "there": refusal(name="there"),
+            "sweep": message_of(
+                fs.sweep, lambda lr: experiment(self.mesh, lr), {"lr": [0.1]}, [0], mesh=self.mesh
+            ),
         }
+
+    def windows(self):
+        """Of a source, whose rows each process reads for itself."""
+        return numbers(fs.simulate(on_source(self.mesh), 5, capacity=60))
 
     def fails(self):
         """A writer fails in the one that writes; what is done is saved, and all go on."""
@@ -219,7 +231,7 @@ def main(index, count, port, devices, out, jobs):
         jax.distributed.initialize(
             f"localhost:{port}", int(count), int(index), initialization_timeout=SECONDS // 2
         )
-    mesh = Mesh(np.array(jax.devices()), ("clients",))
+    mesh = Mesh(jax.devices(), ("clients",))
     todo = Jobs(mesh, Path(out))
     answers = {job: getattr(todo, job)() for job in jobs.split(",")}
     (Path(out) / f"answers-{index}.json").write_text(json.dumps(answers))

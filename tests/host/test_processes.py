@@ -24,7 +24,7 @@ def is_interrupted_alike(first, second, whole):
         assert answer["model"] == several.ROUNDS
         same(answer["numbers"], whole)
     assert first["round"] == second["round"]
-    # The first process alone tells of the rounds; they were resumed without a further chunk told.
+    # The first process alone tells of the rounds.
     assert first["told"][0] == 1
     assert first["told"][-1] == first["round"]
     assert second["told"] == []
@@ -81,12 +81,14 @@ def test_two_processes(tmp_path, whole):
     assert "checkpoint_every must be a whole number, at least 1" in second["refused"]["argument"]
     assert "num_rounds must be a whole number, at least 1" in second["refused"]["rounds"]
     assert "holds an experiment already; resume it" in first["refused"]["there"]
+    for answers in (first, second):
+        assert "mesh must be of devices of this process" in answers["refused"]["sweep"]
 
 
 @pytest.mark.slow
 def test_two_processes_that_fail(tmp_path, whole):
     """Signals and errors of one of them are the end of both, and what is saved goes on."""
-    jobs = ["whole", "interrupted_by_the_other", "fails", "unseen"]
+    jobs = ["whole", "windows", "interrupted_by_the_other", "fails", "unseen"]
     first, second = several.start(tmp_path, jobs)
 
     best = fs.simulate(several.experiment(MESH), 5, keep_model="best", metric="norm").best
@@ -94,6 +96,10 @@ def test_two_processes_that_fail(tmp_path, whole):
         assert answers["whole"]["status"] == "finished"
         same(answers["whole"]["numbers"], whole)
         same(answers["whole"]["best"], [best.params["w"], best.round])
+
+    windowed = several.numbers(fs.simulate(several.on_source(MESH), 5, capacity=60))
+    for answers in (first, second):
+        same(answers["windows"], windowed)
 
     is_interrupted_alike(*(x["interrupted_by_the_other"] for x in (first, second)), whole)
 
@@ -114,7 +120,7 @@ def test_two_processes_that_fail(tmp_path, whole):
 @pytest.mark.slow
 def test_two_processes_of_two_devices(tmp_path):
     """Sums over four devices are the same to rounding: what is added first may differ."""
-    ((alone,),) = [several.start(tmp_path / "one", ["whole"], count=1, devices=4)]
+    (alone,) = several.start(tmp_path / "one", ["whole"], count=1, devices=4)
     pair = several.start(tmp_path / "two", ["whole"], count=2, devices=2)
     same(pair[0]["whole"]["numbers"], pair[1]["whole"]["numbers"])
     for x, y in zip(pair[0]["whole"]["numbers"], alone["whole"]["numbers"], strict=True):
