@@ -1,5 +1,6 @@
 """The rows of a window on some clients, read on the host."""
 
+import math
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from fedjax_sim.data.checks import as_array, check_values, path_name
 from fedjax_sim.data.source import Source
 
 _MOST_ROWS = np.iinfo(np.int32).max
+_ALIGNMENT = 64  # bytes
 
 
 def rows_of(
@@ -69,7 +71,7 @@ def read_rows(source: Source, ids: np.ndarray, capacity: int) -> PyTree:
         )
     paths, treedef_of_spec = jax.tree_util.tree_flatten_with_path(source.spec)
     treedef: Any = treedef_of_spec
-    columns = [np.zeros((capacity, *leaf.shape), leaf.dtype) for _, leaf in paths]
+    columns = [_aligned_zeros((capacity, *leaf.shape), leaf.dtype) for _, leaf in paths]
     for k, size, start, examples in zip(ids, within, starts, clients, strict=True):
         leaves, structure = jax.tree.flatten(examples)
         if structure != treedef:
@@ -88,3 +90,14 @@ def read_rows(source: Source, ids: np.ndarray, capacity: int) -> PyTree:
     for (path, _), column in zip(paths, columns, strict=True):
         check_values(column[: within.sum()], path_name(path), starts, ids)
     return jax.tree.unflatten(treedef, columns)
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros that begin where XLA's arrays on a CPU do, so that they become one without a copy.
+
+    To copy 94 MB took 48 ms of CPU, as long as to read them.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)

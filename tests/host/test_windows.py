@@ -95,27 +95,24 @@ def test_it_has_the_bits_of_the_federation_in_memory(data, whole, tmp_path, capa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["vmapped", "packed", "sharded"])
 @pytest.mark.parametrize(
-    "sampler",
-    [fs.sampling.uniform(3), fs.sampling.weighted(2), fs.sampling.bernoulli(0.2)],
-    ids=["uniform", "weighted", "bernoulli"],
+    ("name", "strategy", "sampler"),
+    [
+        ("fedavg", "vmapped", fs.sampling.weighted(2)),
+        ("fedavg", "sharded", fs.sampling.bernoulli(0.2)),
+        ("scaffold", "packed", fs.sampling.bernoulli(0.2)),
+        ("scaffold", "sharded", fs.sampling.uniform(3)),
+        ("fedsgd", "vmapped", fs.sampling.bernoulli(0.2)),
+        ("fedsgd", "packed", fs.sampling.weighted(2)),
+    ],
 )
-@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_strategy_and_sampler_has_the_bits(data, name, strategy, sampler):
     given = experiment(data, name, strategy, sampler=sampler)
-    in_memory = fs.simulate(given, KEY, keep_model="best", metric="train_loss")
-    source = fs.data.Source.of(data)
-    for capacity in (50, None):
-        run = fs.simulate(
-            given._replace(data=source),
-            KEY,
-            keep_model="best",
-            metric="train_loss",
-            capacity=capacity,
-        )
-        same(run, in_memory)
-        assert run.best.value == in_memory.best.value
+    kept = {"keep_model": "best", "metric": "train_loss"}
+    in_memory = fs.simulate(given, KEY, **kept)
+    run = fs.simulate(given._replace(data=fs.data.Source.of(data)), KEY, **kept, capacity=50)
+    same(run, in_memory)
+    assert run.best.value == in_memory.best.value
 
 
 def test_vmapped_client_states_have_the_bits(data):
