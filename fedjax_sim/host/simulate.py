@@ -166,7 +166,7 @@ def simulate(
         kept = None if keep_model == "final" else keep_model
         keep = keep_of(kept, metric, experiment, key, state)
         carry = _first_carry(state, keep, mesh)
-        windows = _windows(experiment, key, state, capacity, mesh)
+        windows = _windows(experiment, key, state, capacity=capacity, mesh=mesh)
 
         def one_round(here: Experiment, round: Array, carry: PyTree) -> tuple[PyTree, History]:
             if keep is None:
@@ -287,6 +287,7 @@ def _windows(
     experiment: Experiment,
     key: Array,
     state: FederatedState,
+    *,
     capacity: int | None,
     mesh: Mesh | None,
 ) -> Windows | None:
@@ -296,7 +297,7 @@ def _windows(
       ValueError: for a capacity where the data are in memory; what `Windows` refuses.
     """
     if isinstance(experiment.data, Source):
-        return Windows(experiment, key, state, capacity, mesh)
+        return Windows(experiment, key, state, capacity=capacity, mesh=mesh)
     if capacity is not None:
         raise ValueError(
             f"capacity is of an experiment whose data is an fs.data.Source; got {capacity}, and "

@@ -66,6 +66,7 @@ class Windows:
         experiment: Experiment,
         key: Array,
         state: FederatedState,
+        *,
         capacity: int | None,
         mesh: Mesh | None,
     ) -> None:
