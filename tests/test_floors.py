@@ -68,6 +68,14 @@ def test_a_file_does_one_thing():
     assert {name: length for name, length in lengths.items() if length > 330} == {}
 
 
+def test_an_algorithm_is_its_papers_equations_and_little_else():
+    """None of a global model has more than 130 lines; IFCA's several models take more."""
+    folder = PACKAGE / "algorithms" / "global_model"
+    lengths = {path.stem: len(path.read_text().splitlines()) for path in folder.glob("*.py")}
+    assert {name for name, length in lengths.items() if length > 130} <= {"ifca"}
+    assert sorted(lengths.values())[len(lengths) // 2] <= 105
+
+
 def test_the_formatter_is_not_told_to_look_away():
     for folder in ("fedjax_sim", "tests", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):

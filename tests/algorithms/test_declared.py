@@ -1,18 +1,25 @@
 """What every declared algorithm does with its own numbers, as the registry has them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import fedjax_sim as fs
 from fedjax_sim import algorithms
+from fedjax_sim.algorithms.facts import SeveralModels
 from fedjax_sim.core.registry import declared
 
 DECLARED = declared(algorithms)
 # Labels of two classes, which losses of classes need.
 MODEL = fs.models.logistic_regression((3,), 2)
 LOSS = fs.models.cross_entropy(MODEL.apply)
+LOSS_OF_HALVES = fs.models.cross_entropy(
+    lambda params, x: jnp.dot(
+        x.astype(params["layers_1"]["kernel"].dtype), params["layers_1"]["kernel"]
+    )
+)
 PARAMS = {"layers_1": {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(2, np.float32)}}
 LOCAL = fs.LocalTraining(2, 2)
 REFUSED = (-1.0, 0.0, 1.0, 2.0, 0.5, float("nan"))
@@ -24,11 +31,22 @@ NUMBERS = [
 ]
 
 
-def call(declaration, values, client_lr=0.1, server_lr=0.5):
+def first_params(declaration, dtype):
+    """Zeros; of an algorithm of several models as many that differ."""
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), PARAMS)
+    if not isinstance(declaration.facts, SeveralModels):
+        return params
+    (number,) = (o.default for o in declaration.options if o.name == declaration.facts.option)
+    return jax.tree.map(lambda x: jnp.stack([x + i for i in range(number)]), params)
+
+
+def call(declaration, values, client_lr=0.1, server_lr=0.5, loss_fn=LOSS):
     defaults = {option.name: option.default for option in declaration.options}
+    if "personal" in defaults:  # the parameters that stay with a client, by their paths
+        defaults["personal"] = "layers_1/bias"
     return declaration.call(
         defaults | values,
-        loss_fn=LOSS,
+        loss_fn=loss_fn,
         local=LOCAL,
         client_lr=client_lr,
         client_optimizer=optax.sgd(client_lr),
@@ -49,15 +67,32 @@ def data():
 
 
 @pytest.mark.parametrize("name", DECLARED)
+def test_a_model_of_16_bits_keeps_its_type(name, data):
+    """Server, clients and a client's carry hold the dtypes that they begin with."""
+    halves = first_params(DECLARED[name], jnp.bfloat16)
+
+    def a_round():
+        algorithm = call(DECLARED[name], {}, loss_fn=LOSS_OF_HALVES)
+        round_fn = fs.make_round(algorithm, fs.aggregation.uniform, fs.execution.packed(2))
+        state = fs.init(algorithm, halves, data)
+        return state, round_fn(jax.random.key(0), state, data, fs.Cohort(np.arange(3)))[0]
+
+    before, after = jax.eval_shape(a_round)
+    assert jax.tree.leaves(before) == jax.tree.leaves(after)
+    assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("name", DECLARED)
 def test_a_sweep_of_its_numbers_is_one_trace(name, data):
     """All that are declared as traced, and the rates, have no values where the round is traced."""
     declaration = DECLARED[name]
     traced = {o.name: o.default for o in declaration.options if o.traced}
+    params = first_params(declaration, jnp.float32)
 
     def a_round(values, client_lr, server_lr):
         algorithm = call(declaration, values, client_lr, server_lr)
         round_fn = fs.make_round(algorithm, fs.aggregation.uniform, fs.execution.vmapped())
-        state = fs.init(algorithm, PARAMS, data)
+        state = fs.init(algorithm, params, data)
         return round_fn(jax.random.key(0), state, data, fs.Cohort(np.arange(3)))[0]
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), np.float32), (traced, 0.1, 0.5))

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -53,8 +54,8 @@ def afl(
     point is the same, and no client's weight is ever quite 0. S_k is of the rounds in which k
     reported, so that with few clients a round the mixture leans to who was asked often. Two
     numbers go up beside the update, one comes down, and a client passes over its examples once
-    more. The server keeps log sum_k p_k exp(lambda_lr S_k) of the last cohort, by which exponents
-    are shortened; beyond 60 of it, either way, they are cut off.
+    more; a model of float16 is sent in float32. The server keeps log sum_k p_k exp(lambda_lr S_k)
+    of the last cohort, by which exponents are shortened; beyond 60 of it they are cut off.
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}). F_k is of `key`
@@ -79,7 +80,11 @@ def afl(
     def finish(carry: Probed, message: AflServer, losses: Array, *_: Any) -> ClientOutput:
         exponent = jnp.asarray(lambda_lr, losses.dtype) * losses - message.log_mean
         weight = jnp.exp(jnp.clip(exponent, -_FURTHEST, _FURTHEST))
-        d = difference(carry.descent.params, message.params)
+        # Of float16, whose numbers end at 65504, the products are sent in float32.
+        d = jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype == jnp.float16 else x,
+            difference(carry.descent.params, message.params),
+        )
         update = with_share((scaled(weight, d), weight))
         return ClientOutput(update, client_state=losses + carry.measured.astype(losses.dtype))
 

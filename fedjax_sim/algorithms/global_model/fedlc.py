@@ -44,10 +44,10 @@ def fedlc(
 
     in the place of the logits, so that a class of few must be told from the others by a margin. A
     class of which it has none counts as 1e-8 examples, a margin of 100 tau, and is then all but out
-    of its softmax. (The paper's formula has the softmax without its own class in the denominator,
-    its derivation and all code we know with it.) With tau = 0 it is FedAvg. The loss that clients
-    report is the calibrated one, the accuracy that of the logits as they are. A client passes over
-    its labels once more; nothing more is sent.
+    of its softmax. (The paper's formula leaves the class itself out of the softmax's denominator,
+    where its derivation from pairwise margins, and popular code, have it.) With tau = 0 it is
+    FedAvg. The loss that clients report is the calibrated one, the accuracy that of the logits as
+    they are. A client passes over its labels once more; nothing more is sent.
 
     Args:
       loss_fn: from `fs.models.cross_entropy(apply)`, with any model's `apply`, because the

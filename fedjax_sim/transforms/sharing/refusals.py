@@ -37,7 +37,8 @@ def check_shareable(algorithm: Any) -> None:
     if algorithm.wire is not None:
         raise ValueError(
             "algorithm must not be compressed, since a codec would be given what is not sent; "
-            "compress the result: compressed(partial(...))"
+            "compress the result: compressed(partial(...)); nor may it have another `wire`, as "
+            "FedDyn and MIFA, whose update is a total, too"
         )
     if algorithm.pooled_gradient is not None:
         raise ValueError(
