@@ -6,7 +6,7 @@ One round: a paper's name makes an algorithm (of `fs.LocalTraining` and, at the 
 `fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
 share the machine. `fs.compression` makes clients send less, and `fs.partial` keeps parameters with
-them.
+them; `fs.with_statistics` trains batch norm.
 
 Algorithms:
 ALGORITHMS
@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from fedjax_sim.training.state import init as init
     from fedjax_sim.transforms import compression as compression
     from fedjax_sim.transforms import partial as partial
+    from fedjax_sim.transforms import with_statistics as with_statistics
 
 __version__ = "0.1.0"
 

@@ -134,6 +134,8 @@ def test_models(readme, block):
     own = dict(readme)
     snippets.run(block, own)
     algorithm = fs.fedavg(own["loss_fn"], own["optax"].sgd(0.1), own["local"])
+    if "normed" in own:
+        algorithm = fs.with_statistics(algorithm, own["normed"].apply)
     state = fs.init(algorithm, own["params"], own["data"])
     round_fn = jax.jit(fs.make_round(algorithm))
     losses = []

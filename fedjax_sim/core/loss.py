@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from fedjax_sim.core.independence import check_independent
 from fedjax_sim.core.types import Array, LossFn, Metrics, Params, PyTree, accumulator
 
+# Beside the examples of a block in training, where the model's statistics are those of the block.
+TRAINING_MASK = "training_mask"
+
 
 def per_example(
     loss_fn: LossFn, params: Params, batch: PyTree, key: Array | None, name: str = "loss_fn"
@@ -75,7 +78,14 @@ def mean_loss(loss_fn: LossFn) -> Callable[..., tuple[Array, Metrics]]:
     The mean is `(1/|mask|) sum_{i in mask} loss_i(w)`, Float[].
     """
 
+    has_statistics = hasattr(getattr(loss_fn, "apply", None), "train")
+
     def objective(params: Params, batch: PyTree, mask: Array, key: Array) -> tuple[Array, Metrics]:
+        if has_statistics and TRAINING_MASK not in batch:
+            raise ValueError(
+                "algorithm must be given to fs.with_statistics, since its loss is of a model with "
+                "batch norm, whose statistics nothing else renews"
+            )
         values = per_example(loss_fn, params, batch, key)
         metrics = totals(values, mask)
         total, size = metrics["loss"]

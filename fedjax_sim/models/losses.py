@@ -10,9 +10,10 @@ import optax
 from flax.errors import FlaxError, ScopeCollectionNotFound
 
 from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.loss import TRAINING_MASK
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, Params, PyTree
-from fedjax_sim.models.model import OfTokens
+from fedjax_sim.models.model import OfTokens, WithStatistics
 
 
 def cross_entropy(apply: Callable[[Params, Array], Array]) -> "CrossEntropy":
@@ -56,7 +57,7 @@ class CrossEntropy:
 
     def logits(self, params: Params, batch: PyTree) -> Array:
         """Float[B, ..., classes], the model's outputs."""
-        return self.apply(params, batch["x"])
+        return _apply(self.apply, params, batch)
 
     def of_logits(self, logits: Array, batch: PyTree) -> tuple[Array, dict[str, Array]]:
         """The losses [B] of these outputs, and the accuracies [B]."""
@@ -102,7 +103,7 @@ class SquaredError:
         return fields_of(self)
 
     def __call__(self, params: Params, batch: PyTree, key: Array | None) -> Array:
-        outputs = self.apply(params, batch["x"])
+        outputs = _apply(self.apply, params, batch)
         error = outputs - batch["y"].reshape(outputs.shape)
         return jnp.mean(jnp.square(error).reshape(error.shape[0], -1), axis=1)
 
@@ -116,6 +117,13 @@ class SquaredError:
         targets = examples["y"].shape[1:]
         if targets != outputs and not (targets == () and outputs == (1,)):
             raise ValueError(f'targets ("y") must have shape [N, *{outputs}]; got [N, *{targets}]')
+
+
+def _apply(apply: Callable[[Params, Array], Array], params: Params, batch: PyTree) -> Array:
+    """The outputs; in training, of a model with batch norm, by the block's own statistics."""
+    if TRAINING_MASK in batch and isinstance(apply, WithStatistics):
+        return apply.train(params, batch["x"], batch[TRAINING_MASK])[0]
+    return apply(params, batch["x"])
 
 
 def _more(sizes: Sequence[int]) -> str:

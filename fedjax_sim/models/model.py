@@ -1,9 +1,11 @@
 """The type of a model, models of flax modules, and layers that the papers' models share."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -59,6 +61,38 @@ class OfTokens:
         return fields_of(self)
 
 
+@dataclass(frozen=True, repr=False)
+class WithStatistics:
+    """An `apply` of a model that keeps running statistics, as batch norm does.
+
+    Called, it is in inference mode: the outputs of an example are its own. Params are
+    `{"params": ..., "batch_stats": ...}`, of which only the first have a derivative.
+
+    Attributes:
+      module: takes (x, train, mask), with mask Bool[B] True for what is no padding.
+    """
+
+    module: nn.Module
+
+    def __call__(self, params: Params, x: Array) -> Array:
+        return jnp.asarray(self.module.apply(_without_slope(params), x, train=False))
+
+    def train(self, params: Params, x: Array, mask: Array) -> tuple[Array, Params]:
+        """The outputs of a block by its own statistics, and the running ones behind it."""
+        outputs, renewed = self.module.apply(
+            _without_slope(params), x, train=True, mask=mask, mutable=["batch_stats"]
+        )
+        return jnp.asarray(outputs), renewed["batch_stats"]
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+def _without_slope(params: Params) -> Params:
+    """The same params, of whose running statistics there is no derivative."""
+    return {**params, "batch_stats": jax.lax.stop_gradient(params["batch_stats"])}
+
+
 def of_tokens(module: nn.Module, length: int, vocabulary: int) -> Model:
     """A flax module over characters as a Model."""
     model = from_flax(module, (length,), jnp.int32)
@@ -68,11 +102,16 @@ def of_tokens(module: nn.Module, length: int, vocabulary: int) -> Model:
 def from_flax(
     module: nn.Module, input_shape: Sequence[int], input_dtype: Any = jnp.float32
 ) -> Model:
-    """A flax (linen) module as a Model, without variables other than its params.
+    """A flax (linen) module as a Model.
+
+    A module with batch norm must be called as `module(x, train=False, mask=None)`, and give its
+    `nn.BatchNorm` `use_running_average=not train`, and the mask, Bool[B], as it broadcasts to what
+    is normed: `mask[:, None]` for features. Its params are `{"params": ..., "batch_stats": ...}`,
+    `apply` is in inference mode, and `fs.with_statistics` trains it.
 
     Raises:
       ValueError: for an input_shape, without the batch, that is no sequence of sizes; from `init`,
-        for a module that has other variables, as BatchNorm has, for they would be lost.
+        for a module that has other variables, or statistics without taking `train` and `mask`.
 
     >>> import jax
     >>> model = from_flax(nn.Dense(2), (3,))
@@ -80,6 +119,10 @@ def from_flax(
     (5, 2)
     """
     check_sizes("input_shape", input_shape)
+    if {"train", "mask"} <= set(inspect.signature(type(module).__call__).parameters):
+        x = jax.ShapeDtypeStruct((1, *input_shape), input_dtype)
+        if "batch_stats" in jax.eval_shape(module.init, jax.random.key(0), x):
+            return _with_statistics(module, input_shape, input_dtype)
 
     def init(key: Array) -> Params:
         variables = module.init(key, jnp.zeros((1, *input_shape), input_dtype))
@@ -88,7 +131,7 @@ def from_flax(
                 f"module must have no variables beside its params; got "
                 f"{', '.join(other_collections)}, which a round neither averages "
                 "nor keeps (in place of a BatchNorm take a norm within an example, as GroupNorm or "
-                "LayerNorm)"
+                "LayerNorm, or let the module take train and mask, as fs.models.from_flax says)"
             )
         return variables["params"]
 
@@ -96,6 +139,21 @@ def from_flax(
         return jnp.asarray(module.apply({"params": params}, x))
 
     return Model(init, apply)
+
+
+def _with_statistics(module: nn.Module, input_shape: Sequence[int], input_dtype: Any) -> Model:
+    """Of a module that takes (x, train, mask) and has batch_stats."""
+
+    def init(key: Array) -> Params:
+        variables = dict(module.init(key, jnp.zeros((1, *input_shape), input_dtype)))
+        if set(variables) != {"params", "batch_stats"}:
+            raise ValueError(
+                "module must have no variables beside its params and batch_stats; got "
+                f"{', '.join(sorted(variables))}"
+            )
+        return variables
+
+    return Model(init, WithStatistics(module))
 
 
 def dense(units: int) -> nn.Dense:

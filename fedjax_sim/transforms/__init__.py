@@ -2,3 +2,4 @@
 
 from fedjax_sim.transforms import compression as compression
 from fedjax_sim.transforms.sharing import partial as partial
+from fedjax_sim.transforms.statistics import with_statistics as with_statistics

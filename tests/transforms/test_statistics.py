@@ -1,0 +1,129 @@
+"""Batch norm in local training: beside NumPy, whatever the padding; kept or averaged; refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import fedjax_sim as fs
+
+LR, M, SIZES = 0.1, 0.9, (5, 3, 4)
+LOCAL, KEY = fs.LocalTraining(2, 4, shuffle=False), jax.random.key(0)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False, mask=None):
+        norm = nn.BatchNorm(use_running_average=not train, momentum=M, epsilon=0.1)
+        x = norm(x, mask=None if mask is None else mask[:, None])
+        return nn.Dense(1, use_bias=False)(x)
+
+
+MODEL = fs.models.from_flax(Net(), (2,))
+LOSS = fs.models.squared_error(MODEL.apply)
+FEDAVG = fs.fedavg(LOSS, optax.sgd(LR), LOCAL)
+
+
+@pytest.fixture(scope="module")
+def clients():
+    rng = np.random.default_rng(0)
+    return [(rng.normal(k, 1 + k, (n, 2)), rng.normal(size=(n, 1))) for k, n in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="module")
+def data(clients):
+    return fs.FederatedData.from_clients(
+        [{"x": x.astype(np.float32), "y": y.astype(np.float32)} for x, y in clients]
+    )
+
+
+@pytest.fixture(scope="module")
+def params():
+    return MODEL.init(KEY)
+
+
+def loss_of(vector, x, y):
+    """Of [scale (2), bias (2), kernel (2)] on a block, normed by its own statistics."""
+    normed = (x - x.mean(0)) / np.sqrt(x.var(0) + 0.1) * vector[:2] + vector[2:4]
+    return np.mean((normed @ vector[4:, None] - y) ** 2)
+
+
+def gradient(vector, x, y):
+    steps = 1e-5 * np.eye(6)
+    return np.array([loss_of(vector + d, x, y) - loss_of(vector - d, x, y) for d in steps]) / 2e-5
+
+
+def trained(vector, mean, var, x, y):
+    for _ in range(2):
+        for first in range(0, len(x), 4):
+            rows = slice(first, first + 4)
+            mean = M * mean + (1 - M) * x[rows].mean(0)
+            var = M * var + (1 - M) * x[rows].var(0)
+            vector = vector - LR * gradient(vector, x[rows], y[rows])
+    return vector, mean, var
+
+
+def vector_of(params):
+    norm, dense = params["params"]["BatchNorm_0"], params["params"]["Dense_0"]
+    parts = (norm["scale"], norm["bias"], dense["kernel"])
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in parts])
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_round_beside_numpy(clients, data, params, averaged):
+    """The last block of client 0 has one example of four, and that of client 1 three."""
+    algorithm = fs.with_statistics(FEDAVG, MODEL.apply, averaged=averaged)
+    state = fs.init(algorithm, params, data)
+    state, _ = jax.jit(fs.make_round(algorithm, execution=fs.execution.vmapped()))(
+        KEY, state, data, fs.Cohort(jnp.arange(2))
+    )
+    first = vector_of(params), np.zeros(2), np.ones(2)
+    results = [trained(*first, *clients[k]) for k in (0, 1)]
+    weights = np.array(SIZES[:2]) / sum(SIZES[:2])
+    expected = weights @ np.array([vector for vector, _, _ in results])
+    np.testing.assert_allclose(vector_of(state.params), expected, atol=2e-5)
+    running = state.params["batch_stats"]["BatchNorm_0"]
+    for name, place in (("mean", 1), ("var", 2)):
+        own = np.array([result[place] for result in results])
+        if averaged:
+            np.testing.assert_allclose(running[name], weights @ own, rtol=1e-4)
+            continue
+        np.testing.assert_array_equal(running[name], first[place])
+        kept = state.clients.personal[f"batch_stats/BatchNorm_0/{name}"]
+        np.testing.assert_allclose(kept[:2], own, rtol=1e-4)
+        np.testing.assert_array_equal(kept[2], first[place])
+    if not averaged:
+        # In inference mode, by the client's own running statistics.
+        result = fs.evaluate_clients(LOSS, algorithm, state, data, clients=[1])
+        x, y = clients[1]
+        normed = (x - results[1][1]) / np.sqrt(results[1][2] + 0.1) * expected[:2] + expected[2:4]
+        own = np.mean((normed @ expected[4:, None] - y) ** 2)
+        assert float(result.mean["loss"]) == pytest.approx(own, rel=1e-4)
+        # Neither statistics nor anything else of them travels: 6 numbers.
+        assert tuple(fs.communication(algorithm, params, data)) == (24, 24)
+
+
+def test_fedbn_keeps_all_of_batch_norm(data, params):
+    algorithm = fs.with_statistics(fs.fedbn(LOSS, optax.sgd(LR), LOCAL), MODEL.apply)
+    assert sorted(fs.init(algorithm, params, data).clients.personal) == [
+        "batch_stats/BatchNorm_0/mean",
+        "batch_stats/BatchNorm_0/var",
+        "params/BatchNorm_0/bias",
+        "params/BatchNorm_0/scale",
+    ]
+    assert tuple(fs.communication(algorithm, params, data)) == (8, 8)
+
+
+def test_refusals(data, params):
+    state = fs.init(FEDAVG, params, data)
+    with pytest.raises(ValueError, match=r"algorithm must be given to fs\.with_statistics"):
+        fs.make_round(FEDAVG)(KEY, state, data, fs.Cohort([0]))
+    with pytest.raises(ValueError, match=r"apply must be of fs\.models\.from_flax"):
+        fs.with_statistics(FEDAVG, fs.models.mlp((2,), (), 1).apply)
+    with pytest.raises(ValueError, match="averaged must be True or False; got 1"):
+        fs.with_statistics(FEDAVG, MODEL.apply, averaged=1)
+    for algorithm in (fs.fedsgd(LOSS, optax.sgd(LR)), fs.mime(LOSS, LR, LOCAL)):
+        with pytest.raises(ValueError, match="one exchange in a round, in which clients train"):
+            fs.with_statistics(algorithm, MODEL.apply, averaged=True)
