@@ -1,5 +1,6 @@
 """The house as it is drawn: ARCHITECTURE's table, the import contract and the tree are one."""
 
+import ast
 import configparser
 import re
 from pathlib import Path
@@ -74,6 +75,49 @@ def test_an_algorithm_is_its_papers_equations_and_little_else():
     lengths = {path.stem: len(path.read_text().splitlines()) for path in folder.glob("*.py")}
     assert {name for name, length in lengths.items() if length > 130} <= {"ifca"}
     assert sorted(lengths.values())[len(lengths) // 2] <= 105
+
+
+# Names that say how a value was come by, where its name should say what it holds.
+EMPTY_NAMES = {"found", "said", "made", "one", "what", "got"}
+
+
+def is_public(function):
+    return not getattr(function, "name", "_").startswith("_")
+
+
+def names_of_values(tree):
+    """(line, name) of all that a file names: variables, fields, functions, imports, parameters.
+
+    Parameters of public functions are left out, because callers give them by name.
+    """
+    public = set()
+    for owner in ast.walk(tree):
+        if isinstance(owner, (ast.Module, ast.ClassDef)):
+            functions = [x for x in owner.body if isinstance(x, ast.FunctionDef) and is_public(x)]
+            public |= {id(x) for function in functions for x in ast.walk(function.args)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.arg) and id(node) not in public:
+            yield node.lineno, node.arg
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)) and node.name:
+            yield node.lineno, node.name
+        elif isinstance(node, ast.alias) and node.asname:
+            yield node.lineno, node.asname
+
+
+def test_names_of_values_are_all_seen():
+    text = (
+        "import numpy as a\nb = c = 1\nfor d in e: pass\nwith f as g: h: int = 0\n"
+        "def i(public): return lambda j: [k for k in j if (l := k)]\ndef _m(n): pass\n"
+    )
+    assert {name for _, name in names_of_values(ast.parse(text))} == {*"abcdghijklmn", "_m"} - {"m"}
+
+
+def test_a_variable_is_named_by_what_it_holds():
+    for path in PACKAGE.rglob("*.py"):
+        for line, name in names_of_values(ast.parse(path.read_text())):
+            assert name not in EMPTY_NAMES, f"{path.relative_to(ROOT)}:{line} {name}"
 
 
 def test_the_formatter_is_not_told_to_look_away():

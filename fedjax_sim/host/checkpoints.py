@@ -18,7 +18,7 @@ from fedjax_sim.core.types import PyTree
 from fedjax_sim.host.processes import Processes
 from fedjax_sim.results.folder import RUN
 
-_KEPT = 2  # the last, and the one before it in case the last is damaged
+_KEPT = 2  # checkpoints: the last one, and the one before it in case the last is damaged
 
 
 class Saved(NamedTuple):
@@ -32,8 +32,8 @@ class Saved(NamedTuple):
 class Checkpoints:
     """Numbered checkpoints of named arrays and a few facts, in one folder.
 
-    A checkpoint is written beside its place and moved there, so that one cut off in the middle
-    is never seen; its checksum tells one that was damaged later.
+    A checkpoint is written under another name and then moved, so that a reader never sees half
+    of one. Its checksum shows whether it was damaged later.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,9 +48,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # here: it takes longer to import than JAX does
 
         path = self.folder / RUN.part(number)
-        held = {name: x for name, x in arrays.items() if x.size}  # Orbax keeps no empty array
+        non_empty = {name: x for name, x in arrays.items() if x.size}  # Orbax keeps no empty array
         empty = {name: [str(x.dtype), x.shape] for name, x in arrays.items() if not x.size}
-        said = {"facts": facts, "empty": empty, "checksum": _checksums(held)}
+        metadata = {"facts": facts, "empty": empty, "checksum": _checksums(non_empty)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that was killed
@@ -58,9 +58,9 @@ class Checkpoints:
             with _checkpointer() as checkpointer:
                 checkpointer.save(
                     path,
-                    args=ocp.args.PyTreeSave(held),
+                    args=ocp.args.PyTreeSave(non_empty),
                     force=True,
-                    custom_metadata={"json": json.dumps(said)},
+                    custom_metadata={"json": json.dumps(metadata)},
                 )
         except Exception as error:
             for left in self.folder.glob(f"{path.name}.orbax-checkpoint-tmp*"):
@@ -69,19 +69,20 @@ class Checkpoints:
                 f"checkpoint {number} was not saved in {self.folder}: {reason(error)}"
             ) from error
         numbers = self.numbers()
-        behind = [n for n in numbers if n > number]  # damaged, since the run began before them
+        # The run was resumed before these, so it found them damaged.
+        behind = [n for n in numbers if n > number]
         for old in [n for n in numbers if n <= number][:-_KEPT] + behind:
             shutil.rmtree(self.folder / RUN.part(old), ignore_errors=True)
 
     def numbers(self) -> list[int]:
-        """Of the checkpoints that are there, in order."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(int(path.name) for path in found if path.name.isdecimal())
+        """The numbers of the checkpoints in the folder, in order."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
     def load(self) -> Saved | None:
-        """The last checkpoint that is whole; None if there is none.
+        """The last checkpoint that is not damaged; None if there is none.
 
-        Warns of each damaged one that it passes over.
+        Warns of each damaged one.
         """
         for number in reversed(self.numbers()):
             try:
@@ -98,7 +99,7 @@ class Checkpoints:
         """The checkpoint of that number.
 
         Raises:
-          Exception: if it is not there, or not whole.
+          Exception: if it is missing or damaged.
         """
         path = self.folder / RUN.part(number)
         if not path.is_dir():
@@ -106,22 +107,22 @@ class Checkpoints:
         with _checkpointer() as checkpointer:
             import orbax.checkpoint as ocp
 
-            said = json.loads(checkpointer.metadata(path).custom_metadata["json"])
+            metadata = json.loads(checkpointer.metadata(path).custom_metadata["json"])
             as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-            names = [name for name, _ in said["checksum"]]
+            names = [name for name, _ in metadata["checksum"]]
             restore = ocp.args.PyTreeRestore(
                 dict.fromkeys(names, 0), restore_args=dict.fromkeys(names, as_numpy)
             )
-            held = {k: np.asarray(x) for k, x in checkpointer.restore(path, args=restore).items()}
-        if _checksums(held) != said["checksum"]:
+            arrays = {k: np.asarray(x) for k, x in checkpointer.restore(path, args=restore).items()}
+        if _checksums(arrays) != metadata["checksum"]:
             raise ValueError("its arrays are not those that were saved")
-        for name, (dtype, shape) in said["empty"].items():
-            held[name] = np.zeros(shape, dtype)
-        return Saved(number, held, said["facts"])
+        for name, (dtype, shape) in metadata["empty"].items():
+            arrays[name] = np.zeros(shape, dtype)
+        return Saved(number, arrays, metadata["facts"])
 
 
 def load_together(checkpoints: Checkpoints, processes: Processes) -> Saved | None:
-    """The last checkpoint that is whole, as the writer finds it, on all processes of a run.
+    """The last checkpoint that the writer finds undamaged, read by each process of a run.
 
     Raises:
       ValueError: if one of them cannot read the one that the writer read.
@@ -147,7 +148,7 @@ def load_together(checkpoints: Checkpoints, processes: Processes) -> Saved | Non
 
 
 def _checkpointer() -> Any:
-    """Orbax's, for this process alone: of several it would wait for all."""
+    """Orbax's checkpointer, set up so that it does not wait for other processes of the run."""
     import orbax.checkpoint as ocp
 
     if jax.process_count() == 1:
@@ -161,7 +162,7 @@ def _checkpointer() -> Any:
 
 
 def flatten(name: str, tree: PyTree) -> dict[str, np.ndarray]:
-    """The leaves of a pytree on the host, by name and place; keys as their bits."""
+    """The leaves of a pytree as numpy arrays, named by their order; random keys as their bits."""
 
     def on_host(x: Any) -> np.ndarray:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -175,36 +176,36 @@ def unflatten(name: str, like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
     """The pytree that `flatten` took apart: numpy leaves, and keys as keys.
 
     Raises:
-      ValueError: if it was one of other shapes or dtypes.
+      ValueError: if the arrays have other shapes or dtypes than the leaves of `like`.
     """
     leaves, treedef = jax.tree.flatten(like)
-    made = []
+    restored = []
     for i, x in enumerate(leaves):
         key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         spec: Any = jax.eval_shape(jax.random.key_data, x) if key else x
-        found = arrays.get(f"{name}.{i:04d}")
-        if found is None or found.shape != spec.shape or found.dtype != spec.dtype:
+        saved = arrays.get(f"{name}.{i:04d}")
+        if saved is None or saved.shape != spec.shape or saved.dtype != spec.dtype:
             raise ValueError(
                 f"the checkpoint holds another {name}: its leaf {i} is "
-                f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}, "
+                f"{'missing' if saved is None else f'{saved.dtype}{list(saved.shape)}'}, "
                 f"for {spec.dtype}{list(spec.shape)} here"
             )
-        made.append(
-            jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(x))
+        restored.append(
+            jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(x))
             if key
-            else found
+            else saved
         )
-    return jax.tree.unflatten(treedef, made)
+    return jax.tree.unflatten(treedef, restored)
 
 
 def checksum(*arrays: Any) -> int:
     """CRC-32 of the arrays' bytes, one after another."""
-    found = 0
+    crc = 0
     for x in arrays:
-        found = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, found)
-    return found
+        crc = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, crc)
+    return crc
 
 
 def _checksums(arrays: dict[str, np.ndarray]) -> list[list[Any]]:
-    """Of each array, in the order of their names."""
+    """The checksum of each array, sorted by name."""
     return [[name, checksum(arrays[name])] for name in sorted(arrays)]

@@ -18,23 +18,24 @@ from fedjax_sim.host.checkpoints import Checkpoints, flatten, load_together, unf
 from fedjax_sim.host.processes import ALONE, Processes
 from fedjax_sim.host.program import Program
 
-_CHUNK_SECONDS = 1.0  # between two looks at the signals
+_CHUNK_SECONDS = 1.0  # that a chunk is to take: signals are looked at after each
 # The first round of a program also loads its code and touches its memory for the first time,
 # some ten milliseconds: a first chunk shorter than this says nothing of the pace.
 WARM_SECONDS = 1.0
-_SAVE_SHARE = 0.02  # of the time, at most, goes into checkpoints that nobody asked for
-_SAVE_SECONDS = 15.0  # the least time between two of those
+# Without `checkpoint_every`, checkpoints take at most this share of the time...
+_SAVE_SHARE = 0.02
+_SAVE_SECONDS = 15.0  # ...and there are at least so many seconds between two of them.
 
 
 class Progress(NamedTuple):
-    """What is told after each chunk of rounds.
+    """What `on_progress` is called with after each chunk of rounds.
 
     Attributes:
       round: rounds done.
       num_rounds: R.
       rounds_per_second: of this chunk.
-      client_steps_per_second: of this chunk; 0 if its outputs do not say.
-      seconds_left: at this pace; NaN while no pace is known, after a first chunk that was short.
+      client_steps_per_second: of this chunk; 0 if the rounds do not count steps.
+      seconds_left: at the pace of this chunk; NaN after a short first chunk, which tells no pace.
       metrics: name -> the latest value of each scalar.
     """
 
@@ -47,10 +48,11 @@ class Progress(NamedTuple):
 
 
 class Interrupt:
-    """SIGINT and SIGTERM ask for an end after the rounds at hand; a second one insists.
+    """Within it, SIGINT or SIGTERM ends a run after the chunk of rounds that is being computed.
 
-    An exception in the middle of an XLA call would leave it running while Python ends. Signals
-    reach the main thread alone; elsewhere this changes nothing.
+    A second signal raises KeyboardInterrupt at once. The first does not, because an exception in
+    the middle of an XLA call would leave that running while Python ends. Python delivers signals
+    to the main thread only; in another thread this does nothing.
     """
 
     def __init__(self) -> None:
@@ -74,15 +76,15 @@ class Interrupt:
         self.receive(signal.Signals(number).name)
 
     def receive(self, name: str) -> None:
-        """Asks for an end, as the signal of that name does; another process may have had it."""
+        """Ends the run as the named signal does, which perhaps another process received."""
         self.received = name
         outer = getattr(self._before.get(signal.Signals[name]), "__self__", None)
-        if isinstance(outer, Interrupt):  # what comes next is its business
+        if isinstance(outer, Interrupt):  # which ends, too: this run is part of it
             outer.received = self.received
 
 
 class Driven(NamedTuple):
-    """What came of it: `history` has numpy leaves, with the rounds done on `rounds_axis`."""
+    """The rounds that were done: `history` has numpy leaves, with rounds on `rounds_axis`."""
 
     carry: PyTree
     history: PyTree
@@ -98,88 +100,93 @@ def drive(
     on_chunk: Callable[[int, PyTree, float], None],
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int | None = None,
-    as_it_were: Callable[[PyTree], PyTree] | None = None,
+    rows_as_now: Callable[[PyTree], PyTree] | None = None,
     inputs_of: Callable[[int, int], tuple[PyTree, int] | None] | None = None,
     processes: Processes = ALONE,
 ) -> Driven:
     """Runs a program to its end, from its last checkpoint if there is one.
 
-    Of several processes each drives its own. The writer says how many rounds a chunk has and when
-    to save, and it alone saves and calls `on_chunk`; a signal to any of them ends all.
+    Of several processes, each drives its own copy of the program. The writer decides how many
+    rounds a chunk has and when to save, and it alone saves and calls `on_chunk`. A signal to any
+    process ends all of them.
 
     Args:
       inputs: of the program.
       carry: before round 0; donated.
-      interrupt: looked at after each chunk; what is done by then is saved.
-      on_chunk: told (rounds before it, its rows, seconds it took) after each chunk, and of
-        the rounds that a checkpoint brought back (with 0 seconds). If one of those met the
+      interrupt: looked at after each chunk; the rounds done until then are saved.
+      on_chunk: called with (rounds before the chunk, its rows, seconds that it took) after each
+        chunk; also for the rounds of the checkpoint (with 0 seconds). If one of those met the
         stop criterion, no more are done.
       checkpoints: where to save; None for nowhere.
       checkpoint_every: rounds between checkpoints; None for some seconds between them, such
         that they cost little.
-      as_it_were: the rows that a checkpoint brought back -> as this program would have made them,
-        the same object where nothing differs.
-      inputs_of: (first round, rounds at most) -> the program's inputs for so many of them, in the
-        place of `inputs`; None after an interrupt while they were waited for.
+      rows_as_now: rows of the checkpoint -> the rows that this program would have computed; the
+        same object where nothing differs.
+      inputs_of: (first round, rounds at most) -> (the program's inputs for the next rounds, in
+        place of `inputs`; how many rounds they are for); None if a signal came in the meantime.
       processes: those that the program runs on.
 
     Raises:
       SaveError: if a checkpoint cannot be written.
-      InterruptedRun: for what `on_chunk` or `inputs_of` raises, once what was computed until then
-        is saved. Of either error, `partial` is what was computed, a `Driven`.
+      InterruptedRun: for what `on_chunk` or `inputs_of` raises, once the rounds done are saved.
+        Of either error, `partial` is the rounds done, a `Driven`.
     """
     axis = program.rounds_axis
-    buffers, done, stopped = program.buffers(), 0, False
+    buffers, rounds_done, stopped = program.buffers(), 0, False
     remembered = program.remembered()
     rows: list[PyTree] = []
     saved = load_together(checkpoints, processes) if checkpoints is not None else None
     if saved is not None:
-        done, stopped = saved.number, saved.facts["stopped"]
-        same = saved.facts.get("criterion", "") == program.criterion
+        rounds_done, stopped = saved.number, saved.facts["stopped"]
+        same_criterion = saved.facts.get("criterion", "") == program.criterion
         carry = _put_like(unflatten("carry", carry, saved.arrays), carry)
 
-        def so_far(x: Array) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((*x.shape[:axis], done, *x.shape[axis + 1 :]), x.dtype)
+        def saved_shape(x: Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(
+                (*x.shape[:axis], rounds_done, *x.shape[axis + 1 :]), x.dtype
+            )
 
-        there = unflatten("history", jax.tree.map(so_far, buffers), saved.arrays)
-        rows.append(there if as_it_were is None else as_it_were(there))
-        if same and rows[0] is there:
-            again = unflatten("stop", remembered, saved.arrays)
-        else:  # of another criterion, or of rows that it had not seen so
-            again, met = program.replay(rows[0])
+        saved_rows = unflatten("history", jax.tree.map(saved_shape, buffers), saved.arrays)
+        rows.append(saved_rows if rows_as_now is None else rows_as_now(saved_rows))
+        if same_criterion and rows[0] is saved_rows:
+            memory = unflatten("stop", remembered, saved.arrays)
+        else:  # the criterion is another one, or saw other rows
+            memory, met = program.replay(rows[0])
             stopped = bool(np.any(met))
-        remembered = _put_like(again, remembered)
+        remembered = _put_like(memory, remembered)
     last_save, cost = time.perf_counter(), 0.0
-    last_number, pace = done, 0.0
+    last_number, pace = rounds_done, 0.0
 
     def driven() -> Driven:
         if not rows:
             rows.append(jax.tree.map(lambda x: _cut(x, axis, 0), buffers))
         whole = jax.tree.map(lambda *xs: np.concatenate(xs, axis=axis), *rows)
         rows[:] = [whole]
-        through = "finished" if done == program.num_rounds else "interrupted"
-        here = processes.own_copy(carry)
-        return Driven(here, whole, done, "stopped" if stopped else through)
+        through = "finished" if rounds_done == program.num_rounds else "interrupted"
+        own_carry = processes.own_copy(carry)
+        return Driven(own_carry, whole, rounds_done, "stopped" if stopped else through)
 
     def save() -> None:
         nonlocal last_save, last_number, cost
-        if checkpoints is None or done == last_number:
+        if checkpoints is None or rounds_done == last_number:
             return
         began = time.perf_counter()
-        here, number, folder = driven(), done, checkpoints
+        driven_until_now, number, folder = driven(), rounds_done, checkpoints
         facts = {"stopped": stopped, "criterion": program.criterion}
 
         def write() -> None:
-            arrays = flatten("carry", here.carry) | flatten("history", here.history)
+            arrays = flatten("carry", driven_until_now.carry) | flatten(
+                "history", driven_until_now.history
+            )
             arrays |= flatten("stop", processes.own_copy(remembered))
             folder.save(number, arrays, facts)
 
         try:
             processes.by_writer(write)
         except SaveError as error:
-            error.partial = here
+            error.partial = driven_until_now
             raise
-        last_save, last_number = time.perf_counter(), done
+        last_save, last_number = time.perf_counter(), rounds_done
         cost = last_save - began
 
     def tell(first: int, seconds: float) -> None:
@@ -187,65 +194,70 @@ def drive(
             with processes.together():
                 if processes.is_writer:
                     on_chunk(first, rows[-1], seconds)
-        except Exception as error:  # whatever it is, it costs no round
+        except Exception as error:  # the rounds done are saved, whatever it is
             save()
-            told = InterruptedRun(f"a round was not told of: {error!r}")
-            raise told.holding(driven()) from error
+            interrupted = InterruptedRun(f"a round was not told of: {error!r}")
+            raise interrupted.holding(driven()) from error
 
     def next_inputs(
         inputs_of: Callable[[int, int], tuple[PyTree, int] | None], count: int
     ) -> tuple[PyTree, int] | None:
-        given = None
+        window = None
         try:
             with processes.together():
-                given = inputs_of(done, count)
+                window = inputs_of(rounds_done, count)
         except Exception as error:
             save()
-            unread = InterruptedRun(f"the inputs of round {done + 1} were not read: {error!r}")
+            unread = InterruptedRun(
+                f"the inputs of round {rounds_done + 1} were not read: {error!r}"
+            )
             raise unread.holding(driven()) from error
-        name = interrupt.received if given is None else None
-        return None if heard(processes.gather(name)) else given
+        name = interrupt.received if window is None else None
+        return None if heard(processes.gather(name)) else window
 
     def heard(signals: list[str | None]) -> bool:
-        """Whether a signal has reached any of the processes, of which this one then knows."""
+        """Whether a signal reached any of the processes; this one then counts as interrupted."""
         received = [name for name in signals if name is not None]
         if received and interrupt.received is None:
             interrupt.receive(received[0])
         return bool(received)
 
     def rounds_ahead() -> int:
-        """Of the next chunk; 0 at the end, or once a signal has reached any of the processes."""
+        """The rounds of the next chunk; 0 at the end, or once a signal reached any process."""
         count = 0
-        if done < program.num_rounds and not stopped:
+        if rounds_done < program.num_rounds and not stopped:
             count = max(1, min(program.capacity, int(_CHUNK_SECONDS / pace))) if pace else 1
-            count = min(count, program.num_rounds - done)
+            count = min(count, program.num_rounds - rounds_done)
             if checkpoint_every is not None:
-                count = min(count, checkpoint_every - done % checkpoint_every)
+                count = min(count, checkpoint_every - rounds_done % checkpoint_every)
         plans = processes.gather((count, interrupt.received))
         return 0 if heard([received for _, received in plans]) else plans[0][0]
 
     if rows:
         tell(0, 0.0)
+    # Before and after each turn, on every process: `carry` and `remembered` are those after
+    # `rounds_done` rounds, `rows` are the outputs of exactly these rounds, `on_chunk` was called
+    # for all of them, and a checkpoint holds the first `last_number` of them.
     while count := rounds_ahead():
         start = time.perf_counter()
         if inputs_of is not None:
-            given = next_inputs(inputs_of, count)
-            if given is None:
+            window = next_inputs(inputs_of, count)
+            if window is None:
                 break
-            inputs, count = given
-        carry, remembered, buffers, took, ended = program.advance(
-            inputs, carry, remembered, buffers, done, count
+            inputs, count = window
+        carry, remembered, buffers, count_done, ended = program.advance(
+            inputs, carry, remembered, buffers, rounds_done, count
         )
-        count, stopped = int(took), bool(ended)
+        count, stopped = int(count_done), bool(ended)
         seconds = time.perf_counter() - start
         rows.append(jax.tree.map(lambda x, n=count: _cut(x, axis, n), buffers))
-        first, done = done, done + count
+        first, rounds_done = rounds_done, rounds_done + count
         pace = max(seconds / count, 1e-6)
         tell(first, seconds)
         since = time.perf_counter() - last_save
         due = since > max(_SAVE_SECONDS, cost / _SAVE_SHARE)
         if checkpoint_every is not None:
-            due = done % checkpoint_every == 0
+            due = rounds_done % checkpoint_every == 0
         if processes.agree(due):
             save()
     save()
@@ -253,21 +265,21 @@ def drive(
 
 
 def history_of(checkpoints: Checkpoints, row: PyTree) -> PyTree:
-    """The rounds of the last whole checkpoint, leaves [done, ...]; none if there is none.
+    """The rounds of the last undamaged checkpoint, leaves [rounds done, ...]; 0 if there is none.
 
     Args:
-      row: the shapes of one round's, of a program without an axis over devices.
+      row: the shapes of one round's outputs, of a program without an axis over devices.
     """
     saved = checkpoints.load()
-    done, arrays = (0, None) if saved is None else (saved.number, saved.arrays)
-    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((done, *x.shape), x.dtype), row)
+    rounds_done, arrays = (0, None) if saved is None else (saved.number, saved.arrays)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rounds_done, *x.shape), x.dtype), row)
     if arrays is None:
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), rows)
     return unflatten("history", rows, arrays)
 
 
 def _put_like(tree: PyTree, like: PyTree) -> PyTree:
-    """The leaves on the devices of those of `like`."""
+    """The tree, with each leaf placed on the devices where that of `like` is."""
     return jax.tree.map(lambda x, y: placed(x, y.sharding), tree, like)
 
 
@@ -277,7 +289,7 @@ def _cut(x: Array, axis: int, count: int) -> np.ndarray:
 
 
 def span_of(seconds: float) -> str:
-    """A time in words.
+    """A number of seconds as a text, in the unit that fits it.
 
     >>> span_of(61.3), span_of(600), span_of(9000)
     ('61 s', '10 min', '2.5 h')

@@ -1,9 +1,9 @@
 """A checksum of a traced program: the same in every process for the same mathematics.
 
-The text of a jaxpr is not: it has addresses of functions and names of what was jitted. So its
-equations are walked, and what is hashed of them is what they compute: primitives, parameters,
-types, literals, the arrays that were closed over, and of nested programs the same. Functions of the
-host, which callbacks call, are taken apart by `host_code`, which says what it does not see.
+The text of a jaxpr differs between processes: it has addresses of functions and names of jitted
+functions. So the checksum is of what the equations compute: primitives, parameters, types,
+literals, the arrays that were closed over, and the same of nested programs. Of Python functions
+that callbacks call, `host_code` says what they do; its docstring says what it cannot see.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from fedjax_sim.core.types import PyTree
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.host_code import parts
 
-# Parameters that say how something is compiled, placed or differentiated further, not what it is.
-# (Of a mesh, what matters is told apart: over how many devices `shard_map` runs.)
+# Parameters that say how an equation is compiled, placed or differentiated, not what it computes.
+# (A mesh is among them; the number of devices that `shard_map` runs over is hashed on its own.)
 _NO_MATTER = frozenset(
     (
         "bwd",
@@ -53,19 +53,19 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 def traced(
     function: Callable[..., Mapping[str, PyTree]], *arguments: PyTree, known: PyTree = ()
 ) -> dict[str, str]:
-    """Part -> the checksum of how it is computed, of a function that returns a dict of parts.
+    """The checksum of how each value of a dict is computed, of a function that returns the dict.
 
-    What does not reach a part is no part of its checksum.
+    A checksum covers only the equations that its value depends on.
 
     Args:
       arguments: arrays or their shapes; their values do not matter.
       known: arrays that are compared elsewhere. Where the function closes over one of them, its
-        place here is hashed and not its numbers. Read after the trace, which may add to a list.
+        index here is hashed and not its numbers. Read after the trace, which may add to a list.
 
     >>> import jax.numpy as jnp
-    >>> one = traced(lambda x: {"a": jnp.sin(x), "b": 2 * x}, 1.0)
-    >>> other = traced(lambda y: {"b": 3 * y, "a": jnp.sin(y)}, 5.0)
-    >>> one["a"] == other["a"], one["b"] == other["b"]
+    >>> twice = traced(lambda x: {"a": jnp.sin(x), "b": 2 * x}, 1.0)
+    >>> thrice = traced(lambda y: {"b": 3 * y, "a": jnp.sin(y)}, 5.0)
+    >>> twice["a"] == thrice["a"], twice["b"] == thrice["b"]
     (True, False)
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
@@ -74,8 +74,8 @@ def traced(
     checksums = {}
     for name in sorted(shapes):  # as the leaves of a dict are ordered
         leaves, structure = jax.tree.flatten(shapes[name])
-        own = [next(outputs) for _ in leaves]
-        checksums[name] = _digest([_ADDRESS.sub("", str(structure)), *own])
+        digests = [next(outputs) for _ in leaves]
+        checksums[name] = _digest([_ADDRESS.sub("", str(structure)), *digests])
     return checksums
 
 
@@ -99,12 +99,14 @@ class _Walk:
     def __init__(self, places: Mapping[int, int]) -> None:
         self.places = places
         self.seen: dict[int, str] = {}
-        self.kept: list[Any] = []  # what `seen` knows by its id, which is its own while it lives
+        # The objects whose ids are in `seen`: while they live, no other object gets such an id.
+        self.kept: list[Any] = []
 
     def outputs(self, jaxpr: Jaxpr, consts: Sequence[Any] | None = None) -> list[str]:
-        """A digest of each output: of the equations that lead to it, and of nothing else.
+        """A digest of each output, which covers only the equations that it depends on.
 
-        Outputs are also the references that the program was given, as it leaves them.
+        The last outputs are the references (places in memory) that the program was given, with
+        what it wrote to them.
         """
         digests: dict[Any, str] = {}
 
@@ -131,8 +133,8 @@ class _Walk:
                 for place, operand in enumerate(equation.invars):
                     if _is_reference(operand):  # which the equation may have written to
                         digests[operand] = f"{result} operand {place}:{self.value(operand.aval)}"
-        given = [x for x in (*jaxpr.constvars, *jaxpr.invars) if _is_reference(x)]
-        return [*map(atom, (*jaxpr.outvars, *given))]
+        references = [x for x in (*jaxpr.constvars, *jaxpr.invars) if _is_reference(x)]
+        return [*map(atom, (*jaxpr.outvars, *references))]
 
     def _program(self, jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> str:
         """A nested program, as a parameter of an equation."""
@@ -141,7 +143,7 @@ class _Walk:
         return _digest([self.seen[id(jaxpr)], *map(self.value, consts)])
 
     def value(self, x: Any) -> str:
-        """What a parameter, a literal or an array is, without where it lies in memory."""
+        """A text that is equal for equal parameters, literals or arrays, without addresses."""
         if isinstance(x, ClosedJaxpr):
             return self._program(x.jaxpr, x.consts)
         if isinstance(x, Jaxpr):
@@ -174,13 +176,13 @@ class _Walk:
         return self._object(x)
 
     def _object(self, x: Any) -> str:
-        """A function that a program calls as it stands, a class, or what they hold."""
+        """A digest of a Python function that a program calls, a class, or an object of theirs."""
         if id(x) not in self.seen:
             name = f"{type(x).__name__} {getattr(x, '__qualname__', '')}"
             self.kept.append(x)
             self.seen[id(x)] = name  # it may refer to itself
-            held = parts(x)
-            text = _ADDRESS.sub("", str(x)) if held is None else self.value(held)
+            held_parts = parts(x)
+            text = _ADDRESS.sub("", str(x)) if held_parts is None else self.value(held_parts)
             self.seen[id(x)] = _digest([name, text])
         return self.seen[id(x)]
 

@@ -1,4 +1,4 @@
-"""What identifies what is in a results folder: read, written, compared, refused."""
+"""The manifest of a results folder: what run, or sweep, is in it; compared before a resume."""
 
 import json
 import warnings
@@ -12,10 +12,10 @@ MORE_ROUNDS = (
     "more rounds are for a single run: a sweep's batch that is through keeps its tables, and no "
     "state to go on from"
 )
-# What a run may be given another of while it goes on, on conditions.
+# Facts that a resume may change, on the conditions that `Manifest._go_on_with_run` checks.
 _MAY_CHANGE = ("num_rounds", "stop", "criterion")
 
-# What each part of a program is called where another was run before.
+# What each part of a program is called in an error that says that it differs.
 _PARTS = {
     "sampler": "the sampler",
     "aggregation": "the aggregation rule",
@@ -41,17 +41,17 @@ class Manifest(NamedTuple):
 
     @classmethod
     def of(cls, kind: Kind, facts: Mapping[str, Any]) -> "Manifest":
-        """That of what is to run, its facts as they are when they are read back."""
+        """The manifest of what is to run, with its facts as JSON reads them back."""
         return cls(kind, json.loads(to_json(facts)))
 
     @classmethod
     def read(cls, folder: RunFolder, kind: Kind) -> "Manifest | None":
-        """That of what is there; None if nothing is."""
+        """The manifest in the folder; None if it has none."""
         path = folder.manifest(kind)
         return cls(kind, json.loads(path.read_text())) if path.exists() else None
 
     def write(self, folder: RunFolder) -> None:
-        """Writes it, whole or not at all.
+        """Writes the manifest into the folder, whole or not at all.
 
         Raises:
           SaveError: if it cannot be written.
@@ -65,19 +65,23 @@ class Manifest(NamedTuple):
         resume: bool,
         rounds_met: Callable[[], Sequence[int]] = list,
     ) -> None:
-        """Compares what is there with this, which is to run; written where nothing is there.
+        """Checks that the folder can be used for what this manifest is of.
+
+        An empty folder can, and gets this manifest. One with a manifest can be resumed if that
+        is of the same run or sweep.
 
         Args:
-          rounds_met: those of a run's rounds done that meet the stop criterion of what is to run.
+          rounds_met: returns the rounds that are saved in the folder and meet the new stop
+            criterion.
 
         Raises:
-          ValueError: if something is there and `resume` is False, or it is of something else, or
-            cannot be gone on with; if there are parts of nobody knows what.
+          ValueError: if the folder has a manifest and `resume` is False; if that manifest is of
+            something else, or cannot be resumed; if checkpoints or tables are there without one.
           OSError: if the folder cannot be written.
         """
         name, out = self.kind.name, f"out {folder.path}"
-        there = self.read(folder, self.kind)
-        if there is None:
+        saved = self.read(folder, self.kind)
+        if saved is None:
             if folder.has_parts(self.kind):
                 raise ValueError(
                     f"{out} holds {self.kind.parts} and no {self.kind.manifest} that says of what; "
@@ -91,122 +95,130 @@ class Manifest(NamedTuple):
             raise ValueError(
                 f"{out} holds {article} {name} already; resume it, or name another folder"
             )
-        if differs := self.differences(there):
+        if differs := self.differences(saved):
             raise ValueError(f"{out} holds another {name} and cannot be resumed: {differs}")
         if self.kind == RUN:
-            self._go_on_with_run(there, folder, rounds_met)
-        elif any("program" not in group for group in there.facts["groups"]):
+            self._go_on_with_run(saved, folder, rounds_met)
+        elif any("program" not in group for group in saved.facts["groups"]):
             _warn_of_no_program(folder)
 
-    def differences(self, there: "Manifest") -> str:
-        """What makes what is there another than this, in words; "" if nothing does."""
+    def differences(self, saved: "Manifest") -> str:
+        """How the saved manifest differs from this one, in words; "" if a resume may go on."""
         if self.kind == SWEEP:
-            return _another_sweep(there.facts, self.facts)
-        return another(there.facts, self.facts)
+            return _another_sweep(saved.facts, self.facts)
+        return another(saved.facts, self.facts)
 
     def check_rounds_done(self, folder: RunFolder, num_rounds: int, evaluate_every: int) -> None:
-        """Refuses to end a run that is there before the rounds that are done.
-
-        Nor may it end in the middle of what is evaluated.
+        """Checks that the saved run, which this manifest is of, may have `num_rounds` in all.
 
         Raises:
-          ValueError: saying how many are done.
+          ValueError: if more rounds are done already, or just as many and the last of them was
+            not evaluated, as a last round is.
         """
-        before = self.facts.get("num_rounds")
-        if before in (None, num_rounds):
+        saved_rounds = self.facts.get("num_rounds")
+        if saved_rounds in (None, num_rounds):
             return
-        done = max(folder.numbers(RUN), default=0)
-        if done > num_rounds:
+        rounds_done = max(folder.numbers(RUN), default=0)
+        if rounds_done > num_rounds:
             raise ValueError(
-                f"num_rounds must be at least the {done} that are done in out {folder.path}; got "
-                f"{num_rounds}"
+                f"num_rounds must be at least the {rounds_done} that are done in out "
+                f"{folder.path}; got {num_rounds}"
             )
-        if done == num_rounds < before and num_rounds % evaluate_every:
+        if rounds_done == num_rounds < saved_rounds and num_rounds % evaluate_every:
             raise ValueError(
-                f"num_rounds must be more than the {done} that are done in out {folder.path}, the "
-                f"last of them without the evaluation that a last round has; got {num_rounds}"
+                f"num_rounds must be more than the {rounds_done} that are done in out "
+                f"{folder.path}, the last of them without the evaluation that a last round has; "
+                f"got {num_rounds}"
             )
 
     def _go_on_with_run(
-        self, there: "Manifest", folder: RunFolder, rounds_met: Callable[[], Sequence[int]]
+        self, saved: "Manifest", folder: RunFolder, rounds_met: Callable[[], Sequence[int]]
     ) -> None:
-        """The conditions on which a run may have other rounds and another criterion."""
+        """Resumes a run, perhaps with another number of rounds or stop criterion.
+
+        Raises:
+          ValueError: if the rounds done do not allow that.
+        """
         if "num_rounds" in self.facts:
-            there.check_rounds_done(folder, self.facts["num_rounds"], self.facts["evaluate_every"])
-        if differs := self._met_before(there, folder, rounds_met):
+            saved.check_rounds_done(folder, self.facts["num_rounds"], self.facts["evaluate_every"])
+        if differs := self._met_before(saved, folder, rounds_met):
             raise ValueError(f"out {folder.path} cannot be resumed: {differs}")
-        here = self
-        if "program" in self.facts and there.facts.get("program") is None:
+        manifest = self
+        if "program" in self.facts and saved.facts.get("program") is None:
             _warn_of_no_program(folder)
-            # What is there may be of another program than the one at hand.
-            here = Manifest(self.kind, self.facts | {"program": None})
-        if any(there.facts.get(name) != self.facts.get(name) for name in _MAY_CHANGE):
-            here.write(folder)
+            # Nobody knows of which program the saved rounds are, so none is written down.
+            manifest = Manifest(self.kind, self.facts | {"program": None})
+        if any(saved.facts.get(name) != self.facts.get(name) for name in _MAY_CHANGE):
+            manifest.write(folder)
 
     def _met_before(
-        self, there: "Manifest", folder: RunFolder, rounds_met: Callable[[], Sequence[int]]
+        self, saved: "Manifest", folder: RunFolder, rounds_met: Callable[[], Sequence[int]]
     ) -> str:
-        """Why a run cannot end by another criterion than before, in words.
+        """Why a run cannot have another stop criterion than before, in words; "" if it can.
 
-        One that had none may be given one: no round is taken back.
+        It cannot if a round before the last one done meets the new criterion: the run would have
+        ended there. A run that had no criterion may be given one: it ends now if a round met it.
         """
-        before, now = there.facts, self.facts
-        names = before.get("stop"), now.get("stop")
-        same = before.get("criterion", now.get("criterion")) == now.get("criterion")
-        if None in names or (names[0] == names[1] and same):
+        saved_facts, facts = saved.facts, self.facts
+        names = saved_facts.get("stop"), facts.get("stop")
+        same_criterion = saved_facts.get("criterion", facts.get("criterion")) == facts.get(
+            "criterion"
+        )
+        if None in names or (names[0] == names[1] and same_criterion):
             return ""
-        done = max(folder.numbers(RUN), default=0)
-        earlier = [round for round in rounds_met() if round < done]
+        rounds_done = max(folder.numbers(RUN), default=0)
+        earlier = [round for round in rounds_met() if round < rounds_done]
         if not earlier:
             return ""
         return (
             f"{differences({'stop': names[0]}, {'stop': names[1]}) or 'stop differs'}, which round "
-            f"{earlier[0]} of the {done} done had met"
+            f"{earlier[0]} of the {rounds_done} done had met"
         )
 
 
 _PLACES = ("there", "here")
 
 
-def differences(there: Any, here: Any, name: str = "", places: tuple[str, str] = _PLACES) -> str:
+def differences(saved: Any, current: Any, name: str = "", places: tuple[str, str] = _PLACES) -> str:
     """What differs between two JSON values, in words; "" if nothing does.
 
     Args:
       places: where the two are from, in words.
     """
-    if isinstance(there, dict) and isinstance(here, dict):
-        names = dict.fromkeys([*there, *here])
+    if isinstance(saved, dict) and isinstance(current, dict):
+        names = dict.fromkeys([*saved, *current])
         parts = [
-            differences(there.get(k), here.get(k), f"{name}.{k}" if name else k, places)
+            differences(saved.get(k), current.get(k), f"{name}.{k}" if name else k, places)
             for k in names
         ]
         return "; ".join(part for part in parts if part)
-    if there == here:
+    if saved == current:
         return ""
-    return f"{name} is {json.dumps(there)} {places[0]} and {json.dumps(here)} {places[1]}"
+    return f"{name} is {json.dumps(saved)} {places[0]} and {json.dumps(current)} {places[1]}"
 
 
-def unlike(one: Facts, other: Facts, places: tuple[str, str]) -> str:
+def unlike(first: Facts, second: Facts, places: tuple[str, str]) -> str:
     """What differs in any way between the facts of two runs, in words; "" if nothing does.
 
     Args:
       places: where the two are from, in words.
     """
-    plain = [{k: v for k, v in facts.items() if k != "program"} for facts in (one, other)]
+    plain = [{k: v for k, v in facts.items() if k != "program"} for facts in (first, second)]
     differs = differences(plain[0], plain[1], places=places)
-    return differs or _program_differences(one["program"], other["program"], places)
+    return differs or _program_differences(first["program"], second["program"], places)
 
 
-def another(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What makes what is there another run, or group of a sweep, in words; "" if nothing does.
+def another(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """How a saved run, or a group of a sweep, differs from the one to run, in words; "" if equal.
 
-    What is known to differ makes another program, too, which is told only where nothing else is.
+    Whatever differs makes the traced program differ, too. That is said only if nothing else
+    explains it.
     """
-    programs = there.get("program"), here.get("program")
-    differs = differences(_fixed(there), _fixed(here))
+    programs = saved.get("program"), current.get("program")
+    differs = differences(_fixed(saved), _fixed(current))
     if not differs and programs[0] is not None and programs[1] is not None:
         differs = _program_differences(programs[0], programs[1])
-    rounds = there.get("num_rounds"), here.get("num_rounds")
+    rounds = saved.get("num_rounds"), current.get("num_rounds")
     if rounds[0] == rounds[1]:
         return differs
     of_rounds = differences({"num_rounds": rounds[0]}, {"num_rounds": rounds[1]})
@@ -223,40 +235,41 @@ def another(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ""
 
 
-def _another_sweep(there: Facts, here: Facts) -> str:
-    facts = [{k: v for k, v in one.items() if k != "groups"} for one in (there, here)]
+def _another_sweep(saved: Facts, current: Facts) -> str:
+    facts = [{k: v for k, v in facts_of.items() if k != "groups"} for facts_of in (saved, current)]
     if differs := differences(facts[0], facts[1]):
         return differs
-    for place, groups in enumerate(zip(there["groups"], here["groups"], strict=True)):
+    for place, groups in enumerate(zip(saved["groups"], current["groups"], strict=True)):
         rounds = [group.get("num_rounds") for group in groups]
         if differs := another(*groups):
-            many = len(there["groups"]) > 1
-            return f"group {place + 1}: {differs}" if many else differs
+            several_groups = len(saved["groups"]) > 1
+            return f"group {place + 1}: {differs}" if several_groups else differs
         if rounds[0] != rounds[1]:
             return f"num_rounds is {rounds[0]} there and {rounds[1]} here; {MORE_ROUNDS}"
     return ""
 
 
 def _fixed(facts: Mapping[str, Any]) -> Facts:
-    """What must be the same to the letter."""
+    """The facts that must be equal for a resume."""
     fixed = {k: v for k, v in facts.items() if k not in (*_MAY_CHANGE, "program")}
     configuration = dict(fixed.get("configuration", {}))
-    asked, rounds = configuration.get("rounds"), facts.get("num_rounds")
-    # The command line's label says R again; of a baseline, those that its run was to have.
-    if isinstance(asked, int) and isinstance(rounds, int) and asked >= rounds:
+    configured, rounds = configuration.get("rounds"), facts.get("num_rounds")
+    # The command line's configuration says R again; of a baseline, the R of the whole baseline,
+    # which its run may end before.
+    if isinstance(configured, int) and isinstance(rounds, int) and configured >= rounds:
         del configuration["rounds"]
     return {**fixed, "configuration": configuration}
 
 
 def _program_differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], places: tuple[str, str] = _PLACES
+    saved: Mapping[str, Any], current: Mapping[str, Any], places: tuple[str, str] = _PLACES
 ) -> str:
     """What differs between two programs, by the names of parts where they have any."""
     parts = []
-    for part in dict.fromkeys([*there["parts"], *here["parts"]]):
-        if there["parts"].get(part) == here["parts"].get(part):
+    for part in dict.fromkeys([*saved["parts"], *current["parts"]]):
+        if saved["parts"].get(part) == current["parts"].get(part):
             continue
-        names = [program["names"].get(part) for program in (there, here)]
+        names = [program["names"].get(part) for program in (saved, current)]
         if None not in names and names[0] != names[1]:
             parts.append(f"{part} is {names[0]} {places[0]} and {names[1]} {places[1]}")
         else:
@@ -265,7 +278,7 @@ def _program_differences(
 
 
 def _warn_of_no_program(folder: RunFolder) -> None:
-    """Of what was saved before programs were compared."""
+    """Warns that the folder was saved by a version that did not compare programs yet."""
     warnings.warn(
         f"out {folder.path} was saved by a version that kept no checksum of the program; whether "
         "the rule, the sampler, the algorithm and its constants are the same could not be compared",

@@ -125,16 +125,16 @@ class Several(Processes):
         text = np.frombuffer(json.dumps(message).encode(), np.uint8)
         head = np.zeros(_BLOCK, np.uint8)
         head[:_HEAD] = np.frombuffer(len(text).to_bytes(_HEAD, "big"), np.uint8)
-        told = text[: _BLOCK - _HEAD]
-        head[_HEAD : _HEAD + len(told)] = told
+        first_part = text[: _BLOCK - _HEAD]
+        head[_HEAD : _HEAD + len(first_part)] = first_part
         heads = gather(head, self.processes)
         lengths = [int.from_bytes(bytes(x[:_HEAD]), "big") for x in heads]
         parts = heads[:, _HEAD:]
         if max(lengths) > _BLOCK - _HEAD:
-            # Of one length, a power of two, so that few are compiled.
-            rest = np.zeros(1 << (max(lengths) - 1).bit_length(), np.uint8)
-            rest[: len(text)] = text
-            parts = gather(rest, self.processes)
+            # All have one length, a power of two, so that only a few lengths are compiled.
+            padded = np.zeros(1 << (max(lengths) - 1).bit_length(), np.uint8)
+            padded[: len(text)] = text
+            parts = gather(padded, self.processes)
         return [json.loads(bytes(x[:n])) for x, n in zip(parts, lengths, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """A step as a program: one compiled function that does any number of rounds.
 
-One function for every chunk of rounds, up to the capacity of its buffers, so that no result
-depends on where the chunks, an interrupt or a checkpoint cut a run.
+Every chunk of rounds runs the same compiled function. So no result depends on where a run is cut
+into chunks, interrupted, or resumed from a checkpoint.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Program(NamedTuple):
         Bool[rounds], which of them meet it.
       criterion: its checksum; None without one.
       capacity: rounds of a call, at most.
-      rounds_axis: 0, or 1 behind an axis over devices.
-      memory: bytes that a call holds, beside what `step` closes over.
+      rounds_axis: of the buffers: 0, or 1 if axis 0 is over devices.
+      memory: bytes that a call needs, without the arrays that the step closes over.
     """
 
     num_rounds: int
@@ -54,7 +54,7 @@ class Traced(NamedTuple):
     """A step, traced.
 
     Attributes:
-      step: flat; its constants are the arrays that it closes over.
+      step: takes and returns a flat list of arrays; its constants are those that it closes over.
       row: the shapes of a round's outputs.
     """
 
@@ -82,7 +82,7 @@ def trace_step(
 
 
 def _own(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """A device's own part."""
+    """The part of this device: leaves without their leading axis over the mesh."""
     return tree if mesh is None else jax.tree.map(lambda x: x[0], tree)
 
 
@@ -95,21 +95,21 @@ def compile_program(
     stop: Stop | None = None,
     place: Mesh | None = None,
 ) -> Program:
-    """A step as a program of R rounds.
+    """Compiles a step into a program of R rounds.
 
-    Arrays that the step closes over become arguments of the compiled function: as constants they
-    would be copied into it, and folded.
+    Arrays that the step closes over become arguments of the compiled function. As constants, the
+    compiler would copy them into it and spend time on folding them.
 
     Args:
       inputs: as traced; any of the same shapes can be given to `advance`.
       carry: as before round 0, on the devices where it is to be.
       mesh: as traced.
-      stop: whether the run ends behind a round; without a mesh alone.
+      stop: whether the run ends after a round; allowed only without `mesh`.
       place: a mesh on which step's own arrays are placed, for a step that is itself sharded.
     """
     capacity = min(num_rounds, CAPACITY)
 
-    own = partial(_own, mesh)
+    own_part = partial(_own, mesh)
     criterion = None if stop is None else check_stop(stop, traced.row)
     stop = NEVER if stop is None else stop
     structure = jax.tree.structure((carry, traced.row))
@@ -119,7 +119,7 @@ def compile_program(
 
     def call(consts: list[Array], *arguments: PyTree) -> tuple[PyTree, PyTree]:
         flat = jaxpr_as_fun(traced.step.replace(consts=consts))(*jax.tree.leaves(arguments))
-        # A constant comes as Python's own, whose ~True is -2.
+        # A constant is returned as a Python bool or number, and ~True of Python is -2.
         return jax.tree.unflatten(structure, [jnp.asarray(x) for x in flat])
 
     def chunk(
@@ -140,12 +140,14 @@ def compile_program(
             remembered, stopped = stop.update(remembered, row)
             return i + 1, stopped, (carry, remembered, buffers)
 
-        def more(loop: tuple[Array, Array, PyTree]) -> Array:
+        def goes_on(loop: tuple[Array, Array, PyTree]) -> Array:
             return (loop[0] < count) & ~loop[1]
 
-        begun = jnp.int32(0), jnp.array(False), (carry, remembered, buffers)
-        done, stopped, (carry, remembered, buffers) = jax.lax.while_loop(more, body, begun)
-        return carry, remembered, buffers, done, stopped
+        start = jnp.int32(0), jnp.array(False), (carry, remembered, buffers)
+        rounds_done, stopped, (carry, remembered, buffers) = jax.lax.while_loop(
+            goes_on, body, start
+        )
+        return carry, remembered, buffers, rounds_done, stopped
 
     devices = 1 if mesh is None else mesh.size
     lead = () if mesh is None else (devices,)
@@ -163,11 +165,17 @@ def compile_program(
             first: Any,
             count: Any,
         ) -> Any:
-            carry, remembered, buffers, done, stopped = chunk(
-                consts, own(inputs), own(carry), remembered, own(buffers), first, count
+            carry, remembered, buffers, rounds_done, stopped = chunk(
+                consts,
+                own_part(inputs),
+                own_part(carry),
+                remembered,
+                own_part(buffers),
+                first,
+                count,
             )
             carry, buffers = jax.tree.map(lambda x: x[None], (carry, buffers))
-            return carry, remembered, buffers, done, stopped
+            return carry, remembered, buffers, rounds_done, stopped
 
         dealt, alike = PartitionSpec(axis), PartitionSpec()
         whole = jax.shard_map(
@@ -187,7 +195,8 @@ def compile_program(
 
         return jax.tree.map(zeros, traced.row)
 
-    def remembered() -> PyTree:  # copies, since they are donated
+    def remembered() -> PyTree:
+        # Copies, because they are donated.
         copies = jax.tree.map(lambda x: jnp.array(x, copy=True), stop.init)
         return copies if sharding is None else placed(copies, sharding)
 
@@ -197,8 +206,8 @@ def compile_program(
         .lower(consts, inputs, carry, remembered(), room, zero, zero)
         .compile()
     )
-    held = jax.tree.leaves((inputs, carry, room))
-    said: Any = compiled.memory_analysis()
+    arrays = jax.tree.leaves((inputs, carry, room))
+    analysis: Any = compiled.memory_analysis()
     return Program(
         num_rounds=num_rounds,
         advance=lambda inputs, carry, remembered, buffers, first, count: compiled(
@@ -210,6 +219,7 @@ def compile_program(
         criterion=criterion,
         capacity=capacity,
         rounds_axis=len(lead),
-        # What the compiler says is for one device.
-        memory=devices * said.temp_size_in_bytes + sum(x.size * x.dtype.itemsize for x in held),
+        # The compiler reports what one device needs.
+        memory=devices * analysis.temp_size_in_bytes
+        + sum(x.size * x.dtype.itemsize for x in arrays),
     )

@@ -1,4 +1,4 @@
-"""What a run that is resumed makes of the rounds that are done."""
+"""How a resumed run reads the rounds that were done before it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,20 +18,24 @@ def rounds_that_met(
     criterion: Stop | None,
     checkpoints: Checkpoints,
     row: History,
-    as_it_were: Callable[[History], History],
+    rows_as_now: Callable[[History], History],
 ) -> list[int]:
-    """Those of the rounds done, counted from 1, that meet the criterion of what is to run."""
+    """The saved rounds, counted from 1, that meet the new stop criterion."""
     if criterion is None:
         return []
-    met = replay(criterion, as_it_were(history_of(checkpoints, row)))[1]
+    met = replay(criterion, rows_as_now(history_of(checkpoints, row)))[1]
     return [int(i) + 1 for i in np.flatnonzero(met)]
 
 
 def without_last_evaluation(experiment: Experiment, rows: History) -> History:
-    """The rounds done as a run of R rounds has them: a shorter one evaluated its last, too."""
-    done = len(rows.evaluated)
-    due = done % experiment.evaluate_every == 0 or done == experiment.num_rounds
-    if not done or due or not rows.evaluated[-1]:
+    """The rounds done, as a run of R rounds would have them.
+
+    A run of fewer rounds also evaluated its last one; that evaluation is taken out here, unless
+    it is due in a longer run, too.
+    """
+    rounds_done = len(rows.evaluated)
+    due = rounds_done % experiment.evaluate_every == 0 or rounds_done == experiment.num_rounds
+    if not rounds_done or due or not rows.evaluated[-1]:
         return rows
 
     def without(x: Any) -> Any:

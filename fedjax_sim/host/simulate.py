@@ -6,43 +6,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.files import SaveError
-from fedjax_sim.core.history import History
 from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.notebook import progress_bar, words
-from fedjax_sim.core.randomness import as_key
-from fedjax_sim.core.types import Array, FederatedState, PyTree
-from fedjax_sim.data import Source
-from fedjax_sim.execution.placing import placed
+from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.host.alike import check_same
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import Driven, Interrupt, Progress, drive
-from fedjax_sim.host.identity import identity
-from fedjax_sim.host.keeping import (
-    Keep,
-    advance,
-    check_keep_model,
-    first_best,
-    keep_of,
-    with_the_last,
-)
+from fedjax_sim.host.keeping import check_keep_model
 from fedjax_sim.host.manifest import Manifest
-from fedjax_sim.host.processes import ALONE, processes_of
-from fedjax_sim.host.program import compile_program, trace_step
+from fedjax_sim.host.prepared import PreparedRun, prepare
+from fedjax_sim.host.processes import ALONE, Processes, processes_of
+from fedjax_sim.host.program import Program
 from fedjax_sim.host.resuming import rounds_that_met, without_last_evaluation
 from fedjax_sim.host.simulation import Simulation, save_model
-from fedjax_sim.host.stopping import Criterion, as_stop, check_stop
+from fedjax_sim.host.stopping import Criterion, as_stop
 from fedjax_sim.host.telling import Teller, Writer
-from fedjax_sim.host.windows import Windows
-from fedjax_sim.results.columns import check_evaluated
 from fedjax_sim.results.folder import MODEL, RUN, RunFolder
-from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
 
 
@@ -132,133 +114,57 @@ def simulate(
             checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
         check_keep_model(keep_model, metric)
         criterion = None if stop is None else as_stop(stop)
-    if progress and processes.is_writer:
-        with progress_bar(experiment.num_rounds, "rounds") as tell:
-
-            def both(now: Progress) -> None:
-                tell(now.round, words({k: x for k, x in now.metrics.items() if "loss" in k}))
-                if on_progress is not None:
-                    on_progress(now)
-
-            shown = simulate(
+    has_bar = progress and processes.is_writer
+    bar = progress_bar(experiment.num_rounds, "rounds") if has_bar else nullcontext()
+    with bar as show:
+        with processes.together():
+            run = prepare(
                 experiment,
                 key,
-                out=out,
-                resume=resume,
-                stop=stop,
-                checkpoint_every=checkpoint_every,
-                on_progress=both,
-                writers=writers,
-                configuration=configuration,
+                mesh=mesh,
+                criterion=criterion,
                 keep_model=keep_model,
                 metric=metric,
                 capacity=capacity,
             )
-            tell(len(shown.history.evaluated), shown.status)
-            return shown
-    with processes.together():
-        key, seed = as_key(key)
-        experiment.check(key)
-        experiment = experiment.with_plain_counts()
-        state = experiment.start(key)
-        check_evaluated(experiment.evaluate, state)
-        exchange = communication(experiment.algorithm, state.params, experiment.federation)
-        kept = None if keep_model == "final" else keep_model
-        keep = keep_of(kept, metric, experiment, key, state)
-        carry = _first_carry(state, keep, mesh)
-        windows = _windows(experiment, key, state, capacity=capacity, mesh=mesh)
-
-        def one_round(here: Experiment, round: Array, carry: PyTree) -> tuple[PyTree, History]:
-            if keep is None:
-                return here.advance(key, round, carry)
-            return advance(keep, here, key, round, carry)
-
-        def in_memory(inputs: PyTree, round: Array, carry: PyTree) -> tuple[PyTree, History]:
-            return one_round(experiment, round, carry)
-
-        inputs: PyTree = ()
-        step: Callable[..., tuple[PyTree, History]] = in_memory
-        if windows is not None:
-            inputs, carry, step = windows.shapes, windows.carry(carry), windows.step(one_round)
-        traced = trace_step(step, inputs, carry)
-        here = dict[str, Any]()
-        if out is not None or processes is not ALONE:
-            here = identity(experiment, key, state) | {
-                "stop": None if criterion is None else criterion.name,
-                "criterion": None if criterion is None else check_stop(criterion, traced.row),
-                "configuration": dict(configuration or {}),
-            }
-            if keep is not None:
-                here |= {"keep_model": keep.kept, "metric": keep.metric}
-    if processes is not ALONE:
-        whole = here | {"is_saved": out is not None}
-        check_same(processes, whole, traced.step, experiment.federation)
-    as_it_were = partial(without_last_evaluation, experiment)
-    checkpoints = None
-    if out is not None:
-        folder = RunFolder(Path(out))
-        checkpoints = Checkpoints(folder.parts(RUN))
-        rounds_met = partial(rounds_that_met, criterion, checkpoints, traced.row, as_it_were)
-        manifest = Manifest.of(RUN, here)
-        processes.by_writer(partial(manifest.open, folder, resume, rounds_met))
-    program = compile_program(
-        traced, inputs, carry, experiment.num_rounds, stop=criterion, place=mesh
-    )
-    teller = Teller(writers, on_progress, experiment.num_rounds)
-
-    def simulation(driven: Driven) -> Simulation:
-        carry, best = driven.carry, None
-        if windows is not None:
-            carry = windows.own_carry(carry)
-        if keep is not None:
-            carry, best = carry
-        final = experiment.state_of(jnp.int32(driven.round), carry)
-        if keep is not None and best is not None:
-            best = with_the_last(keep, best, final, driven.history)
-        return Simulation(
-            final, driven.history, driven.status, exchange, experiment.num_rounds, best
-        )
-
-    try:
-        with Interrupt() as interrupt, windows or nullcontext():
-
-            def inputs_of(first: int, count: int) -> tuple[PyTree, int] | None:
-                assert windows is not None
-                return windows.take(first, count, lambda: interrupt.received is not None)
-
-            driven = drive(
-                program,
-                inputs,
-                carry,
-                interrupt,
-                teller.chunk,
-                checkpoints,
-                checkpoint_every,
-                as_it_were,
-                None if windows is None else inputs_of,
-                processes,
-            )
-    except BaseException as error:
-        teller.close(error)
-        if isinstance(error, InterruptedRun):
-            if out is not None and not isinstance(error, SaveError):
-                error.add_note(f"{error.partial.round} rounds are saved in {out}, to be resumed")
-            error.partial = simulation(error.partial)
-        raise
-    done = simulation(driven)
-    try:
-        with processes.together():
-            teller.close()
+            is_compared = out is not None or processes is not ALONE
+            facts = run.facts(configuration or {}) if is_compared else {}
+        if processes is not ALONE:
+            saving = {"is_saved": out is not None}
+            check_same(processes, facts | saving, run.traced.step, run.experiment.federation)
+        checkpoints = None
         if out is not None:
-            model = partial(save_model, Path(out) / MODEL, done, keep, configuration or {}, seed)
-            processes.by_writer(model)
-    except SaveError as error:
-        error.partial = done
-        raise
-    except Exception as error:
-        closed = InterruptedRun(f"all rounds are done, but not all is written: {error!r}")
-        raise closed.holding(done) from error
-    return done
+            checkpoints = _open(run, facts, RunFolder(Path(out)), resume, processes)
+        program = run.compile()
+        teller = Teller(writers, _progress_told(on_progress, show), run.experiment.num_rounds)
+        try:
+            driven = _drive(run, program, teller, checkpoints, checkpoint_every, processes)
+        except BaseException as error:
+            teller.close(error)
+            if isinstance(error, InterruptedRun):
+                if out is not None and not isinstance(error, SaveError):
+                    note = f"{error.partial.round} rounds are saved in {out}, to be resumed"
+                    error.add_note(note)
+                error.partial = run.simulation(error.partial)
+            raise
+        simulation = run.simulation(driven)
+        try:
+            with processes.together():
+                teller.close()
+            if out is not None:
+                path = Path(out) / MODEL
+                processes.by_writer(
+                    partial(save_model, path, simulation, run.keep, configuration or {}, run.seed)
+                )
+        except SaveError as error:
+            error.partial = simulation
+            raise
+        except Exception as error:
+            closed = InterruptedRun(f"all rounds are done, but not all is written: {error!r}")
+            raise closed.holding(simulation) from error
+        if show is not None:
+            show(len(simulation.history.evaluated), simulation.status)
+    return simulation
 
 
 def _check(
@@ -283,33 +189,67 @@ def _check(
         )
 
 
-def _windows(
-    experiment: Experiment,
-    key: Array,
-    state: FederatedState,
-    *,
-    capacity: int | None,
-    mesh: Mesh | None,
-) -> Windows | None:
-    """Those of a run whose data are read while it goes on.
+def _open(
+    run: PreparedRun,
+    facts: Mapping[str, Any],
+    folder: RunFolder,
+    resume: bool,
+    processes: Processes,
+) -> Checkpoints:
+    """The checkpoints in a folder, once its manifest is written, or found to be of this run.
 
     Raises:
-      ValueError: for a capacity where the data are in memory; what `Windows` refuses.
+      ValueError: for a folder that cannot be used, as `Manifest.open` says.
+      OSError: if the folder cannot be written.
     """
-    if isinstance(experiment.data, Source):
-        return Windows(experiment, key, state, capacity=capacity, mesh=mesh)
-    if capacity is not None:
-        raise ValueError(
-            f"capacity is of an experiment whose data is an fs.data.Source; got {capacity}, and "
-            "data in memory"
+    checkpoints = Checkpoints(folder.parts(RUN))
+    rows_as_now = partial(without_last_evaluation, run.experiment)
+    rounds_met = partial(rounds_that_met, run.criterion, checkpoints, run.traced.row, rows_as_now)
+    manifest = Manifest.of(RUN, facts)
+    processes.by_writer(partial(manifest.open, folder, resume, rounds_met))
+    return checkpoints
+
+
+def _progress_told(
+    on_progress: Callable[[Progress], None] | None, show: Callable[[int, str], None] | None
+) -> Callable[[Progress], None] | None:
+    """What is called after each chunk: it moves the bar, if there is one, then the user's call."""
+    if show is None:
+        return on_progress
+
+    def show_and_tell(progress: Progress) -> None:
+        show(progress.round, words({k: x for k, x in progress.metrics.items() if "loss" in k}))
+        if on_progress is not None:
+            on_progress(progress)
+
+    return show_and_tell
+
+
+def _drive(
+    run: PreparedRun,
+    program: Program,
+    teller: Teller,
+    checkpoints: Checkpoints | None,
+    checkpoint_every: int | None,
+    processes: Processes,
+) -> Driven:
+    """Does the rounds of a run by `drive`, with a handler of signals and a reader of windows."""
+    windows = run.windows
+    with Interrupt() as interrupt, windows or nullcontext():
+
+        def inputs_of(first: int, count: int) -> tuple[PyTree, int] | None:
+            assert windows is not None
+            return windows.take(first, count, lambda: interrupt.received is not None)
+
+        return drive(
+            program,
+            run.inputs,
+            run.carry,
+            interrupt,
+            teller.chunk,
+            checkpoints,
+            checkpoint_every,
+            partial(without_last_evaluation, run.experiment),
+            None if windows is None else inputs_of,
+            processes,
         )
-    return None
-
-
-def _first_carry(state: FederatedState, keep: Keep | None, mesh: Mesh | None) -> PyTree:
-    """What is carried from round to round, before round 0, on the devices of the mesh."""
-    begun: PyTree = (state.server, state.clients)
-    begun = begun if keep is None else (begun, first_best(state))
-    # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
-    carry = jax.tree.map(lambda x: jnp.array(x, copy=True), begun)
-    return carry if mesh is None else placed(carry, NamedSharding(mesh, PartitionSpec()))
