@@ -112,8 +112,8 @@ def descend(
         grads, metrics = gradient(carry.params, *block)
         if adjust is not None:
             grads = adjust(grads, carry.params, message, client_state)
-        own = optimizer_at(optimizer, message.round)
-        updates, state = own.update(grads, carry.optimizer, carry.params)
+        round_optimizer = optimizer_at(optimizer, message.round)
+        updates, state = round_optimizer.update(grads, carry.optimizer, carry.params)
         return Descent(optax.apply_updates(carry.params, updates), state), metrics
 
     return init, step

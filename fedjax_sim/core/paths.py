@@ -37,8 +37,8 @@ def key_name(key: Any) -> str:
 
 
 def put(params: Params, leaves: Mapping[str, Array]) -> Params:
-    """The params with these leaves, by their paths, in place of their own."""
-    values = [leaves.get(path, own) for path, own in by_path(params).items()]
+    """The params, with these leaves in place of those of the same paths."""
+    values = [leaves.get(path, leaf) for path, leaf in by_path(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), values)
 
 
@@ -134,8 +134,8 @@ def map_models(
     shapes = [x.shape for x in jax.tree.leaves(like)]
 
     def is_model(part: PyTree) -> bool:
-        own: Any = jax.tree.structure(part)
-        return own == structure and [x.shape for x in jax.tree.leaves(part)] == shapes
+        part_structure: Any = jax.tree.structure(part)
+        return part_structure == structure and [x.shape for x in jax.tree.leaves(part)] == shapes
 
     def apply(part: PyTree, *more: PyTree) -> PyTree:
         return function(part, *more) if is_model(part) else (part, *more)[-1]

@@ -132,13 +132,14 @@ class Source:
         Raises:
           ValueError: for what is not of the spec; what `read` raises.
         """
-        from fedjax_sim.data.window import read_rows  # here, since windows are of sources
+        from fedjax_sim.data.window import read_rows  # here: it imports this file
 
         sizes = np.asarray(self.num_examples)
-        some = np.flatnonzero(sizes)
-        places = np.linspace(0, len(some) - 1, _SAMPLED).astype(np.int64)
+        non_empty = np.flatnonzero(sizes)
+        places = np.linspace(0, len(non_empty) - 1, _SAMPLED).astype(np.int64)
         return [
-            read_rows(self, np.array([k]), int(sizes[k])) for k in some[np.unique(places)].tolist()
+            read_rows(self, np.array([k]), int(sizes[k]))
+            for k in non_empty[np.unique(places)].tolist()
         ]
 
     @cached_property

@@ -110,19 +110,19 @@ def placed(tree: PyTree, sharding: Sharding) -> PyTree:
 
 
 def own_copy(tree: PyTree, mesh: Mesh) -> PyTree:
-    """What `replicate` placed, on this process's own devices of the mesh; nothing is copied."""
+    """What `replicate` placed, on the devices of this process alone; nothing is copied."""
     mine = NamedSharding(Mesh(np.array(own_devices(mesh)), (AXIS,)), PartitionSpec())
 
-    def own(x: Any) -> Any:
+    def on_own_devices(x: Any) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return x
         if _is_key(x):
-            bits = own(jax.random.key_data(x))
+            bits = on_own_devices(jax.random.key_data(x))
             return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
         parts = [shard.data for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(x.shape, mine, parts)
 
-    return jax.tree.map(own, tree)
+    return jax.tree.map(on_own_devices, tree)
 
 
 def own_devices(mesh: Mesh) -> list[Any]:

@@ -190,5 +190,5 @@ def client_statistics(
             squares > 0, total(values) ** 2 / jnp.where(squares > 0, num_or_1 * squares, 1), 1
         ),
     )
-    known = (count > 0) & jnp.all(jnp.where(has, jnp.isfinite(values), True))
-    return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), statistics)
+    is_measured = (count > 0) & jnp.all(jnp.where(has, jnp.isfinite(values), True))
+    return jax.tree.map(lambda x: jnp.where(is_measured, x, jnp.nan), statistics)

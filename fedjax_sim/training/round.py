@@ -186,8 +186,8 @@ def _tasks(
     """
     reports, steps = slots.steps > 0, slots.steps
     if exchange.local != slots.local:  # a client that reports takes part in every exchange
-        own = num_steps(exchange.local, data.num_examples[slots.ids], slots.cohort.work)
-        steps = jnp.where(reports, jnp.maximum(own, 1), 0)
+        own_steps = num_steps(exchange.local, data.num_examples[slots.ids], slots.cohort.work)
+        steps = jnp.where(reports, jnp.maximum(own_steps, 1), 0)
     unit = power_of_two(jnp.where(reports, coefficients.weights, 0))
     weights = coefficients.weights * unit
     return Tasks(slots.ids, steps, weights, cast(Array, coefficients.shares)), unit

@@ -44,8 +44,8 @@ def init(
                 f"{x.dtype} at params{jax.tree_util.keystr(path)}{_cure(params)}"
             )
     if algorithm.check is not None:
-        for some in examples:
-            algorithm.check(params, some)
+        for batch in examples:
+            algorithm.check(params, batch)
     client_state = algorithm.init_client(params)
     return FederatedState(
         server=algorithm.init(params),

@@ -95,10 +95,12 @@ def moon(
 
 
 def _cosine(x: Array, y: Array) -> Array:
-    """Float[B], of the angles between rows; 0 where one is zero."""
+    """Float[B], the cosines of the angles between rows; 0 where a row is all zeros."""
     squares = jnp.sum(x * x, axis=1) * jnp.sum(y * y, axis=1)
-    some = squares > 0
-    return jnp.where(some, jnp.sum(x * y, axis=1) * jax.lax.rsqrt(jnp.where(some, squares, 1)), 0)
+    has_angle = squares > 0
+    return jnp.where(
+        has_angle, jnp.sum(x * y, axis=1) * jax.lax.rsqrt(jnp.where(has_angle, squares, 1)), 0
+    )
 
 
 def _check_features(features: Features) -> Check:

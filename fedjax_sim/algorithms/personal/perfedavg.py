@@ -110,8 +110,8 @@ def perfedavg(
 
     def personal(server: Server, state: PyTree, probed: tuple[PyTree, Array]) -> Params:
         total, count = probed
-        some = jnp.maximum(count, 1)
-        return adapt(server.params, jax.tree.map(lambda g: g / some.astype(g.dtype), total))
+        count_or_1 = jnp.maximum(count, 1)
+        return adapt(server.params, jax.tree.map(lambda g: g / count_or_1.astype(g.dtype), total))
 
     def check(params: Params, examples: PyTree) -> None:
         if base.check is not None:
