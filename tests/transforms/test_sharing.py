@@ -408,3 +408,19 @@ def test_a_baseline_is_of_the_algorithm_that_was_made_partial(data, baseline):
     experiment = fs.Experiment(algorithm, zeros(), data, fs.sampling.uniform(3), 2)
     with pytest.raises(ValueError, match="must have one model for all clients"):
         baseline(experiment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+def test_the_contract(name):
+    """Among others, that `all_clients` is `w + (n_V / n) (selected - w)` of what is shared."""
+
+    def make(loss_fn, local):
+        base = {
+            "fedavg": lambda: fs.fedavg(loss_fn, optax.sgd(LR), local),
+            "scaffold": lambda: fs.scaffold(loss_fn, LR, local),
+        }[name]()
+        return fs.partial(base, "b")
+
+    certificate = fs.testing.check_algorithm(make, verbose=False)
+    assert any("all_clients" in line for line in certificate.lines)
