@@ -99,6 +99,14 @@ def chosen_paths(name: str, chosen: Chosen, params: Params) -> tuple[str, ...]:
     return tuple(path for path in paths if path in names)
 
 
+def are_chosen(name: str, chosen: Chosen, params: Params) -> PyTree:
+    """The structure of the params with True where a parameter is chosen; as `chosen_paths`."""
+    names = chosen_paths(name, chosen, params)
+    return jax.tree.unflatten(
+        jax.tree.structure(params), [path in names for path in by_path(params)]
+    )
+
+
 def _patterns(chosen: Any) -> tuple[Any, ...]:
     if isinstance(chosen, str):
         return tuple(part.strip() for part in chosen.split(","))

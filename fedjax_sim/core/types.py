@@ -226,6 +226,7 @@ class FederatedAlgorithm(NamedTuple):
       check_rule: (Coefficients) -> None, raises ValueError for a rule that it cannot follow, by
         whether there is a denominator and a `combine`; of their numbers nothing is known. None: it
         follows any.
+      aggregation: as in `Exchange`, of this one, after `check_rule`.
     """
 
     init: Callable[[Params], PyTree]
@@ -243,12 +244,18 @@ class FederatedAlgorithm(NamedTuple):
     wire: Callable[[PyTree, PyTree], PyTree | int] | None = None
     personal_probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
     check_rule: Callable[["Coefficients"], None] | None = None
+    aggregation: Callable[["Coefficients"], "Coefficients"] | None = None
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
         """All of a round, in their order."""
         last = Exchange(
-            self.broadcast, self.client, self.server_update, self.local, self.pooled_gradient
+            self.broadcast,
+            self.client,
+            self.server_update,
+            self.local,
+            self.pooled_gradient,
+            self.aggregation,
         )
         return (*self.earlier, last)
 

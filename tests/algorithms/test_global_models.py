@@ -25,6 +25,7 @@ STRATEGIES = {
 # Five rounds of four clients of 0 to 23 examples; the last of each drops out.
 IDS = ((1, 4, 5, 7), (5, 0, 3, 1), (2, 7, 1, 5), (6, 4, 7, 0), (5, 1, 4, 3))
 REPORTS, INCLUSION = (True, True, True, False), (0.5, 0.25, 0.8, 0.5)
+POINTS = np.random.default_rng(7).normal(size=(6, 2)).astype(np.float32)  # without labels
 SCALE = sum(SIZES[k] for k in IDS[0][:3]) / sum(SIZES)  # n_V / n of the first cohort
 ADAPTIVE = {"server_lr": 0.1, "b1": 0.6, "b2": 0.9, "tau": 0.1}
 
@@ -96,6 +97,15 @@ CASES = {
         {"mu": 0.0, "temperature": 0.4},
         problem="features",
     ),
+    "feddf": Case(
+        lambda *given, lr_server, **own: fs.feddf(
+            *given, **own, unlabelled={"x": POINTS}, steps=3, lr=lr_server, batch_size=None
+        ),
+        lambda *given, **own: papers.FedDF(*given, **own, points=POINTS, steps=3),
+        {"lr_server": 0.05},
+        {"lr_server": 1e-9},
+        problem="curved",
+    ),
     "afl": Case(fs.afl, papers.Afl, {"lambda_lr": 0.3}, {"lambda_lr": 0.0}, rate=True),
 }
 
@@ -124,11 +134,18 @@ def problems(clients):
         name: rng.normal(size=size).astype(np.float32)
         for name, size in (("inner", (2, 3)), ("outer", 3))
     }
-    apply = fs.models.cross_entropy(lambda w, x: x @ w["kernel"] + w["bias"][None])
+
+    def outputs(w, x):
+        return x @ w["kernel"] + w["bias"][None]
+
+    classified = list(zip(points, labels, strict=True))
+    # A mean of linear models says what they say on average, so that nothing is to be distilled.
+    curved = fs.models.cross_entropy(lambda w, x: 3 * jnp.tanh(outputs(w, x)))
     values = [rng.normal(size=n) for n in SIZES]
     return {
         "regression": Problem(clients, linear_loss, zeros()),
-        "classes": Problem(list(zip(points, labels, strict=True)), apply, linear, ravelled),
+        "classes": Problem(classified, fs.models.cross_entropy(outputs), linear, ravelled),
+        "curved": Problem(classified, curved, linear, ravelled),
         "features": Problem(
             list(zip(points, values, strict=True)), loss_of_features, start, ravelled
         ),

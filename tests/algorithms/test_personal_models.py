@@ -1,4 +1,4 @@
-"""Ditto, APFL, pFedMe and Per-FedAvg beside NumPy loops in float64, and what each is at its limits.
+"""Models of clients' own beside NumPy loops in float64, and what each paper is at its limits.
 
 The loops are written from the papers: every client's local steps, its own model, and the server's
 mean, over five rounds of ragged clients in which some drop out.
@@ -18,6 +18,7 @@ from tests.helpers.rules import RULES, any_rule
 KEY, LR = jax.random.key(0), 0.02
 LOCAL = fs.LocalTraining(2, 4, shuffle=False)
 FULL = fs.LocalTraining(2, None)
+MOMENTUM = 0.5
 LAM, ALPHA, INNER_LR, INNER_STEPS, ETA, BETA = 0.7, 0.3, 0.03, 3, 0.02, 0.8
 # Four slots a round, of which some do not report; client 2 has no examples, and 3 has one.
 COHORTS = [(1, 4, 5, 7), (0, 1, 3, 5), (5, 7, 2, 0), (3, 1, 7, 4), (1, 5, 6, 7)]
@@ -121,7 +122,32 @@ class PerFedAvg:
         return w - INNER_LR * gradient(w, x, y) if len(x) else w
 
 
+class InParts:
+    """FedRep and FedBABU: b, the last number, is the client's head, and momentum begins anew."""
+
+    def __init__(self, head_share):
+        self.head_share = head_share
+
+    def start(self, w):
+        return w[-1]
+
+    def train(self, w, head, x, y, steps):
+        v, head_steps = np.append(w[:-1], head), int(self.head_share * len(steps))
+        for part, rows_of_steps in enumerate((steps[:head_steps], steps[head_steps:])):
+            moves = np.array([0.0] * 4 + [1.0]) if part == 0 else np.array([1.0] * 4 + [0.0])
+            velocity = np.zeros(5)
+            for rows in rows_of_steps:
+                velocity = MOMENTUM * velocity + moves * gradient(v, x[rows], y[rows])
+                v = v - LR * velocity
+        return np.append(v[:-1], w[-1]), v[-1]
+
+    def uses(self, w, head, x, y):
+        return np.append(w[:-1], head)
+
+
 CASES = {
+    "fedrep": (fs.fedrep(linear_loss, optax.sgd(LR, 0.5), LOCAL, "b", 1), InParts(0.5)),
+    "fedbabu": (fs.fedbabu(linear_loss, optax.sgd(LR, 0.5), LOCAL, "b"), InParts(0.0)),
     "ditto": (fs.ditto(linear_loss, optax.sgd(LR), LOCAL, LAM), Ditto()),
     "apfl": (fs.apfl(linear_loss, LR, LOCAL, ALPHA), Apfl(adaptive=False)),
     "apfl_adaptive": (fs.apfl(linear_loss, LR, LOCAL, ALPHA, True), Apfl(adaptive=True)),
@@ -350,6 +376,12 @@ def test_a_sweep_of_their_numbers_compiles_once(data):
             (LOCAL,),
             {"lam": 0.0, "inner_lr": 0.1, "inner_steps": 1, "eta": 0.1},
             "lam must be finite and positive; got 0.0",
+        ),
+        (
+            fs.fedrep,
+            (optax.sgd(LR), LOCAL, "b"),
+            {"head_epochs": 2},
+            "head_epochs must leave some of the 2 epochs of local to the representation; got 2",
         ),
         (fs.perfedavg, (-0.1, LR, LOCAL), {}, "alpha must be finite and at least 0; got -0.1"),
         (fs.perfedavg, (0.1, 0.0, LOCAL), {}, "beta must be finite and positive; got 0.0"),

@@ -128,6 +128,41 @@ class FedLC(Plain):
         return slope(objective, v)
 
 
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+class FedDF(Plain):
+    """Of 3 tanh of the outputs of `FedLC`'s model; Adam is Kingma and Ba's, on all points."""
+
+    def logits(self, v, x):
+        return 3 * np.tanh(v[:3] + x @ v[3:].reshape(-1, 3))
+
+    def direction(self, k, v, start, x, y):
+        def objective(v):
+            return -np.mean(np.log(softmax(self.logits(v, x))[np.arange(len(y)), y]))
+
+        return slope(objective, v)
+
+    def aggregate(self, rule, reporting, steps, scale, p):
+        trained = self.w + self.deltas(reporting, steps)
+        teacher = softmax(np.mean([self.logits(v, self.points) for v in trained], axis=0))
+
+        def divergence(v):
+            student = softmax(self.logits(v, self.points))
+            return np.mean(np.sum(teacher * np.log(teacher / student), axis=1))
+
+        student = p @ trained
+        m = s = np.zeros_like(student)
+        for t in range(1, self.steps + 1):
+            g = slope(divergence, student)
+            m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g**2
+            corrected = m / (1 - 0.9**t), s / (1 - 0.999**t)
+            student = student - self.lr_server * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+        self.w = self.w + scale * (student - self.w)
+
+
 class Moon(Plain):
     """Of tanh features, [2, 3] inner weights, and 3 outer ones."""
 

@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.descent import (
     descend,
     model_difference,
 )
+from fedjax_sim.algorithms.logits import classifier_of
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.probes import Probed, probing
 from fedjax_sim.core.local_training import check_local
@@ -63,12 +64,7 @@ def fedlc(
     >>> algorithm = fs.fedlc(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5), tau=1.0)
     """
     AT_LEAST_0.check("tau", tau)
-    if not callable(getattr(loss_fn, "of_logits", None)):
-        raise ValueError(
-            "loss_fn must tell its logits, as fs.models.cross_entropy(apply) does, because they "
-            f"are what is calibrated; got {loss_fn!r}"
-        )
-    classifier: Any = loss_fn
+    classifier = classifier_of(loss_fn, "calibrated")
     base = averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer)
 
     def probe(message: Message, client_state: Any, batch: Any, mask: Array) -> Array:

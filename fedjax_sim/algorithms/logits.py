@@ -1,0 +1,22 @@
+"""Losses that tell their logits, as those from `fs.models.cross_entropy` do."""
+
+from typing import Any
+
+from fedjax_sim.core.types import LossFn
+
+
+def classifier_of(loss_fn: LossFn, why: str) -> Any:
+    """The loss, which has `logits(params, batch)` and `of_logits(logits, batch)`.
+
+    Args:
+      why: what the logits are needed for.
+
+    Raises:
+      ValueError: for a loss that tells no logits.
+    """
+    if not all(callable(getattr(loss_fn, name, None)) for name in ("logits", "of_logits")):
+        raise ValueError(
+            "loss_fn must tell its logits, as fs.models.cross_entropy(apply) does, because they "
+            f"are what is {why}; got {loss_fn!r}"
+        )
+    return loss_fn
