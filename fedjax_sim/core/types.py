@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.reprs import fields_of, one_line
 
 PyTree = Any
 Params = PyTree
@@ -31,6 +31,7 @@ def accumulator(dtype: Any) -> Any:
     return dtype if jnp.dtype(dtype).itemsize > 4 else jnp.dtype(jnp.float32)
 
 
+@one_line
 class Cohort(NamedTuple):
     """The clients of one round.
 
@@ -56,9 +57,6 @@ class Cohort(NamedTuple):
     inclusion: Array | None = None
     work: Array | None = None
 
-    def __repr__(self) -> str:
-        return fields_of(self)
-
 
 class LocalTraining(NamedTuple):
     """How a client passes over its examples: E local epochs in blocks of B.
@@ -83,6 +81,7 @@ class LocalTraining(NamedTuple):
     order: str = "epochs"
 
 
+@one_line
 class ClientOutput(NamedTuple):
     """What one client hands over. `update` and `total` are the uplink.
 
@@ -98,10 +97,8 @@ class ClientOutput(NamedTuple):
     client_state: PyTree = ()
     metrics: Metrics | tuple[()] = ()
 
-    def __repr__(self) -> str:
-        return fields_of(self)
 
-
+@one_line
 class ClientUpdate(NamedTuple):
     """One client's local training in phases, so that the engine can interleave clients.
 
@@ -127,10 +124,8 @@ class ClientUpdate(NamedTuple):
     finish: Callable[[PyTree, PyTree, PyTree, Array, Array, Array], ClientOutput]
     probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
 
-    def __repr__(self) -> str:
-        return fields_of(self)
 
-
+@one_line
 class RoundContext(NamedTuple):
     """What the server knows of a round beside the averages.
 
@@ -155,9 +150,6 @@ class RoundContext(NamedTuple):
     key: Array
     denominator: Array
     largest_weight: Array
-
-    def __repr__(self) -> str:
-        return fields_of(self)
 
 
 class Exchange(NamedTuple):
@@ -267,6 +259,7 @@ class FederatedAlgorithm(NamedTuple):
 Combine = Callable[[PyTree, Array, Array, Array], PyTree]
 
 
+@one_line
 class Coefficients(NamedTuple):
     """What an aggregation rule says of a round.
 
@@ -290,9 +283,6 @@ class Coefficients(NamedTuple):
     shares: Array | None = None
     num_receivers: Array | None = None
     combine: Combine | None = None
-
-    def __repr__(self) -> str:
-        return fields_of(self)
 
 
 # (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients. The
