@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import doctest
 import re
 from pathlib import Path
 
@@ -106,17 +107,31 @@ def names_of_values(tree):
             yield node.lineno, node.asname
 
 
+def names_in(text):
+    """`names_of_values` of a file and of the doctests in it, whose lines are those of their own."""
+    tree = ast.parse(text)
+    yield from names_of_values(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            examples = doctest.DocTestParser().get_examples(ast.get_docstring(node) or "")
+            yield from names_of_values(ast.parse("".join(x.source for x in examples)))
+
+
 def test_names_of_values_are_all_seen():
     text = (
         "import numpy as a\nb = c = 1\nfor d in e: pass\nwith f as g: h: int = 0\n"
         "def i(public): return lambda j: [k for k in j if (l := k)]\ndef _m(n): pass\n"
     )
-    assert {name for _, name in names_of_values(ast.parse(text))} == {*"abcdghijklmn", "_m"} - {"m"}
+    assert {name for _, name in names_in(text)} == {*"abcdghijkln", "_m"}
+    assert {name for _, name in names_in('def f():\n    """A.\n\n    >>> x = 1\n    """')} == {
+        "f",
+        "x",
+    }
 
 
 def test_a_variable_is_named_by_what_it_holds():
     for path in PACKAGE.rglob("*.py"):
-        for line, name in names_of_values(ast.parse(path.read_text())):
+        for line, name in names_in(path.read_text()):
             assert name not in EMPTY_NAMES, f"{path.relative_to(ROOT)}:{line} {name}"
 
 

@@ -71,42 +71,44 @@ class Parts(NamedTuple):
 
 @lru_cache(maxsize=4)  # few, because each entry holds a copy of the test set
 def parts_of_clients(choice: DataChoice) -> Parts:
-    """The test set by the clients whose it is, and what each has held out for validation.
+    """The test set split among the clients, and the validation set likewise if there is one.
 
-    Natural clients have their own test examples where the data say so. Any other test set is dealt
-    as the training set is split, so that a client is tested on the classes that it trains on.
+    Natural clients have their own test examples if the data set says whose each is. Any other test
+    set is split as the training set is, so that a client is tested on the classes it trains on.
     """
     with jax.ensure_compile_time_eval():  # a sweep may call this while it traces
         dataset, client_ids, validation_ids = split(choice)
         test_ids = _test_ids(choice, dataset, client_ids)
-        # A client that is in the test set alone has no model.
-        here = test_ids < choice.clients
-        test = {name: x[here] for name, x in dataset.test.items()}
+        # A client that has test examples and no training examples has no model.
+        has_model = test_ids < choice.clients
+        test = {name: x[has_model] for name, x in dataset.test.items()}
         held_out = dataset.validation
         if validation_ids is None and held_out is not None:
             validation_ids = dataset.validation_client_ids
         validation = None
         if held_out is not None and validation_ids is not None:
-            known = validation_ids < choice.clients
+            trains = validation_ids < choice.clients
             validation = FederatedData.from_arrays(
-                {name: x[known] for name, x in held_out.items()},
-                validation_ids[known],
+                {name: x[trains] for name, x in held_out.items()},
+                validation_ids[trains],
                 choice.clients,
             )
-        return Parts(FederatedData.from_arrays(test, test_ids[here], choice.clients), validation)
+        return Parts(
+            FederatedData.from_arrays(test, test_ids[has_model], choice.clients), validation
+        )
 
 
 def _test_ids(choice: DataChoice, dataset: Dataset, client_ids: np.ndarray) -> np.ndarray:
-    """Int[N'], whose each test example is."""
-    own = dataset.test_client_ids
-    if choose("partition", choice.partition).takes("ids") and own is not None:
-        return np.asarray(own)
-    labels, others = dataset.train["y"], dataset.test["y"]
+    """Int[N'], the client of each test example."""
+    natural_ids = dataset.test_client_ids
+    if choose("partition", choice.partition).takes("ids") and natural_ids is not None:
+        return np.asarray(natural_ids)
+    labels, test_labels = dataset.train["y"], dataset.test["y"]
     of_classes = dataset.num_classes is not None and np.ndim(labels) == 1
     return partition.apply_to(
         stream(jax.random.key(choice.partition_seed), TEST_PARTS),
         client_ids,
-        len(others),
+        len(test_labels),
         labels=labels if of_classes else None,
-        other_labels=others if of_classes else None,
+        other_labels=test_labels if of_classes else None,
     )

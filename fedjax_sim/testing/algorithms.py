@@ -273,14 +273,14 @@ def _check_reference(
     own, data = Rounds(make(problem.loss_fn, FULL), problem), problem.data
     starts, sizes = np.asarray(data.offsets), np.asarray(data.num_examples)
     weights = np.asarray(data.client_weights, np.float64)
-    some = [int(k) for k in np.flatnonzero(sizes)]
+    non_empty = [int(k) for k in np.flatnonzero(sizes)]
     expected = jax.tree.map(lambda x: np.asarray(x, np.float64), problem.params)
     ragged = next(case for case in cases(data)[::-1] if "ragged" in case.name)
     state = own.start
     for number in range(5):
         # Another few of the clients that have examples each round, in the slots of one cohort.
         ids = [
-            some[(number + i) % len(some)]
+            non_empty[(number + i) % len(non_empty)]
             for i in range(int(np.sum(np.asarray(ragged.cohort.mask))))
         ]
         fill = [ids[0]] * (len(ragged.cohort.client_ids) - len(ids))

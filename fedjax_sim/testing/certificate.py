@@ -73,9 +73,9 @@ def largest_difference(tree: PyTree, expected: PyTree) -> tuple[float, str]:
     for (name, x), (_, y) in zip(numbers_of(tree), numbers_of(expected), strict=True):
         if not x.size:
             continue
-        both = np.isnan(x) & np.isnan(y) | (x == y)
+        equal = np.isnan(x) & np.isnan(y) | (x == y)
         with np.errstate(invalid="ignore"):
-            apart = np.where(both, 0.0, np.abs(x - y))
+            apart = np.where(equal, 0.0, np.abs(x - y))
         scale = max(1.0, float(np.max(np.abs(np.where(np.isfinite(y), y, 0)))))
         difference = float(np.max(np.where(np.isnan(apart), np.inf, apart))) / scale
         if difference > largest:

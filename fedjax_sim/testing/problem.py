@@ -65,20 +65,25 @@ def linear_regression(seed: int = 0) -> Problem:
 def cases(data: FederatedData) -> list[Case]:
     """Cohorts in which somebody reports, the smallest first, all of as many slots."""
     sizes = np.asarray(data.num_examples)
-    some = [int(k) for k in np.argsort(sizes, kind="stable") if sizes[k]]
-    several = some[-SLOTS:]
-    cohorts = {f"client {some[0]} of {sizes[some[0]]} examples alone": _cohort(some[:1])}
-    if len(some) > 1:
-        cohorts["two clients"] = _cohort([some[-1], some[0]])
+    non_empty = [int(k) for k in np.argsort(sizes, kind="stable") if sizes[k]]
+    several = non_empty[-SLOTS:]
+    cohorts = {
+        f"client {non_empty[0]} of {sizes[non_empty[0]]} examples alone": _cohort(non_empty[:1])
+    }
+    if len(non_empty) > 1:
+        cohorts["two clients"] = _cohort([non_empty[-1], non_empty[0]])
         cohorts["two, with padding before and between"] = _cohort(
-            [some[0], some[0], some[-1], some[-1]], mask=[False, True, False, True]
+            [non_empty[0], non_empty[0], non_empty[-1], non_empty[-1]],
+            mask=[False, True, False, True],
         )
         cohorts["several, ragged"] = _cohort(several)
-        cohorts["two, of whom one drops out"] = _cohort([some[-1], some[0]], reports=[True, False])
+        cohorts["two, of whom one drops out"] = _cohort(
+            [non_empty[-1], non_empty[0]], reports=[True, False]
+        )
         cohorts["stragglers"] = _cohort(several, work=[0.5, 1.0, 0.34, 1.0, 0.9][: len(several)])
     none = np.flatnonzero(sizes == 0)
     if len(none):
-        cohorts["one client without an example"] = _cohort([int(none[0]), some[-1]])
+        cohorts["one client without an example"] = _cohort([int(none[0]), non_empty[-1]])
     return [Case(name, cohort) for name, cohort in cohorts.items()]
 
 

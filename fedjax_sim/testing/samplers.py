@@ -96,11 +96,11 @@ def _check_inclusion(
 ) -> None:
     """Counts how often each client is picked; a client's pi_k is read where it is picked."""
     rounds = len(ids)
-    given = np.asarray(several.inclusion, np.float64)
+    inclusion = np.asarray(several.inclusion, np.float64)
     counts, probability = np.zeros(number), np.full(number, np.nan)
     np.add.at(counts, ids[mask], 1)
     for k in range(number):
-        values = given[mask & (ids == k)]
+        values = inclusion[mask & (ids == k)]
         if not len(values):
             continue
         if np.ptp(values) > 1e-5 * values.max():

@@ -144,8 +144,8 @@ def client_statistics(
       ValueError: if the shapes differ.
 
     >>> v = jnp.array([1.0, 3.0, jnp.nan])
-    >>> found = client_statistics(v, jnp.array([3.0, 1.0, 0.0]), jnp.array([True, True, False]))
-    >>> float(found.mean), float(found.weighted_mean), float(found.std), float(found.worst_tenth)
+    >>> stats = client_statistics(v, jnp.array([3.0, 1.0, 0.0]), jnp.array([True, True, False]))
+    >>> float(stats.mean), float(stats.weighted_mean), float(stats.std), float(stats.worst_tenth)
     (2.0, 1.5, 1.0, 1.0)
     """
     values, weights, has = jnp.asarray(values), jnp.asarray(weights), jnp.asarray(has)

@@ -231,10 +231,10 @@ def test_a_loss_that_training_has_looked_at_is_not_looked_at_again(monkeypatch):
         looked.clear()
         init(function)
         for key in (None, jax.random.key(0), None):
-            jax.eval_shape(lambda p, key=key: fs.evaluate(function, p, DATA, key=key), PARAMS)  # noqa: B023
+            jax.eval_shape(lambda p, key=key: fs.evaluate(function, p, DATA, key=key), PARAMS)  # noqa: B023 - called within the loop
         assert len(looked) == times
     # A model with a function in it, and a number for a model, are evaluated as before.
-    metric = lambda p, b, k: jnp.ones(b["y"].shape) * p["scale"]  # noqa: E731
+    metric = lambda p, b, k: jnp.ones(b["y"].shape) * p["scale"]  # noqa: E731 - a metric as users write it
     assert fs.evaluate(metric, {"scale": 2.0, "apply": len}, DATA).mean["loss"] == 2
 
 
