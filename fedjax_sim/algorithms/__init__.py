@@ -1,8 +1,7 @@
 """Federated algorithms, one paper a file.
 
-What is exported here is `fs.NAME`, and a setting may name it where its file declares it. MOON's
-and FedDF's do not: the one is to be told what a model's features are, the other is given examples
-without labels.
+What is exported here is `fs.NAME`, and a setting may name it where its file declares it. FedDF's
+does not: it is given examples without labels.
 """
 
 from fedjax_sim.algorithms import server_optimizers as server_optimizers

@@ -320,3 +320,27 @@ def test_afl_weighs_the_worst_client_and_exponents_stay_finite():
     params, losses = after(1.0, 1e4)
     assert np.isfinite(params)
     assert losses.max() > 1e6
+
+
+def test_moons_features_are_the_models_outputs_unless_others_are_given(problems, data):
+    clients, loss_fn, params, vector = problems["classes"]
+    classes = fs.FederatedData.from_clients(
+        [{"x": x.astype(np.float32), "y": y.astype(np.int32)} for x, y in clients]
+    )
+
+    def after(**own):
+        algorithm = fs.moon(loss_fn, optax.sgd(0.5), LOCAL, mu=5.0, **own)
+        round_fn = fs.make_round(algorithm, execution=fs.execution.vmapped())
+        state = fs.init(algorithm, params, classes)
+        return round_fn(jax.random.key(0), state, classes, fs.Cohort(jnp.array([1, 5])))[0].params
+
+    def logits(params, batch):
+        return batch["x"] @ params["kernel"] + params["bias"][None]
+
+    by_default, by_hand = jax.jit(lambda: (after(), after(features=logits)))()
+    np.testing.assert_allclose(vector(by_default), vector(by_hand), atol=1e-6)
+    with pytest.raises(ValueError, match="features must be given"):
+        fs.moon(linear_loss, optax.sgd(0.1), LOCAL)
+    scalar = fs.moon(linear_loss, optax.sgd(0.1), LOCAL, features=lambda w, batch: batch["y"])
+    with pytest.raises(ValueError, match=r"features must return \[B, d\]; of 3 examples .*\[3\]"):
+        fs.init(scalar, zeros(), data)

@@ -20,20 +20,25 @@ from fedjax_sim.algorithms.descent import (
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import per_example
-from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
 from fedjax_sim.core.trees import difference
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 Features = Callable[[Any, Any], Array]  # (params, batch) -> Float[B, d]
 
 
+@declare(
+    "FedAvg whose clients are drawn to what the global model sees (Li et al. 2021)",
+    Option("mu", "weight of the contrastive term", default=1.0, range=AT_LEAST_0, traced=True),
+    Option("temperature", "of that term", default=0.5, range=POSITIVE, traced=True),
+)
 def moon(
     loss_fn: LossFn,
     client_optimizer: Optimizer,
     local: LocalTraining,
-    features: Features,
     mu: ArrayLike = 1.0,
     temperature: ArrayLike = 0.5,
+    features: Features | None = None,
     server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
 ) -> FederatedAlgorithm:
     """FedAvg whose clients are drawn to what the global model sees, and from what they saw before.
@@ -50,29 +55,31 @@ def moon(
 
     Args:
       loss_fn, client_optimizer, local, server_optimizer: as in `fedavg`.
-      features: (params, batch) -> Float[B, d], the representation of each example, which depends
-        on that example alone: the paper's is a projection of what enters the last layer. The loss
-        does not tell it, so it is an argument of its own.
       mu: Float[] >= 0, may be traced.
       temperature: Float[] > 0, may be traced.
+      features: (params, batch) -> Float[B, d], the representation of each example, which depends
+        on that example alone: the paper's is a projection of what enters the last layer, which a
+        loss does not tell. None for the model's outputs, of a loss from `fs.models.cross_entropy`.
 
     Raises:
-      ValueError: as `fedavg`, and for a number out of range; from `fs.init`, for features that are
-        not `[B, d]`; from `fs.run`, for a sampler with replacement, since a client keeps one state.
+      ValueError: as `fedavg`, for a number out of range, and without features for another loss;
+        from `fs.init`, for features that are not `[B, d]`; from `fs.run`, for a sampler with
+        replacement, since a client keeps one state.
 
     >>> import fedjax_sim as fs
     >>> features = lambda w, batch: jnp.tanh(batch["x"] @ w["in"])
     >>> loss_fn = lambda w, batch, key: (features(w, batch) @ w["out"] - batch["y"]) ** 2
-    >>> algorithm = fs.moon(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5), features)
+    >>> algorithm = fs.moon(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5), features=features)
     """
     AT_LEAST_0.check("mu", mu)
     POSITIVE.check("temperature", temperature)
+    seen = _outputs(loss_fn) if features is None else features
     base = averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer)
 
     def contrastive(of_global: Any, of_before: Any) -> LossFn:
         def loss(params: Any, batch: Any, key: Array | None) -> tuple[Array, dict[str, Array]]:
             values = per_example(loss_fn, params, batch, key)
-            z, z_t, z_before = (features(w, batch) for w in (params, of_global, of_before))
+            z, z_t, z_before = (seen(w, batch) for w in (params, of_global, of_before))
             nearer = _cosine(z, z_before) - _cosine(z, z_t)
             term = jax.nn.softplus(nearer / jnp.asarray(temperature, nearer.dtype))
             plain = values.pop("loss")
@@ -90,7 +97,7 @@ def moon(
     return base._replace(
         init_client=lambda params: params,
         client=base.client._replace(step=step, finish=finish),
-        check=checks(base.check, _check_features(features)),
+        check=checks(base.check, _check_features(seen)),
     )
 
 
@@ -101,6 +108,16 @@ def _cosine(x: Array, y: Array) -> Array:
     return jnp.where(
         has_angle, jnp.sum(x * y, axis=1) * jax.lax.rsqrt(jnp.where(has_angle, squares, 1)), 0
     )
+
+
+def _outputs(loss_fn: Any) -> Features:
+    """The outputs of the loss's model, for each example one vector."""
+    if not callable(getattr(loss_fn, "logits", None)):
+        raise ValueError(
+            "features must be given, (params, batch) -> [B, d], for a loss that is not from "
+            f"fs.models.cross_entropy; got {loss_fn!r}"
+        )
+    return lambda params, batch: jax.vmap(jnp.ravel)(loss_fn.logits(params, batch))
 
 
 def _check_features(features: Features) -> Check:
