@@ -100,10 +100,12 @@ def program(
         plain["nonfinite"] = experiment.nonfinite
         state = _stand_in(jax.eval_shape(experiment.start, key))
         cohort = experiment.sampler.sample(key, round, staged(experiment.federation))
+        coefficients, combined = _aggregation(experiment, _stand_in(cohort), state, key)
+        sees_all = combined is not None
         by_part = {
             "sampler": cohort,
-            "aggregation": _aggregation(experiment, _stand_in(cohort), state, key),
-            "algorithm": _client_and_server(experiment, key, replace(state, round=round)),
+            "aggregation": (coefficients, combined) if sees_all else coefficients,
+            "algorithm": _client_and_server(experiment, key, replace(state, round=round), sees_all),
             "evaluation": None
             if experiment.evaluate is None
             else experiment.evaluate(subject_of(experiment.evaluate, state)),
@@ -141,26 +143,43 @@ class _Numbers(NamedTuple):
 _Numbers.__name__ = "Coefficients"
 
 
-def _aggregation(experiment: Experiment, cohort: Cohort, state: FederatedState, key: Array) -> Any:
-    """The rule's coefficients for a stand-in cohort, and its `combine` of stand-in updates."""
+def _aggregation(
+    experiment: Experiment, cohort: Cohort, state: FederatedState, key: Array
+) -> tuple[Any, PyTree | None]:
+    """The rule's coefficients for a stand-in cohort, and its `combine` of stand-in updates, or
+    None."""
     data = experiment.federation
     cohort, _, reports = as_arrays(cohort, data.num_clients, stateful=False)
     client_weights = data.client_weights[cohort.client_ids]
     cohort = cohort._replace(reports=reports)
     answer = experiment.aggregation(cohort, client_weights, data.client_weights)
+    if len(answer) == len(Coefficients._fields):
+        answer = Coefficients(*answer)
     if not isinstance(answer, Coefficients):
-        return answer
+        return answer, None
     numbers = _Numbers(*answer[:4])
     if answer.combine is None:
-        return numbers
+        return numbers, None
     last = experiment.algorithm.exchanges[-1]
-    update = jax.eval_shape(lambda: _client(experiment, last, key, state)[1])
+    update = jax.eval_shape(lambda: _client(experiment, last, key, state, sees_all=True)[1])
+    return numbers, _combined(answer, update, reports, key)
+
+
+def _combined(rule: Coefficients, update: PyTree, reports: Array, key: Array) -> PyTree:
+    """A rule's `combine` of stand-in updates of these shapes, one for each slot."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(reports), *x.shape), x.dtype), update)
-    return numbers, answer.combine(_stand_in(shapes), answer.weights, reports, key)
+    assert rule.combine is not None
+    return rule.combine(_stand_in(shapes), rule.weights, reports, key)
 
 
-def _client_and_server(experiment: Experiment, key: Array, state: FederatedState) -> PyTree:
-    """For each exchange, one client's phases on one block, and the server's step."""
+def _client_and_server(
+    experiment: Experiment, key: Array, state: FederatedState, sees_all: bool
+) -> PyTree:
+    """For each exchange, one client's phases on one block, and the server's step.
+
+    Args:
+      sees_all: whether the rule combines all updates, for which every client trains.
+    """
     algorithm, server, parts = experiment.algorithm, state.server, list[PyTree]()
     unit: Any = jnp.ones((), jnp.result_type(float))
     context = RoundContext(
@@ -174,20 +193,31 @@ def _client_and_server(experiment: Experiment, key: Array, state: FederatedState
         largest_weight=6 * unit,
     )
     for exchange in algorithm.exchanges:
-        state_before = replace(state, server=server)
-        client, update, total = _client(experiment, exchange, key, state_before)
-        server = exchange.server_update(server, update, total, context)
-        parts += [client, server]
+        state_before, changed = replace(state, server=server), None
         if exchange.aggregation is not None:
             numbers = Coefficients(8 * unit[None], 9 * unit, 10 * unit[None], jnp.int32(11))
-            parts.append(exchange.aggregation(numbers)[:4])
+            changed = exchange.aggregation(numbers)
+        combines = changed is not None and changed.combine is not None
+        client, update, total = _client(
+            experiment, exchange, key, state_before, sees_all or combines
+        )
+        server = exchange.server_update(server, update, total, context)
+        parts += [client, server]
+        if changed is not None:
+            parts.append(changed[:4])
+        if changed is not None and combines:
+            parts.append(_combined(changed, update, jnp.ones(1, bool), key))
     if algorithm.acts_when_empty:  # nothing for the default, so that saved runs still match
         parts.append(7 * unit)
     return tuple(parts)
 
 
 def _client(
-    experiment: Experiment, exchange: Exchange, key: Array, state: FederatedState
+    experiment: Experiment,
+    exchange: Exchange,
+    key: Array,
+    state: FederatedState,
+    sees_all: bool,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One client's phases on one block; and the update and the total that it sends."""
     data = experiment.federation
@@ -201,7 +231,8 @@ def _client(
     num_examples, num_steps = jnp.int32(2), jnp.int32(3)
     message = exchange.broadcast(state.server, state.round)
     unit: Any = jnp.ones((), jnp.result_type(float))
-    if exchange.pooled_gradient is not None and experiment.nonfinite == "keep":
+    trains = sees_all or experiment.nonfinite != "keep"
+    if exchange.pooled_gradient is not None and not trains:
         keys = jax.random.split(key, size)
         client = exchange.pooled_gradient(message, batch, unit * mask.astype(unit.dtype), keys)
         return client, client[0], ()

@@ -130,6 +130,60 @@ def test_what_may_change_does_not_matter():
         assert program(lambda key, other=other: other, jax.random.key(3))["parts"] == there["parts"]
 
 
+def parts_of(algorithm, **changes):
+    changed = experiment()._replace(algorithm=algorithm, **changes)
+    return program(lambda key: changed, jax.random.key(0))["parts"]
+
+
+def squares(params, batch, key):
+    return (batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2
+
+
+def test_what_a_rule_of_all_updates_makes_of_clients_is_looked_at():
+    """Under it FedSGD's clients train, by functions that a mean never calls."""
+    base = fs.fedsgd(squares, optax.sgd(0.1))
+
+    def twice(carry, *rest):
+        output = base.client.finish(carry, *rest)
+        return output._replace(update=jax.tree.map(lambda d: 2 * d, output.update))
+
+    other = base._replace(client=base.client._replace(finish=twice))
+    assert parts_of(base) == parts_of(other)
+    of_median = [parts_of(x, aggregation=fs.aggregation.median()) for x in (base, other)]
+    assert of_median[0]["algorithm"] != of_median[1]["algorithm"]
+
+
+def test_a_rule_that_returns_its_five_parts_bare_is_looked_at():
+    def bare(cohort, weights, all_weights):
+        return (*fs.aggregation.median()(cohort, weights, all_weights),)
+
+    base = fs.fedavg(squares, optax.sgd(0.1), fs.LocalTraining(1, 2))
+    both = [parts_of(base, aggregation=rule) for rule in (bare, fs.aggregation.median())]
+    assert both[0]["aggregation"] == both[1]["aggregation"]
+
+
+def test_what_an_algorithm_makes_of_the_rule_is_looked_at():
+    """Steps and rate of FedDF's server are in no coefficient, but in what it combines."""
+    rng = np.random.default_rng(0)
+    clients = [
+        {"x": rng.normal(size=(n, 4)).astype(np.float32), "y": np.arange(n) % 2} for n in SMALL
+    ]
+    model = fs.models.logistic_regression((4,), 2)
+    loss_fn = fs.models.cross_entropy(model.apply)
+
+    def parts(steps, lr, scale=1.0):
+        unlabelled = {"x": np.full((3, 4), scale, np.float32)}
+        algorithm = fs.feddf(loss_fn, optax.sgd(0.1), fs.LocalTraining(1, 2), unlabelled, steps, lr)
+        data = fs.FederatedData.from_clients(clients)
+        changed = experiment()._replace(
+            algorithm=algorithm, data=data, params=model.init, evaluate=None
+        )
+        return program(lambda key: changed, jax.random.key(0))["parts"]["algorithm"]
+
+    assert parts(2, 0.1) == parts(2, 0.1)
+    assert len({parts(2, 0.1), parts(3, 0.1), parts(2, 0.2), parts(2, 0.1, 2.0)}) == 4
+
+
 def several():
     """The checksums of some programs, one with a constant whose order the process decides."""
     names = frozenset(("a", "b", "c", "d"))

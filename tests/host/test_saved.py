@@ -85,9 +85,9 @@ def test_a_saved_run_goes_on_with_more_rounds(tmp_path):
     folder = copied("run", tmp_path / "run", lambda: read(whole, "run"))
     assert main(["run", "--resume", "--rounds", "4", "--out", str(folder)]) == 0
     assert rows(folder)[:3] == rows(SAVED / "run")  # the rounds that were done are as they were
+    # To rounding: the model that was saved has the bits of another machine, and equal measures do
+    # not say that its own are equal. The bits of a resumed run are for test_simulate to compare.
     close(rows(folder), rows(whole))
-    if rows(whole)[:3] == rows(SAVED / "run"):  # where this machine has the bits of that one
-        assert rows(folder) == rows(whole)
     assert read(folder, "run") == read(whole, "run")
 
 
