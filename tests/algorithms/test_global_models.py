@@ -288,8 +288,9 @@ def test_a_rule_that_an_algorithm_cannot_follow_is_refused_when_the_round_is_bui
     ):
         with pytest.raises(ValueError, match=message):
             fs.make_round(mifa, rule)
-    with pytest.raises(ValueError, match=r"must be an average.*it combines all updates"):
-        fs.make_round(afl, fs.aggregation.median())
+    for algorithm in (afl, fs.ifca(linear_loss, optax.sgd(LR), LOCAL, 2)):
+        with pytest.raises(ValueError, match=r"must be an average.*it combines all updates"):
+            fs.make_round(algorithm, fs.aggregation.median())
     fs.make_round(afl, fs.aggregation.all_clients)
     # A rule that cannot answer for a few clients is asked by the round, before it compiles.
     round_fn = fs.make_round(mifa, for_eight)
