@@ -156,7 +156,10 @@ def test_a_bad_file_is_one_line_and_code_2(tmp_path, capsys, text, message):
         (["--rounds", "x"], "argument --rounds: must be a whole number; got 'x'"),
         (["--alpha", "x"], "argument --alpha: must be a number; got 'x'"),
         (["-C", "2"], r"fraction must be .*in \(0, 1\]; got 2"),
-        (["--mu", "0.1"], "error: --mu belongs to --algorithm .*fedprox; the algorithm is fedavg"),
+        (
+            ["--mu", "0.1"],
+            "error: --mu belongs to --algorithm .*fedprox.*; the algorithm is fedavg",
+        ),
         (["client_lr=0.1"], "client_lr=0.1 was taken for CONFIG.* is written --client-lr 0.1$"),
         (["--fraction", "1", "x.toml", "mu=1"], "arguments: mu=1; an option is written --mu 1$"),
         (

@@ -73,7 +73,7 @@ def test_defaults():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mu": 0.1}, "mu belongs to algorithm .*fedprox; the algorithm is fedavg"),
+        ({"mu": 0.1}, "mu belongs to algorithm .*fedprox.*; the algorithm is fedavg"),
         (
             {"algorithm": "fedsgd", "epochs": 5},
             "epochs is not of algorithm fedsgd, but of [0-9]+ others",
