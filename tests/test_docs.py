@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from tests.helpers import declared, snippets
+from tests.helpers import declared, snippets, which
 
 DOCS = snippets.ROOT / "docs"
 TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
@@ -60,6 +60,10 @@ def test_the_first_page_lists_the_others():
 
 def test_what_a_setting_may_name_is_what_files_declare():
     assert TEXTS["declared"] == declared.page(), "run what the page says of how it is written"
+
+
+def test_the_table_of_algorithms_is_what_files_declare():
+    assert TEXTS["which"] == which.page(), "run what the page says of how it is written"
 
 
 def test_every_page_with_snippets_is_run_below():

@@ -1,13 +1,26 @@
-"""What a setting has to know of an algorithm beside its options."""
+"""What an algorithm's file says of it beside its options, for settings and for the table."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
-class SeveralModels(NamedTuple):
-    """It begins with several models that differ, leaves [C, ...].
+class Facts(NamedTuple):
+    """What is told of an algorithm in `docs/which.md`, and how many models it begins with.
+
+    The table has the paper from the first words of the file, and computes what is kept and sent.
 
     Attributes:
-      option: the name of the one that says how many.
+      equation: in one line, of the docstring's symbols; w is the global model, d_k = w_k - w.
+      special_case: which numbers make what of it, as "`mu` = 0: FedAvg".
+      fault: what popular code gets wrong, in one line; empty where nothing is known.
+      several_models: the option that says how many models it begins with, leaves [C, ...], which
+        must differ; None for one.
+      options: values of those without a default, for the table's model, whose parameters are
+        below `body`, `norm` and `head`.
     """
 
-    option: str
+    equation: str
+    special_case: str
+    fault: str = ""
+    several_models: str | None = None
+    options: Mapping[str, Any] = {}

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from fedjax_sim import execution, models
-from fedjax_sim.algorithms.facts import SeveralModels
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
 from fedjax_sim.core.evaluate import Evaluate, OfState, subject_of
@@ -132,9 +132,9 @@ def _first_params(
 ) -> Callable[[Array], Params]:
     """What draws the first model, or as many as the algorithm begins with, leaves [C, ...]."""
     facts = setting.choices.algorithm.facts
-    if not isinstance(facts, SeveralModels):
+    if not isinstance(facts, Facts) or facts.several_models is None:
         return init
-    number = setting.options[facts.option]
+    number = setting.options[facts.several_models]
     return lambda key: jax.vmap(init)(jax.random.split(key, number))
 
 

@@ -8,7 +8,6 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim import algorithms
-from fedjax_sim.algorithms.facts import SeveralModels
 from fedjax_sim.core.registry import declared
 
 DECLARED = declared(algorithms)
@@ -34,9 +33,10 @@ NUMBERS = [
 def first_params(declaration, dtype):
     """Zeros; of an algorithm of several models as many that differ."""
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), PARAMS)
-    if not isinstance(declaration.facts, SeveralModels):
+    several = declaration.facts.several_models
+    if several is None:
         return params
-    (number,) = (o.default for o in declaration.options if o.name == declaration.facts.option)
+    (number,) = (o.default for o in declaration.options if o.name == several)
     return jax.tree.map(lambda x: jnp.stack([x + i for i in range(number)]), params)
 
 

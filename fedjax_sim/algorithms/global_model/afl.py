@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import averaged_descent, checks
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.probes import Probed, loss_probe, measures, probing
 from fedjax_sim.algorithms.ratios import WithShare, ratio, with_share
 from fedjax_sim.algorithms.rules import averages_alone
@@ -33,6 +34,11 @@ class AflServer(NamedTuple):
     "FedAvg that weighs clients for the worst mixture of them (Mohri et al. 2019)",
     Option("lambda_lr", "rate of the mixture", default=0.1, range=AT_LEAST_0, traced=True),
     without=("schedule",),
+    facts=Facts(
+        "lambda_k = a_k exp(lambda_lr S_k), S_k <- S_k + F_k(w); w <- w + sum lambda_k d_k / "
+        "sum lambda_k",
+        "`lambda_lr` = 0: FedAvg",
+    ),
 )
 def afl(
     loss_fn: LossFn, client_lr: ArrayLike, local: LocalTraining, lambda_lr: ArrayLike

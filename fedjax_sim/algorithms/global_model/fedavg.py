@@ -5,13 +5,22 @@ Decentralized Data" (arXiv 1602.05629).
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 
 
-@declare("local epochs, then the mean of the models (McMahan et al. 2017)", is_default=True)
+@declare(
+    "local epochs, then the mean of the models (McMahan et al. 2017)",
+    is_default=True,
+    facts=Facts(
+        "w <- w + sum a_k d_k / denominator",
+        "E = 1 and B = infinity: FedSGD",
+        "two readings of the mean, over the selected and over all K, are taken for one",
+    ),
+)
 def fedavg(
     loss_fn: LossFn,
     client_optimizer: Optimizer,

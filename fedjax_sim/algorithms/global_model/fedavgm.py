@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Server, averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, BELOW_1, Option, declare
@@ -18,6 +19,7 @@ from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 @declare(
     "FedAvg with momentum at the server (Hsu et al. 2019)",
     Option("momentum", "of the server", default=0.9, range=BELOW_1, traced=True),
+    facts=Facts("v <- momentum v + u, w <- w + server_lr v", "`momentum` = 0: FedAvg"),
 )
 def fedavgm(
     loss_fn: LossFn,

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.ratios import WithShare, with_share
 from fedjax_sim.core.local_training import check_local
@@ -35,6 +36,12 @@ class FedDynServer(NamedTuple):
         range=POSITIVE,
         traced=True,
         parameter="alpha",
+    ),
+    facts=Facts(
+        "g_k <- g_k - alpha d_k, h <- h - alpha sum p_k d_k, w <- mean w_k - h / alpha",
+        "all d_k = 0: a stationary point of sum p_k F_k",
+        "the linear term's sign; the norm not squared; no quadratic term; sum w_k - w for sum "
+        "(w_k - w)",
     ),
 )
 def feddyn(

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Descent, Message, Server, averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.ratios import WithShare, ratio, with_share
 from fedjax_sim.core.local_training import check_local
@@ -20,6 +21,10 @@ from fedjax_sim.core.types import ClientOutput, FederatedAlgorithm, LocalTrainin
 @declare(
     "FedAvg whose server steps further where clients disagree (Jhunjhunwala et al. 2023)",
     Option("eps", "added to the squared norm", default=1e-3, range=POSITIVE, traced=True),
+    facts=Facts(
+        "w <- w + max(1, mean |d_k|^2 / (2 (|mean d_k|^2 + eps))) mean d_k",
+        "a large `eps`: FedAvg",
+    ),
 )
 def fedexp(
     loss_fn: LossFn, client_optimizer: Optimizer, local: LocalTraining, eps: ArrayLike = 1e-3

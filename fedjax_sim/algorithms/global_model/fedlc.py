@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.descent import (
     descend,
     model_difference,
 )
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.logits import classifier_of
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.probes import Probed, probing
@@ -29,6 +30,10 @@ _ABSENT = 1e-8  # examples that a class counts as which a client has none of
 @declare(
     "FedAvg whose clients calibrate logits by what they have of each class (Zhang et al. 2022)",
     Option("tau", "strength of the calibration", default=1.0, range=AT_LEAST_0, traced=True),
+    facts=Facts(
+        "clients descend on the cross-entropy of logits_c - tau n_c^(-1/4)",
+        "`tau` = 0: FedAvg",
+    ),
 )
 def fedlc(
     loss_fn: LossFn,

@@ -4,20 +4,20 @@ Federated Optimization" (arXiv 2007.07481).
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Message, Server, Stepped, averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.ratios import ratio
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
 from fedjax_sim.core.registry import AT_LEAST_0, BELOW_1, POSITIVE, Option, declare
 from fedjax_sim.core.reprs import one_line
-from fedjax_sim.core.trees import difference, scaled, zeros_like
+from fedjax_sim.core.trees import axpy, difference, scaled, zeros_like
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 
@@ -45,6 +45,11 @@ class NormalisedUpdate(NamedTuple):
     Option("momentum", "of the clients' steps", default=0.0, range=BELOW_1, traced=True),
     Option("mu", "weight of the proximal term", default=0.0, range=AT_LEAST_0, traced=True),
     without=("schedule",),
+    facts=Facts(
+        "w <- w + (sum p_k |a_k|) sum p_k d_k / |a_k|",
+        "as many steps for all: FedAvg",
+        "weights that do not sum to one on whole models; |a_k| of momentum forgotten",
+    ),
 )
 def fednova(
     loss_fn: LossFn,
@@ -70,9 +75,8 @@ def fednova(
     steps it is FedAvg, and it sends two numbers more. The authors' code goes further where mu > 0.
 
     Args:
-      loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
+      loss_fn, local: as in `fedavg`.
       client_lr: Float[] > 0, may be traced as the others may.
-      local: E, B, shuffling and order.
       momentum: Float[] in [0, 1), of heavy-ball steps; v starts at 0 each round.
       mu: Float[] in [0, 1 / client_lr], of the proximal term; beyond, the a_kj change signs.
       server_lr: Float[] >= 0.
@@ -103,12 +107,9 @@ def fednova(
 
     def step(carry: NormalisedDescent, message: Message, state: Any, *block: Any) -> Stepped:
         grads, metrics = gradient(carry.params, *block)
-
-        def move(w: Array, v: Array, w_t: Array) -> Array:
-            return w - jnp.asarray(client_lr, w.dtype) * (v + jnp.asarray(mu, w.dtype) * (w - w_t))
-
-        velocity = jax.tree.map(jnp.add, scaled(momentum, carry.velocity), grads)
-        params = jax.tree.map(move, carry.params, velocity, message.params)
+        velocity = axpy(momentum, carry.velocity, grads)
+        direction = axpy(mu, difference(carry.params, message.params), velocity)
+        params = axpy(-jnp.asarray(client_lr), direction, carry.params)
         # The same steps from 0, of a model of one weight whose gradient is always -1 / client_lr.
         dtype = carry.norm.dtype
         keep = 1 - jnp.asarray(client_lr, dtype) * jnp.asarray(mu, dtype)
@@ -116,10 +117,9 @@ def fednova(
         return NormalisedDescent(params, velocity, newest, keep * carry.norm + newest), metrics
 
     def finish(carry: NormalisedDescent, message: Message, *_: Any) -> ClientOutput:
-        norm = jnp.where(carry.norm > 0, carry.norm, 1)  # an update of no step is never read
-        change = difference(carry.params, message.params)
-        direction = jax.tree.map(lambda d: d / norm.astype(d.dtype), change)
-        return ClientOutput(NormalisedUpdate(direction, norm, jnp.ones_like(norm)))
+        # Of a client that took no step the norm is 0, and so is the direction.
+        direction = ratio(difference(carry.params, message.params), carry.norm)
+        return ClientOutput(NormalisedUpdate(direction, carry.norm, jnp.ones_like(carry.norm)))
 
     def server_update(server: Server, update: NormalisedUpdate, *rest: Any) -> Server:
         # Of two averages that are multiplied, one must lose the rule's scale.

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms import server_optimizers
 from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import BELOW_1, POSITIVE, Option, declare
@@ -16,11 +17,20 @@ from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 _B1 = Option("b1", "decay of the server's first moment", default=0.9, range=BELOW_1, traced=True)
 _B2 = Option("b2", "decay of the server's second moment", default=0.99, range=BELOW_1, traced=True)
 _TAU = Option("tau", "the larger, the less adaptive", default=1e-3, range=POSITIVE, traced=True)
+_ADAPTIVE = (_B1, _B2, _TAU)
 _LR: dict[str, Any] = {"server_lr": 0.01}
-_NO_MOMENTUM = Option("b1", _B1.help, default=0.0, range=BELOW_1, traced=True)
+_ADAGRAD = (Option("b1", _B1.help, default=0.0, range=BELOW_1, traced=True), _TAU)
 
 
-@declare("FedAvg whose server is Adagrad (Reddi et al. 2021)", _NO_MOMENTUM, _TAU, defaults=_LR)
+@declare(
+    "FedAvg whose server is Adagrad (Reddi et al. 2021)",
+    *_ADAGRAD,
+    defaults=_LR,
+    facts=Facts(
+        "m <- b1 m + (1 - b1) u, v <- v + u^2, w <- w + server_lr m / (sqrt(v) + tau)",
+        "`b1` = 0 and a large `tau`: FedAvg at the rate server_lr / (2 tau)",
+    ),
+)
 def fedadagrad(
     loss_fn: LossFn,
     client_optimizer: Optimizer,
@@ -52,7 +62,16 @@ def fedadagrad(
     return averaged_descent(loss_fn, client_optimizer, check_local(local), server)
 
 
-@declare("FedAvg whose server is Adam (Reddi et al. 2021)", _B1, _B2, _TAU, defaults=_LR)
+@declare(
+    "FedAvg whose server is Adam (Reddi et al. 2021)",
+    *_ADAPTIVE,
+    defaults=_LR,
+    facts=Facts(
+        "as FedAdagrad, but v <- b2 v + (1 - b2) u^2",
+        "`b1` = `b2` = 0: steps of server_lr u / (|u| + tau)",
+        "debiased with another exponent; v_0 = 0; m^2 for u^2",
+    ),
+)
 def fedadam(
     loss_fn: LossFn,
     client_optimizer: Optimizer,
@@ -78,7 +97,15 @@ def fedadam(
     return averaged_descent(loss_fn, client_optimizer, check_local(local), server)
 
 
-@declare("FedAvg whose server is Yogi (Reddi et al. 2021)", _B1, _B2, _TAU, defaults=_LR)
+@declare(
+    "FedAvg whose server is Yogi (Reddi et al. 2021)",
+    *_ADAPTIVE,
+    defaults=_LR,
+    facts=Facts(
+        "as FedAdagrad, but v <- v - (1 - b2) u^2 sign(v - u^2)",
+        "`b1` = 0 and a large `tau`: FedAvg at the rate server_lr / (2 tau)",
+    ),
+)
 def fedyogi(
     loss_fn: LossFn,
     client_optimizer: Optimizer,

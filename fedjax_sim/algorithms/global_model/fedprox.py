@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
@@ -18,6 +19,11 @@ from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn, Par
 @declare(
     "FedAvg whose clients are held near the global model (Li et al. 2020)",
     Option("mu", "weight of the proximal term", default=0.01, range=AT_LEAST_0, traced=True),
+    facts=Facts(
+        "clients descend on F_k(w') + (mu / 2) |w' - w|^2",
+        "`mu` = 0: FedAvg",
+        "the square forgotten; the reference aliased, so that the term is zero",
+    ),
 )
 def fedprox(
     loss_fn: LossFn,

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Stepped, averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
@@ -20,6 +21,7 @@ from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 @declare(
     "FedAvg whose clients descend to flat minima (Qu et al. 2022)",
     Option("rho", "how far a step looks up", default=0.05, range=AT_LEAST_0, traced=True),
+    facts=Facts("clients step along the gradient at w + rho g(w) / |g(w)|", "`rho` = 0: FedAvg"),
 )
 def fedsam(
     loss_fn: LossFn,

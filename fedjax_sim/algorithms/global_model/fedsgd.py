@@ -3,6 +3,7 @@
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.gradient import ONE_FULL_BATCH, full_gradient, pooled_gradient
 from fedjax_sim.core.registry import SameAs, declare
 from fedjax_sim.core.types import FederatedAlgorithm, LossFn
@@ -11,6 +12,10 @@ from fedjax_sim.core.types import FederatedAlgorithm, LossFn
 @declare(
     "one gradient of each client, and a step at the server (McMahan et al. 2017)",
     defaults={"server_lr": SameAs("client_lr")},
+    facts=Facts(
+        "w <- w - server_lr sum a_k grad F_k(w) / denominator",
+        "FedAvg of E = 1 and B = infinity",
+    ),
 )
 def fedsgd(loss_fn: LossFn, server_optimizer: optax.GradientTransformation) -> FederatedAlgorithm:
     """Each client sends one full-batch gradient; the server takes the step.

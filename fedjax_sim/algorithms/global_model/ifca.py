@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent, checks, step_within
-from fedjax_sim.algorithms.facts import SeveralModels
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.probes import measures
 from fedjax_sim.algorithms.ratios import ratio
@@ -49,7 +49,11 @@ class ClusterUpdate(NamedTuple):
 @declare(
     "several models, of which each client trains the one that fits it best (Ghosh et al. 2020)",
     Option("num_models", "how many", default=2, kind=int, range=AT_LEAST_1, metavar="C"),
-    facts=SeveralModels("num_models"),
+    facts=Facts(
+        "c_k = argmin_c F_k(w_c), w_c <- w_c + mean d_k of those that chose c",
+        "`num_models` = 1: FedAvg",
+        several_models="num_models",
+    ),
 )
 def ifca(
     loss_fn: LossFn, client_optimizer: Optimizer, local: LocalTraining, num_models: int
@@ -95,12 +99,8 @@ def ifca(
         return ClusterDescent(base.client.init(chosen, client_state, (), key), cluster)
 
     def finish(carry: ClusterDescent, message: Message, *_: Any) -> ClientOutput:
-        own = carry.cluster
-
-        def at_its_place(w: Array, models: Array) -> Array:
-            return jnp.zeros_like(models).at[own].set(w - models[own])
-
-        change = jax.tree.map(at_its_place, carry.descent.params, message.params)
+        own, moved, models = carry.cluster, carry.descent.params, message.params
+        change = jax.tree.map(lambda w, x: jnp.zeros_like(x).at[own].set(w - x[own]), moved, models)
         share = jnp.zeros(num_models, jnp.result_type(float)).at[own].set(1)
         return ClientOutput(update=ClusterUpdate(change, share))
 

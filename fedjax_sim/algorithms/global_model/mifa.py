@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import optax
 
 from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.rules import means_alone
 from fedjax_sim.core.local_training import check_local
@@ -25,7 +26,13 @@ class MifaServer(NamedTuple):
     memory: Any
 
 
-@declare("FedAvg in which those not selected replay their last update (Gu et al. 2021)")
+@declare(
+    "FedAvg in which those not selected replay their last update (Gu et al. 2021)",
+    facts=Facts(
+        "G_k <- d_k of those that report, w <- w + sum p_k G_k over all K",
+        "everybody reports: FedAvg",
+    ),
+)
 def mifa(
     loss_fn: LossFn,
     client_optimizer: Optimizer,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Message, Stepped, server_params, stateless
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.gradient import ONE_FULL_BATCH, full_gradient, pooled_gradient
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_loss, mean_gradient
@@ -41,6 +42,10 @@ class MimeServer(NamedTuple):
     "(Karimireddy et al. 2021)",
     Option("momentum", "of the server", default=0.9, range=BELOW_1, traced=True),
     without=("schedule",),
+    facts=Facts(
+        "y <- y - client_lr ((1 - momentum) (g(y) - g(w) + c) + momentum m), c = mean grad F_k(w)",
+        "one local step: SGD with momentum on c",
+    ),
 )
 def mime(
     loss_fn: LossFn, client_lr: ArrayLike, local: LocalTraining, momentum: ArrayLike = 0.9

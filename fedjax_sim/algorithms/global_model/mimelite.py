@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import averaged_descent, checks
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.probes import Probed, gradient_probe, measures, probing
 from fedjax_sim.algorithms.ratios import WithShare, ratio, with_share
 from fedjax_sim.core.local_training import check_local
@@ -30,6 +31,10 @@ class MimeLiteServer(NamedTuple):
     "local steps with the server's momentum (Karimireddy et al. 2021)",
     Option("momentum", "of the server", default=0.9, range=BELOW_1, traced=True),
     without=("schedule",),
+    facts=Facts(
+        "y <- y - client_lr ((1 - momentum) g(y) + momentum m), m of mean grad F_k(w)",
+        "`momentum` = 0: FedAvg",
+    ),
 )
 def mimelite(
     loss_fn: LossFn, client_lr: ArrayLike, local: LocalTraining, momentum: ArrayLike = 0.9

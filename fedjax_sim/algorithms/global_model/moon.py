@@ -1,6 +1,7 @@
 """MOON: Li, He and Song 2021, "Model-Contrastive Federated Learning" (arXiv 2103.16257)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import (
-    Check,
     Descent,
     Message,
     Stepped,
@@ -17,6 +17,7 @@ from fedjax_sim.algorithms.descent import (
     checks,
     descend,
 )
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import per_example
@@ -31,6 +32,10 @@ Features = Callable[[Any, Any], Array]  # (params, batch) -> Float[B, d]
     "FedAvg whose clients are drawn to what the global model sees (Li et al. 2021)",
     Option("mu", "weight of the contrastive term", default=1.0, range=AT_LEAST_0, traced=True),
     Option("temperature", "of that term", default=0.5, range=POSITIVE, traced=True),
+    facts=Facts(
+        "descent on F_k + mu mean log(1 + exp((cos(z, z_before) - cos(z, z_w)) / temperature))",
+        "`mu` = 0: FedAvg",
+    ),
 )
 def moon(
     loss_fn: LossFn,
@@ -55,8 +60,7 @@ def moon(
 
     Args:
       loss_fn, client_optimizer, local, server_optimizer: as in `fedavg`.
-      mu: Float[] >= 0, may be traced.
-      temperature: Float[] > 0, may be traced.
+      mu, temperature: Float[] >= 0 and Float[] > 0, may be traced.
       features: (params, batch) -> Float[B, d], the representation of each example, which depends
         on that example alone: the paper's is a projection of what enters the last layer, which a
         loss does not tell. None for the model's outputs, of a loss from `fs.models.cross_entropy`.
@@ -97,7 +101,7 @@ def moon(
     return base._replace(
         init_client=lambda params: params,
         client=base.client._replace(step=step, finish=finish),
-        check=checks(base.check, _check_features(seen)),
+        check=checks(base.check, partial(_check_features, seen)),
     )
 
 
@@ -105,9 +109,8 @@ def _cosine(x: Array, y: Array) -> Array:
     """Float[B], the cosines of the angles between rows; 0 where a row is all zeros."""
     squares = jnp.sum(x * x, axis=1) * jnp.sum(y * y, axis=1)
     has_angle = squares > 0
-    return jnp.where(
-        has_angle, jnp.sum(x * y, axis=1) * jax.lax.rsqrt(jnp.where(has_angle, squares, 1)), 0
-    )
+    cosine = jnp.sum(x * y, axis=1) * jax.lax.rsqrt(jnp.where(has_angle, squares, 1))
+    return jnp.where(has_angle, cosine, 0)
 
 
 def _outputs(loss_fn: Any) -> Features:
@@ -120,11 +123,8 @@ def _outputs(loss_fn: Any) -> Features:
     return lambda params, batch: jax.vmap(jnp.ravel)(loss_fn.logits(params, batch))
 
 
-def _check_features(features: Features) -> Check:
-    def check(params: Any, examples: Any) -> None:
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
-        shape = jnp.shape(jax.eval_shape(features, params, batch))
-        if len(shape) != 2 or shape[0] != 3:
-            raise ValueError(f"features must return [B, d]; of 3 examples it returns {list(shape)}")
-
-    return check
+def _check_features(features: Features, params: Any, examples: Any) -> None:
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
+    shape = jnp.shape(jax.eval_shape(features, params, batch))
+    if len(shape) != 2 or shape[0] != 3:
+        raise ValueError(f"features must return [B, d]; of 3 examples it returns {list(shape)}")

@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Descent, Message, Server, averaged_descent, checks
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.probes import loss_probe, measures, probing
 from fedjax_sim.algorithms.ratios import ratio
 from fedjax_sim.core.local_training import check_local
@@ -40,6 +41,12 @@ class FairUpdate(NamedTuple):
     "FedAvg in which clients with a larger loss weigh more (Li et al. 2020)",
     Option("q", "how much more they weigh", default=1.0, range=AT_LEAST_0, traced=True),
     without=("schedule",),
+    facts=Facts(
+        "w <- w - sum p_k F_k^q g_k / sum p_k (q F_k^(q-1) |g_k|^2 + F_k^q / client_lr), g_k "
+        "= -d_k / client_lr",
+        "`q` = 0: FedAvg",
+        "the norm squared twice",
+    ),
 )
 def qfedavg(
     loss_fn: LossFn, client_lr: ArrayLike, local: LocalTraining, q: ArrayLike

@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Descent, averaged_descent, checks
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import LearningRate, check_rate, check_schedule, rate_at
 from fedjax_sim.algorithms.probes import Probed, gradient_probe, measures, probing
 from fedjax_sim.core.local_training import check_local
@@ -42,6 +43,11 @@ class ScaffoldMessage(NamedTuple):
 @declare(
     "FedAvg with control variates against drift (Karimireddy et al. 2020)",
     Option("scaffold_option", _HOW, default=2, kind=int, range=_ONE_OR_TWO, parameter="option"),
+    facts=Facts(
+        "y <- y - client_lr (g(y) - c_k + c), w <- w + server_lr mean d_k, c = sum p_k c_k",
+        "its first round: FedAvg's",
+        "random first c_k; E minibatches for E epochs; whole models scaled; unequal steps refused",
+    ),
 )
 def scaffold(
     loss_fn: LossFn,
@@ -55,29 +61,25 @@ def scaffold(
     Client k keeps c_k, at first 0. From y = x it takes S local steps
     `y <- y - client_lr (g(y) - c_k + c)`. Then, with F_k the mean loss of its examples,
 
-        c_k+ = grad F_k(x)                            option 1
-               c_k - c + (x - y) / (S client_lr)      option 2
+        c_k+ = grad F_k(x) (option 1), or c_k - c + (x - y) / (S client_lr) (option 2)
         x <- x + server_lr sum_k a_k (y_k - x) / denominator
         c <- c + sum_k p_k (c_k+ - c_k)
 
-    where p_k is the client's fixed share, n_k / n, or 1/K under the `uniform` rule, which is the
-    paper's. So `c = sum_k p_k c_k` after every round, under every rule; in bfloat16 the sum drifts.
-    It costs twice FedAvg's bytes, both ways, and option 1 one more pass, with the loss of no key.
-    Where a schedule's rate is 0, or so small that the steps are lost in the rounding of w, option 2
-    keeps c_k+ = c_k, for the quotient says nothing of gradients.
+    where p_k is the client's fixed share, n_k / n, or under the `uniform` rule the paper's 1/K. So
+    `c = sum_k p_k c_k` after every round, under every rule; in bfloat16 the sum drifts. It costs
+    twice FedAvg's bytes, and option 1 one more pass, with the loss of no key. Where a schedule's
+    rate is 0, or the steps are lost in the rounding of w, option 2 keeps c_k+ = c_k.
 
     Args:
-      loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}).
+      loss_fn, local: as in `fedavg`.
       client_lr: Float[] > 0, may be traced; or a function of the round (Int[]) returning a
         Float[] >= 0, as a learning-rate schedule of optax; the message then carries the round.
-      local: E, B, shuffling and order.
       server_lr: Float[] >= 0, may be traced.
       option: 1 or 2, static.
 
     Raises:
-      ValueError: for a number out of range; from `fs.init`, if loss or schedule do not fit; from
-        `fs.run`, for a sampler with replacement, and from the round for a concrete cohort that
-        repeats a client, which keeps one state.
+      ValueError: for a number out of range; from `fs.init`, if loss or schedule do not fit; since
+        a client keeps one state, for a sampler or a cohort that may repeat it.
 
     >>> import fedjax_sim as fs
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
@@ -100,11 +102,10 @@ def scaffold(
         return ClientOutput(delta, difference(carry.measured, control), carry.measured)
 
     def finish(carry: Descent, message: Any, control: Any, *last: Any) -> ClientOutput:
-        _, steps, _ = last  # n_k, S and the key
         delta, rate = difference(carry.params, message.params), rate_at(client_lr, message.round)
 
         def renew(c_k: Array, c: Array, d: Array) -> Array:
-            distance = steps.astype(d.dtype) * jnp.asarray(rate, d.dtype)
+            distance = last[1].astype(d.dtype) * jnp.asarray(rate, d.dtype)  # n_k, S, the key
             if not scheduled:
                 return c_k - c - d / distance
             # Without c the quotient of 0 is right, and has a derivative.
@@ -115,8 +116,7 @@ def scaffold(
         return ClientOutput(delta, difference(renewed, control), renewed)
 
     def server_update(server: ScaffoldServer, update: Any, total: Any, *_: Any) -> ScaffoldServer:
-        moved = axpy(server_lr, update, server.params)
-        return ScaffoldServer(moved, plus(server.control, total))
+        return ScaffoldServer(axpy(server_lr, update, server.params), plus(server.control, total))
 
     base = averaged_descent(loss_fn, optimizer, check_local(local), optax.sgd(1.0), correct)
     with_probe = probing(base.client, gradient_probe(loss_fn), finish_with_gradient)

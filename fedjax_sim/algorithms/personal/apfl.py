@@ -10,10 +10,11 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent
-from fedjax_sim.core.checks import check_number
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
-from fedjax_sim.core.registry import FROM_0_TO_1, Option, declare
+from fedjax_sim.core.registry import FROM_0_TO_1, POSITIVE, Option, declare
+from fedjax_sim.core.trees import axpy, difference, moving_average
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -47,6 +48,11 @@ class MixedDescent(NamedTuple):
     Option("mixture", "share of its own", 0.5, range=FROM_0_TO_1, traced=True, parameter="alpha"),
     Option("adaptive", "whether each client learns its share", default=False, kind=bool),
     without=("schedule",),
+    facts=Facts(
+        "v_k <- v_k - client_lr alpha grad F_k(alpha v_k + (1 - alpha) w), w as FedAvg",
+        "`mixture` = 0: FedAvg; 1: each client alone",
+        "gradients not cleared between the two models; v_k overwritten by the mixture",
+    ),
 )
 def apfl(
     loss_fn: LossFn,
@@ -57,8 +63,8 @@ def apfl(
 ) -> FederatedAlgorithm:
     """FedAvg, and a model v_k of each client's own that is trained as part of a mixture.
 
-    The global model is FedAvg's. In a local step on one block, with the client's copy w of the
-    global model and `u = alpha_k v_k + (1 - alpha_k) w` from before the step,
+    In a local step, with w the client's copy of the global model, FedAvg's, and
+    `u = alpha_k v_k + (1 - alpha_k) w` from before the step,
 
         w   <- w - client_lr grad F_k(w)
         v_k <- v_k - client_lr alpha_k grad F_k(u)
@@ -84,8 +90,8 @@ def apfl(
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
     >>> algorithm = fs.apfl(loss_fn, 0.1, fs.LocalTraining(epochs=5), alpha=0.5, adaptive=True)
     """
-    check_number("client_lr", client_lr, lambda x: x > 0, "positive")
-    check_number("alpha", alpha, lambda x: 0 <= x <= 1, "in [0, 1]")
+    POSITIVE.check("client_lr", client_lr)
+    FROM_0_TO_1.check("alpha", alpha)
     base = averaged_descent(loss_fn, optax.sgd(client_lr), check_local(local), optax.sgd(1.0))
     gradient = mean_gradient(loss_fn)
 
@@ -98,14 +104,14 @@ def apfl(
         copy, metrics = base.client.step(carry.copy, message, kept, batch, mask, key)
         own, share = carry.kept
         w = carry.copy.params
-        grads, _ = gradient(_mixture(own, share, w), batch, mask, key)
+        grads, _ = gradient(moving_average(share, own, w), batch, mask, key)
 
-        rate = jnp.asarray(client_lr, share.dtype) * share
-        moved = jax.tree.map(lambda v, g: v - rate.astype(v.dtype) * g, own, grads)
+        rate = jnp.asarray(client_lr, share.dtype)
+        moved = axpy(-rate * share, grads, own)
         if adaptive:
-            apart = jax.tree.map(jnp.subtract, own, w)
-            slope = sum(map(jnp.vdot, jax.tree.leaves(grads), jax.tree.leaves(apart)))
-            learned = share - jnp.asarray(client_lr, share.dtype) * jnp.asarray(slope, share.dtype)
+            apart = jax.tree.leaves(difference(own, w))
+            slope = sum(map(jnp.vdot, jax.tree.leaves(grads), apart))
+            learned = share - rate * jnp.asarray(slope, share.dtype)
             share = jnp.where(carry.steps == 0, jnp.clip(learned, 0, 1), share)
         return MixedDescent(copy, Mixed(moved, share), carry.steps + 1), metrics
 
@@ -116,14 +122,5 @@ def apfl(
     return base._replace(
         init_client=lambda params: Mixed(params, jnp.asarray(alpha, jnp.result_type(float))),
         client=ClientUpdate(init, step, finish),
-        personal=lambda server, kept, probed: _mixture(kept.own, kept.alpha, server.params),
+        personal=lambda server, kept, probed: moving_average(kept.alpha, kept.own, server.params),
     )
-
-
-def _mixture(own: Params, share: Array, params: Params) -> Params:
-    """`share own + (1 - share) params`."""
-
-    def mix(v: Array, w: Array) -> Array:
-        return share.astype(w.dtype) * v + (1 - share).astype(w.dtype) * w
-
-    return jax.tree.map(mix, own, params)

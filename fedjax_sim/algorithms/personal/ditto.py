@@ -9,13 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import (
-    Descent,
-    Message,
-    averaged_descent,
-    descend,
-    own_model,
-)
+from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent, descend, own_model
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer, check_fit, check_optimizer, is_schedule
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
@@ -43,6 +38,11 @@ class TwoDescents(NamedTuple):
 @declare(
     "FedAvg, and a model of each client's own that is drawn to the global one (Li et al. 2021)",
     Option("lam", "how strongly it is drawn", default=0.1, range=AT_LEAST_0, traced=True),
+    facts=Facts(
+        "v_k descends on F_k(v) + (lam / 2) |v - w|^2, w as FedAvg",
+        "`lam` = 0: each client alone",
+        "drawn to the model that the client trained, not to the one received",
+    ),
 )
 def ditto(
     loss_fn: LossFn,

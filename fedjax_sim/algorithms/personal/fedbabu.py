@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer, check_optimizer, is_schedule, optimizer_at
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen, are_chosen
@@ -22,6 +23,11 @@ from fedjax_sim.transforms.sharing import partial
         "paths or patterns of the head's parameters, as layers_2, with commas between several",
         kind=str,
         metavar="PATHS",
+    ),
+    facts=Facts(
+        "u <- u + mean (u_k - u) of the body; the first head stays, and is fine-tuned at the end",
+        "were the head trained and shared: FedAvg",
+        options={"personal": "head"},
     ),
 )
 def fedbabu(

@@ -5,6 +5,7 @@ Normalization" (arXiv 2102.07623).
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen
@@ -31,6 +32,10 @@ def is_of_a_norm(path: str) -> bool:
         "of layers called norm or bn unless it is given",
         kind=str,
         metavar="PATHS",
+    ),
+    facts=Facts(
+        "u <- u + sum a_k (u_k - u) / denominator of all but the norms, which stay: v_k",
+        "were the norms shared, too: FedAvg",
     ),
 )
 def fedbn(

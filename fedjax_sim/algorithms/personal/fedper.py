@@ -5,6 +5,7 @@
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen
@@ -20,6 +21,11 @@ from fedjax_sim.transforms.sharing import partial
         "paths or patterns of the head's parameters, as layers_2, with commas between several",
         kind=str,
         metavar="PATHS",
+    ),
+    facts=Facts(
+        "u <- u + sum a_k (u_k - u) / denominator of the base; heads stay: v_k",
+        "were the head shared, too: FedAvg",
+        options={"personal": "head"},
     ),
 )
 def fedper(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.algorithms.descent import Descent, Message, Stepped, averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer, optimizer_at
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.local_training import check_local, num_blocks
@@ -47,6 +48,11 @@ class TwoPhases(NamedTuple):
     ),
     Option("head_epochs", "of the E, for the head", default=1, kind=int, range=AT_LEAST_1),
     defaults={"epochs": 2},
+    facts=Facts(
+        "v_k descends first, with u held; then u_k, with v_k held; u <- u + mean (u_k - u)",
+        "all heads alike and held: FedBABU",
+        options={"personal": "head"},
+    ),
 )
 def fedrep(
     loss_fn: LossFn,

@@ -5,6 +5,7 @@ Global Representations" (arXiv 2001.01523).
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen
@@ -21,6 +22,11 @@ from fedjax_sim.transforms.sharing import partial
         "several",
         kind=str,
         metavar="PATHS",
+    ),
+    facts=Facts(
+        "u <- u + sum a_k (u_k - u) / denominator of the head; representations stay: v_k",
+        "were all shared: FedAvg",
+        options={"personal": ("body", "norm")},
     ),
 )
 def lgfedavg(

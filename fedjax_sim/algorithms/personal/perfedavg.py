@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Descent, Message, Server, averaged_descent
+from fedjax_sim.algorithms.descent import Descent, Message, Server, averaged_descent, checks
+from fedjax_sim.algorithms.facts import Facts
+from fedjax_sim.algorithms.probes import measures
 from fedjax_sim.core.checks import check_known, check_number
 from fedjax_sim.core.local_training import check_local
-from fedjax_sim.core.loss import check_measures, mean_gradient, mean_loss
+from fedjax_sim.core.loss import mean_gradient, mean_loss
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
 from fedjax_sim.core.types import (
     Array,
@@ -32,6 +34,11 @@ HESSIANS = ("exact", "first_order")
     Option("hessian", "of that step", default="exact", kind=str, choices=HESSIANS),
     without=("schedule",),
     symbols={"client_lr": "beta"},
+    facts=Facts(
+        "w <- w - beta (I - alpha Hess F(w)) grad F(w - alpha grad F(w))",
+        "`meta_lr` = 0, full batches: FedAvg",
+        "the second step from the wrong point, or on test data; trained twice",
+    ),
 )
 def perfedavg(
     loss_fn: LossFn,
@@ -113,14 +120,9 @@ def perfedavg(
         count_or_1 = jnp.maximum(count, 1)
         return adapt(server.params, jax.tree.map(lambda g: g / count_or_1.astype(g.dtype), total))
 
-    def check(params: Params, examples: PyTree) -> None:
-        if base.check is not None:
-            base.check(params, examples)
-        check_measures(loss_fn, params, examples)
-
     return base._replace(
         client=ClientUpdate(base.client.init, step, base.client.finish),
-        check=check,
+        check=checks(base.check, measures(loss_fn)),
         personal=personal,
         personal_probe=probe,
     )

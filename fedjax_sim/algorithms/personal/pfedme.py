@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Message, averaged_descent, own_model
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
@@ -41,6 +42,10 @@ class Envelope(NamedTuple):
     Option("inner_steps", "personal steps a block", default=5, kind=int, range=AT_LEAST_1),
     without=("schedule",),
     symbols={"client_lr": "eta", "server_lr": "beta"},
+    facts=Facts(
+        "theta ~ argmin F_k(theta) + (lam / 2) |theta - w_k|^2, w_k <- w_k - eta lam (w_k - theta)",
+        "`inner_steps` = 1: FedAvg at the rate eta lam inner_lr",
+    ),
 )
 def pfedme(
     loss_fn: LossFn,
