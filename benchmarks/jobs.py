@@ -14,6 +14,7 @@ import numpy as np
 Weights = dict[str, np.ndarray]  # dense kernels [in, out], conv kernels HWIO, LSTM gates i f g o
 
 CLASSES = 10
+LAM, ALPHA, HEAD_EPOCHS = 0.1, 0.5, 1  # of Ditto, APFL, and FedRep
 CHARACTERS, POSITIONS, EMBEDDING, HIDDEN = 86, 80, 8, 256
 
 
@@ -31,6 +32,7 @@ class Job:
     peers: tuple[str, ...] = ("pytorch", "fedjax", "fedlab", "pfl")
     sweep: int = 1  # learning rates
     sampled: bool = False  # ours draws its cohorts itself, as a user would
+    algorithm: str = "fedavg"  # or scaffold, ditto, apfl, fedrep, with the numbers below
 
     def sizes(self) -> np.ndarray:
         """n_k of each of the K clients."""
@@ -79,6 +81,20 @@ class Job:
             return rng.uniform(-bound, bound, shape).astype(np.float32)
 
         return {name: draw(shape) for name, shape in _shapes(self).items()}
+
+    def first(self) -> Weights:
+        """What the weights are compared with: the first ones, and the first of what clients keep.
+
+        `own_NAME` is the mean over all K clients of what they keep: a model of their own, its
+        last layer alone under FedRep, the control variate under SCAFFOLD.
+        """
+        weights = self.weights()
+        kept = {
+            "fedavg": {},
+            "scaffold": {name: np.zeros_like(value) for name, value in weights.items()},
+            "fedrep": {name: weights[name] for name in list(weights)[-2:]},
+        }.get(self.algorithm, weights)
+        return weights | {f"own_{name}": value for name, value in kept.items()}
 
     def steps(self, cohorts: np.ndarray) -> int:
         """S, the useful client-steps: the sum over the cohorts of E ceil(n_k / B)."""
@@ -152,6 +168,8 @@ def _lognormal(
     return draw
 
 
+_PAPERS = {"scaffold": 1, "ditto": 1, "apfl": 1, "fedrep": 2}  # and their epochs
+
 _RAGGED = _lognormal(500, 227, 89, 10, 6000)
 _SKEWED = _lognormal(200, 400, 700, 10, 6000)
 _LINES = _lognormal(100, 40, 70, 10, 600)
@@ -169,6 +187,21 @@ JOBS = {
         Job(
             "sweep", "lr", _equal(1000, 60), m=10, rounds=20, sweep=64, peers=("pytorch", "fedjax")
         ),
+        *[
+            Job(
+                f"{algorithm}-{model}",
+                model,
+                _equal(100, 600),
+                m=10,
+                rounds=1,
+                learning_rate=0.02,
+                epochs=epochs,
+                peers=("pytorch",),
+                algorithm=algorithm,
+            )
+            for model in ("2nn", "cnn")
+            for algorithm, epochs in _PAPERS.items()
+        ],
         *[
             Job(
                 f"scale-k-1e{power}",

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 import fedjax_sim as fs
-from benchmarks.jobs import CHARACTERS, CLASSES, HIDDEN, Job, Weights
+from benchmarks.jobs import ALPHA, CHARACTERS, CLASSES, HEAD_EPOCHS, HIDDEN, LAM, Job, Weights
 from benchmarks.worker import Worker, serve
 
 SIDE_BY_SIDE = 32  # configurations of a sweep on one device
@@ -70,22 +70,41 @@ class Ours(Worker):
         local = fs.LocalTraining(job.epochs, job.batch_size, shuffle=shuffle)
 
         def run(rate: jax.Array, data: Any, cohorts: jax.Array) -> Any:
-            algorithm = fs.fedavg(loss_fn or self.loss_fn, optax.sgd(rate), local)
+            algorithm = self.algorithm(loss_fn or self.loss_fn, rate, local)
             round_fn = fs.make_round(algorithm, execution=self.execution)
             state = fs.init(algorithm, self.params, data)
             if job.sampled and shuffle:
                 sampler = fs.sampling.uniform(job.m)
                 state, history = fs.run(round_fn, self.key, state, data, sampler, num_rounds)
-                return state.params, history.rounds.client_steps
+                return (state.params, kept_by(algorithm, state, data)), history.rounds.client_steps
 
             def body(state: Any, ids: jax.Array) -> Any:
                 state, metrics = round_fn(self.key, state, data, fs.Cohort(ids))
                 return state, metrics.client_steps
 
             state, steps = jax.lax.scan(body, state, cohorts)
-            return state.params, steps
+            return (state.params, kept_by(algorithm, state, data)), steps
 
         return run
+
+    def algorithm(self, loss_fn: Any, rate: Any, local: fs.LocalTraining) -> Any:
+        """The job's, with its numbers."""
+        if self.job.algorithm == "scaffold":
+            return fs.scaffold(loss_fn, rate, local)
+        if self.job.algorithm == "apfl":
+            return fs.apfl(loss_fn, rate, local, ALPHA)
+        if self.job.algorithm == "ditto":
+            return fs.ditto(loss_fn, optax.sgd(rate), local, LAM)
+        if self.job.algorithm == "fedrep":
+            (*_, head) = _modules(self.params)
+            places = jax.tree_util.tree_flatten_with_path(self.params)[0]
+            names = [
+                "/".join(str(key.key) for key in path)
+                for path, leaf in places
+                if any(leaf is own for own in head.values())
+            ]
+            return fs.fedrep(loss_fn, optax.sgd(rate), local, names, HEAD_EPOCHS)
+        return fs.fedavg(loss_fn, optax.sgd(rate), local)
 
     def swept(self, run: Any) -> Any:
         """The configurations dealt over the devices, and some side by side on each.
@@ -131,7 +150,13 @@ class Ours(Worker):
         return answer | {"compile": self.compile_seconds[shape], "versions": versions}
 
     def weights(self) -> Weights:
-        return from_flax(self.result, self.job.weights())
+        params, kept = self.result
+        first = self.job.weights()
+        own = {} if kept is None else from_flax(kept, first)
+        named = {f"own_{name}": value for name, value in own.items()}
+        return {
+            k: x for k, x in (from_flax(params, first) | named).items() if k in self.job.first()
+        }
 
     def lane_steps(self) -> dict[str, Any]:
         """Counts the steps that lanes take in the first round, those that nobody reads too."""
@@ -152,6 +177,19 @@ class Ours(Worker):
         jax.block_until_ready(run(rate, self.data, jnp.asarray(cohorts, jnp.int32)))
         jax.effects_barrier()
         return {"lane_steps": counted, "steps": self.job.steps(cohorts)}
+
+
+def kept_by(algorithm: Any, state: Any, data: Any) -> Any:
+    """The mean over all clients of what they keep, in the structure of the model; or None."""
+    if not jax.tree.leaves(state.clients):
+        return None
+    if algorithm.personal is None:
+        kept = state.clients
+    elif hasattr(state.clients, "own") and hasattr(state.clients, "alpha"):
+        kept = state.clients.own  # APFL's, before it is mixed
+    else:
+        kept = fs.personal_params(algorithm, state, data)
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), kept)
 
 
 def _modules(tree: Any) -> list[dict[str, Any]]:

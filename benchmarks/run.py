@@ -89,7 +89,7 @@ def lane_settings(job: Job) -> list[str]:
 
 def check_equal(job: Job, entries: list[dict[str, Any]], processes: list[Process]) -> None:
     """Two rounds without shuffling end in the same weights, after the same steps."""
-    first, reference = job.weights(), None
+    first, reference = job.first(), None
     with tempfile.TemporaryDirectory() as folder:
         for entry, process in zip(entries, processes, strict=True):
             if "error" in entry:
