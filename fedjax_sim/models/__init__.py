@@ -6,6 +6,8 @@ function `loss_fn(params, batch, key) -> losses[B]` is a model to the rest of th
 
 from fedjax_sim.models.convolutional import cifar_cnn as cifar_cnn
 from fedjax_sim.models.convolutional import cnn as cnn
+from fedjax_sim.models.convolutional import lenet as lenet
+from fedjax_sim.models.convolutional import unpadded_cnn as unpadded_cnn
 from fedjax_sim.models.losses import CrossEntropy as CrossEntropy
 from fedjax_sim.models.losses import SquaredError as SquaredError
 from fedjax_sim.models.losses import cross_entropy as cross_entropy

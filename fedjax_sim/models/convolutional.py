@@ -1,4 +1,4 @@
-"""The convolutional networks of McMahan et al. 2017."""
+"""Convolutional networks: McMahan et al. 2017's, LeNet, and one without padding."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +41,63 @@ def cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Mode
     return from_flax(
         nn.Sequential([*layers, flatten, dense(512), nn.relu, dense(num_classes)]), input_shape
     )
+
+
+@declare(
+    "the small CNN of NIID-Bench (Li et al. 2022), LeNet-5 with max pools", facts=CLASSES_OF_IMAGES
+)
+def lenet(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Model:
+    """The small CNN of NIID-Bench (Li et al. 2022, arXiv 2102.02079): LeNet-5 with ReLUs.
+
+    5x5 convolution with 6 channels, ReLU, 2x2 max pool, 5x5 with 16, ReLU, 2x2 max pool, 120 and 84
+    ReLU units, softmax; nothing is padded. 44,426 parameters by default, and 62,006 for 32 x 32
+    pixels in colour. Inputs are `[B, height, width, channels]`.
+
+    Raises:
+      ValueError: for a size below 1, or an input_shape that is no image of 16 x 16 pixels or more.
+
+    >>> import jax
+    >>> params = jax.eval_shape(lenet((32, 32, 3)).init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    62006
+    """
+    return _unpadded((6, 16), (120, 84), input_shape, num_classes)
+
+
+@declare(
+    "two convolutions without padding and 512 units (PFLlib's 4-layer CNN)", facts=CLASSES_OF_IMAGES
+)
+def unpadded_cnn(input_shape: Sequence[int] = (28, 28, 1), num_classes: int = 10) -> Model:
+    """The 4-layer CNN of PFLlib's leaderboard (Zhang et al. 2023, arXiv 2312.04992).
+
+    5x5 convolution with 32 channels, ReLU, 2x2 max pool, 5x5 with 64, ReLU, 2x2 max pool, 512 ReLU
+    units, softmax: `cnn` without its padding, 582,026 parameters by default. Inputs are
+    `[B, height, width, channels]`.
+
+    Raises:
+      ValueError: for a size below 1, or an input_shape that is no image of 16 x 16 pixels or more.
+
+    >>> import jax
+    >>> params = jax.eval_shape(unpadded_cnn().init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(params))
+    582026
+    """
+    return _unpadded((32, 64), (512,), input_shape, num_classes)
+
+
+def _unpadded(
+    channels: Sequence[int], hidden: Sequence[int], input_shape: Sequence[int], num_classes: int
+) -> Model:
+    """5x5 convolutions without padding, each halved by its pool; dense layers; softmax."""
+    check_count("num_classes", num_classes)
+    check_image(input_shape, least=16)  # of fewer pixels, nothing is left for the second pool
+    layers: list[Any] = []
+    for width in channels:
+        layers += [convolution(width, 5, padding="VALID"), nn.relu, _pool]
+    layers.append(flatten)
+    for units in hidden:
+        layers += [dense(units), nn.relu]
+    return from_flax(nn.Sequential([*layers, dense(num_classes)]), input_shape)
 
 
 @declare("the CIFAR-10 CNN of McMahan et al. 2017", facts=CLASSES_OF_IMAGES)

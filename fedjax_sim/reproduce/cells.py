@@ -262,11 +262,16 @@ def named(name: str) -> Cell:
     return next(cell for table in TABLES.values() for cell in table.cells if cell.name == name)
 
 
-def select(names: Sequence[str]) -> list[Cell]:
+def select(
+    names: Sequence[str], other_tables: Sequence[str] = (), other_cells: Sequence[str] = ()
+) -> list[Cell]:
     """The cells of these tables, and single cells by name, in the tables' order.
 
+    Args:
+      other_tables, other_cells: names that are known, too, and are no race; they are passed over.
+
     Raises:
-      ValueError: for a name that is neither, with the nearest ones.
+      ValueError: for a name that is none of these, with the nearest ones.
     """
     by_name = {cell.name: cell for table in TABLES.values() for cell in table.cells}
     selected: set[str] = set()
@@ -275,11 +280,12 @@ def select(names: Sequence[str]) -> list[Cell]:
             selected |= {cell.name for cell in TABLES[name].cells}
         elif name in by_name:
             selected.add(name)
-        else:
-            near = difflib.get_close_matches(name, [*TABLES, *by_name], 3, 0.4)
+        elif name not in other_tables and name not in other_cells:
+            all_tables = [*TABLES, *other_tables]
+            near = difflib.get_close_matches(name, [*all_tables, *by_name, *other_cells], 3, 0.4)
             raise ValueError(
-                f"TABLE must be one of {', '.join(TABLES)}, fedprox, shakespeare, or a cell; "
-                f"got {name!r}" + (f" (nearest: {', '.join(near)})" if near else "")
+                f"TABLE must be one of {', '.join(all_tables)}, or a cell; got {name!r}"
+                + (f" (nearest: {', '.join(near)})" if near else "")
             )
     needed = {by_name[name].after for name in selected} - {None}
     return [cell for name, cell in by_name.items() if name in selected | needed]

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_sim.core.files import replace_file
 from fedjax_sim.host.driver import span_of
-from fedjax_sim.reproduce import fedprox, figures, shakespeare
+from fedjax_sim.reproduce import figures, sections
 from fedjax_sim.reproduce.cells import COMPARED, TABLES, Cell, Table
 from fedjax_sim.reproduce.racing import best_run
 from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
@@ -51,24 +51,10 @@ def write(page: Path, store: Store) -> list[Path]:
         parts.append(f"    fedjax-sim reproduce {table.name}\n")
         if records:
             parts.append(_machine(records))
-    if (stragglers := fedprox.load(store.folder / fedprox.NAME)) is not None:
-        picture = page.parent / f"{fedprox.NAME}.png"
-        figures.stragglers(stragglers, picture)
-        written.append(picture)
-        parts.append(f"## {fedprox.HEADING}\n\n![{fedprox.HEADING}]({picture.name})\n")
-        parts.append("\n".join([fedprox.NOTE, "", *fedprox.rows(stragglers)]) + "\n")
-        parts.append(f"    fedjax-sim reproduce {fedprox.NAME}\n")
-    folder = store.folder / shakespeare.NAME
-    if shakespeare.load(folder):
-        picture = page.parent / f"{shakespeare.NAME}.png"
-        figures.first_rounds(shakespeare.load(folder), picture)
-        written.append(picture)
-        parts.append(f"## {shakespeare.HEADING}\n\n![accuracy by round]({picture.name})\n")
-        parts.append("\n".join(shakespeare.lines(folder)) + "\n")
-        parts.append(f"    fedjax-sim reproduce {shakespeare.NAME}\n")
-    text = "\n".join(part for part in parts if part)
+    more_parts, pictures = sections.sections(page, store)
+    text = "\n".join(part for part in [*parts, *more_parts] if part)
     replace_file(page, lambda file: file.write(text.encode()))
-    return written
+    return [*written, *pictures]
 
 
 def check(page: Path, option: str = "--record") -> None:

@@ -31,6 +31,33 @@ def test_resnets_parameters_by_hand(width):
     assert width != 64 or total == 11_173_962
 
 
+def test_the_unpadded_cnns_parameters_by_hand():
+    small = (25 + 1) * 6 + (25 * 6 + 1) * 16 + (16 * 4 * 4 + 1) * 120 + 121 * 84 + 85 * 10
+    assert count(fs.models.lenet()) == small == 44_426
+    large = (25 + 1) * 32 + (25 * 32 + 1) * 64 + (64 * 4 * 4 + 1) * 512 + 513 * 10
+    assert count(fs.models.unpadded_cnn()) == large == 582_026
+
+
+def test_lenet_is_numpys():
+    """Of one image of 16 x 18 pixels in two channels."""
+    model = fs.models.lenet((16, 18, 2), 3)
+    params = jax.tree.map(np.asarray, model.init(KEY))
+    x = np.random.default_rng(0).normal(size=(16, 18, 2)).astype(np.float32)
+    out = x
+    for name in ("layers_0", "layers_3"):
+        windows = np.lib.stride_tricks.sliding_window_view(out, (5, 5), (0, 1))
+        layer = params[name]
+        out = np.einsum("ijcuv,uvco->ijo", windows, layer["kernel"]) + layer["bias"]
+        height, width = out.shape[0] // 2, out.shape[1] // 2
+        blocks = np.maximum(out, 0)[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1)
+        out = blocks.max((1, 3))
+    out = out.ravel()
+    for name in ("layers_7", "layers_9", "layers_11"):
+        out = np.maximum(out, 0) if name != "layers_7" else out
+        out = out @ params[name]["kernel"] + params[name]["bias"]
+    np.testing.assert_allclose(jax.jit(model.apply)(params, x[None])[0], out, rtol=1e-4, atol=1e-5)
+
+
 def test_the_cifar_cnns_parameters_by_hand():
     dense = 6 * 6 * 64 * 384 + 384 + 384 * 192 + 192 + 192 * 10 + 10
     convolutions = 5 * 5 * 3 * 64 + 64 + 5 * 5 * 64 * 64 + 64
@@ -264,6 +291,8 @@ def test_each_trains_by_rounds(name):
     [
         (lambda m: m.cnn((28, 28)), r"input_shape must be \(height, width, channels\); got \(28"),
         (lambda m: m.cifar_cnn(channels=0), "channels must be .*got 0"),
+        (lambda m: m.lenet((15, 16, 1)), "input_shape must be at least 16 pixels"),
+        (lambda m: m.unpadded_cnn(num_classes=0), "num_classes must be .*got 0"),
         (lambda m: m.cifar_cnn(hidden=(3, 0)), "hidden must be .*got 0"),
         (lambda m: m.cifar_cnn((24, 24, 0)), "input_shape must be .*got 0"),
         (lambda m: m.resnet18(width=3), "width must be a multiple of groups = 2; got 3"),

@@ -16,7 +16,7 @@ from fedjax_sim import cli, reproduce
 from fedjax_sim.cli import show
 from fedjax_sim.host.driver import Interrupt, Progress
 from fedjax_sim.reproduce import cells as tables
-from fedjax_sim.reproduce import fedprox, race, racing, record, select
+from fedjax_sim.reproduce import fedprox, race, racing, record, sections, select, selection
 from fedjax_sim.reproduce.cells import RATIO, TABLES, Cell, Table, rates
 from fedjax_sim.reproduce.racing import best_run, is_through
 from fedjax_sim.reproduce.store import Store
@@ -450,6 +450,8 @@ def test_the_command_lists_refuses_and_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "TABLES", only)
     monkeypatch.setattr(record, "TABLES", only)
     monkeypatch.setattr(reproduce, "TABLES", only)
+    for module in (selection, sections):
+        monkeypatch.setattr(module, "ACCURACIES", {})
     command = ["reproduce", "tiny", "--seeds", "1", "--cores", "1", "--out", str(tmp_path)]
     assert cli.main([*command, "--estimate"]) == 0
     assert "1 of 1 cells to run: up to about" in capsys.readouterr().out

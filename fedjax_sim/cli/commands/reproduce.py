@@ -10,9 +10,11 @@ from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.core.checks import check_count
 
 DESCRIPTION = (
-    "Runs cells of the papers' tables, learning rates tuned in each, beside the published figures; "
-    "saves every run as it ends, and writes PAPERS.md and a picture of each table. Without a TABLE "
-    "it lists them."
+    "Runs cells of the papers' tables beside the published figures: rounds to a target with "
+    "learning rates tuned in each (table1-2nn, ...), accuracies after fixed rounds of several "
+    "algorithms (niid-bench, personal), and claims that are cheap to check (claims, minutes, on "
+    "data that ship). Saves what ends, so that the same command goes on, and writes PAPERS.md with "
+    "a picture of each race. Without a TABLE it lists them."
 )
 HAS_SETTING = False
 
@@ -20,6 +22,7 @@ HAS_SETTING = False
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which cells, how many seeds, where to."""
     add = parser.add_argument
+    add("--list", action="store_true", help="list all tables and their cells, and run none")
     add("tables", nargs="*", metavar="TABLE", help="a table, or a single cell of one")
     add(
         "--seeds",
@@ -46,17 +49,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace) -> int:
     """Estimates, runs, writes, prints."""
-    from fedjax_sim.reproduce import TABLES, Store, fedprox, race, record, select, shakespeare
-    from fedjax_sim.reproduce.estimating import estimate
+    from fedjax_sim.reproduce import TABLES, Store, accuracies, fedprox, race, record, shakespeare
+    from fedjax_sim.reproduce import swept as sweeps
+    from fedjax_sim.reproduce.claims import NAME as CLAIMS
+    from fedjax_sim.reproduce.estimating import estimate, estimate_swept
     from fedjax_sim.reproduce.racing import is_through
+    from fedjax_sim.reproduce.selection import ACCURACIES, CURVES, selected
 
     check_count("seeds", options.seeds)
-    curves = (fedprox.NAME, shakespeare.NAME)
     if options.estimate:
-        options.tables = options.tables or [*TABLES, *curves]
-    if not options.tables:
+        options.tables = options.tables or [*TABLES, *CURVES, *ACCURACIES, CLAIMS]
+    selection = selected(options.tables)
+    if options.list or not options.tables:
         return _list(TABLES)
-    cells = select([name for name in options.tables if name not in curves])
+    cells = selection.races
     mesh = machine.use_cores(options.cores)
     from fedjax_sim.cli import show
     from fedjax_sim.host.driver import Interrupt, span_of
@@ -67,10 +73,15 @@ def call(options: argparse.Namespace) -> int:
         fedprox.NAME: lambda: fedprox.is_through(options.out / fedprox.NAME, options.seeds),
         shakespeare.NAME: lambda: shakespeare.is_through(options.out / shakespeare.NAME),
     }
-    left = [name for name in curves if name in options.tables and not is_through_by_name[name]()]
+    left = [name for name in selection.curves if not is_through_by_name[name]()]
     missing = [cell for cell in cells if not is_through(cell, store, options.seeds)]
+    swept_left = [
+        cell for cell in selection.swept if not sweeps.is_through(cell, options.out, options.seeds)
+    ]
     page = options.record or options.out / record.PAGE
     record.check(page, "--out" if options.record is None else "--record")
+    accuracies_left = [each for each in selection.accuracies if each.cell in swept_left]
+    accuracies.check_data(accuracies_left)
     if missing:
         estimates = estimate(missing, options.seeds, mesh)
         with store.alone():
@@ -86,12 +97,28 @@ def call(options: argparse.Namespace) -> int:
         )
     elif cells:
         console.print(f"0 of {len(cells)} cells to run: all are there.")
-    for name in curves:
-        if name in options.tables:
-            estimate_text = (
-                "no estimate, its progress says the time left." if name in left else "all there."
+    for name in selection.curves:
+        estimate_text = (
+            "no estimate, its progress says the time left." if name in left else "all there."
+        )
+        console.print(f"{name}: {estimate_text}")
+    if swept_left:
+        seconds_of = {claim.cell.name: claim.seconds for claim in selection.claims}
+        if accuracies_left:
+            estimates = estimate_swept(accuracies_left, options.seeds, mesh)
+            with store.alone():
+                store.save_estimates(estimates)
+            seconds_of |= estimates
+        for swept_cell in swept_left:
+            console.print(
+                f"{swept_cell.name}: about {span_of(seconds_of[swept_cell.name])}", soft_wrap=True
             )
-            console.print(f"{name}: {estimate_text}")
+        total_text = span_of(sum(seconds_of[swept_cell.name] for swept_cell in swept_left))
+        console.print(
+            f"{len(swept_left)} of {len(selection.swept)} sweeps to run: about {total_text}."
+        )
+    elif selection.swept:
+        console.print(f"0 of {len(selection.swept)} sweeps to run: all are there.")
     if options.estimate:
         return 0
     through = True
@@ -103,7 +130,7 @@ def call(options: argparse.Namespace) -> int:
                     break
                 cell_done(cell)
                 record.write(page, store)
-        if left:
+        if left or swept_left:
             through = through and interrupt.received is None
         if through and fedprox.NAME in left:
             total = fedprox.NUM_CURVES * options.seeds
@@ -115,9 +142,24 @@ def call(options: argparse.Namespace) -> int:
         if through and shakespeare.NAME in left:
             with show.run_progress(shakespeare.ROUNDS, "test_accuracy") as tell_run:
                 through = shakespeare.run(options.out / shakespeare.NAME, mesh, tell_run)
+        for swept_cell in swept_left:
+            if not through or interrupt.received is not None:
+                through = False
+                break
+            console.print(f"{swept_cell.name}", soft_wrap=True)
+            total = sweeps.num_runs(swept_cell, options.seeds)
+            with show.sweep_progress(total) as tell_sweep:
+                through = sweeps.run(swept_cell, options.out, options.seeds, mesh, tell_sweep)
+            if through:
+                record.write(page, store)
     names = record.write(page, store)
     for line in record.lines(cells, store):
         console.print(line, soft_wrap=True)
+    for claim in selection.claims:
+        if (claimed := sweeps.load(claim.cell, options.out)) is not None:
+            verdict = claim.judge(claimed)
+            answer = "holds" if verdict.holds else "does not hold"
+            console.print(f"{claim.cell.name}: {answer}. {verdict.ours}", soft_wrap=True)
     if not through:
         console.print(
             f"Interrupted: what was computed is saved in {options.out}; the same command goes on.",
@@ -129,7 +171,9 @@ def call(options: argparse.Namespace) -> int:
 
 def _list(tables: dict[str, Any]) -> int:
     from fedjax_sim.cli import show
-    from fedjax_sim.reproduce import fedprox, shakespeare
+    from fedjax_sim.host.driver import span_of
+    from fedjax_sim.reproduce import claims, fedprox, shakespeare
+    from fedjax_sim.reproduce.selection import ACCURACIES
 
     console = show.console()
     for table in tables.values():
@@ -139,4 +183,14 @@ def _list(tables: dict[str, Any]) -> int:
             console.print(f"  {cell.name}{published}", soft_wrap=True)
     for curves in (fedprox, shakespeare):
         console.print(f"{curves.NAME}: {curves.HEADING}", soft_wrap=True)
+    for accuracy_table in ACCURACIES.values():
+        console.print(f"{accuracy_table.name}: {accuracy_table.heading}", soft_wrap=True)
+        for each in accuracy_table.cells:
+            records = f", published by {' and '.join(each.published)}" if each.published else ""
+            methods = ", ".join(each.settings)
+            console.print(f"  {each.cell.name}: {methods}{records}", soft_wrap=True)
+    console.print(f"{claims.NAME}: {claims.HEADING}", soft_wrap=True)
+    for claim in claims.CLAIMS:
+        time = f"about {span_of(claim.seconds)}"
+        console.print(f"  {claim.cell.name}, {time}: {claim.statement}", soft_wrap=True)
     return 0
