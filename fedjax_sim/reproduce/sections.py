@@ -1,6 +1,6 @@
 """The parts of the page that are no races: curves, accuracies after fixed rounds, claims."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedjax_sim.host.driver import span_of
@@ -8,6 +8,7 @@ from fedjax_sim.reproduce import accuracies, claims, fedprox, figures, shakespea
 from fedjax_sim.reproduce.accuracies import AccuracyTable
 from fedjax_sim.reproduce.selection import ACCURACIES
 from fedjax_sim.reproduce.store import Store
+from fedjax_sim.reproduce.swept import Record
 
 
 def sections(page: Path, store: Store) -> tuple[list[str], list[Path]]:
@@ -68,13 +69,16 @@ def _accuracies(table: AccuracyTable, store: Store) -> Iterator[str]:
             + "\n"
         )
     yield f"    fedjax-sim reproduce {table.name}\n"
+    if records:
+        yield _machine(records.values())
 
 
 def _claims(store: Store) -> Iterator[str]:
     """Each claim whose sweep is complete: what is published, ours, and whether it holds."""
-    lines = []
+    lines, records = [], []
     for claim in claims.CLAIMS:
         if (record := swept.load(claim.cell, store.folder)) is not None:
+            records.append(record)
             verdict = claim.judge(record)
             cells = (
                 claim.statement,
@@ -97,3 +101,14 @@ def _claims(store: Store) -> Iterator[str]:
     if (remarks := store.folder / f"{claims.NAME}.md").exists():
         yield f"{remarks.read_text(encoding='utf-8').strip()}\n"
     yield f"    fedjax-sim reproduce {claims.NAME}\n"
+    yield _machine(records)
+
+
+def _machine(records: Iterable[Record]) -> str:
+    """The versions and devices that made these records, in words."""
+    versions_of: dict[str, set[str]] = {}
+    for record in records:
+        for name, version in record.made_by.items():
+            versions_of.setdefault(name, set()).add(version)
+    texts = (f"{name} {' and '.join(sorted(versions))}" for name, versions in versions_of.items())
+    return f"{', '.join(texts)}.\n"

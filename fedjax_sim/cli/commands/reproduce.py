@@ -146,7 +146,7 @@ def call(options: argparse.Namespace) -> int:
             if not through or interrupt.received is not None:
                 through = False
                 break
-            console.print(f"{swept_cell.name}", soft_wrap=True)
+            console.print(swept_cell.name, soft_wrap=True)
             total = sweeps.num_runs(swept_cell, options.seeds)
             with show.sweep_progress(total) as tell_sweep:
                 through = sweeps.run(swept_cell, options.out, options.seeds, mesh, tell_sweep)
@@ -158,8 +158,10 @@ def call(options: argparse.Namespace) -> int:
     for claim in selection.claims:
         if (claimed := sweeps.load(claim.cell, options.out)) is not None:
             verdict = claim.judge(claimed)
-            answer = "holds" if verdict.holds else "does not hold"
-            console.print(f"{claim.cell.name}: {answer}. {verdict.ours}", soft_wrap=True)
+            answer = "yes" if verdict.holds else "no"
+            console.print(
+                f"{claim.cell.name}: {answer}, {claim.criterion}: {verdict.ours}", soft_wrap=True
+            )
     if not through:
         console.print(
             f"Interrupted: what was computed is saved in {options.out}; the same command goes on.",

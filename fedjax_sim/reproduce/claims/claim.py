@@ -31,7 +31,7 @@ class Claim(NamedTuple):
       setting: what is run here, in words.
       cell: the sweep, which claims may share.
       judge: reads the sweep's record.
-      seconds: about how long it takes on two cores.
+      seconds: about how long it takes, as measured on two cores that others used, too.
     """
 
     statement: str

@@ -95,5 +95,5 @@ FAIRNESS = Claim(
         seeds=5,
     ),
     judge=judge,
-    seconds=120,
+    seconds=70,
 )

@@ -70,5 +70,5 @@ LABEL_SKEW = Claim(
         seeds=3,
     ),
     judge=judge,
-    seconds=180,
+    seconds=190,
 )

@@ -78,7 +78,7 @@ CLAIMS = (
         setting=_WHERE,
         cell=_CELL,
         judge=judge_scaffold,
-        seconds=120,
+        seconds=330,
     ),
     Claim(
         statement="On clients of 0 % similarity more local epochs slow FedAvg (the same table)",
@@ -87,6 +87,6 @@ CLAIMS = (
         setting=_WHERE,
         cell=_CELL,
         judge=judge_fedavg,
-        seconds=120,
+        seconds=330,
     ),
 )

@@ -104,5 +104,5 @@ OBJECTIVE = Claim(
         seeds=1,
     ),
     judge=judge,
-    seconds=10,
+    seconds=50,
 )
