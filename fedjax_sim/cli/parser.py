@@ -32,7 +32,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command("run", "train one model", ("rich",), ("baselines", "patience", "keep_model")),
+    "run": Command(
+        "run", "train one model", ("rich",), ("baselines", "patience", "keep_model", "fine_tune")
+    ),
     "sweep": Command(
         "sweep",
         "train many configurations with several seeds",

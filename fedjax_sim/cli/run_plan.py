@@ -11,11 +11,12 @@ from fedjax_sim.host.keeping import check_keep_model
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.stopping import Criterion, patience, reaches
 from fedjax_sim.results.folder import CONFIGURATION, RUN, RunFolder
+from fedjax_sim.settings.clients import check_fine_tune
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.settings.setting import Setting
 
 # Values that may change when a run is resumed; `simulate` checks under which conditions.
-_MAY_CHANGE = ("rounds", "target", "patience", "baselines")
+_MAY_CHANGE = ("rounds", "target", "patience", "baselines", "fine_tune")
 
 
 class Plan(NamedTuple):
@@ -25,12 +26,14 @@ class Plan(NamedTuple):
       patience: evaluations in a row without a better score that end the run; None for none.
       keep_model: which model is kept, "final" or "best".
       baselines: names of those that are trained after it.
+      fine_tune: epochs that each client's model is trained further after it; None for none.
     """
 
     setting: ResolvedSetting
     patience: int | None
     keep_model: str
     baselines: list[str]
+    fine_tune: int | None = None
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -39,6 +42,7 @@ class Plan(NamedTuple):
             "patience": self.patience,
             "keep_model": None if self.keep_model == "final" else self.keep_model,
             "baselines": self.baselines or None,
+            "fine_tune": self.fine_tune,
         }
         return self.setting.values() | {
             name: x for name, x in beside_the_setting.items() if x is not None
@@ -65,7 +69,7 @@ def plan_of(options: argparse.Namespace, out: RunFolder) -> Plan:
     # Imported here because it needs rich, whose absence is reported once a command is called.
     from fedjax_sim.cli import baselines
 
-    values = read("run", options, own_names=("patience", "keep_model"))
+    values = read("run", options, own_names=("patience", "keep_model", "fine_tune"))
     saved_baselines = baselines.saved_names(out.path) if options.resume else []
     names = baselines.names_to_train(
         saved_baselines, values.pop("baselines", []), getattr(options, "baselines", [])
@@ -73,12 +77,15 @@ def plan_of(options: argparse.Namespace, out: RunFolder) -> Plan:
     evaluations = values.pop("patience", None)
     if evaluations is not None:
         check_count("patience", evaluations)
+    fine_tune = values.pop("fine_tune", None)
     keep_model = values.pop("keep_model", "final")
     check_keep_model(keep_model, None)
     if options.resume:
         _check_schedule(setting(values, options.vocabulary), options)
     resolved = setting(values, options.vocabulary).resolved()
-    plan = Plan(resolved, evaluations, keep_model, names)
+    if fine_tune is not None:
+        check_fine_tune(resolved, fine_tune)
+    plan = Plan(resolved, evaluations, keep_model, names, fine_tune)
     if options.resume:
         _check_resumed(plan, out)
     baselines.check(names, plan.setting, out, resume=options.resume, overwrite=options.overwrite)

@@ -1,5 +1,6 @@
 """Figures of results and of splits."""
 
+from fedjax_sim.plots.client_figure import clients as clients
 from fedjax_sim.plots.figures import best as best
 from fedjax_sim.plots.figures import curves as curves
 from fedjax_sim.plots.figures import plot as plot

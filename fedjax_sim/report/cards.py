@@ -15,6 +15,7 @@ from fedjax_sim.results.columns import BYTES, lowest_is_best, on_test, score_of
 
 MOST = 9  # cards for one score
 _PARTS = ("validation", "test", "train")  # of a data set
+_MODELS = ("global_", "personal_")  # whose columns are over clients
 _LINES = 6  # of a figure of several folders; one of a single folder may have more
 
 
@@ -173,6 +174,8 @@ def _of_one(results: Results, metric: str) -> Iterator[Card]:
     for name in sorted(measured, key=lambda name: (name != metric, columns.index(name))):
         if name.startswith("clients_"):
             pairs.setdefault(f"{name.split('_')[1]} of clients", []).append(name)
+        elif name.startswith(_MODELS):
+            pairs.setdefault(f"{name.split('_')[1]} of clients by model", []).append(name)
         else:
             part, _, measure = name.partition("_")
             pairs.setdefault(measure if part in _PARTS and measure else name, []).append(name)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 from fedjax_sim.core.files import reason, replace_file
 from fedjax_sim.plots import words
-from fedjax_sim.report import cards, facts, tables
+from fedjax_sim.report import cards, client_cards, facts, tables
 from fedjax_sim.report.reading import Folder
 from fedjax_sim.report.reading import load as load
 from fedjax_sim.report.rendering import markup, rendered
@@ -82,6 +82,8 @@ class Page(NamedTuple):
     heads: list[Head]
     differences: facts.Differences | None
     sections: list[Section]
+    clients: list[client_cards.ClientCard]
+    client_heads: tuple[str, ...]
     table: tables.Table
 
 
@@ -155,6 +157,8 @@ def page(folders: Mapping[str, Folder], apart: Sequence[str] = ()) -> str:
             heads=[_head(*item) for item in folders.items()],
             differences=facts.differences(folders) if len(folders) > 1 else None,
             sections=_sections(folders),
+            clients=client_cards.client_cards(folders),
+            client_heads=client_cards.HEADS,
             table=tables.table(folders),
         ),
     )

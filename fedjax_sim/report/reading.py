@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.results import FORMAT, ROUNDS, SUMMARY, TABLE, Results, Run, Scalar
+from fedjax_sim.results.clients import Clients
+from fedjax_sim.results.clients import read as read_clients
 from fedjax_sim.results.columns import has_value, is_evaluated
-from fedjax_sim.results.folder import RunFolder
+from fedjax_sim.results.folder import CLIENTS, RunFolder
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,99})")
 _NUMBER = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|nan|-?inf")
@@ -29,11 +31,13 @@ class Folder(NamedTuple):
       path: the folder.
       summary: the object in summary.json.
       results: its runs, without arrays that are too wide for a table.
+      clients: final values of each client of a run; None where it has none.
     """
 
     path: Path
     summary: dict[str, Any]
     results: Results
+    clients: Clients | None = None
 
     @property
     def kind(self) -> str:
@@ -80,7 +84,9 @@ def load(folder: str | Path) -> Folder:
         raise ValueError(
             f"{folder / SUMMARY} must have format {FORMAT}; got {summary.get('format')!r}"
         )
-    return Folder(folder, summary, Results(_runs(folder, summary)))
+    of_clients = folder / CLIENTS
+    clients = read_clients(of_clients) if of_clients.is_file() else None
+    return Folder(folder, summary, Results(_runs(folder, summary)), clients)
 
 
 def value(cell: str) -> Scalar:

@@ -205,6 +205,8 @@ def _metrics(lines: Sequence[Line], scores: Sequence[str]) -> list[str]:
     def place(name: str) -> int:
         if name in scores:
             return scores.index(name) - len(scores)
+        if name.startswith(("personal_", "global_")) and not lowest_is_best(name):
+            return 1 if name.endswith("_worst_tenth") else 2
         if name.startswith("clients_"):
             return 1 if name.endswith("_worst_tenth") else 2 if name.endswith("_mean") else 5
         if name.startswith(("validation_", "test_")):

@@ -11,6 +11,7 @@ SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"  # written by
 HISTORY, PICTURE = "history.csv", "compare.png"  # a comparison has these, too
 CONFIGURATION = "configuration.toml"  # the options of the command line
 MODEL = "model.npz"  # a run's model
+CLIENTS = "clients.csv"  # final values of each client of a run
 MODELS = "models"  # a sweep's folder of them, one file a run
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
 
@@ -41,7 +42,7 @@ RUN = Kind("experiment", "experiment.json", "checkpoints", 9, "")
 SWEEP = Kind("sweep", "sweep.json", "batches", 6, ".npz")
 _KINDS = (RUN, SWEEP)
 
-_RESULTS = (SUMMARY, TABLE, ROUNDS, MODEL, HISTORY, PICTURE)
+_RESULTS = (SUMMARY, TABLE, ROUNDS, MODEL, CLIENTS, HISTORY, PICTURE)
 _MANIFESTS = (*(kind.manifest for kind in _KINDS), CONFIGURATION)
 
 

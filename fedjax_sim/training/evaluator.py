@@ -9,6 +9,7 @@ from fedjax_sim.core.loss import check_examples
 from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
 from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.training.evaluation import Evaluation, client_statistics, evaluate
+from fedjax_sim.training.global_model import has_global_model
 from fedjax_sim.training.personal import evaluate_clients
 
 
@@ -61,7 +62,10 @@ def evaluator(
     With `personal` it is one of the state (`fs.of_state`): each client's own model is measured, as
     by `fs.evaluate_clients`, on the client's own part of each of these sets, which must then be
     federations of the same K clients. `test_NAME` is then the mean over all test examples, each by
-    the model of the client whose it is.
+    the model of the client whose it is; `personal_NAME_mean` and `personal_NAME_worst_tenth` are
+    those of `ClientStatistics` over the clients' own test examples, and `global_NAME_mean` and
+    `global_NAME_worst_tenth` the global model's, unless clients keep a part of it or there are
+    several.
 
     Args:
       metric_fn: as `loss_fn`.
@@ -130,11 +134,40 @@ def evaluator(
         assert train is not None
         algorithm, trained_on = personal, train
 
+        personal_on_test = []
+
         def measure(data: FederatedData) -> Evaluation:
-            return evaluate_clients(
+            evaluation = evaluate_clients(
                 metric_fn, algorithm, state, trained_on, test=data, batch_size=batch_size
             )
+            if data is test:
+                personal_on_test.append(evaluation)
+            return evaluation
 
-        return scores(measure)
+        values = scores(measure)
+        if test is None:
+            return values
+        values |= _spread("personal", personal_on_test[0], test, lower_is_better)
+        if has_global_model(algorithm, state, trained_on):
+            of_global = evaluate(metric_fn, state.params, test, batch_size=batch_size)
+            values |= _spread("global", of_global, test, lower_is_better)
+        return values
 
     return of_model if personal is None else OfState(of_clients)
+
+
+def _spread(
+    model: str, evaluation: Evaluation, test: FederatedData, lower_is_better: tuple[str, ...]
+) -> dict[str, Array]:
+    """How a model's metrics spread over the clients that have test examples, in two numbers."""
+    values: dict[str, Array] = {}
+    for name, of_clients in evaluation.clients.items():
+        statistics = client_statistics(
+            of_clients,
+            test.client_weights,
+            test.num_examples > 0,
+            higher_is_better=name not in lower_is_better,
+        )
+        values[f"{model}_{name}_mean"] = statistics.mean
+        values[f"{model}_{name}_worst_tenth"] = statistics.worst_tenth
+    return values

@@ -69,7 +69,7 @@ def personal_params(
     if _probe(algorithm) is not None:
         check_whole(data, "data")
     ids = jnp.arange(data.num_clients, dtype=jnp.int32)
-    return jax.lax.map(lambda k: _own_model(algorithm, state, data, k), ids)
+    return jax.lax.map(lambda k: own_model(algorithm, state, data, k), ids)
 
 
 @overload
@@ -181,11 +181,11 @@ def evaluate_clients(
     ids = _client_ids(clients, data.num_clients)
     if _probe(algorithm) is not None and test is not data:
         _check_within(data, test, ids)
-    own_model = jax.eval_shape(lambda: _own_model(algorithm, state, data, jnp.int32(0), unseen))
-    check_metric(metric_fn, own_model, test.examples, None, name)
+    model_shapes = jax.eval_shape(lambda: own_model(algorithm, state, data, jnp.int32(0), unseen))
+    check_metric(metric_fn, model_shapes, test.examples, None, name)
     if fine_tune is not None:
         check_whole(data, "data")
-        fine_tune = check_fine_tuning(fine_tune, metric_fn, own_model, data)
+        fine_tune = check_fine_tuning(fine_tune, metric_fn, model_shapes, data)
     key = jax.random.key(0) if key is None else key
     check_key(key)
     passes = algorithm.exchanges[-1]._replace(local=LocalTraining(1, batch_size, shuffle=False))
@@ -198,7 +198,7 @@ def evaluate_clients(
         return engine.sum_over_blocks(of_block, engine.client(client_id), dynamic=True)
 
     def measure(client_id: Array) -> list[Metrics]:
-        models = [_own_model(algorithm, state, data, client_id, unseen)]
+        models = [own_model(algorithm, state, data, client_id, unseen)]
         if fine_tune is not None:
             own_key = stream(key, FINE_TUNING)
             models.append(fine_tuned(fine_tune, data, own_key, models[0], client_id))
@@ -226,7 +226,7 @@ def _probe(algorithm: FederatedAlgorithm) -> Callable[..., PyTree] | None:
     return algorithm.personal_probe or algorithm.client.probe
 
 
-def _own_model(
+def own_model(
     algorithm: FederatedAlgorithm,
     state: FederatedState,
     data: FederatedData,

@@ -59,7 +59,7 @@ def test_a_run_writes_what_it_promises(tmp_path, capsys):
     assert "model.npz is the final model, of round 4" in said.out
     assert "After 4 rounds: test_accuracy 0." in said.out
     assert "4 of 4 rounds" in said.err
-    assert names(tmp_path) == FILES | RESUMED_BY
+    assert names(tmp_path) == FILES | RESUMED_BY | {"clients.csv"}
     summary = json.loads(read(tmp_path, "summary.json"))
     assert summary["kind"] == "run"
     assert summary["score"] == "test_accuracy"

@@ -392,3 +392,20 @@ def test_a_comparison_of_few_rounds_shows_all_of_them(rounds):
             assert line.get_label() == "target 0.9" or ((left < x) & (x < right)).all()
             assert len(x) > 1 or line.get_marker() in tuple("osD^")
     assert ("target 0.9" in words) == (rounds == 20)
+
+
+def test_clients_are_counted_over_the_same_bins():
+    values = {"global": [0.0, 0.5, 0.5], "personal": [0.5, 1.0, float("nan")]}
+    figure = plots.clients(values, "accuracy")
+    (ax,) = figure.axes
+    outlines = {patch.get_label(): patch for patch in ax.patches if patch.get_label() in values}
+    edges = [patch.get_data().edges for patch in outlines.values()]
+    np.testing.assert_array_equal(*edges)
+    for name, expected in (("global", {0.0: 1, 0.5: 2}), ("personal", {0.5: 1, 0.95: 1})):
+        counts = outlines[name].get_data().values
+        at = {round(float(x), 6): int(n) for x, n in zip(edges[0][:-1], counts, strict=True) if n}
+        assert at == expected
+    medians = sorted(float(line.get_xdata()[0]) for line in ax.get_lines())
+    assert medians == [0.5, 0.75]
+    with pytest.raises(ValueError, match="values must be of one to 4 models; got 0"):
+        plots.clients({}, "accuracy")

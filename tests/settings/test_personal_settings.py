@@ -63,6 +63,10 @@ def test_the_score_is_of_each_clients_own_model(run):
         number += size
     assert float(measured["test_accuracy"][-1]) == pytest.approx(right / number, abs=1e-6)
     assert build.metrics(experiment) == (
+        "personal_accuracy_mean",
+        "personal_accuracy_worst_tenth",
+        "personal_loss_mean",
+        "personal_loss_worst_tenth",
         "test_accuracy",
         "test_loss",
         "validation_accuracy",
@@ -82,10 +86,9 @@ def test_ifca_begins_with_as_many_models_as_are_asked_for():
         one = jax.tree.map(lambda x, i=place: x[i], params)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(draw(key)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
-    assert experiment.evaluate(experiment.start(jax.random.key(0))).keys() == {
-        "test_accuracy",
-        "test_loss",
-    }
+    columns = experiment.evaluate(experiment.start(jax.random.key(0))).keys()
+    assert {"test_accuracy", "test_loss", "personal_accuracy_worst_tenth"} <= columns
+    assert not any(name.startswith("global_") for name in columns)  # it is three models
 
 
 def test_a_regression_has_its_r2_of_clients_own_models():

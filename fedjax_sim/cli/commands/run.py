@@ -21,7 +21,7 @@ from fedjax_sim.host.simulate import simulate
 from fedjax_sim.host.simulation import Simulation
 from fedjax_sim.host.telling import Writer
 from fedjax_sim.results import Run
-from fedjax_sim.results.folder import CONFIGURATION, MODEL, RUN, RunFolder
+from fedjax_sim.results.folder import CLIENTS, CONFIGURATION, MODEL, RUN, RunFolder
 from fedjax_sim.results.trained import KEPT, relabel
 from fedjax_sim.settings import build
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
@@ -31,7 +31,8 @@ from fedjax_sim.writers import tensorboard, wandb
 
 DESCRIPTION = (
     "Trains one model, saved as it goes, and writes configuration.toml (which can be given as "
-    "CONFIG), model.npz (which fs.load reads), rounds.csv, table.csv and summary.json."
+    "CONFIG), model.npz (which fs.load reads), rounds.csv, table.csv and summary.json; with "
+    "clients' own models, --per-client or --fine-tune also clients.csv, each client's final values."
 )
 HAS_SETTING = True
 
@@ -54,6 +55,14 @@ def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABU
         help="which model model.npz is: the final one (default), also where --patience ends the "
         "run, or the best by the score, which is of what --validation holds out, else of the test "
         "set",
+    )
+    parser.add_argument(
+        "--fine-tune",
+        type=whole,
+        default=argparse.SUPPRESS,
+        metavar="EPOCHS",
+        help="after the run train each client's model so many epochs further on its own examples, "
+        "at --client-lr, and measure it before and after",
     )
     add_out(parser, None, "go on with the run in --out, for more --rounds if they are given")
     parser.add_argument(
@@ -91,8 +100,8 @@ def call(options: argparse.Namespace) -> int:
     console.print(_before(plan.setting, experiment), soft_wrap=True)
     # The interrupt spans the baselines, too: a signal after the run's last round ends those.
     with Interrupt() as interrupt:
-        simulation, written = _train(plan, experiment, writers, out, options.resume)
-        for line in _after(plan, simulation, written, out):
+        simulation, written, told = _train(plan, experiment, writers, out, options.resume)
+        for line in _after(plan, simulation, told, written, out):
             console.print(line, soft_wrap=True)
         through = simulation.status != "interrupted"
         if through and plan.baselines:
@@ -128,13 +137,13 @@ def _train(
     writers: Sequence[Writer],
     out: RunFolder,
     resume: bool,
-) -> tuple[Simulation, Sequence[str]]:
-    """The run, and the names of the files of its results.
+) -> tuple[Simulation, Sequence[str], list[str]]:
+    """The run, the names of the files of its results, and what to say of each client's.
 
     Raises:
       KeyboardInterrupt: if no round was computed.
     """
-    from fedjax_sim.cli import baselines, show
+    from fedjax_sim.cli import baselines, client_report, show
 
     resolved, configuration = plan.setting, plan.configuration
     with folder.saying_what_is_saved(out.path), files.written(out.path, configuration):
@@ -157,7 +166,12 @@ def _train(
         summary = baselines.summary(configuration, resolved, simulation)
         results = simulation.results(seed=resolved.seed)
         written = results.save(out.path, summary | simulation.exchange.facts())
-    return simulation, written
+        of_clients = client_report.measure(plan, experiment, simulation)
+        if of_clients is None:
+            (out.path / CLIENTS).unlink(missing_ok=True)  # of the run before it went on
+            return simulation, written, []
+        of_clients.save(out.path / CLIENTS)
+    return simulation, (*written, CLIENTS), client_report.lines(resolved, of_clients)
 
 
 def _train_baselines(
@@ -202,7 +216,13 @@ def _cohort(resolved: ResolvedSetting) -> str:
     return f"m={resolved.slots} in each round"
 
 
-def _after(plan: Plan, simulation: Simulation, written: Sequence[str], out: RunFolder) -> list[str]:
+def _after(
+    plan: Plan,
+    simulation: Simulation,
+    of_clients: Sequence[str],
+    written: Sequence[str],
+    out: RunFolder,
+) -> list[str]:
     """How it ended, in a few lines."""
     resolved = plan.setting
     run = simulation.results(seed=resolved.seed).runs[0]
@@ -212,7 +232,7 @@ def _after(plan: Plan, simulation: Simulation, written: Sequence[str], out: RunF
     scores = ", ".join(f"{name} {x:.4f}" for name, x in values if isinstance(x, float))
     traffic = f"{int(row['bytes_down'] or 0) / 1e6:.2f} MB down, "
     traffic += f"{int(row['bytes_up'] or 0) / 1e6:.2f} MB up"
-    lines = [f"After {done} round{'s' if done > 1 else ''}: {scores}; {traffic}."]
+    lines = [f"After {done} round{'s' if done > 1 else ''}: {scores}; {traffic}.", *of_clients]
     if run.diverged:
         lines.append("DIVERGED: an update or a measure was not finite.")
     if simulation.status == "stopped":
