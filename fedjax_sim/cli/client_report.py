@@ -30,7 +30,9 @@ def lines(setting: ResolvedSetting, clients: Clients) -> list[str]:
         for model, x in by_model.items()
     )
     if "personal" in by_model and "global" not in by_model:
-        values += "; no model is everybody's"
+        values += (
+            "; no global model is measured, since clients keep a part of it or choose of several"
+        )
     num_clients = int(np.sum(clients.test_examples > 0))
     whose = (
         "its own test examples"

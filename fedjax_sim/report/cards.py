@@ -175,7 +175,9 @@ def _of_one(results: Results, metric: str) -> Iterator[Card]:
         if name.startswith("clients_"):
             pairs.setdefault(f"{name.split('_')[1]} of clients", []).append(name)
         elif name.startswith(_MODELS):
-            pairs.setdefault(f"{name.split('_')[1]} of clients by model", []).append(name)
+            pairs.setdefault(f"{name.split('_')[1]} over clients, global beside own", []).append(
+                name
+            )
         else:
             part, _, measure = name.partition("_")
             pairs.setdefault(measure if part in _PARTS and measure else name, []).append(name)
