@@ -29,7 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="seeds 0 to N-1; one where a run takes over ten minutes (default: 3)",
+        help="seeds 0 to N-1; one where a race's run takes over ten minutes, and as many as they "
+        "have of themselves in personal and claims (default: 3)",
     )
     add(
         "--estimate",
