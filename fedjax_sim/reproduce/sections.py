@@ -46,13 +46,14 @@ def _accuracies(table: AccuracyTable, store: Store) -> Iterator[str]:
     }
     missing = [each for each in table.cells if each.cell.name not in records]
     estimated = [each for each in missing if each.cell.name in estimates]
-    if not records and not estimated:
+    remarks = store.folder / f"{table.name}.md"
+    if not records and not estimated and not remarks.exists():
         return
     yield f"## {table.heading}\n"
     yield f"{table.note}\n"
     if records:
         yield "\n".join(accuracies.rows(table, records)) + "\n"
-    if (remarks := store.folder / f"{table.name}.md").exists():
+    if remarks.exists():
         yield f"{remarks.read_text(encoding='utf-8').strip()}\n"
     if missing:
         yield "Not run, or not to the end; the time is a whole cell's, all methods and seeds:\n"
