@@ -214,7 +214,11 @@ def _check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
         else:
             continue
         if len(owners) > _MOST_LISTED:
-            raise ValueError(f"{name} is not of {room} {chosen}, but of {len(owners)} others")
+            options = [option.name for option in getattr(choices, room).options]
+            own_words = f", which has {listed(tuple(options))}" if options else ""
+            raise ValueError(
+                f"{name} is not of {room} {chosen}{own_words}, but of {len(owners)} others"
+            )
         raise ValueError(f"{name} belongs to {room} {listed(owners)}; the {room} is {chosen}")
 
 

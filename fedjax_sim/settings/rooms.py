@@ -1,5 +1,6 @@
 """The rooms whose files declare themselves, and their declarations by name."""
 
+from difflib import get_close_matches
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
@@ -83,6 +84,6 @@ def named(room: str, name: str, taken: frozenset[str]) -> Declaration:
         return user_files.folder(name)
     own_forms = f" or FILE.py:FUNCTION{' or a folder' if room in OWN_FOLDERS else ''}"
     own_forms = own_forms if room in OWN_FILES else ""
-    if room == "dataset":
+    if room == "dataset" and get_close_matches(name.replace("-", "_"), shipped, 1):
         check_known(name, shipped, room)
     raise ValueError(f"{room} must be one of {', '.join(shipped)}{own_forms}; got {name!r}")

@@ -16,7 +16,8 @@ BEGINNING = """\
 
 Each name below is a value of an option of the [command line](command-line.md) and of a key of its
 TOML files, and so are the options that belong to it. Those marked * are traced: a sweep over them
-shares one compiled program. The page is written from what the files declare
+shares one compiled program. Defaults are those of a setting; in Python a factory has its own. The
+page is written from what the files declare
 (`python -m tests.helpers.declared > docs/declared.md`), and a test compares the two.
 """
 

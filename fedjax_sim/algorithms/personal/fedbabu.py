@@ -20,7 +20,7 @@ from fedjax_sim.transforms.sharing import partial
     "FedAvg of the body, under a head that is never trained together (Oh et al. 2022)",
     Option(
         "personal",
-        "paths or patterns of the head's parameters, as layers_2, with commas between several",
+        "paths or patterns of the head's parameters, as layers_3 of mlp; commas between several",
         kind=str,
         metavar="PATHS",
     ),

@@ -18,7 +18,7 @@ from fedjax_sim.transforms.sharing import partial
     "FedAvg of the base, under a head that stays with each client (Arivazhagan et al. 2019)",
     Option(
         "personal",
-        "paths or patterns of the head's parameters, as layers_2, with commas between several",
+        "paths or patterns of the head's parameters, as layers_3 of mlp; commas between several",
         kind=str,
         metavar="PATHS",
     ),

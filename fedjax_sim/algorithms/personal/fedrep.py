@@ -42,12 +42,11 @@ class TwoPhases(NamedTuple):
     "a shared representation, for which each client first fits its own head (Collins et al. 2021)",
     Option(
         "personal",
-        "paths or patterns of the head's parameters, as layers_2, with commas between several",
+        "paths or patterns of the head's parameters, as layers_3 of mlp; commas between several",
         kind=str,
         metavar="PATHS",
     ),
     Option("head_epochs", "of the E, for the head", default=1, kind=int, range=AT_LEAST_1),
-    defaults={"epochs": 2},
     facts=Facts(
         "v_k descends first, with u held; then u_k, with v_k held; u <- u + mean (u_k - u)",
         "all heads alike and held: FedBABU",
@@ -91,8 +90,8 @@ def fedrep(
     local, head_epochs = check_local(local), check_count("head_epochs", head_epochs)
     if head_epochs >= local.epochs:
         raise ValueError(
-            f"head_epochs must leave some of the {local.epochs} epochs of local to the "
-            f"representation; got {head_epochs}"
+            f"head_epochs must be less than epochs, so that some are left to the representation; "
+            f"got {head_epochs} of {local.epochs}"
         )
     if local.order != "epochs":
         raise ValueError(f'local must have the order "epochs"; got {local.order!r}')

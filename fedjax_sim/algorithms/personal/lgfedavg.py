@@ -18,8 +18,8 @@ from fedjax_sim.transforms.sharing import partial
     "FedAvg of the head, on a representation that stays with each client (Liang et al. 2020)",
     Option(
         "personal",
-        "paths or patterns of the representation's parameters, as layers_0, with commas between "
-        "several",
+        "paths or patterns of the representation's parameters, as layers_1 of mlp, with commas "
+        "between several",
         kind=str,
         metavar="PATHS",
     ),
