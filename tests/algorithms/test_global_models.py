@@ -1,5 +1,6 @@
 """Global models beside NumPy: one compiled round each, whose own numbers are its arguments."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -288,7 +289,10 @@ def test_a_rule_that_an_algorithm_cannot_follow_is_refused_when_the_round_is_bui
     ):
         with pytest.raises(ValueError, match=message):
             fs.make_round(mifa, rule)
-    for algorithm in (afl, fs.ifca(linear_loss, optax.sgd(LR), LOCAL, 2)):
+    # A total is a mean, by which one client can move FedDyn's and SCAFFOLD's servers far.
+    others = [fs.scaffold(linear_loss, LR, LOCAL, option=option) for option in (1, 2)]
+    others += [make(CASES["feddyn"], {"alpha": 0.1}), fs.ifca(linear_loss, optax.sgd(LR), LOCAL, 2)]
+    for algorithm in (afl, *others):
         with pytest.raises(ValueError, match=r"must be an average.*it combines all updates"):
             fs.make_round(algorithm, fs.aggregation.median())
     fs.make_round(afl, fs.aggregation.all_clients)
@@ -297,6 +301,27 @@ def test_a_rule_that_an_algorithm_cannot_follow_is_refused_when_the_round_is_bui
     state = fs.init(mifa, zeros(), data)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(round_fn, jax.random.key(0), state, data, fs.Cohort(jnp.arange(3)))
+
+
+def test_mifas_server_moves_by_its_memory_where_nobody_counts():
+    """By hand: of values 1 and 3, weights 1 to 1, a step of rate 1/4 goes half of the way."""
+    data = fs.FederatedData.from_clients([np.ones(1), np.full(1, 3.0)])
+    algorithm = fs.mifa(lambda w, y, key: (w - y) ** 2, optax.sgd(0.25), fs.LocalTraining(1))
+    round_fn = jax.jit(fs.make_round(algorithm, nonfinite="drop"))
+    key, state = jax.random.key(0), fs.init(algorithm, 0.0, data)
+    everyone = fs.Cohort(jnp.arange(2))
+    state, _ = round_fn(key, state, data, everyone)
+    assert float(state.params) == 1  # the mean of 1/2 and 3/2
+    nobody = everyone._replace(mask=jnp.zeros(2, bool))
+    dropouts = everyone._replace(reports=jnp.zeros(2, bool))
+    broken = replace(data, examples=data.examples * jnp.nan)
+    for examples, cohort in ((data, nobody), (data, dropouts), (broken, everyone)):
+        before = float(state.params)
+        state, metrics = round_fn(key, state, examples, cohort)
+        assert bool(metrics.empty)
+        assert float(state.params) == before + 1
+        assert float(state.server.memory) == 1
+        np.testing.assert_array_equal(state.clients, [0.5, 1.5])
 
 
 def test_afl_weighs_the_worst_client_and_exponents_stay_finite():

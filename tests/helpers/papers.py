@@ -70,6 +70,9 @@ class FedExP(Paper):
 class Mifa(Paper):
     def aggregate(self, rule, reporting, steps, scale, p):
         self.kept[reporting] = self.deltas(reporting, steps)
+        self.when_empty(rule)
+
+    def when_empty(self, rule):
         self.w = self.w + self.server_lr * self.shares(rule) @ self.kept
 
 

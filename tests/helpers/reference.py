@@ -109,6 +109,7 @@ class Server:
                 slots.append(slot)
                 steps.append(rows)
         if not slots:
+            self.when_empty(rule)
             return slots
         n, reporting = self.weights.sum(), [ids[slot] for slot in slots]
         n_k = self.weights[reporting]
@@ -121,6 +122,9 @@ class Server:
         # p is a mean over those that report, and the scale what the rule makes of it.
         self.aggregate(rule, reporting, steps, a.sum(), a / a.sum())
         return slots
+
+    def when_empty(self, rule):
+        """The server's step where nobody reports: none."""
 
     def deltas(self, reporting, steps):
         """What the local steps of these clients change of w."""

@@ -12,6 +12,7 @@ from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.ratios import WithShare, with_share
+from fedjax_sim.algorithms.rules import averages_alone
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import POSITIVE, Option, declare
 from fedjax_sim.core.reprs import one_line
@@ -68,8 +69,9 @@ def feddyn(
       alpha: Float[] > 0, may be traced.
 
     Raises:
-      ValueError: as `fedavg`, and for an alpha out of range; from `fs.run`, for a sampler with
-        replacement, since a client keeps one state.
+      ValueError: as `fedavg`, and for an alpha out of range; from `fs.make_round`, for a rule that
+        combines all updates, as the median; from `fs.run`, for a sampler with replacement, since
+        a client keeps one state.
 
     >>> import fedjax_sim as fs
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
@@ -95,5 +97,6 @@ def feddyn(
         init_client=zeros_like,
         client=base.client._replace(finish=finish),
         server_update=server_update,
+        check_rule=averages_alone("h moves by a mean, which one client can move freely"),
         wire=lambda update, total: update,  # d_k is sent once
     )

@@ -51,7 +51,8 @@ def mifa(
     beside "is left out" and "holds w_t", so that a rule says nothing here but the shares; one with
     a denominator of its own is refused, and so is one that combines all updates. Where everybody
     reports it is FedAvg. The paper has all clients report in the first round; one that never has
-    counts with an update of 0. Its updates are sums of gradients, to be taken times the round's
+    counts with an update of 0. So the server moves in a round in which nobody reports, too, by what
+    all replay. Its updates are sums of gradients, to be taken times the round's
     rate: a schedule's rate is here that of the round in which an update was made. The memory is K
     models.
 
@@ -83,6 +84,7 @@ def mifa(
         init_client=zeros_like,
         client=base.client._replace(finish=finish),
         server_update=server_update,
+        acts_when_empty=True,  # all replay their last update
         check_rule=means_alone("those not selected replay their last update"),
         wire=lambda update, total: total,  # the server reads the change of G_k alone
     )

@@ -13,6 +13,7 @@ from fedjax_sim.algorithms.descent import Descent, averaged_descent, checks
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import LearningRate, check_rate, check_schedule, rate_at
 from fedjax_sim.algorithms.probes import Probed, gradient_probe, measures, probing
+from fedjax_sim.algorithms.rules import averages_alone
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, Option, Range, declare
 from fedjax_sim.core.reprs import one_line
@@ -67,19 +68,18 @@ def scaffold(
 
     where p_k is the client's fixed share, n_k / n, or under the `uniform` rule the paper's 1/K. So
     `c = sum_k p_k c_k` after every round, under every rule; in bfloat16 the sum drifts. It costs
-    twice FedAvg's bytes, and option 1 one more pass, with the loss of no key. Where a schedule's
-    rate is 0, or the steps are lost in the rounding of w, option 2 keeps c_k+ = c_k.
+    twice FedAvg's bytes, and option 1 one more pass, with the loss of no key. Under a schedule
+    option 2 keeps c_k+ = c_k where the rate is 0, or the steps are lost in the rounding of w.
 
     Args:
       loss_fn, local: as in `fedavg`.
       client_lr: Float[] > 0, may be traced; or a function of the round (Int[]) returning a
         Float[] >= 0, as a learning-rate schedule of optax; the message then carries the round.
-      server_lr: Float[] >= 0, may be traced.
-      option: 1 or 2, static.
+      server_lr, option: Float[] >= 0, may be traced; 1 or 2, static.
 
     Raises:
-      ValueError: for a number out of range; from `fs.init`, if loss or schedule do not fit; since
-        a client keeps one state, for a sampler or a cohort that may repeat it.
+      ValueError: for a number out of range; from `fs.init`, if loss or schedule do not fit; for a
+        rule that combines all updates; for a sampler or a cohort that may repeat a client.
 
     >>> import fedjax_sim as fs
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
@@ -115,9 +115,6 @@ def scaffold(
         renewed = jax.tree.map(renew, control, message.control, delta)
         return ClientOutput(delta, difference(renewed, control), renewed)
 
-    def server_update(server: ScaffoldServer, update: Any, total: Any, *_: Any) -> ScaffoldServer:
-        return ScaffoldServer(axpy(server_lr, update, server.params), plus(server.control, total))
-
     base = averaged_descent(loss_fn, optimizer, check_local(local), optax.sgd(1.0), correct)
     with_probe = probing(base.client, gradient_probe(loss_fn), finish_with_gradient)
     return base._replace(
@@ -125,6 +122,9 @@ def scaffold(
         init_client=zeros_like,
         broadcast=lambda server, round: ScaffoldMessage(*server, *([round] if scheduled else [])),
         client=with_probe if option == 1 else base.client._replace(finish=finish),
-        server_update=server_update,
+        server_update=lambda server, update, total, *_: ScaffoldServer(
+            axpy(server_lr, update, server.params), plus(server.control, total)
+        ),
         check=checks(check_schedule(client_lr), base.check, measures(loss_fn, option == 1)),
+        check_rule=averages_alone("c moves by a mean, which one client can move freely"),
     )
