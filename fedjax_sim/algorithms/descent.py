@@ -63,6 +63,13 @@ class Descent(NamedTuple):
 
 
 @one_line
+class LastModel(NamedTuple):
+    """What a client keeps: the model w_k with which it last ended."""
+
+    params: Params
+
+
+@one_line
 class Server(NamedTuple):
     """The server's state: the global model w_t and its optimizer's state."""
 

@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.transforms.sharing.shared_part import Shared
-from tests.conftest import MESH, SIZES, linear_loss, slow_after, zeros
+from tests.conftest import MESH, SIZES, federation, linear_loss, slow_after, zeros
 from tests.helpers.reference import blocks, gradient, gradient_weights
 from tests.helpers.rules import RULES, any_rule
 
@@ -101,11 +101,11 @@ class Reference:
             h = Q * losses ** (Q - 1) * (deltas**2).sum(axis=1) / LR**2 + losses**Q / LR
             step = scale * (p @ (losses[:, None] ** Q * deltas / LR)) / (p @ h)
         if self.algorithm == "scaffold":
-            # The rule that picks a rule of the tests leaves shares at n_k / n.
+            share = np.full(K, 1 / K) if rule == "uniform" else sizes / sizes.sum()
             change = np.zeros(5)
             for k, delta in zip(who, deltas, strict=True):
                 renewed = np.where(self.own, 0, self.c_k[k] - self.c - delta / (steps[k] * LR))
-                change += sizes[k] / sizes.sum() * (renewed - self.c_k[k])
+                change += share[k] * (renewed - self.c_k[k])
                 self.c_k[k] = renewed
             self.c = self.c + change
         for k in who:
@@ -339,6 +339,48 @@ def sends_more():
     return base._replace(init=init)
 
 
+def test_what_clients_keep_of_their_own_part(clients):
+    """A gradient that is measured corrects nothing of it; a model that is kept has it trained.
+
+    Where all clients take one step of a full batch, SCAFFOLD's corrections have a mean of 0, and
+    its rounds are FedAvg's.
+    """
+    local, cohort = fs.LocalTraining(1, None, shuffle=False), fs.Cohort(np.arange(3))
+    data = federation([clients[k] for k in (1, 4, 5)])
+
+    def features(params, batch):
+        return jnp.tanh(batch["x"] * params["w"][None] + params["b"])
+
+    algorithms = (
+        fs.fedavg(linear_loss, optax.sgd(LR), local),
+        fs.scaffold(linear_loss, LR, local, option=1),
+        fs.moon(linear_loss, optax.sgd(LR), local, mu=0.0, features=features),
+    )
+
+    def after_three(algorithm):
+        state = fs.init(algorithm, zeros(), data)
+        round_fn = fs.make_round(algorithm, fs.aggregation.uniform, fs.execution.packed(1))
+        return jax.lax.fori_loop(0, 3, lambda _, s: round_fn(KEY, s, data, cohort)[0], state)
+
+    @jax.jit
+    def rounds():
+        return [after_three(fs.partial(algorithm, "b")) for algorithm in algorithms]
+
+    fedavg, scaffold, moon = (state.clients for state in rounds())
+    assert np.all(np.asarray(fedavg.personal["b"]) != 0)
+    for other in (scaffold, moon):
+        np.testing.assert_allclose(other.personal["b"], fedavg.personal["b"], atol=1e-6)
+    np.testing.assert_array_equal(scaffold.own["b"], 0)
+    assert np.any(scaffold.own["w"])
+    np.testing.assert_array_equal(moon.own.params["b"], moon.personal["b"])
+
+
+def bare_state():
+    """Its clients keep their last model, and that first model is 0."""
+    base = ALGORITHMS["fedavg"]
+    return base._replace(init_client=lambda params: params)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "personal", "message"),
     [
@@ -380,6 +422,7 @@ def test_refusals_when_it_is_built(algorithm, personal, message):
         (bare_message, "b", "the model as the field `params` of its message"),
         (bare_carry, "b", "the model as the field `params` of its clients' carry"),
         (sends_more, "b", "what it sends beside is not 0 at 'b', which is personal"),
+        (bare_state, "b", "the model that its clients keep as the field `params`"),
     ],
 )
 def test_refusals_from_init(data, algorithm, personal, message):

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import (
     Descent,
+    LastModel,
     Message,
     Stepped,
     averaged_descent,
@@ -67,8 +68,7 @@ def moon(
 
     Raises:
       ValueError: as `fedavg`, for a number out of range, and without features for another loss;
-        from `fs.init`, for features that are not `[B, d]`; from `fs.run`, for a sampler with
-        replacement, since a client keeps one state.
+        from `fs.init`, for features that are not `[B, d]`; from `fs.run`, for one drawn twice.
 
     >>> import fedjax_sim as fs
     >>> features = lambda w, batch: jnp.tanh(batch["x"] @ w["in"])
@@ -91,15 +91,15 @@ def moon(
 
         return loss
 
-    def step(carry: Descent, message: Message, before: Any, *block: Any) -> Stepped:
-        _, own_step = descend(contrastive(message.params, before), client_optimizer)
+    def step(carry: Descent, message: Message, before: LastModel, *block: Any) -> Stepped:
+        _, own_step = descend(contrastive(message.params, before.params), client_optimizer)
         return own_step(carry, message, before, *block)
 
-    def finish(carry: Descent, message: Message, before: Any, *_: Any) -> ClientOutput:
-        return ClientOutput(difference(carry.params, message.params), client_state=carry.params)
+    def finish(carry: Descent, message: Message, before: LastModel, *_: Any) -> ClientOutput:
+        return ClientOutput(difference(carry.params, message.params), (), LastModel(carry.params))
 
     return base._replace(
-        init_client=lambda params: params,
+        init_client=LastModel,
         client=base.client._replace(step=step, finish=finish),
         check=checks(base.check, partial(_check_features, seen)),
     )

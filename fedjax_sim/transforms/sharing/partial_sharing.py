@@ -16,7 +16,12 @@ from fedjax_sim.core.types import (
     RoundContext,
     accumulator,
 )
-from fedjax_sim.transforms.sharing.refusals import check_message, check_models, check_shareable
+from fedjax_sim.transforms.sharing.refusals import (
+    check_kept,
+    check_message,
+    check_models,
+    check_shareable,
+)
 from fedjax_sim.transforms.sharing.shared_part import model_of, stripped, with_model, with_zeros
 
 
@@ -46,8 +51,11 @@ def partial(algorithm: FederatedAlgorithm, personal: Chosen) -> FederatedAlgorit
     All v_k begin at the first model's values; whose update does not count keeps the v_k that it
     had. Neither the message nor what goes up has v in it, nor what has the structure of the model
     beside it, as SCAFFOLD's control variates, whose part of v is 0: no drift is to be corrected of
-    what nobody averages. So `fs.communication` counts u alone, and norms, as q-FedAvg's, are of u.
-    FedProx holds v_k near the v_k with which the round began.
+    what nobody averages. So with a gradient that clients measure before they train. So
+    `fs.communication` counts u alone, and norms, as q-FedAvg's, are of u. FedProx holds v_k near
+    the v_k with which the round began, and the model that a client of MOON keeps has its v_k'.
+    A momentum that is sent, as MimeLite's, has no part of v, so that v descends at
+    (1 - momentum) times `client_lr`.
 
     `state.params` has the whole structure: u_t, and the first values of v, which never change.
     `fs.personal_params` and `fs.evaluate_clients` see each client's (u_t, v_k). Clients' states
@@ -58,7 +66,8 @@ def partial(algorithm: FederatedAlgorithm, personal: Chosen) -> FederatedAlgorit
 
     Args:
       algorithm: from `fs.fedavg` and its siblings, or one's own: its message and its clients'
-        carry must have the model as their field `params` (or the carry's `descent.params`).
+        carry must have the model as their field `params` (or the carry's `descent.params`), and so
+        must their state, if they keep a model.
       personal: which parameters stay with a client: the path of one, as "Dense_1/kernel", or of all
         below it, "Dense_1"; a pattern, "Dense_*/bias"; a sequence of those; or a function of a path
         that returns True or False.
@@ -67,7 +76,8 @@ def partial(algorithm: FederatedAlgorithm, personal: Chosen) -> FederatedAlgorit
       ValueError: for an algorithm of several exchanges, with personal models already, compressed,
         or whose clients send one gradient, as FedSGD's; from `fs.init`, for a name or a pattern of
         no parameter, or for one of all, with the paths that there are, and for an algorithm of
-        one's own whose message or carry has no model as its field `params`.
+        one's own whose message or carry has no model as its field `params`, or whose clients keep
+        one elsewhere.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> def loss_fn(params, batch, key):
@@ -101,7 +111,10 @@ def partial(algorithm: FederatedAlgorithm, personal: Chosen) -> FederatedAlgorit
 
     def probe(message: PyTree, state: WithPersonal, batch: PyTree, mask: Array) -> PyTree:
         assert inner.probe is not None
-        return inner.probe(_whole(message, state), state.own, batch, mask)
+        whole = _whole(message, state)
+        probed = inner.probe(whole, state.own, batch, mask)
+        # A control variate may be made of it, and nothing corrects the drift of a personal part.
+        return with_zeros(stripped(probed, model_of(whole), state.personal))
 
     def init(message: PyTree, state: WithPersonal, probed: PyTree, key: Array) -> PyTree:
         return inner.init(_whole(message, state), state.own, probed, key)
@@ -129,7 +142,10 @@ def partial(algorithm: FederatedAlgorithm, personal: Chosen) -> FederatedAlgorit
         output = inner.finish(unmoved, whole, state.own, num_examples, num_steps, key)
         trained = own_leaves(params)
         update, total = stripped((output.update, output.total), params, trained)
-        kept = WithPersonal(output.client_state, trained)
+        own = output.client_state
+        if model_of(own) is not None:  # such as the one that trained, and its own leaves have moved
+            own = with_model(own, put(model_of(own), trained))
+        kept = WithPersonal(own, trained)
         return output._replace(update=update, total=total, client_state=kept)
 
     def server_update(
@@ -153,6 +169,7 @@ def partial(algorithm: FederatedAlgorithm, personal: Chosen) -> FederatedAlgorit
             algorithm.check(params, examples)
         check_models(algorithm, params, examples)
         check_message(algorithm, params, own)
+        check_kept(algorithm, params, own)
 
     def own_model(server: PyTree, state: WithPersonal, probed: PyTree) -> Params:
         return _checked(state).put_own(algorithm.params(server))

@@ -1,7 +1,7 @@
 """What cannot be shared in part."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import check_same_spec, has_values
-from fedjax_sim.core.paths import by_path, map_models
+from fedjax_sim.core.paths import by_path, map_models, put
 from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree
 from fedjax_sim.transforms.sharing.shared_part import model_of, with_model
 
@@ -86,15 +86,49 @@ def check_message(algorithm: FederatedAlgorithm, params: Params, personal: Itera
         return
     message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
     beside = with_model(message, jax.tree.map(jnp.zeros_like, params))
+    path = _first_nonzero(beside, params, personal)
+    if path is not None:
+        raise ValueError(
+            "algorithm must send the model once to share a part of it; what it sends beside is not "
+            f"0 at {path!r}, which is personal"
+        )
+
+
+def check_kept(
+    algorithm: FederatedAlgorithm, params: Params, personal: Mapping[str, Array]
+) -> None:
+    """Refuses an algorithm whose clients keep a model that is not to be found.
+
+    Raises:
+      ValueError: naming a personal parameter in it.
+    """
+    if not all(map(has_values, jax.tree.leaves(params))):
+        return
+    # A model's values are seen in what is made of it, also where the first ones are 0.
+    marked = put(params, {path: jnp.ones_like(x) for path, x in personal.items()})
+    state = algorithm.init_client(marked)
+    if model_of(state) is not None:
+        state = with_model(state, jax.tree.map(jnp.zeros_like, params))
+    path = _first_nonzero(state, params, personal)
+    if path is not None:
+        raise ValueError(
+            "algorithm must have the model that its clients keep as the field `params` of their "
+            f"state, for their own {path!r} to be put into it"
+        )
+
+
+def _first_nonzero(tree: PyTree, params: Params, personal: Iterable[str]) -> str | None:
+    """The path of a personal parameter that is not 0 in a part of the model's structure."""
+    paths: list[str] = []
 
     def look(part: PyTree) -> PyTree:
         leaves = by_path(part)
-        for path in personal:
-            if has_values(leaves[path]) and np.any(np.asarray(leaves[path])):
-                raise ValueError(
-                    "algorithm must send the model once to share a part of it; what it sends "
-                    f"beside is not 0 at {path!r}, which is personal"
-                )
+        paths.extend(
+            path
+            for path in personal
+            if has_values(leaves[path]) and np.any(np.asarray(leaves[path]))
+        )
         return part
 
-    map_models(look, params, beside)
+    map_models(look, params, tree)
+    return paths[0] if paths else None
