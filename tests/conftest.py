@@ -15,11 +15,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 else:
     MADE = None
 
-# A toy round compiles in a third less time where LLVM, behind XLA's own passes, optimises
-# nothing, and the quick tests compile hundreds. Slow tests, which train, compile as users do.
-# Workers and the processes that tests start inherit what is set here.
+# A toy round compiles in 40 % of the time where XLA emits loops itself instead of through MLIR,
+# and LLVM, behind XLA's own passes, optimises nothing; the quick tests compile hundreds. Slow
+# tests, which train, compile as users do. Workers and the processes that tests start inherit what
+# is set here. A jaxlib that knows one of these flags no longer ends at once and names it.
 os.environ.setdefault(
-    "XLA_FLAGS", "" if "slow" in sys.argv else "--xla_backend_optimization_level=0"
+    "XLA_FLAGS",
+    ""
+    if "slow" in sys.argv
+    else "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
 )
 
 import jax

@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 
 def run(algorithm, data, rounds=4, rule=fs.aggregation.selected, sampler=None, params=None):
-    round_fn = fs.make_round(algorithm, rule)
+    round_fn = fs.make_round(algorithm, rule, fs.execution.vmapped())  # compiles fastest
     sampler = sampler or fs.sampling.uniform(4)
     state = fs.init(algorithm, zeros() if params is None else params, data)
     return jax.jit(lambda state: fs.run(round_fn, KEY, state, data, sampler, rounds))(state)[0]
