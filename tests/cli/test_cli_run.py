@@ -43,6 +43,21 @@ def refused(capsys, *options, out):
     return line
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The folder of a finished run of SMALL; who changes it asks for `finished`."""
+    out = tmp_path_factory.mktemp("finished")
+    assert run(*SMALL, out=out) == 0
+    return out
+
+
+@pytest.fixture
+def finished(finished_run, tmp_path):
+    """A copy, in `tmp_path`, of what a finished run of SMALL left."""
+    shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
@@ -186,11 +201,11 @@ def test_bad_options_are_one_line_and_code_2(tmp_path, capsys, options, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_results_are_resumed_or_replaced_only_when_asked(tmp_path, capsys):
+def test_results_are_resumed_or_replaced_only_when_asked(tmp_path, capsys, finished_run):
     (tmp_path / "batches").mkdir(parents=True)
     (tmp_path / "batches" / "mine.npz").write_text("not ours")
     (tmp_path / "notes.txt").write_text("kept")
-    assert run(*SMALL, out=tmp_path) == 0
+    shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
     before = read(tmp_path)
     assert "holds results already" in refused(capsys, *SMALL, out=tmp_path)
     said = refused(capsys, *SMALL, "--client-lr", 0.5, "--resume", out=tmp_path)
@@ -221,16 +236,17 @@ def test_resume_of_nothing_is_said(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("overwritten", [[], ["--baselines", "centralised"]])
-def test_a_run_called_like_a_baseline_is_not_overwritten(tmp_path, capsys, overwritten):
-    below = tmp_path / "centralised"
-    assert run(*SMALL, out=below) == 0
+def test_a_run_called_like_a_baseline_is_not_overwritten(
+    finished, capsys, overwritten, finished_run
+):
+    below = finished / "centralised"
+    shutil.copytree(finished_run, below)
     before = {name: read(below, name) for name in FILES}
-    assert run(*SMALL, out=tmp_path) == 0
     if overwritten:
-        said = refused(capsys, *SMALL, "--overwrite", *overwritten, out=tmp_path)
+        said = refused(capsys, *SMALL, "--overwrite", *overwritten, out=finished)
         assert f"{below} holds a run of its own and no baseline" in said
     else:
-        assert run(*SMALL, "--overwrite", out=tmp_path) == 0
+        assert run(*SMALL, "--overwrite", out=finished) == 0
     assert {name: read(below, name) for name in FILES} == before
 
 
@@ -347,7 +363,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert process.wait(timeout=8) == 130
 
 
-def test_a_full_disk_is_one_line_and_code_1(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_one_line_and_code_1(tmp_path, capsys, monkeypatch, finished_run):
     save, simulate = Checkpoints.save, command.simulate
 
     def full(self, number, arrays, facts):
@@ -368,8 +384,7 @@ def test_a_full_disk_is_one_line_and_code_1(tmp_path, capsys, monkeypatch):
     assert "--resume goes on from there" in error
     monkeypatch.undo()
     assert run(*SMALL, "--resume", out=tmp_path) == 0
-    assert run(*SMALL, out=tmp_path / "whole") == 0
-    assert read(tmp_path) == read(tmp_path / "whole")
+    assert read(tmp_path) == read(finished_run)
 
 
 def test_tables_that_cannot_be_written_are_said(tmp_path, capsys, monkeypatch):
@@ -390,18 +405,17 @@ def test_tables_that_cannot_be_written_are_said(tmp_path, capsys, monkeypatch):
     assert names(tmp_path) == FILES | RESUMED_BY
 
 
-def test_a_target_may_come_later(tmp_path, capsys):
-    assert run(*SMALL, out=tmp_path) == 0
-    before = read(tmp_path)
-    assert run("--resume", "--target", 0.01, out=tmp_path) == 0
+def test_a_target_may_come_later(finished, capsys):
+    before = read(finished)
+    assert run("--resume", "--target", 0.01, out=finished) == 0
     said = capsys.readouterr().out
     assert "Stopped: test_accuracy reached 0.01 in round 1 already." in said
-    assert read(tmp_path) == before
-    assert b"target = 0.01" in read(tmp_path, "configuration.toml")
-    said = refused(capsys, "--resume", "--target", 0.02, out=tmp_path)
+    assert read(finished) == before
+    assert b"target = 0.01" in read(finished, "configuration.toml")
+    said = refused(capsys, "--resume", "--target", 0.02, out=finished)
     assert "reaches 0.02" in said
     assert "which round 1 of the 4 done had met" in said
-    assert b"target = 0.01" in read(tmp_path, "configuration.toml")
+    assert b"target = 0.01" in read(finished, "configuration.toml")
 
 
 def test_more_rounds(tmp_path, capsys):
