@@ -98,7 +98,8 @@ def test_a_model_of_float16_does_not_overflow():
     data = fs.FederatedData.from_clients([np.full(1, 20, np.float16)])
     fair = fs.qfedavg(lambda w, y, key: (w - y) ** 2, 1e-3, fs.LocalTraining(1, None), 2.0)
     state = fs.init(fair, jnp.zeros((), jnp.float16), data)
-    state, _ = fs.make_round(fair, execution=EXECUTION)(KEY, state, data, fs.Cohort([0]))
+    round_fn = jax.jit(fs.make_round(fair, execution=EXECUTION))
+    state, _ = round_fn(KEY, state, data, fs.Cohort(jnp.array([0])))
     g = -2 * 20
     by_hand = -(400**2) * g / (2 * 400 * g**2 + 400**2 / 1e-3)
     np.testing.assert_allclose(float(state.params), by_hand, rtol=2e-3)

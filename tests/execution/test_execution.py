@@ -201,10 +201,9 @@ def test_sharded_vmapped_has_a_gradient(data):
         state, _ = round_fn(jax.random.key(0), state, data, fs.Cohort(jnp.array([1, 4, 5])))
         return jnp.sum(state.params["w"] ** 2)
 
-    own = jax.grad(last)(0.02, fs.execution.vmapped())
-    dealt = jax.jit(jax.grad(last), static_argnums=1)(
-        0.02, fs.execution.sharded(MESH, fs.execution.vmapped())
-    )
+    gradient = jax.jit(jax.grad(last), static_argnums=1)
+    own = gradient(0.02, fs.execution.vmapped())
+    dealt = gradient(0.02, fs.execution.sharded(MESH, fs.execution.vmapped()))
     np.testing.assert_allclose(dealt, own, rtol=1e-5)
 
 

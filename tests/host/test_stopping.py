@@ -1,7 +1,7 @@
 """Longer runs and criteria to stop by: the bits of one run, however it was put together."""
 
 import json
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import jax
@@ -43,6 +43,12 @@ def run(rounds, every=7, **options):
     return fs.simulate(experiment, KEY, **options)
 
 
+@cache
+def in_one_go(rounds, every=7):
+    """A run that nothing cuts, of which several tests have the bits."""
+    return run(rounds, every)
+
+
 @settings(max_examples=6)
 @given(st.data())
 def test_more_rounds_are_one_longer_run(tmp_path_factory, draw):
@@ -58,7 +64,7 @@ def test_more_rounds_are_one_longer_run(tmp_path_factory, draw):
         run(
             number, every, out=out, resume=True, checkpoint_every=chunks, on_progress=stopping(ends)
         )
-    same(run(most, every, out=out, resume=True, checkpoint_every=chunks), run(most, every))
+    same(run(most, every, out=out, resume=True, checkpoint_every=chunks), in_one_go(most, every))
 
 
 def test_what_cannot_have_other_rounds(tmp_path):
@@ -78,7 +84,9 @@ def test_what_cannot_have_other_rounds(tmp_path):
         ValueError, match=r"more than the 15 that are done .*without the evaluation that a last"
     ):
         run(15, out=tmp_path, resume=True)
-    same(run(17, out=tmp_path, resume=True), run(17))  # fewer than it was to have, more than done
+    same(
+        run(17, out=tmp_path, resume=True), in_one_go(17)
+    )  # fewer than it was to have, more than done
 
 
 def test_a_schedule_of_all_rounds_is_refused(data, tmp_path):
@@ -99,8 +107,8 @@ def test_a_schedule_of_all_rounds_is_refused(data, tmp_path):
 
 
 def test_a_criterion_met_by_the_last_evaluation_alone_is_not_met_by_a_longer_run(tmp_path):
-    whole = run(21)
-    norm = run(10).history.evaluation["norm"]
+    whole = in_one_go(21)
+    norm = in_one_go(10).history.evaluation["norm"]
     rising = np.nanmax(norm[:9]) < norm[9] < whole.history.evaluation["norm"][13]
     stop = fs.reaches("norm", float(norm[9]))
     assert rising
@@ -111,7 +119,7 @@ def test_a_criterion_met_by_the_last_evaluation_alone_is_not_met_by_a_longer_run
 
 
 def test_another_criterion_goes_on_to_the_bits_of_one_run(tmp_path):
-    norms = run(28).history.evaluation["norm"][6::7]
+    norms = in_one_go(28).history.evaluation["norm"][6::7]
     assert np.all(np.diff(norms) > 0)
     early, late, later = (fs.reaches("norm", float(x)) for x in norms[[0, 1, 2]])
     assert int(run(28, out=tmp_path, stop=late).state.round) == 14
@@ -120,7 +128,7 @@ def test_another_criterion_goes_on_to_the_bits_of_one_run(tmp_path):
     harder = run(28, out=tmp_path, resume=True, stop=later)
     same(harder, run(28, stop=later))
     assert (harder.status, int(harder.state.round)) == ("stopped", 21)
-    same(run(28, out=tmp_path, resume=True), run(28))  # and none at all
+    same(run(28, out=tmp_path, resume=True), in_one_go(28))  # and none at all
 
 
 def rows(values, evaluated=None):
@@ -213,7 +221,7 @@ def test_what_remembers_is_read_and_not_counted_again(tmp_path):
     for loss in part.history.rounds.train["loss"]:
         expected = np.float32(0.9) * expected + np.float32(0.1) * loss
     np.testing.assert_allclose(saved.arrays["stop.0000"], expected, rtol=1e-5)
-    same(run(20, every=2, stop=stop, out=tmp_path, resume=True), run(20, every=2))
+    same(run(20, every=2, stop=stop, out=tmp_path, resume=True), in_one_go(20, 2))
 
 
 @pytest.mark.parametrize(

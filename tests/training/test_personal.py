@@ -31,9 +31,8 @@ def losses(pairs, models):
 def test_ifcas_clients_use_the_model_that_fits_them_best(clients, data, tests_of_clients):
     algorithm = fs.ifca(linear_loss, optax.sgd(0.05), LOCAL, num_models=2)
     state = fs.init(algorithm, several_models(), data)
-    state, _ = fs.make_round(algorithm, execution=fs.execution.vmapped())(
-        KEY, state, data, fs.Cohort([1, 4, 5, 7])
-    )
+    round_fn = jax.jit(fs.make_round(algorithm, execution=fs.execution.vmapped()))
+    state, _ = round_fn(KEY, state, data, fs.Cohort(jnp.array([1, 4, 5, 7])))
     # Client 2 has nothing to choose by, and has the first.
     server = Server("ifca", clients, SIZES, 5, 0.05, start=flat(state.params))
     chosen = [server.cluster(k) if SIZES[k] else 0 for k in range(K)]
@@ -79,9 +78,8 @@ def test_models_that_clients_keep(clients, data, tests_of_clients):
         personal=lambda server, client_state, probed: client_state,
     )
     state = fs.init(algorithm, zeros(), data)
-    state, _ = fs.make_round(algorithm, execution=fs.execution.vmapped())(
-        KEY, state, data, fs.Cohort([1, 5])
-    )
+    round_fn = jax.jit(fs.make_round(algorithm, execution=fs.execution.vmapped()))
+    state, _ = round_fn(KEY, state, data, fs.Cohort(jnp.array([1, 5])))
     server = Server("fedavg", clients, SIZES, 5, 0.05)
     models = np.zeros((K, 5))
     for k in (1, 5):
