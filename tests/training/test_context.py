@@ -24,7 +24,8 @@ def noisy(acts_when_empty=False):
     base = fs.fedavg(linear_loss, optax.sgd(0.02), LOCAL)
 
     def server_update(server, update, total, context):
-        noise = jax.tree.map(lambda u: jax.random.normal(context.key, u.shape), update)
+        # Uniform, because a normal number is rounded as the loop around it is compiled.
+        noise = jax.tree.map(lambda u: jax.random.uniform(context.key, u.shape), update)
         moved = base.server_update(server, jax.tree.map(jnp.add, update, noise), total, context)
         return moved._replace(optimizer=(noise["w"], *moved.optimizer[1:]))
 
