@@ -231,6 +231,7 @@ def test_early_stop_is_at_the_very_round(whole, tmp_path):
     assert run.results().runs[0].row()["complete"]
 
 
+@pytest.mark.slow  # two programs, whose bits agree where XLA compiles as users have it
 def test_a_criterion_given_later_ends_it_as_if_it_had_been_there(whole, tmp_path):
     experiment, key = killed.experiment(0.03), jax.random.key(5)
     first = int(np.flatnonzero(whole.history.evaluated)[3]) + 1

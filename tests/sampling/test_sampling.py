@@ -119,6 +119,7 @@ def test_capped_proportional(weights, m):
 @pytest.mark.parametrize(
     "name", slow_after(2, ("uniform", "weighted", "with_replacement", "everyone"))
 )
+@pytest.mark.slow  # its fault is of XLA as users have it
 def test_a_federation_of_one(name):
     """Under jit, with all sizes constant: XLA once failed to compile it."""
     data = fs.FederatedData.from_clients([np.ones(1, np.float32)])

@@ -74,7 +74,7 @@ def test_a_run_is_refused_before_anything_compiles(drive, monkeypatch):
     data = fs.FederatedData.from_clients([labelled([0, 1]), labelled([9])])
     test = fs.FederatedData.from_clients([labelled([3, 26])])
     compiled = []
-    for module in ("fedjax_sim.host.simulate", "fedjax_sim.sweeps.batch"):
+    for module in ("fedjax_sim.host.prepared", "fedjax_sim.sweeps.batch"):
         monkeypatch.setattr(
             sys.modules[module], "compile_program", lambda *given, **more: compiled.append(given)
         )

@@ -741,7 +741,7 @@ def test_reverse_mode_through_packed_is_refused(data, algorithm):
     _, forward = jax.jvp(
         lambda lr: last(lr, fs.execution.packed(2)), (jnp.float32(0.1),), (jnp.float32(1),)
     )
-    np.testing.assert_allclose(backward, forward, rtol=1e-5)
+    np.testing.assert_allclose(backward, forward, rtol=5e-5)
 
 
 def test_ids_out_of_range_in_a_trace_are_padding(data):
