@@ -15,12 +15,17 @@ from importlib.metadata import version
 from benchmarks import RECORDS
 from benchmarks.run import machine
 
-IMPORTS = {
+_PYTHON = {
     "import jax, optax": "import jax, optax",
+    "import fedjax_sim": "import fedjax_sim",
     "import jax, optax, fedjax_sim": "import jax, optax, fedjax_sim",
     "import jax, optax, fedjax_sim and its models (flax)": (
         "import jax, optax, fedjax_sim; fedjax_sim.models"
     ),
+}
+PROCESSES = {name: [sys.executable, "-c", code] for name, code in _PYTHON.items()} | {
+    "fedjax-sim --help": [sys.executable, "-m", "fedjax_sim.cli", "--help"],
+    "fedjax-sim run --help": [sys.executable, "-m", "fedjax_sim.cli", "run", "--help"],
 }
 
 
@@ -32,11 +37,11 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def time_imports(runs: int = 9) -> dict[str, float]:
-    seconds_of: dict[str, list[float]] = {name: [] for name in IMPORTS}
+def time_processes(runs: int = 9) -> dict[str, float]:
+    seconds_of: dict[str, list[float]] = {name: [] for name in PROCESSES}
     for i in range(runs + 1):  # the first round warms the disk's cache
-        for name, code in IMPORTS.items():
-            elapsed = seconds([sys.executable, "-c", code])
+        for name, command in PROCESSES.items():
+            elapsed = seconds(command)
             if i:
                 seconds_of[name].append(elapsed)
     return {name: statistics.median(values) for name, values in seconds_of.items()}
@@ -54,8 +59,8 @@ def time_compare(runs: int = 3) -> list[float]:
 
 
 def main() -> None:
-    imports, compare = time_imports(), time_compare()
-    base = next(iter(imports.values()))
+    processes, compare = time_processes(), time_compare()
+    base = next(iter(processes.values()))
     lines = [
         "# Start-up",
         "",
@@ -68,7 +73,7 @@ def main() -> None:
         "| process | seconds | ratio |",
         "|---|---|---|",
     ]
-    lines += [f"| `{name}` | {s:.2f} | {s / base:.2f} |" for name, s in imports.items()]
+    lines += [f"| `{name}` | {s:.2f} | {s / base:.2f} |" for name, s in processes.items()]
     low, middle, high = min(compare), statistics.median(compare), max(compare)
     lines += [
         "",

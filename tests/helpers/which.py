@@ -23,7 +23,9 @@ BEGINNING = """\
 
 What [a setting may name](declared.md), by paper. In the papers' symbols w is the global model,
 d_k = w_k - w what client k's local steps make of it, u the mean of the d_k, p_k and a_k the
-aggregation rule's coefficients, and v_k what stays with client k. Bytes are in models: one is
+aggregation rule's coefficients over their sum and as they are, and g_k, h, c what the line says of
+them. In the second table v_k is what stays with client k, and u what is shared; an algorithm whose
+clients keep something takes no sampler with replacement. Bytes are in models: one is
 {size} bytes for the model that `fs.init` and `fs.communication` were asked about ({numbers}
 numbers, of which the head has {head} and the norm {norm}). The last column has what popular
 implementations were seen to do, and these do not. `fs.feddf`

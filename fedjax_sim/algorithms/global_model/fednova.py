@@ -46,9 +46,9 @@ class NormalisedUpdate(NamedTuple):
     Option("mu", "weight of the proximal term", default=0.0, range=AT_LEAST_0, traced=True),
     without=("schedule",),
     facts=Facts(
-        "w <- w + (sum p_k |a_k|) sum p_k d_k / |a_k|",
+        "w <- w + (sum p_k t_k) sum p_k d_k / t_k, t_k the weight of k's steps",
         "as many steps for all: FedAvg",
-        "weights that do not sum to one on whole models; |a_k| of momentum forgotten",
+        "weights that do not sum to one on whole models; t_k of momentum forgotten",
     ),
 )
 def fednova(
