@@ -9,7 +9,8 @@ With u the averaged update of the clients, m_0 = 0 and v_0 = tau^2, a round is
          b2 v + (1 - b2) u^2                  adam
     w <- w + lr m / (sqrt(v) + tau)
 
-and no bias is corrected. optax's optimizers of these names differ: `optax.adam` and `optax.yogi`
+and no bias is corrected. m and v are held in float32 or better: in float16 tau^2 = 1e-6 has 4 bits,
+and u^2 is 0 below 2.4e-4. optax's optimizers of these names differ: `optax.adam` and `optax.yogi`
 divide m and v by what they lack of their limits and start v at 0 and 1e-6, and `optax.adagrad`
 has no tau in its denominator. All of them are `server_optimizer` of `fs.fedavg` and its siblings.
 """
@@ -24,14 +25,14 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.reprs import fields_of
-from fedjax_sim.core.types import Array, Params, PyTree
+from fedjax_sim.core.types import Array, Params, PyTree, accumulator
 
 # (v, u^2) -> the next v
 Accumulate = Callable[[Array, Array], Array]
 
 
 class AdaptiveState(NamedTuple):
-    """The moments of Algorithm 2, each with the structure of params."""
+    """The moments of Algorithm 2, each with the structure of params, in float32 or better."""
 
     m: PyTree
     v: PyTree
@@ -123,10 +124,14 @@ def _adaptive(
     _check_share("b1", b1)
 
     def init(params: Params) -> AdaptiveState:
-        def start(w: Array) -> Array:
-            return jnp.full_like(w, jnp.square(jnp.asarray(tau, w.dtype)))
+        def first_m(w: Array) -> Array:
+            return jnp.zeros_like(w, accumulator(w.dtype))
 
-        return AdaptiveState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(start, params))
+        def first_v(w: Array) -> Array:
+            wide = accumulator(w.dtype)
+            return jnp.full_like(w, jnp.square(jnp.asarray(tau, wide)), wide)
+
+        return AdaptiveState(jax.tree.map(first_m, params), jax.tree.map(first_v, params))
 
     def update(
         grads: PyTree, state: AdaptiveState, params: Params | None = None
@@ -134,15 +139,16 @@ def _adaptive(
         # A server optimizer is given the pseudo-gradient -u, as an optimizer of optax expects.
         def average(m: Array, g: Array) -> Array:
             keep = jnp.asarray(b1, m.dtype)
-            return keep * m - (1 - keep) * g
+            return keep * m - (1 - keep) * g.astype(m.dtype)
 
         m = jax.tree.map(average, state.m, grads)
-        v = jax.tree.map(lambda v, g: accumulate(v, jnp.square(g)), state.v, grads)
+        v = jax.tree.map(lambda v, g: accumulate(v, jnp.square(g.astype(v.dtype))), state.v, grads)
 
-        def step(m: Array, v: Array) -> Array:
-            return jnp.asarray(lr, m.dtype) * m / (jnp.sqrt(v) + jnp.asarray(tau, m.dtype))
+        def step(m: Array, v: Array, g: Array) -> Array:
+            moved = jnp.asarray(lr, m.dtype) * m / (jnp.sqrt(v) + jnp.asarray(tau, m.dtype))
+            return moved.astype(g.dtype)
 
-        return jax.tree.map(step, m, v), AdaptiveState(m, v)
+        return jax.tree.map(step, m, v, grads), AdaptiveState(m, v)
 
     return optax.GradientTransformation(init, update)
 

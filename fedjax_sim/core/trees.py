@@ -28,9 +28,27 @@ def plus(x: PyTree, change: PyTree) -> PyTree:
     return jax.tree.map(lambda x, u: x + u.astype(x.dtype), x, change)
 
 
+def cast(tree: PyTree, like: PyTree) -> PyTree:
+    """The tree in the dtypes of another one of its structure."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def widened(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays in float32 or better."""
+    return tuple(x.astype(accumulator(x.dtype)) for x in arrays)
+
+
 def axpy(scale: ArrayLike, x: PyTree, y: PyTree) -> PyTree:
-    """`scale x + y`, in the dtypes of y; scale: Float[], may be traced."""
-    return jax.tree.map(lambda x, y: y + jnp.asarray(scale, y.dtype) * x.astype(y.dtype), x, y)
+    """`scale x + y`, in the dtypes of y; scale: Float[], may be traced.
+
+    Computed in float32 or better: float16 has no number for a scale above 65504.
+    """
+
+    def add(x: Array, y: Array) -> Array:
+        wide = accumulator(y.dtype)
+        return (y.astype(wide) + jnp.asarray(scale, wide) * x.astype(wide)).astype(y.dtype)
+
+    return jax.tree.map(add, x, y)
 
 
 def scaled(scale: ArrayLike, tree: PyTree) -> PyTree:
@@ -39,11 +57,15 @@ def scaled(scale: ArrayLike, tree: PyTree) -> PyTree:
 
 
 def moving_average(keep: ArrayLike, old: PyTree, new: PyTree) -> PyTree:
-    """`keep old + (1 - keep) new`, in the dtypes of old; keep: Float[], may be traced."""
+    """`keep old + (1 - keep) new`, in the dtypes of old; keep: Float[], may be traced.
+
+    Computed in float32 or better: in bfloat16 a keep of 0.999 is 1.
+    """
 
     def average(x: Array, y: Array) -> Array:
-        share = jnp.asarray(keep, x.dtype)
-        return share * x + (1 - share) * y.astype(x.dtype)
+        wide = accumulator(x.dtype)
+        share = jnp.asarray(keep, wide)
+        return (share * x.astype(wide) + (1 - share) * y.astype(wide)).astype(x.dtype)
 
     return jax.tree.map(average, old, new)
 

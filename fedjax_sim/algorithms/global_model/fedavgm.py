@@ -12,7 +12,7 @@ from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, BELOW_1, Option, declare
-from fedjax_sim.core.trees import axpy, plus, scaled, zeros_like
+from fedjax_sim.core.trees import accumulators, axpy, plus, scaled
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 
 
@@ -59,5 +59,5 @@ def fedavgm(
 
     base = averaged_descent(loss_fn, client_optimizer, check_local(local), optax.sgd(1.0))
     return base._replace(
-        init=lambda params: Server(params, zeros_like(params)), server_update=server_update
+        init=lambda params: Server(params, accumulators(params)), server_update=server_update
     )

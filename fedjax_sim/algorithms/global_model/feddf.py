@@ -17,7 +17,7 @@ from fedjax_sim.algorithms.rules import averages_alone
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import POSITIVE
-from fedjax_sim.core.trees import difference, scaled, weighted_sum
+from fedjax_sim.core.trees import cast, difference, scaled, weighted_sum, widened
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -80,9 +80,9 @@ def feddf(
     def distil(student: Any, teachers: Any, counted: Array, key: Array) -> Any:
         def divergence(params: Any, batch: Any) -> Array:
             several = jax.vmap(lambda w: classifier.logits(w, batch))(teachers)
+            several, own = widened(several, classifier.logits(cast(params, teachers), batch))
             mean = jnp.mean(several, axis=0, where=counted.reshape(-1, *[1] * (several.ndim - 1)))
-            of_student = jax.nn.log_softmax(classifier.logits(params, batch))
-            return jnp.mean(optax.kl_divergence(of_student, jax.nn.softmax(mean)))
+            return jnp.mean(optax.kl_divergence(jax.nn.log_softmax(own), jax.nn.softmax(mean)))
 
         def step(carry: Descent, place: Array) -> tuple[Descent, None]:
             drawn = jax.random.randint(jax.random.fold_in(key, place), (size,), 0, number)
@@ -100,8 +100,8 @@ def feddf(
         def combine(updates: WithShare, weights: Array, counted: Array, key: Array) -> WithShare:
             a = jnp.where(counted, weights, 0)
             total, teachers = jnp.sum(a), updates.value
-            mean = weighted_sum(a / jnp.where(total > 0, total, 1), counted, teachers)
-            student = jax.tree.map(lambda x, w: x.astype(w.dtype), mean, teachers)
+            # In float32 or better: what keeps Adam from dividing by 0 is 0 in float16.
+            student = weighted_sum(a / jnp.where(total > 0, total, 1), counted, teachers)
             divisor = total if coefficients.denominator is None else coefficients.denominator
             return WithShare(distil(student, teachers, counted, key), total / divisor)
 
@@ -111,7 +111,7 @@ def feddf(
         return ClientOutput(with_share(carry.params))
 
     def server_update(server: Server, update: WithShare, total: Any, context: Any) -> Server:
-        toward = difference(update.value, server.params)
+        toward = difference(update.value, cast(server.params, update.value))
         return base.server_update(server, scaled(update.share, toward), total, context)
 
     def check_unlabelled(params: Any, examples: Any) -> None:

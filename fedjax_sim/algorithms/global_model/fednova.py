@@ -17,7 +17,7 @@ from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
 from fedjax_sim.core.registry import AT_LEAST_0, BELOW_1, POSITIVE, Option, declare
 from fedjax_sim.core.reprs import one_line
-from fedjax_sim.core.trees import axpy, difference, scaled, zeros_like
+from fedjax_sim.core.trees import accumulators, axpy, cast, difference, scaled
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 
@@ -103,11 +103,11 @@ def fednova(
 
     def init(message: Message, *_: Any) -> NormalisedDescent:
         zero = jnp.zeros((), jnp.result_type(float))
-        return NormalisedDescent(message.params, zeros_like(message.params), zero, zero)
+        return NormalisedDescent(message.params, accumulators(message.params), zero, zero)
 
     def step(carry: NormalisedDescent, message: Message, state: Any, *block: Any) -> Stepped:
         grads, metrics = gradient(carry.params, *block)
-        velocity = axpy(momentum, carry.velocity, grads)
+        velocity = axpy(momentum, carry.velocity, cast(grads, carry.velocity))
         direction = axpy(mu, difference(carry.params, message.params), velocity)
         params = axpy(-jnp.asarray(client_lr), direction, carry.params)
         # The same steps from 0, of a model of one weight whose gradient is always -1 / client_lr.

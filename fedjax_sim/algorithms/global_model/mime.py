@@ -16,7 +16,7 @@ from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_loss, mean_gradient
 from fedjax_sim.core.registry import BELOW_1, POSITIVE, Option, declare
 from fedjax_sim.core.reprs import one_line
-from fedjax_sim.core.trees import difference, moving_average, plus, zeros_like
+from fedjax_sim.core.trees import accumulators, difference, moving_average, plus, widened
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -92,9 +92,10 @@ def mime(
     def step(carry: Any, message: MimeServer, client_state: Any, *block: Any) -> Stepped:
         (at_w, metrics), (at_server, _) = gradient(carry, *block), gradient(message.params, *block)
 
-        def move(y: Array, g: Array, g_x: Array, c: Array, m: Array) -> Array:
+        def move(*leaves: Array) -> Array:
+            y, g, g_x, c, m = widened(*leaves)  # in bfloat16 a momentum of 0.999 is 1
             rate, beta = (jnp.asarray(x, y.dtype) for x in (client_lr, momentum))
-            return y - rate * ((1 - beta) * (g - g_x + c) + beta * m)
+            return (y - rate * ((1 - beta) * (g - g_x + c) + beta * m)).astype(leaves[0].dtype)
 
         moved = jax.tree.map(move, carry, at_w, at_server, message.gradient, message.momentum)
         return moved, metrics
@@ -117,7 +118,7 @@ def mime(
     )
     return FederatedAlgorithm(
         # Two arrays of zeros, since one in two places cannot be donated.
-        init=lambda params: MimeServer(params, zeros_like(params), zeros_like(params)),
+        init=lambda params: MimeServer(params, accumulators(params), accumulators(params)),
         params=server_params,
         init_client=stateless,
         broadcast=lambda server, round: server,

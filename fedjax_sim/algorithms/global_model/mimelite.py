@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.ratios import WithShare, ratio, with_share
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import BELOW_1, POSITIVE, Option, declare
 from fedjax_sim.core.reprs import one_line
-from fedjax_sim.core.trees import difference, moving_average, plus, zeros_like
+from fedjax_sim.core.trees import accumulators, cast, difference, moving_average, plus
 from fedjax_sim.core.types import ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 
@@ -73,7 +73,7 @@ def mimelite(
     BELOW_1.check("momentum", momentum)
 
     def mimic(grads: Any, params: Any, message: MimeLiteServer, client_state: Any) -> Any:
-        return moving_average(momentum, message.momentum, grads)
+        return cast(moving_average(momentum, message.momentum, grads), grads)
 
     def finish(carry: Probed, message: MimeLiteServer, *_: Any) -> ClientOutput:
         change = difference(carry.descent.params, message.params)
@@ -90,7 +90,7 @@ def mimelite(
     rate = optax.sgd(client_lr)
     base = averaged_descent(loss_fn, rate, check_local(local), optax.sgd(1.0), mimic)
     return base._replace(
-        init=lambda params: MimeLiteServer(params, zeros_like(params)),
+        init=lambda params: MimeLiteServer(params, accumulators(params)),
         broadcast=lambda server, round: server,
         client=probing(base.client, gradient_probe(loss_fn), finish),
         server_update=server_update,

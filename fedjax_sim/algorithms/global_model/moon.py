@@ -23,7 +23,7 @@ from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import per_example
 from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
-from fedjax_sim.core.trees import difference
+from fedjax_sim.core.trees import difference, widened
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 Features = Callable[[Any, Any], Array]  # (params, batch) -> Float[B, d]
@@ -83,7 +83,7 @@ def moon(
     def contrastive(of_global: Any, of_before: Any) -> LossFn:
         def loss(params: Any, batch: Any, key: Array | None) -> tuple[Array, dict[str, Array]]:
             values = per_example(loss_fn, params, batch, key)
-            z, z_t, z_before = (seen(w, batch) for w in (params, of_global, of_before))
+            z, z_t, z_before = widened(*(seen(w, batch) for w in (params, of_global, of_before)))
             nearer = _cosine(z, z_before) - _cosine(z, z_t)
             term = jax.nn.softplus(nearer / jnp.asarray(temperature, nearer.dtype))
             plain = values.pop("loss")
@@ -107,10 +107,10 @@ def moon(
 
 def _cosine(x: Array, y: Array) -> Array:
     """Float[B], the cosines of the angles between rows; 0 where a row is all zeros."""
-    squares = jnp.sum(x * x, axis=1) * jnp.sum(y * y, axis=1)
-    has_angle = squares > 0
-    cosine = jnp.sum(x * y, axis=1) * jax.lax.rsqrt(jnp.where(has_angle, squares, 1))
-    return jnp.where(has_angle, cosine, 0)
+    of_x, of_y = jnp.sum(x * x, axis=1), jnp.sum(y * y, axis=1)
+    has_angle = (of_x > 0) & (of_y > 0)
+    over_x, over_y = (jax.lax.rsqrt(jnp.where(has_angle, s, 1)) for s in (of_x, of_y))
+    return jnp.where(has_angle, jnp.sum(x * y, axis=1) * over_x * over_y, 0)
 
 
 def _outputs(loss_fn: Any) -> Features:
