@@ -125,6 +125,11 @@ class ClientUpdate(NamedTuple):
     probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
 
 
+def no_probe(message: PyTree, client_state: PyTree, batch: PyTree, mask: Array) -> tuple[()]:
+    """`personal_probe` of an algorithm whose `personal` reads nothing of a client's examples."""
+    return ()
+
+
 @one_line
 class RoundContext(NamedTuple):
     """What the server knows of a round beside the averages.
@@ -214,7 +219,7 @@ class FederatedAlgorithm(NamedTuple):
         over: a pytree of shapes, or a whole number of bits. For `fs.communication` alone; None
         where update and total travel as they are.
       personal_probe: as `client.probe`, for `personal` alone, so that training does not pay for it;
-        None: `client.probe`.
+        None: `client.probe`; `no_probe`: nothing, since the states say all.
       check_rule: (Coefficients) -> None, raises ValueError for a rule that it cannot follow, by
         whether there is a denominator and a `combine`; of their numbers nothing is known. None: it
         follows any.

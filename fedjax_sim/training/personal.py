@@ -19,6 +19,7 @@ from fedjax_sim.core.types import (
     Metrics,
     Params,
     PyTree,
+    no_probe,
 )
 from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.execution.client import Engine
@@ -223,7 +224,8 @@ def _means(sums: Metrics) -> Evaluation:
 
 def _probe(algorithm: FederatedAlgorithm) -> Callable[..., PyTree] | None:
     """What is summed over a client's training examples to know its own model."""
-    return algorithm.personal_probe or algorithm.client.probe
+    probe = algorithm.personal_probe or algorithm.client.probe
+    return None if probe is no_probe else probe
 
 
 def own_model(

@@ -1,13 +1,21 @@
 """Training a model that keeps running statistics, as batch norm does."""
 
+from collections.abc import Callable
 from typing import Any
 
-from fedjax_sim.core.loss import TRAINING_MASK
-from fedjax_sim.core.types import Array, FederatedAlgorithm, Metrics, PyTree
-from fedjax_sim.transforms.sharing import partial
-from fedjax_sim.transforms.sharing.shared_part import model_of, with_model
+import jax
 
-_STATISTICS = "batch_stats"
+from fedjax_sim.core.loss import TRAINING_MASK
+from fedjax_sim.core.types import Array, FederatedAlgorithm, Metrics, Params, PyTree, no_probe
+from fedjax_sim.transforms.averaged_statistics import with_averages
+from fedjax_sim.transforms.sharing import WithPersonal, partial
+from fedjax_sim.transforms.sharing.refusals import shapes_of_models
+from fedjax_sim.transforms.sharing.shared_part import (
+    STATISTICS,
+    model_of,
+    statistics_of,
+    with_model,
+)
 
 
 def with_statistics(
@@ -20,23 +28,31 @@ def with_statistics(
 
         s <- m s + (1 - m) (mean, variance of the block)
 
-    with the module's momentum m. Wherever a model is measured, the running ones are used. They
-    stay with each client, as `fs.partial(algorithm, "batch_stats")` keeps them, or are averaged as
-    the parameters are. An algorithm with personal parameters keeps those that it names: with
-    `fs.fedbn` that is all of batch norm.
+    with the module's momentum m. Wherever a model is measured, the running ones are used; what
+    clients measure to train by, as SCAFFOLD's gradient of option 1, is normed as in a step. They
+    stay with each client, as `fs.partial(algorithm, "batch_stats")` keeps them: an algorithm with
+    personal parameters must name them, too, as `fs.fedbn` does. Or they are averaged: with s_k
+    client k's after training,
+
+        s <- s + sum_k a_k (s_k - s) / denominator
+
+    beside what the algorithm makes of the parameters, of which it sees none of s: no momentum, step
+    size or correction makes other than means of means and of variances.
 
     Args:
       algorithm: one whose clients carry one model, with a loss of `fs.models` of this `apply`. (A
         loss of one's own finds the mask in `batch["training_mask"]`, Bool[B], which is there in
         training alone, and calls `apply.train(params, x, mask)`, which returns the outputs first.)
       apply: of `fs.models.from_flax` of a module with batch norm.
-      averaged: whether the server averages the statistics. A server's optimizer other than plain
-        SGD is not for that, since an adaptive step makes no variance of variances.
+      averaged: whether the server averages the statistics.
 
     Raises:
       ValueError: for an `apply` without statistics, an algorithm of several exchanges or of one
-        gradient, and what `fs.partial` refuses; from the round of an algorithm with a loss of
-        `fs.models` of such an `apply` that was not given to this.
+        gradient, and what `fs.partial` refuses; to average, for one that is compressed (compress
+        the result) or makes something else of the rule, as FedDF; from `fs.init`, for one whose
+        clients train no one model, or whose own do not hold the statistics and are to; from the
+        round of an algorithm with a loss of `fs.models` of such an `apply` that was not given to
+        this.
 
     >>> import fedjax_sim as fs, optax
     >>> from flax import linen as nn
@@ -59,7 +75,7 @@ def with_statistics(
     if not isinstance(averaged, bool):
         raise ValueError(f"averaged must be True or False; got {averaged!r}")
     if not averaged and getattr(algorithm, "personal", None) is None:
-        algorithm = partial(algorithm, _STATISTICS)
+        algorithm = partial(algorithm, STATISTICS)
     if algorithm.earlier or algorithm.pooled_gradient is not None:
         raise ValueError(
             "algorithm must have one exchange in a round, in which clients train a model, since "
@@ -71,15 +87,59 @@ def with_statistics(
         carry: PyTree, message: PyTree, state: PyTree, batch: PyTree, mask: Array, key: Array
     ) -> tuple[PyTree, Metrics]:
         before = model_of(carry)
-        if before is None:
-            raise ValueError(
-                "algorithm must have the model as the field `params` of its clients' carry (or of "
-                "the carry's `descent`), for its statistics to be renewed"
-            )
         block = {**batch, TRAINING_MASK: mask}
         # At the same parameters as the step's own forward pass, which XLA then computes once.
         _, renewed = train(before, batch["x"], mask)
         stepped, metrics = inner.step(carry, message, state, block, mask, key)
-        return with_model(stepped, {**model_of(stepped), _STATISTICS: renewed}), metrics
+        return with_model(stepped, {**model_of(stepped), STATISTICS: renewed}), metrics
 
-    return algorithm._replace(client=inner._replace(step=step))
+    renewing = algorithm._replace(
+        client=inner._replace(step=step, probe=_in_training(inner.probe)),
+        personal_probe=_in_training(algorithm.personal_probe),
+    )
+
+    def check(params: Params, examples: PyTree) -> None:
+        if algorithm.check is not None:
+            algorithm.check(params, examples)
+        if shapes_of_models(renewing, params, examples)["clients' carry"] is None:
+            raise ValueError(
+                "algorithm must have the model as the field `params` of its clients' carry (or of "
+                "the carry's `descent`), for its statistics to be renewed"
+            )
+        _check_kept(algorithm, params, averaged)
+
+    renewing = renewing._replace(check=check)
+    return with_averages(renewing) if averaged else renewing
+
+
+def _in_training(probe: Callable[..., PyTree] | None) -> Callable[..., PyTree] | None:
+    """A probe that norms by a block's own statistics, as a local step does."""
+    if probe is None or probe is no_probe:
+        return probe
+
+    def training(message: PyTree, state: PyTree, batch: PyTree, mask: Array) -> PyTree:
+        return probe(message, state, {**batch, TRAINING_MASK: mask}, mask)
+
+    return training
+
+
+def _check_kept(algorithm: FederatedAlgorithm, params: Params, averaged: bool) -> None:
+    """Refuses clients that do not keep the statistics and should, or keep what is to be averaged.
+
+    Raises:
+      ValueError: naming one.
+    """
+
+    def keeps(x: Any) -> bool:
+        return isinstance(x, WithPersonal)
+
+    states = jax.tree.leaves(jax.eval_shape(algorithm.init_client, params), is_leaf=keeps)
+    kept = {path for state in states if keeps(state) for path in state.personal}
+    for path in statistics_of(params):
+        if averaged and path in kept:
+            raise ValueError(f"averaged must be False for an algorithm whose clients keep {path!r}")
+        if not averaged and path not in kept:
+            raise ValueError(
+                f"algorithm must name {path!r} among its personal parameters, since its clients "
+                "keep models of their own; or averaged be True, for the server to average it"
+            )

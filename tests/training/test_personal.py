@@ -1,5 +1,7 @@
 """Each client's own model on its own examples, beside NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,17 @@ def losses(pairs, models):
     errors = [(x @ w[:-1] + w[-1] - y) ** 2 for (x, y), w in zip(pairs, models, strict=True)]
     by_client = np.array([np.mean(e) if len(e) else np.nan for e in errors])
     return by_client, np.mean(np.concatenate(errors))
+
+
+def test_what_stays_with_clients_is_read_without_their_data(data):
+    """FedRep's clients count their examples to train, which says nothing of their models."""
+    algorithm = fs.fedrep(linear_loss, optax.sgd(0.05), LOCAL, "b", head_epochs=1)
+    sparse = fs.compression.compressed(algorithm, fs.compression.top_k(0.5))
+    for of_clients in (algorithm, sparse):
+        state = fs.init(of_clients, zeros(), data)
+        kept = jnp.arange(K, dtype=jnp.float32)
+        state = dataclasses.replace(state, clients=state.clients._replace(personal={"b": kept}))
+        np.testing.assert_array_equal(fs.personal_params(of_clients, state)["b"], kept)
 
 
 def test_ifcas_clients_use_the_model_that_fits_them_best(clients, data, tests_of_clients):

@@ -23,6 +23,7 @@ ALGORITHMS = {
     "fednova": fs.fednova(linear_loss, LR, LOCAL, MOMENTUM, MU, SERVER_LR),
     "qfedavg": fs.qfedavg(linear_loss, LR, LOCAL, Q),
     "fedprox": fs.fedprox(linear_loss, optax.sgd(LR), LOCAL, mu=MU),
+    "feddyn": fs.feddyn(linear_loss, optax.sgd(LR), LOCAL, alpha=MU),
 }
 # ids, whether each reports, its share of work
 COHORTS = (
@@ -55,8 +56,10 @@ class Reference:
         model, velocity = start.copy(), np.zeros(5)
         for rows in steps:
             g = gradient(model, x[rows], y[rows])
-            if self.algorithm == "fedprox":
+            if self.algorithm in ("fedprox", "feddyn"):
                 g = g + MU * (model - start)
+            if self.algorithm == "feddyn":
+                g = g - np.where(self.own, 0, self.c_k[k])
             if self.algorithm == "scaffold":
                 g = g + np.where(self.own, 0, self.c - self.c_k[k])
             if self.algorithm == "fednova":
@@ -108,6 +111,12 @@ class Reference:
                 change += share[k] * (renewed - self.c_k[k])
                 self.c_k[k] = renewed
             self.c = self.c + change
+        if self.algorithm == "feddyn":
+            for k, delta in zip(who, deltas, strict=True):
+                self.c_k[k] = self.c_k[k] - MU * delta
+            share = np.full(K, 1 / K) if rule == "uniform" else sizes / sizes.sum()
+            self.c = share @ self.c_k
+            step = step - scale * self.c / MU
         for k in who:
             self.v[k] = np.where(self.own, trained[k], 0)
         self.w = self.w + (SERVER_LR if self.algorithm in ("scaffold", "fednova") else 1) * step

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 import fedjax_sim as fs
+from tests.conftest import slow_after
 
 LR, M, SIZES = 0.1, 0.9, (5, 3, 4)
 LOCAL, KEY = fs.LocalTraining(2, 4, shuffle=False), jax.random.key(0)
@@ -105,6 +106,80 @@ def test_a_round_beside_numpy(clients, data, params, averaged):
         assert tuple(fs.communication(algorithm, params, data)) == (24, 24)
 
 
+AVERAGED = {
+    "feddyn": lambda: fs.feddyn(LOSS, optax.sgd(LR), LOCAL, alpha=0.1),
+    "fedexp": lambda: fs.partial(fs.fedexp(LOSS, optax.sgd(LR), LOCAL), "params/Dense_0"),
+    "fedadam": lambda: fs.fedadam(LOSS, optax.sgd(LR), LOCAL, server_lr=0.5),
+    "qfedavg": lambda: fs.qfedavg(LOSS, LR, LOCAL, q=1.0),
+    "mimelite": lambda: fs.mimelite(LOSS, LR, LOCAL),
+}
+
+
+@pytest.mark.parametrize("name", slow_after(2, AVERAGED))
+def test_averaged_statistics_are_means_whatever_the_server_does(clients, data, params, name):
+    """Here they are of the input, so that the parameters do not matter to them."""
+    algorithm = fs.with_statistics(AVERAGED[name](), MODEL.apply, averaged=True)
+    state = fs.init(algorithm, params, data)
+    round_fn = fs.make_round(algorithm, fs.aggregation.all_clients, fs.execution.packed(1))
+    cohort = fs.Cohort(jnp.arange(2))
+
+    @jax.jit
+    def rounds(state):
+        return jax.lax.fori_loop(0, 5, lambda _, s: round_fn(KEY, s, data, cohort)[0], state)
+
+    running = rounds(state).params["batch_stats"]["BatchNorm_0"]
+    mean, var = np.zeros(2), np.ones(2)
+    weights = np.array(SIZES[:2]) / sum(SIZES)
+    for _ in range(5):
+        own = [trained(np.ones(6), mean, var, *clients[k])[1:] for k in (0, 1)]
+        mean = mean + sum(a * (m - mean) for a, (m, _) in zip(weights, own, strict=True))
+        var = var + sum(a * (v - var) for a, (_, v) in zip(weights, own, strict=True))
+    np.testing.assert_allclose(running["mean"], mean, rtol=1e-4)
+    np.testing.assert_allclose(running["var"], var, rtol=1e-4)
+
+
+def test_bytes_of_averaged_statistics(data, params):
+    """Four of them and six parameters: each travels once, and a share of FedDyn's beside."""
+    feddyn, fedexp = (
+        fs.with_statistics(AVERAGED[name](), MODEL.apply, averaged=True)
+        for name in ("feddyn", "fedexp")
+    )
+    assert tuple(fs.communication(feddyn, params, data)) == (40, 40 + 4)
+    # Its two are personal, and it sends two numbers beside.
+    assert tuple(fs.communication(fedexp, params, data)) == (32, 32 + 8)
+
+
+def test_what_clients_measure_is_of_training(clients, data, params):
+    """The gradient at the model that is sent, block by block normed by the block's own."""
+    first = vector_of(params)
+    full = []
+    for x, y in clients:
+        rows = [slice(at, at + 4) for at in range(0, len(x), 4)]
+        full.append(sum(len(x[r]) * gradient(first, x[r], y[r]) for r in rows) / len(x))
+    scaffold = fs.with_statistics(
+        fs.scaffold(LOSS, LR, LOCAL, option=1), MODEL.apply, averaged=True
+    )
+    perfedavg = fs.with_statistics(fs.perfedavg(LOSS, 0.5, LR, LOCAL), MODEL.apply, averaged=True)
+
+    @jax.jit
+    def measured():
+        round_fn = fs.make_round(scaffold, execution=fs.execution.packed(1))
+        state, _ = round_fn(KEY, fs.init(scaffold, params, data), data, fs.Cohort(jnp.arange(3)))
+        own = fs.personal_params(perfedavg, fs.init(perfedavg, params, data), data)
+        return state.clients, own
+
+    control, own = measured()
+    assert not np.any(flat_of(control["batch_stats"]))
+    for k in range(3):
+        mine, his = (jax.tree.map(lambda x, k=k: x[k], tree) for tree in (control, own))
+        np.testing.assert_allclose(vector_of(mine), full[k], atol=1e-5)
+        np.testing.assert_allclose(vector_of(his), first - 0.5 * full[k], atol=1e-5)
+
+
+def flat_of(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
 def test_fedbn_keeps_all_of_batch_norm(data, params):
     algorithm = fs.with_statistics(fs.fedbn(LOSS, optax.sgd(LR), LOCAL), MODEL.apply)
     assert sorted(fs.init(algorithm, params, data).clients.personal) == [
@@ -127,3 +202,37 @@ def test_refusals(data, params):
     for algorithm in (fs.fedsgd(LOSS, optax.sgd(LR)), fs.mime(LOSS, LR, LOCAL)):
         with pytest.raises(ValueError, match="one exchange in a round, in which clients train"):
             fs.with_statistics(algorithm, MODEL.apply, averaged=True)
+    compressed = fs.compression.compressed(FEDAVG, fs.compression.top_k(0.5))
+    with pytest.raises(ValueError, match=r"algorithm must not be compressed.*compress the result"):
+        fs.with_statistics(compressed, MODEL.apply, averaged=True)
+    other_rule = FEDAVG._replace(aggregation=lambda coefficients: coefficients)
+    with pytest.raises(ValueError, match="algorithm must take the rule as it is"):
+        fs.with_statistics(other_rule, MODEL.apply, averaged=True)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "averaged", "message"),
+    [
+        (lambda: fs.ditto(LOSS, optax.sgd(LR), LOCAL, 0.1), True, "field `params` of its clients'"),
+        (lambda: fs.perfedavg(LOSS, LR, LR, LOCAL), False, "among its personal.*or averaged be"),
+        (lambda: fs.fedbn(LOSS, optax.sgd(LR), LOCAL), True, "averaged must be False for an"),
+        (
+            lambda: fs.fedper(LOSS, optax.sgd(LR), LOCAL, "params/Dense_0"),
+            False,
+            "algorithm must name 'batch_stats/BatchNorm_0/mean' among its personal parameters",
+        ),
+        (
+            lambda: FEDAVG._replace(
+                init=lambda params: [FEDAVG.init(params)],
+                params=lambda server: server[0].params,
+                broadcast=lambda server, round: FEDAVG.broadcast(server[0], round),
+            ),
+            True,
+            "field `params` of its server's state",
+        ),
+    ],
+)
+def test_refusals_from_init(data, params, algorithm, averaged, message):
+    algorithm = fs.with_statistics(algorithm(), MODEL.apply, averaged=averaged)
+    with pytest.raises(ValueError, match=message):
+        fs.init(algorithm, params, data)

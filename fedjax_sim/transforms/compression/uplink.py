@@ -1,6 +1,7 @@
 """An algorithm whose clients send their updates by a codec."""
 
 import inspect
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,26 @@ from fedjax_sim.core.types import (
     Metrics,
     Params,
     PyTree,
+    no_probe,
 )
 from fedjax_sim.transforms.compression.codecs import Codec
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What travels up in place of update and total: shapes, or bits where the codec counts them."""
+
+    uplink: Codec
+
+    def __call__(self, update: PyTree, total: PyTree) -> PyTree | int:
+        uplink = self.uplink
+        if uplink.bits is not None:
+            return uplink.bits(update) + 8 * num_bytes(total)
+
+        def encoded(update: PyTree) -> PyTree:
+            return uplink.encode(update, uplink.init(update), jax.random.key(0))[0]
+
+        return jax.eval_shape(encoded, update), total
 
 
 class WithResidual(NamedTuple):
@@ -74,7 +93,7 @@ def compressed(
     Communication(down=400, up=40)
     """
     _check(algorithm, uplink, error_feedback)
-    inner = algorithm.client
+    inner, given_probe = algorithm.client, algorithm.personal_probe
 
     def own(state: PyTree) -> PyTree:
         if not error_feedback:
@@ -121,16 +140,16 @@ def compressed(
         return algorithm.personal(server, own(state), probed)
 
     def personal_probe(message: PyTree, state: PyTree, batch: PyTree, mask: Array) -> PyTree:
-        assert algorithm.personal_probe is not None
-        return algorithm.personal_probe(message, own(state), batch, mask)
+        assert given_probe is not None
+        return given_probe(message, own(state), batch, mask)
 
     return algorithm._replace(
         init_client=init_client if error_feedback else algorithm.init_client,
         client=ClientUpdate(init, step, finish, inner.probe),
         pooled_gradient=None,
         personal=None if algorithm.personal is None else personal,
-        personal_probe=None if algorithm.personal_probe is None else personal_probe,
-        wire=lambda update, total: _wire(uplink, update, total),
+        personal_probe=given_probe if given_probe in (None, no_probe) else personal_probe,
+        wire=Encoded(uplink),
     )
 
 
@@ -179,14 +198,3 @@ def _no_update(algorithm: FederatedAlgorithm, params: Params, state: PyTree) -> 
 
     shapes = jax.eval_shape(update, params, state)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
-def _wire(uplink: Codec, update: PyTree, total: PyTree) -> PyTree | int:
-    """What travels up in place of update and total: shapes, or bits where the codec counts them."""
-    if uplink.bits is not None:
-        return uplink.bits(update) + 8 * num_bytes(total)
-
-    def encoded(update: PyTree) -> PyTree:
-        return uplink.encode(update, uplink.init(update), jax.random.key(0))[0]
-
-    return jax.eval_shape(encoded, update), total

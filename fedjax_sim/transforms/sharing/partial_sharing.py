@@ -15,6 +15,7 @@ from fedjax_sim.core.types import (
     PyTree,
     RoundContext,
     accumulator,
+    no_probe,
 )
 from fedjax_sim.transforms.sharing.refusals import (
     check_kept,
@@ -181,6 +182,7 @@ def partial(algorithm: FederatedAlgorithm, personal: Chosen) -> FederatedAlgorit
         server_update=server_update,
         check=check,
         personal=own_model,
+        personal_probe=no_probe,
     )
 
 

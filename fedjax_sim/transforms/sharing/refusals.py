@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_sim.core.checks import check_same_spec, has_values
 from fedjax_sim.core.paths import by_path, map_models, put
 from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree
+from fedjax_sim.transforms.compression.uplink import Encoded
 from fedjax_sim.transforms.sharing.shared_part import model_of, with_model
 
 
@@ -34,11 +35,10 @@ def check_shareable(algorithm: Any) -> None:
         raise ValueError(
             "algorithm must not have personal models already, as its field `personal` says"
         )
-    if algorithm.wire is not None:
+    if isinstance(algorithm.wire, Encoded):
         raise ValueError(
             "algorithm must not be compressed, since a codec would be given what is not sent; "
-            "compress the result: compressed(partial(...)); nor may it have another `wire`, as "
-            "FedDyn and MIFA, whose update is a total, too"
+            "compress the result: compressed(partial(...))"
         )
     if algorithm.pooled_gradient is not None:
         raise ValueError(
@@ -47,12 +47,10 @@ def check_shareable(algorithm: Any) -> None:
         )
 
 
-def check_models(algorithm: FederatedAlgorithm, params: Params, examples: PyTree) -> None:
-    """Refuses an algorithm whose message or clients have no model to be found; computes nothing.
-
-    Raises:
-      ValueError: saying which, and what it must have.
-    """
+def shapes_of_models(
+    algorithm: FederatedAlgorithm, params: Params, examples: PyTree
+) -> dict[str, Any]:
+    """The model of the message and that of the clients' carry, or None; computes nothing."""
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), examples)
 
     def models(params: Params, batch: PyTree, key: Array) -> dict[str, Any]:
@@ -65,7 +63,16 @@ def check_models(algorithm: FederatedAlgorithm, params: Params, examples: PyTree
         parts = {"message": message, "clients' carry": carry}
         return {name: model_of(part) for name, part in parts.items()}
 
-    shapes = jax.eval_shape(models, params, first, jax.random.key(0))
+    return jax.eval_shape(models, params, first, jax.random.key(0))
+
+
+def check_models(algorithm: FederatedAlgorithm, params: Params, examples: PyTree) -> None:
+    """Refuses an algorithm whose message or clients have no model to be found; computes nothing.
+
+    Raises:
+      ValueError: saying which, and what it must have.
+    """
+    shapes = shapes_of_models(algorithm, params, examples)
     for name, model in shapes.items():
         try:
             check_same_spec("", "", params, model)

@@ -12,6 +12,8 @@ from fedjax_sim.core.paths import by_path, map_models
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, Params, PyTree
 
+STATISTICS = "batch_stats"  # what flax calls them: a model's part of this name
+
 
 @partial(
     jax.tree_util.register_dataclass, data_fields=["leaves"], meta_fields=["places", "structure"]
@@ -41,6 +43,24 @@ class Shared:
 
     def __repr__(self) -> str:
         return fields_of(self, "leaves")
+
+
+def shared_paths(model: PyTree) -> dict[str, str]:
+    """Of each leaf of a model, or of what is shared of one, its path there and that in the model.
+
+    So `stripped` can strip what is shared already: to it `Shared` is a model, too.
+    """
+    paths = list(by_path(model))
+    if not isinstance(model, Shared):
+        return dict(zip(paths, paths, strict=True))
+    return dict(zip(paths, [path for path, spec in model.places if spec is None], strict=True))
+
+
+def statistics_of(model: PyTree) -> dict[str, Array]:
+    """The running statistics of a model, or of what is shared of one, by their paths there."""
+    leaves = by_path(model)
+    paths = shared_paths(model).items()
+    return {place: leaves[place] for place, path in paths if path.split("/")[0] == STATISTICS}
 
 
 def stripped(tree: PyTree, params: Params, personal: Mapping[str, Array]) -> PyTree:
