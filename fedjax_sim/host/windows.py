@@ -88,7 +88,10 @@ class Windows:
         self._cohorts = Cohorts(experiment.sampler, key, self._whole, experiment.num_rounds)
         self.capacity = self._rows(capacity)
         self._mesh = mesh
-        (self._device,) = jnp.zeros(()).devices()  # of this thread, which the other does not know
+        # Of this thread, which the other does not know: what is entered with `with` is each one's.
+        (self._device,) = jnp.zeros(()).devices()
+        self._has_64_bits = jax.enable_x64.value
+        self._promotion = jax.numpy_dtype_promotion.value
         self._here: _Ready | None = None
         self._next: Future[_Ready] | None = None
         self._thread: threading.Thread | None = None
@@ -221,7 +224,8 @@ class Windows:
 
         def read() -> None:
             try:
-                future.set_result(_Ready(planned, self._read(planned)))
+                with jax.enable_x64(self._has_64_bits), jax.numpy_dtype_promotion(self._promotion):
+                    future.set_result(_Ready(planned, self._read(planned)))
             except BaseException as error:  # raised again where the window is asked for
                 future.set_exception(error)
 

@@ -382,3 +382,22 @@ def test_windows_are_of_the_type_that_jax_keeps(data):
     algorithm = fs.fedavg(lambda w, x, key: (x - w) ** 2, optax.sgd(0.1), fs.LocalTraining())
     given = fs.Experiment(algorithm, 0.0, whole, fs.sampling.uniform(2), 4)
     same(fs.simulate(given._replace(data=source), KEY, capacity=8), fs.simulate(given, KEY))
+
+
+def test_what_is_set_for_this_thread_alone_is_set_where_a_window_is_read(clients):
+    """64 bits and the promotion of dtypes, which JAX holds for the thread that enters them."""
+    seen = set()
+
+    def look(ids):
+        seen.add((jnp.zeros(()).dtype.name, jax.config.jax_numpy_dtype_promotion))
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        doubles = fs.FederatedData.from_clients([x[:, 0] for x, _ in clients])
+        algorithm = fs.fedavg(lambda w, x, key: (w - x) ** 2, optax.sgd(0.5), fs.LocalTraining(1))
+        given = fs.Experiment(
+            algorithm, 0.0, reading(doubles, look), fs.sampling.uniform(3), num_rounds=2
+        )
+        runs = [fs.simulate(given._replace(data=x), KEY) for x in (given.data, doubles)]
+    same(*runs)
+    assert runs[0].state.params.dtype == np.float64
+    assert seen == {("float64", "standard")}
