@@ -3,10 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.paths import map_models, put
-from fedjax_sim.core.trees import num_bytes
+from fedjax_sim.core.trees import cast, num_bytes
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -76,9 +77,8 @@ def with_averages(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
             return put(after, statistics_of(before))
 
         after = map_models(hold, params, server, after)
-        averages = {
-            path: (s + moved[path]).astype(s.dtype) for path, s in statistics_of(params).items()
-        }
+        first = statistics_of(params)
+        averages = cast(jax.tree.map(jnp.add, cast(first, moved), moved), first)
         return with_model(after, put(after.params, averages))
 
     def check(params: Params, examples: PyTree) -> None:

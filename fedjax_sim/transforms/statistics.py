@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from fedjax_sim.core.loss import TRAINING_MASK
+from fedjax_sim.core.trees import cast
 from fedjax_sim.core.types import Array, FederatedAlgorithm, Metrics, Params, PyTree, no_probe
 from fedjax_sim.transforms.averaged_statistics import with_averages
 from fedjax_sim.transforms.sharing import WithPersonal, partial
@@ -91,6 +92,7 @@ def with_statistics(
         # At the same parameters as the step's own forward pass, which XLA then computes once.
         _, renewed = train(before, batch["x"], mask)
         stepped, metrics = inner.step(carry, message, state, block, mask, key)
+        renewed = cast(renewed, before[STATISTICS])  # which flax computes in float32 at least
         return with_model(stepped, {**model_of(stepped), STATISTICS: renewed}), metrics
 
     renewing = algorithm._replace(

@@ -138,6 +138,17 @@ def test_averaged_statistics_are_means_whatever_the_server_does(clients, data, p
     np.testing.assert_allclose(running["var"], var, rtol=1e-4)
 
 
+def test_statistics_of_16_bits_keep_their_dtype(data, params):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    algorithm = fs.with_statistics(FEDAVG, MODEL.apply, averaged=True)
+    with jax.numpy_dtype_promotion("standard"):  # flax's norm mixes dtypes
+        state = fs.init(algorithm, half, data)
+        after, _ = jax.eval_shape(
+            fs.make_round(algorithm), KEY, state, data, fs.Cohort(jnp.arange(2))
+        )
+    assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype(jnp.bfloat16)}
+
+
 def test_bytes_of_averaged_statistics(data, params):
     """Four of them and six parameters: each travels once, and a share of FedDyn's beside."""
     feddyn, fedexp = (
