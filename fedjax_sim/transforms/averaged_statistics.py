@@ -18,6 +18,7 @@ from fedjax_sim.core.types import (
     accumulator,
 )
 from fedjax_sim.transforms.compression.uplink import Encoded
+from fedjax_sim.transforms.sharing.refusals import shapes_of_models
 from fedjax_sim.transforms.sharing.shared_part import (
     model_of,
     shared_paths,
@@ -35,7 +36,7 @@ def with_averages(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
 
     Raises:
       ValueError: for an algorithm that is compressed, or makes something else of the rule; from
-        `fs.init`, for one whose server has no model as its field `params`.
+        `fs.init`, for one whose server has no model as its field `params`, or several, as IFCA's.
     """
     if isinstance(algorithm.wire, Encoded):
         raise ValueError(
@@ -84,11 +85,23 @@ def with_averages(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
     def check(params: Params, examples: PyTree) -> None:
         if algorithm.check is not None:
             algorithm.check(params, examples)
-        if not hasattr(jax.eval_shape(algorithm.init, params), "params"):
+        models = shapes_of_models(algorithm, params, examples)
+        sent, last = models["message"], statistics_of(models["clients' carry"])
+        server_has_one = hasattr(jax.eval_shape(algorithm.init, params), "params")
+        if sent is None or not server_has_one:
+            owner = "server's state" if sent is not None else "message"
             raise ValueError(
-                "algorithm must have the model as the field `params` of its server's state, for "
-                "its statistics to be averaged"
+                f"algorithm must have the model as the field `params` of its {owner}, for its "
+                "statistics to be averaged"
             )
+        names = shared_paths(sent)
+        for place, x in statistics_of(sent).items():
+            if x.shape != last[names[place]].shape:
+                raise ValueError(
+                    "algorithm must send the one model that its clients train, for its statistics "
+                    f"to be averaged; {names[place]!r} is sent as {list(x.shape)}, and trained as "
+                    f"{list(last[names[place]].shape)}"
+                )
 
     def wire(update: tuple[PyTree, PyTree], total: PyTree) -> Any:
         assert inner_wire is not None

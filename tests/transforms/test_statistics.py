@@ -241,9 +241,30 @@ def test_refusals(data, params):
             True,
             "field `params` of its server's state",
         ),
+        (
+            lambda: FEDAVG._replace(
+                broadcast=lambda server, round: (server.params,),
+                client=FEDAVG.client._replace(
+                    init=lambda message, *rest: FEDAVG.client.init(
+                        FEDAVG.broadcast(FEDAVG.init(message[0]), jnp.int32(0)), *rest
+                    )
+                ),
+            ),
+            True,
+            "field `params` of its message",
+        ),
     ],
 )
 def test_refusals_from_init(data, params, algorithm, averaged, message):
     algorithm = fs.with_statistics(algorithm(), MODEL.apply, averaged=averaged)
     with pytest.raises(ValueError, match=message):
         fs.init(algorithm, params, data)
+
+
+def test_several_models_are_refused(data, params):
+    algorithm = fs.with_statistics(
+        fs.ifca(LOSS, optax.sgd(LR), LOCAL, num_models=3), MODEL.apply, averaged=True
+    )
+    three = jax.tree.map(lambda x: jnp.stack([x, 2 * x, 3 * x]), params)
+    with pytest.raises(ValueError, match=r"is sent as \[3, 2\], and trained as \[2\]"):
+        fs.init(algorithm, three, data)
