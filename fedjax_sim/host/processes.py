@@ -89,9 +89,12 @@ class Several(Processes):
         Raises:
           ValueError, SaveError, RuntimeError: what another one failed with, and its index.
           RuntimeError: if another one is gone.
+          TypeError: for what is no value of JSON.
         """
+        with self.telling():
+            message = _encoded({"value": value})
         try:
-            answers = self._exchange({"value": value})
+            answers = self._exchange(message)
         except Exception as error:  # whatever the platform's collectives raise
             raise RuntimeError(
                 "another process of the run is gone or cannot be reached; what is saved can be "
@@ -107,22 +110,23 @@ class Several(Processes):
         """See `Processes`."""
         try:
             yield
-        except Exception as error:
+        # A KeyboardInterrupt is of a second signal, which waits for nobody.
+        except (Exception, SystemExit) as error:
             kinds = (name for name, kind in _ERRORS.items() if isinstance(error, kind))
             kind = next(kinds, None)
             says = repr(error) if kind is None else str(error)
             # The error at hand is the one to raise, be the others there to hear of it or not.
             with suppress(Exception):
-                self._exchange({"failed": says, "kind": kind or "RuntimeError"})
+                self._exchange(_encoded({"failed": says, "kind": kind or "RuntimeError"}))
             raise
 
     def own_copy(self, tree: PyTree) -> PyTree:
         """See `Processes`."""
         return own_copy(tree, self.mesh)
 
-    def _exchange(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+    def _exchange(self, message: bytes) -> list[dict[str, Any]]:
         """The messages of all."""
-        text = np.frombuffer(json.dumps(message).encode(), np.uint8)
+        text = np.frombuffer(message, np.uint8)
         head = np.zeros(_BLOCK, np.uint8)
         head[:_HEAD] = np.frombuffer(len(text).to_bytes(_HEAD, "big"), np.uint8)
         first_part = text[: _BLOCK - _HEAD]
@@ -136,6 +140,10 @@ class Several(Processes):
             padded[: len(text)] = text
             parts = gather(padded, self.processes)
         return [json.loads(bytes(x[:n])) for x, n in zip(parts, lengths, strict=True)]
+
+
+def _encoded(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode()
 
 
 # How an error of another process is raised here: as its own kind where callers look for that.

@@ -135,7 +135,8 @@ def simulate(
         checkpoints = None
         if out is not None:
             checkpoints = _open(run, facts, RunFolder(Path(out)), resume, processes)
-        program = run.compile()
+        with processes.together():
+            program = run.compile()
         teller = Teller(writers, _progress_told(on_progress, show), run.experiment.num_rounds)
         try:
             driven = _drive(run, program, teller, checkpoints, checkpoint_every, processes)

@@ -16,9 +16,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fedjax_sim as fs
+from fedjax_sim.host.prepared import PreparedRun
+from fedjax_sim.host.processes import processes_of
 
 ROUNDS = 40
 SECONDS = 240  # that a start may take, of a machine with much else to do; nothing waits longer
@@ -57,7 +60,7 @@ def numbers(run):
 def message_of(function, *arguments, **options):
     try:
         function(*arguments, **options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing was raised"
 
@@ -161,6 +164,34 @@ class Jobs:
             "sweep": message_of(
                 fs.sweep, lambda lr: experiment(self.mesh, lr), {"lr": [0.1]}, [0], mesh=self.mesh
             ),
+        }
+
+    def told(self):
+        """What fails in the second one alone: to encode, to compile, and a process that ends."""
+        processes = processes_of(self.mesh)
+
+        def leave():
+            with processes.telling():
+                if self.me:
+                    sys.exit("enough")
+            processes.gather(None)
+
+        def compile_fails():
+            compile_ = PreparedRun.compile
+
+            def fail(run):
+                compile_(run)  # in which all place its constants together
+                raise MemoryError("no room for the program")
+
+            with pytest.MonkeyPatch.context() as patch:
+                if self.me:
+                    patch.setattr(PreparedRun, "compile", fail)
+                self.simulate()
+
+        return {
+            "encode": message_of(processes.gather, object() if self.me else 1),
+            "compile": message_of(compile_fails),
+            "leave": message_of(leave),
         }
 
     def windows(self):

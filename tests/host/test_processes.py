@@ -38,7 +38,7 @@ def whole():
 
 def test_two_processes(tmp_path, whole):
     """One test for all that a pair of processes does in a few seconds, since it is started once."""
-    first, second = several.start(tmp_path, ["replicate", "interrupted", "refused"])
+    first, second = several.start(tmp_path, ["replicate", "interrupted", "refused", "told"])
 
     is_interrupted_alike(first["interrupted"], second["interrupted"], whole)
 
@@ -83,6 +83,18 @@ def test_two_processes(tmp_path, whole):
     assert "holds an experiment already; resume it" in first["refused"]["there"]
     for answers in (first, second):
         assert "mesh must be of devices of this process" in answers["refused"]["sweep"]
+
+    encode = "Object of type object is not JSON serializable"
+    assert second["told"] == {
+        "encode": f"TypeError: {encode}",
+        "compile": "MemoryError: no room for the program",
+        "leave": "SystemExit: enough",
+    }
+    assert first["told"] == {
+        "encode": f"RuntimeError: process 1: TypeError({encode!r})",
+        "compile": "RuntimeError: process 1: MemoryError('no room for the program')",
+        "leave": "RuntimeError: process 1: SystemExit('enough')",
+    }
 
 
 @pytest.mark.slow
