@@ -49,7 +49,8 @@ def check_algorithm(
     one example and of none): packed and sharded give what vmapped gives; a mask over all K clients
     gives what the gathered cohort gives; the order of a cohort changes rounding alone, and what
     stands in padding nothing; the same key gives the same bits, also from a state that was on the
-    host in between; a round in which nobody reports keeps the state; all of this is traced once;
+    host in between; a round in which nobody reports keeps the state
+    (the clients' alone if the server `acts_when_empty`); all of this is traced once;
     `all_clients` is `w + (n_V / n) (selected - w)`, or is refused. The bytes that travel, and those
     that a client keeps, are told.
 
@@ -177,7 +178,8 @@ def _check_empty(
         expected = () if algorithm.acts_when_empty else before.server
         if not same_bits((server, after.clients), (expected, before.clients)):
             raise certificate.fails("an empty round keeps the state", case.name, "it changes")
-    certificate.holds("an empty round keeps the state")
+    whose = "the clients' states" if algorithm.acts_when_empty else "the state"
+    certificate.holds(f"an empty round keeps {whose}")
 
 
 def _check_modes(

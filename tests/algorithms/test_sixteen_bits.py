@@ -105,8 +105,8 @@ def test_moons_cosines_of_long_features(dtype):
         return jnp.zeros(1, w.dtype)
 
     algorithm = fs.moon(loss_fn, optax.sgd(0.5), LOCAL, 1.0, 0.5, features)
-    w_t, before = jnp.array([1, 1], dtype), jnp.array([1, -1], dtype)
-    carry, message = begun(algorithm, w_t)
+    carry, message = begun(algorithm, jnp.array([1, 1], dtype))
+    before = algorithm.init_client(jnp.array([1, -1], dtype))
     batch = jnp.full((1, 2), 100.0)
     carry, metrics = algorithm.client.step(carry, message, before, batch, ONE, KEY)
     # cos(z, z_t) = 1 and cos(z, z') = 0; d cos(z, z') / dw = (1, -1) / 2, of cos(z, z_t) 0.
