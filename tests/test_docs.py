@@ -127,7 +127,7 @@ def test_data(session):
     assert accuracies.shape == (20,)
     assert own["result"].mean["accuracy"] > 0.5
     assert own["round_fn"]._cache_size() == 1
-    assert int(own["metrics"].reporting) == 20
+    assert int(own["metrics"].reporting) == 3
 
 
 @pytest.mark.slow
