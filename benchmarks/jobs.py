@@ -193,7 +193,7 @@ JOBS = {
                 model,
                 _equal(100, 600),
                 m=10,
-                rounds=1,
+                rounds=5 if model == "2nn" else 1,
                 learning_rate=0.02,
                 epochs=epochs,
                 peers=("pytorch",),
