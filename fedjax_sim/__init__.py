@@ -130,7 +130,9 @@ def _exported(module: str) -> dict[str, str]:
 _MODULE_OF = _exported(__name__)
 __all__ = sorted(_MODULE_OF)  # read from the imports above
 
-_of_papers = ", ".join(f"`fs.{name}`" for name in _exported(f"{__name__}.algorithms"))
+_of_papers = ", ".join(
+    f"`fs.{name}`" for name, module in _MODULE_OF.items() if module == f"{__name__}.algorithms"
+)
 __doc__ = str(__doc__).replace("ALGORITHMS", textwrap.fill(_of_papers, 100))
 
 

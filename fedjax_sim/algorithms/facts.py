@@ -1,7 +1,17 @@
-"""What an algorithm's file says of it beside its options, for settings and for the table."""
+"""What files say of algorithms beside their own options, and an option that several share."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from fedjax_sim.core.registry import Option
+
+# The option of those whose clients keep the head of a model.
+PERSONAL_HEAD = Option(
+    "personal",
+    "paths or patterns of the head's parameters, as layers_3 of mlp; commas between several",
+    kind=str,
+    metavar="PATHS",
+)
 
 
 class Facts(NamedTuple):

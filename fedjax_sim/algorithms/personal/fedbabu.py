@@ -7,23 +7,18 @@ from typing import Any
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
-from fedjax_sim.algorithms.facts import Facts
+from fedjax_sim.algorithms.facts import PERSONAL_HEAD, Facts
 from fedjax_sim.algorithms.optimizers import Optimizer, check_optimizer, is_schedule, optimizer_at
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen, are_chosen
-from fedjax_sim.core.registry import Option, declare
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 from fedjax_sim.transforms.sharing import partial
 
 
 @declare(
     "FedAvg of the body, under a head that is never trained together (Oh et al. 2022)",
-    Option(
-        "personal",
-        "paths or patterns of the head's parameters, as layers_3 of mlp; commas between several",
-        kind=str,
-        metavar="PATHS",
-    ),
+    PERSONAL_HEAD,
     facts=Facts(
         "u <- u + mean (u_k - u) of the body; the first head stays, and is fine-tuned at the end",
         "were the head trained and shared: FedAvg",

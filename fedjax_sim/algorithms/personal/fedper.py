@@ -5,23 +5,18 @@
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
-from fedjax_sim.algorithms.facts import Facts
+from fedjax_sim.algorithms.facts import PERSONAL_HEAD, Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen
-from fedjax_sim.core.registry import Option, declare
+from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 from fedjax_sim.transforms.sharing import partial
 
 
 @declare(
     "FedAvg of the base, under a head that stays with each client (Arivazhagan et al. 2019)",
-    Option(
-        "personal",
-        "paths or patterns of the head's parameters, as layers_3 of mlp; commas between several",
-        kind=str,
-        metavar="PATHS",
-    ),
+    PERSONAL_HEAD,
     facts=Facts(
         "u <- u + sum a_k (u_k - u) / denominator of the base; heads stay: v_k",
         "were the head shared, too: FedAvg",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.algorithms.descent import Descent, Message, Stepped, averaged_descent
-from fedjax_sim.algorithms.facts import Facts
+from fedjax_sim.algorithms.facts import PERSONAL_HEAD, Facts
 from fedjax_sim.algorithms.optimizers import Optimizer, optimizer_at
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.local_training import check_local, num_blocks
@@ -40,12 +40,7 @@ class TwoPhases(NamedTuple):
 
 @declare(
     "a shared representation, for which each client first fits its own head (Collins et al. 2021)",
-    Option(
-        "personal",
-        "paths or patterns of the head's parameters, as layers_3 of mlp; commas between several",
-        kind=str,
-        metavar="PATHS",
-    ),
+    PERSONAL_HEAD,
     Option("head_epochs", "of the E, for the head", default=1, kind=int, range=AT_LEAST_1),
     facts=Facts(
         "v_k descends first, with u held; then u_k, with v_k held; u <- u + mean (u_k - u)",
