@@ -24,6 +24,7 @@ from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSettin
 from fedjax_sim.settings.splits import parts_of_clients, split
 from fedjax_sim.settings.strategies import strategy
 from fedjax_sim.settings.user_files import called
+from fedjax_sim.settings.wrapping import wrapped
 from fedjax_sim.training.evaluator import evaluator
 from fedjax_sim.training.experiment import Experiment
 
@@ -103,7 +104,7 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
     parts = problem(setting)
     inner = strategy(setting.execution)
     automatic = setting.execution == "automatic"
-    algorithm = _algorithm(setting, parts.loss_fn)
+    algorithm = wrapped(_algorithm(setting, parts.loss_fn), setting)
     return Experiment(
         algorithm=algorithm,
         params=_first_params(setting, parts.init),

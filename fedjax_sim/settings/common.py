@@ -8,7 +8,7 @@ from fedjax_sim.core import registry
 from fedjax_sim.core.registry import Option
 from fedjax_sim.datasets.types import Facts
 from fedjax_sim.settings import strategies
-from fedjax_sim.settings.rooms import declarations
+from fedjax_sim.settings.rooms import NONE, declarations
 
 FULL = "full"  # a batch_size
 SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
@@ -21,6 +21,11 @@ def _listed(room: str) -> str:
         f"{name} (default)" if declaration.is_default else name
         for name, declaration in declarations(room).items()
     )
+
+
+def _listed_or_none(room: str) -> str:
+    """The names of a room that a setting may go without."""
+    return f"{', '.join(declarations(room))}, or {NONE} (default)"
 
 
 def _by_dataset(value: Callable[[Facts], Any]) -> str:
@@ -158,6 +163,18 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         traced=True,
         metavar="ETA",
     ),
+    _text(
+        "compress",
+        f"how clients send their updates: {_listed_or_none('compress')}",
+        metavar="CODEC",
+    ),
+    ("compress",),
+    Option(
+        "error_feedback",
+        "of --compress: whether a client sends later what its codec held back (default: no)",
+        kind=bool,
+        default=False,
+    ),
     _count("rounds", "rounds of each run (default: 100)", default=100, metavar="R"),
     Option(
         "seed",
@@ -190,3 +207,6 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
     _text("execution", strategies.forms(" (default)"), default=strategies.default_strategy()),
     _count("cores", "cores to use (default: all)", metavar="N"),
 )
+
+# Shared settings that only those have who use one of these rooms: the room -> their names.
+OF_OPTIONAL = {"compress": ("error_feedback",)}

@@ -9,8 +9,9 @@ from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.registry import Declaration, SameAs
 from fedjax_sim.core.types import LocalTraining
 from fedjax_sim.datasets.types import Facts
-from fedjax_sim.settings.common import FULL, SCHEDULES
-from fedjax_sim.settings.options import COMMON, choose, listed, vocabulary_of
+from fedjax_sim.settings.belonging import OF_SCHEDULES, TAKEN_AS, check_belongs, takes
+from fedjax_sim.settings.common import FULL, OF_OPTIONAL
+from fedjax_sim.settings.options import COMMON, choose
 from fedjax_sim.settings.resolved import (
     Choices,
     ClientSteps,
@@ -18,28 +19,12 @@ from fedjax_sim.settings.resolved import (
     ResolvedSetting,
     ServerSteps,
 )
-from fedjax_sim.settings.rooms import declarations, default_of
+from fedjax_sim.settings.rooms import NONE, OPTIONAL, declarations, default_of
 from fedjax_sim.settings.schedules import first_without_training, share
 from fedjax_sim.settings.strategies import strategy
 from fedjax_sim.settings.user_data import facts_of
 
 _SHARED = {option.name: option for option in COMMON}
-# A shared setting -> the room and the parameters: it applies to those that take one of these.
-_TAKEN_AS = {
-    "fraction": ("sampler", ("m", "q")),
-    "epochs": ("algorithm", ("local",)),
-    "batch_size": ("algorithm", ("local",)),
-    "client_lr": ("algorithm", ("client_optimizer", "client_lr")),
-    "client_momentum": ("algorithm", ("client_optimizer",)),
-    "schedule": ("algorithm", ("client_optimizer", "client_lr")),
-    "server_optimizer": ("algorithm", ("server_optimizer",)),
-    "server_lr": ("algorithm", ("server_optimizer", "server_lr")),
-}
-_OF_SCHEDULES = {
-    "decay_rounds": SCHEDULES[1:],
-    "decay_end": ("cosine", "linear"),
-    "decay_rate": ("exponential", "step"),
-}
 _WITH_DEFAULT = ("dataset", "mode", "sampler", "algorithm")
 _ADAPTIVE_LR = 0.01  # the server's default, where it is not plain SGD
 
@@ -72,14 +57,18 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
     Raises:
       ValueError: naming the value, what was given and what is allowed.
     """
-    values = {name: value for name, value in values.items() if value is not None}
+    values = {
+        name: value
+        for name, value in values.items()
+        if value is not None and not (name in OPTIONAL and value == NONE)
+    }
     with_default = (option for option in COMMON if option.default is not None)
     # Settings that only some choices take get their defaults below, if the choices take them.
-    always = (option for option in with_default if option.name not in {*_TAKEN_AS, *_OF_SCHEDULES})
+    always = (option for option in with_default if option.name not in {*TAKEN_AS, *OF_SCHEDULES})
     values = {option.name: option.default for option in always} | values
     values = {room: default_of(room) for room in _WITH_DEFAULT} | values
     choices, facts = _choices(values)
-    _check_belongs(values, choices)
+    check_belongs(values, choices)
     for option in COMMON:
         if option.name in values:
             option.check(values[option.name])
@@ -100,7 +89,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
         algorithm=choices.algorithm.name,
         mode=choices.mode.name,
         sampler=choices.sampler.name,
-        fraction=context.value("fraction") if _takes(choices, "fraction") else 1.0,
+        fraction=context.value("fraction") if takes(choices, "fraction") else 1.0,
         local=_local(context),
         client=_client_steps(context),
         server=_server_steps(context),
@@ -112,6 +101,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
         target=values.get("target"),
         execution=values["execution"],
         cores=values.get("cores"),
+        extras=_extras(context),
         options=options,
         choices=choices,
         facts=facts,
@@ -157,6 +147,7 @@ def _choices(values: Mapping[str, Any]) -> tuple[Choices, Facts]:
         mode=choose("mode", values["mode"]),
         sampler=choose("sampler", values["sampler"]),
         algorithm=choose("algorithm", values["algorithm"]),
+        **{room: choose(room, values[room]) for room in OPTIONAL if room in values},
     ), facts
 
 
@@ -175,57 +166,10 @@ def _model(name: str, dataset: str, facts: Facts) -> Declaration:
     return choose("model", name)
 
 
-def _takes(choices: Choices, name: str) -> bool:
-    """Whether these choices take a shared setting."""
-    room, parameters = _TAKEN_AS[name]
-    return _is_taken(getattr(choices, room), name, parameters)
-
-
-def _is_taken(choice: Declaration, name: str, parameters: tuple[str, ...]) -> bool:
-    return choice.takes(*parameters) and name not in choice.without
-
-
-_MOST_LISTED = 6  # names in a message; a longer list says less than the one that is wrong
-
-
-def _check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
-    """Refuses values that the choices do not take; the error names the choices that do."""
-    own_names = {option.name for choice in choices for option in choice.options}
-    vocabulary = vocabulary_of(values)
-    schedule = values.get("schedule", "constant")
-    _SHARED["schedule"].check(schedule)
-    for name in values:
-        vocabulary.check(name, "name")
-        if name in vocabulary.owners and name not in own_names:
-            room, owners = vocabulary.owners[name]
-            chosen = getattr(choices, room).name
-        elif name in _TAKEN_AS and not _takes(choices, name):
-            room, parameters = _TAKEN_AS[name]
-            several = declarations(room).values()
-            owners = tuple(
-                declaration.name
-                for declaration in several
-                if _is_taken(declaration, name, parameters)
-            )
-            chosen = getattr(choices, room).name
-        elif name in _OF_SCHEDULES and schedule not in _OF_SCHEDULES[name]:
-            room, owners = "schedule", _OF_SCHEDULES[name]
-            chosen = schedule if _takes(choices, "schedule") else "none"
-        else:
-            continue
-        if len(owners) > _MOST_LISTED:
-            options = [option.name for option in getattr(choices, room).options]
-            own_words = f", which has {listed(tuple(options))}" if options else ""
-            raise ValueError(
-                f"{name} is not of {room} {chosen}{own_words}, but of {len(owners)} others"
-            )
-        raise ValueError(f"{name} belongs to {room} {listed(owners)}; the {room} is {chosen}")
-
-
 def _own_options(values: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
     """The values of the options that the choices declare, checked."""
     options: dict[str, Any] = {}
-    for choice in choices:
+    for choice in choices.used:
         for option in choice.options:
             value = values.get(option.name, option.default)
             if value is not None:
@@ -238,8 +182,21 @@ def _own_options(values: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
     return options
 
 
+def _extras(context: _Context) -> dict[str, Any]:
+    """The optional rooms that are used, by name, and the settings that belong to each."""
+    extras: dict[str, Any] = {}
+    for room in OPTIONAL:
+        if getattr(context.choices, room) is None:
+            continue
+        extras[room] = context.choices.name_of(room)
+        for name in OF_OPTIONAL.get(room, ()):
+            if takes(context.choices, name) and (value := context.value(name)) is not None:
+                extras[name] = value
+    return extras
+
+
 def _local(context: _Context) -> LocalTraining | None:
-    if not _takes(context.choices, "epochs"):
+    if not takes(context.choices, "epochs"):
         return None
     batch_size = context.value("batch_size")
     return LocalTraining(
@@ -248,10 +205,10 @@ def _local(context: _Context) -> LocalTraining | None:
 
 
 def _client_steps(context: _Context) -> ClientSteps | None:
-    if not _takes(context.choices, "client_lr"):
+    if not takes(context.choices, "client_lr"):
         return None
-    takes_momentum = _takes(context.choices, "client_momentum")
-    has_schedule = _takes(context.choices, "schedule")
+    takes_momentum = takes(context.choices, "client_momentum")
+    has_schedule = takes(context.choices, "schedule")
     return ClientSteps(
         lr=context.value("client_lr"),
         momentum=context.value("client_momentum") if takes_momentum else None,
@@ -266,16 +223,16 @@ def _decay(context: _Context) -> Decay | None:
         return None
     span = {"exponential": 1, "step": max(1, rounds // 3)}.get(schedule, rounds)
     span = context.values.get("decay_rounds", span)
-    if schedule in _OF_SCHEDULES["decay_end"]:
+    if schedule in OF_SCHEDULES["decay_end"]:
         return Decay(schedule, span, end=context.value("decay_end"))
     factor = 0.1 if schedule == "step" else 0.99
     return Decay(schedule, span, rate=context.values.get("decay_rate", factor))
 
 
 def _server_steps(context: _Context) -> ServerSteps | None:
-    if not _takes(context.choices, "server_lr"):
+    if not takes(context.choices, "server_lr"):
         return None
-    if not _takes(context.choices, "server_optimizer"):
+    if not takes(context.choices, "server_optimizer"):
         return ServerSteps(context.value("server_lr"), None)
     optimizer = context.value("server_optimizer")
     if optimizer == "sgd":
@@ -296,7 +253,7 @@ def _check_trains(resolved: ResolvedSetting) -> None:
     first = first_without_training(lambda round: rate * at(round), rounds)
     if first is None:
         return
-    if decay.schedule in _OF_SCHEDULES["decay_end"]:
+    if decay.schedule in OF_SCHEDULES["decay_end"]:
         raise ValueError(
             f"decay_rounds must be at least the {rounds} rounds where decay_end is {end:g}: "
             f"{decay.schedule} leaves a rate of 0 from round {first} on, and nobody trains; got "

@@ -8,6 +8,7 @@ from fedjax_sim.core.registry import Declaration
 from fedjax_sim.core.types import Array, LocalTraining
 from fedjax_sim.datasets.types import REGRESSION, Facts
 from fedjax_sim.settings.common import FULL
+from fedjax_sim.settings.rooms import NONE, OPTIONAL
 
 Number = float | Array  # a sweep may trace it
 
@@ -49,7 +50,7 @@ class DataChoice(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """The declarations that a setting's names stand for."""
+    """The declarations that a setting's names stand for; None where an optional room is unused."""
 
     dataset: Declaration
     partition: Declaration
@@ -57,6 +58,17 @@ class Choices(NamedTuple):
     mode: Declaration
     sampler: Declaration
     algorithm: Declaration
+    compress: Declaration | None = None
+
+    @property
+    def used(self) -> tuple[Declaration, ...]:
+        """All that there are."""
+        return tuple(choice for choice in self if choice is not None)
+
+    def name_of(self, room: str) -> str:
+        """The name in this room; "none" if it is not used."""
+        choice = getattr(self, room)
+        return NONE if choice is None else choice.name
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class ResolvedSetting:
       local: None of an algorithm whose clients take no local steps.
       client: None of an algorithm whose clients have no learning rate.
       server: None of an algorithm whose server has no learning rate.
+      extras: the optional rooms that are used, by name, and the settings that belong to them.
       options: those that the choices declare and that have a value, by name.
       validation, target, cores: None for no held-out part, no target and all cores.
       choices: the declarations that the names stand for.
@@ -94,6 +107,7 @@ class ResolvedSetting:
     target: float | None
     execution: str
     cores: int | None
+    extras: Mapping[str, Any]
     options: Mapping[str, Any]
     choices: Choices
     facts: Facts
@@ -162,6 +176,10 @@ class ResolvedSetting:
         values |= self._own(self.choices.algorithm)
         if self.server is not None:
             values |= {"server_optimizer": self.server.optimizer, "server_lr": self.server.lr}
+        for name, value in self.extras.items():
+            values[name] = value
+            if name in OPTIONAL:
+                values |= self._own(getattr(self.choices, name))
         values |= {
             "rounds": self.rounds,
             "seed": self.seed,

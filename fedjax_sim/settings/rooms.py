@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from fedjax_sim import aggregation, algorithms, datasets, models, partition, sampling
 from fedjax_sim.core.checks import check_known
-from fedjax_sim.core.registry import Declaration, declared
+from fedjax_sim.core.registry import Declaration, declared, renamed
 from fedjax_sim.settings import user_files
+from fedjax_sim.transforms import compression
 
 
 class Room(NamedTuple):
@@ -17,10 +18,14 @@ class Room(NamedTuple):
     Attributes:
       face: the package, whose exports are read.
       parameters: parameters of its factories that are no options.
+      optional: whether a setting may go without; its field is then None.
+      prefix: of its options' names, where another room has the same face.
     """
 
     face: ModuleType
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+    optional: bool = False
+    prefix: str = ""
 
 
 ROOMS = {
@@ -33,7 +38,11 @@ ROOMS = {
         algorithms,
         ("loss_fn", "client_optimizer", "client_lr", "local", "server_optimizer", "server_lr"),
     ),
+    "compress": Room(compression, optional=True),
 }
+# The rooms that a setting may go without, in the order of a file; NONE says so in words.
+OPTIONAL = tuple(name for name, room in ROOMS.items() if room.optional)
+NONE = "none"
 # Rooms for which a user may name a file of their own, and those for which a folder.
 OWN_FILES, OWN_FOLDERS = ("algorithm", "model", "dataset"), ("dataset",)
 
@@ -41,7 +50,14 @@ OWN_FILES, OWN_FOLDERS = ("algorithm", "model", "dataset"), ("dataset",)
 @cache
 def declarations(room: str) -> dict[str, Declaration]:
     """The declarations of a room that ship with the package, by name."""
-    return declared(ROOMS[room].face)
+    face, _, _, prefix = ROOMS[room]
+    own_declarations = declared(face)
+    if not prefix:
+        return own_declarations
+    return {
+        name: renamed(declaration, prefix, frozenset(o.name for o in declaration.options))
+        for name, declaration in own_declarations.items()
+    }
 
 
 @cache
@@ -84,6 +100,7 @@ def named(room: str, name: str, taken: frozenset[str]) -> Declaration:
         return user_files.folder(name)
     own_forms = f" or FILE.py:FUNCTION{' or a folder' if room in OWN_FOLDERS else ''}"
     own_forms = own_forms if room in OWN_FILES else ""
+    own_forms = f" or {NONE}" if ROOMS[room].optional else own_forms
     if room == "dataset" and get_close_matches(name.replace("-", "_"), shipped, 1):
         check_known(name, shipped, room)
     raise ValueError(f"{room} must be one of {', '.join(shipped)}{own_forms}; got {name!r}")

@@ -39,6 +39,8 @@ class Setting:
     decay_rate: float | None = None
     server_optimizer: str | None = None
     server_lr: float | None = None
+    compress: str | None = None
+    error_feedback: bool | None = None
     rounds: int = 100
     seed: int = 0
     evaluate_every: int = 1

@@ -6,24 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_sim import aggregation, algorithms, datasets, models, partition, sampling
+from fedjax_sim import algorithms
 from fedjax_sim.core import registry
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
+from fedjax_sim.settings.rooms import ROOMS
 
-ROOMS = {
-    "algorithm": algorithms,
-    "mode": aggregation,
-    "sampler": sampling,
-    "partition": partition,
-    "dataset": datasets,
-    "model": models,
-}
 # Rooms that build what is named, and must know it by its declaration alone.
 BUILDERS = ("settings", "cli", "host", "training", "execution", "sweeps", "report", "compare")
 DECLARED = [
     pytest.param(declaration, id=f"{room}-{name}")
-    for room, face in ROOMS.items()
-    for name, declaration in registry.declared(face).items()
+    for room in ROOMS
+    for name, declaration in registry.declared(ROOMS[room].face).items()
 ]
 
 
@@ -51,7 +44,7 @@ def test_every_algorithm_is_declared():
 def test_what_builds_names_nothing_that_declares_itself(room):
     """To add another is to write its file and a line of its room's face."""
     # These two words are names of fields, too.
-    names = {*registry.declared(ROOMS[room])} - {"digits", "labels"}
+    names = {*registry.declared(ROOMS[room].face)} - {"digits", "labels"}
     package = Path(registry.__file__).parent.parent
     several = [path for builder in BUILDERS for path in (package / builder).rglob("*.py")]
     assert len(several) > 50

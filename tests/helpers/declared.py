@@ -2,6 +2,7 @@
 
 from fedjax_sim import aggregation, algorithms, datasets, models, partition, sampling
 from fedjax_sim.core.registry import declared
+from fedjax_sim.transforms import compression
 
 ROOMS = {
     "algorithm": ("Algorithms", algorithms),
@@ -10,6 +11,7 @@ ROOMS = {
     "dataset": ("Data sets", datasets),
     "partition": ("Splits", partition),
     "model": ("Models", models),
+    "compress": ("Codecs", compression),
 }
 BEGINNING = """\
 # What a setting may name

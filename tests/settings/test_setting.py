@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.settings import build as problem
-from fedjax_sim.settings import splits
+from fedjax_sim.settings import rooms, splits
 from fedjax_sim.settings.options import TRACED
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ClientSteps, Decay
-from fedjax_sim.settings.rooms import declarations
+from fedjax_sim.settings.rooms import Room, declarations
 from fedjax_sim.settings.setting import Setting
+from fedjax_sim.transforms import compression
 from tests.conftest import MESH, standard_promotion
 
 SMALL = Setting(clients=10, rounds=3, fraction=0.3, epochs=1)
@@ -57,6 +58,26 @@ def test_a_schedule_is_taken_or_refused_by_name(algorithm):
             scheduled.resolved()
 
 
+def test_what_a_setting_may_go_without():
+    """An optional room has no value in a run that does not use it, or says that it does not."""
+    plain, without = Setting().resolved(), Setting(compress="none").resolved()
+    assert plain.values() == without.values()
+    assert not {"compress", "error_feedback", "share"} & {*plain.values()}
+    used = Setting.of({"compress": "top_k", "share": 0.1}).resolved().values()
+    extra = {name: value for name, value in used.items() if name not in plain.values()}
+    assert extra == {"compress": "top_k", "share": 0.1, "error_feedback": False}
+
+
+def test_an_optional_room_of_another_ones_face(monkeypatch):
+    """Its options have a prefix, by which both may be set at once."""
+    monkeypatch.setitem(rooms.ROOMS, "again", Room(compression, optional=True, prefix="again"))
+    (option,) = rooms.declarations("again")["top_k"].options
+    assert (option.name, option.argument) == ("again_share", "share")
+    codec = rooms.declarations("again")["top_k"].call({"again_share": 0.5, "share": 2.0})
+    wire, _ = codec.encode(jnp.arange(4.0), jnp.zeros(4), None)
+    assert wire.values.tolist() == [3.0, 2.0]
+
+
 def test_defaults():
     digits, wind = Setting().resolved(), Setting(dataset="wind").resolved()
     assert (digits.partition, digits.clients, digits.slots) == ("dirichlet", 50, 5)
@@ -73,6 +94,10 @@ def test_defaults():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"share": 0.1}, "share belongs to compress .*top_k.*; there is no compress"),
+        ({"compress": "none", "error_feedback": True}, "error_feedback .*; there is no compress"),
+        ({"compress": "top_j"}, "compress must be one of .*top_k.* or none; got 'top_j'"),
+        ({"compress": "top_k"}, "share must be given to top_k"),
         ({"mu": 0.1}, "mu belongs to algorithm .*fedprox.*; the algorithm is fedavg"),
         (
             {"algorithm": "fedsgd", "epochs": 5},

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.registry import UP_TO_1, Option, declare
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, PyTree
 
@@ -57,6 +58,10 @@ class Entries:
         return fields_of(self)
 
 
+@declare(
+    "the entries of largest magnitude",
+    Option("share", "of the entries of each array", range=UP_TO_1),
+)
 def top_k(share: float) -> Codec:
     """A codec that sends the k entries of largest magnitude of each leaf, and holds back the rest.
 

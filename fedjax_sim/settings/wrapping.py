@@ -1,0 +1,22 @@
+"""What a setting wraps around its algorithm, from the inside out."""
+
+from fedjax_sim.core.types import FederatedAlgorithm
+from fedjax_sim.settings.resolved import ResolvedSetting
+from fedjax_sim.transforms.compression import compressed
+
+
+def wrapped(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> FederatedAlgorithm:
+    """The algorithm under all that the setting's optional rooms make of it.
+
+    Raises:
+      ValueError: for an algorithm that one of them refuses.
+    """
+    return _compressed(algorithm, setting)
+
+
+def _compressed(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> FederatedAlgorithm:
+    uplink = setting.choices.compress
+    if uplink is None:
+        return algorithm
+    codec = uplink.call(setting.options)
+    return compressed(algorithm, codec, error_feedback=setting.extras["error_feedback"])
