@@ -6,7 +6,8 @@ One round: a paper's name makes an algorithm (of `fs.LocalTraining` and, at the 
 `fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
 share the machine. `fs.compression` makes clients send less, and `fs.partial` keeps parameters with
-them; `fs.with_statistics` trains batch norm.
+them; `fs.with_statistics` trains batch norm. `fs.clocks` say how fast clients are, in simulated
+seconds.
 
 Algorithms:
 ALGORITHMS
@@ -28,7 +29,7 @@ of `fs.data`), `fs.partition`, and, loaded where they are used, `fs.datasets`, `
 To prove what is your own: `fs.testing` checks an algorithm, a rule, a strategy or a sampler.
 
 Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs.ClientStatistics`,
-`fs.ClientUpdate`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
+`fs.ClientUpdate`, `fs.Clock`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
 `fs.Exchange`,
 `fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.FineTuned`, `fs.History`, `fs.InterruptedRun`,
 `fs.RoundContext`,
@@ -49,6 +50,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedjax_sim import aggregation as aggregation
     from fedjax_sim import baselines as baselines
+    from fedjax_sim import clocks as clocks
     from fedjax_sim import data as data
     from fedjax_sim import datasets as datasets
     from fedjax_sim import execution as execution
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from fedjax_sim import testing as testing
     from fedjax_sim import writers as writers
     from fedjax_sim.algorithms import *  # noqa: F403  # the names of papers stand there alone
+    from fedjax_sim.core.clock import Clock as Clock
     from fedjax_sim.core.evaluate import of_state as of_state
     from fedjax_sim.core.files import SaveError as SaveError
     from fedjax_sim.core.history import Communication as Communication
