@@ -5,4 +5,5 @@ from fedjax_sim.data.federation import FederatedData as FederatedData
 from fedjax_sim.data.federation import check_data as check_data
 from fedjax_sim.data.sizes import padded_sizes as padded_sizes
 from fedjax_sim.data.source import Source as Source
+from fedjax_sim.data.store import FederatedStore as FederatedStore
 from fedjax_sim.data.window import read_rows as read_rows
