@@ -6,8 +6,8 @@ One round: a paper's name makes an algorithm (of `fs.LocalTraining` and, at the 
 `fs.server_optimizers`), `fs.init` its state and `fs.make_round` its round, a pure function.
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
 share the machine. `fs.compression` makes clients send less, and `fs.partial` keeps parameters with
-them; `fs.with_statistics` trains batch norm. `fs.clocks` say how fast clients are, in simulated
-seconds.
+them; `fs.with_statistics` trains batch norm. `fs.privacy` clips and noises what is sent, and
+counts the budget. `fs.clocks` say how fast clients are, in simulated seconds.
 
 Algorithms:
 ALGORITHMS
@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     from fedjax_sim.training.state import init as init
     from fedjax_sim.transforms import compression as compression
     from fedjax_sim.transforms import partial as partial
+    from fedjax_sim.transforms import privacy as privacy
     from fedjax_sim.transforms import with_statistics as with_statistics
 
 __version__ = "0.1.0"

@@ -11,8 +11,8 @@ def check_plain(algorithm: FederatedAlgorithm) -> None:
     """
     if algorithm.wire is not None:
         raise ValueError(
-            "experiment.algorithm must not be compressed, since nothing is sent here; give the "
-            "algorithm that was compressed"
+            "experiment.algorithm must not be compressed, nor private, since nothing is sent "
+            "here; give the algorithm that was wrapped"
         )
     if algorithm.personal is not None:
         raise ValueError(

@@ -31,6 +31,8 @@ CLOCK = 15  # how fast each client is, of the key that the clock is given
 # What encodes a client's update, below FINISH, whose key an algorithm is given itself: the first n
 # numbers are what `jax.random.split(key, n)` makes of it.
 CODEC = 0x434F4445
+# The noise of privacy, likewise below FINISH of a client or SERVER, then the number of a leaf.
+NOISE = 0x4E4F4953
 
 
 def as_key(key: Array | int) -> tuple[Array, int | None]:

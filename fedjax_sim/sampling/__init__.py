@@ -1,5 +1,6 @@
 """Samplers, which draw the clients that take part in a round."""
 
+from fedjax_sim.core.sampling_law import Poisson as Poisson
 from fedjax_sim.sampling.sampler import Sampler as Sampler
 from fedjax_sim.sampling.sampler import custom as custom
 from fedjax_sim.sampling.samplers import bernoulli as bernoulli

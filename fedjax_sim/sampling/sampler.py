@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.randomness import COHORT, check_key, stream
 from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.sampling_law import Law
 from fedjax_sim.core.types import Array, Cohort
 from fedjax_sim.data import FederatedData
 
@@ -29,20 +30,23 @@ class Sampler(NamedTuple):
       size: m, the cohort's slots; None for K.
       with_replacement: may a client occur twice in a cohort?
       sample: (key, round, data) -> Cohort; folds the round into the key.
+      law: how clients come, for `fs.privacy.budget`; None if it is not known.
     """
 
     size: int | None
     with_replacement: bool
     sample: Callable[[Array, Array | int, FederatedData], Cohort]
+    law: Law | None = None
 
     def __repr__(self) -> str:
-        return fields_of(self)
+        return fields_of(self, "size", "with_replacement", "sample")
 
 
 def custom(
     size: int | None,
     draw: Callable[[Array, FederatedData], Cohort],
     with_replacement: bool = False,
+    law: Law | None = None,
 ) -> Sampler:
     """A sampler from a function `draw(key, data) -> Cohort`, given a fresh key each round.
 
@@ -50,6 +54,8 @@ def custom(
       size: m, the slots of the cohorts it draws; None for K.
       draw: traced once, so its random numbers must come from `key`.
       with_replacement: may it draw a client twice?
+      law: `fs.sampling.Poisson(q)` if each client comes with this probability on its own, which
+        `fs.privacy.budget` takes your word for.
 
     Raises:
       ValueError: if size < 1, or draw cannot be called so; on sampling, if what it returns is no
@@ -82,4 +88,4 @@ def custom(
 
     # A resume that is refused because of the sampler names it by this.
     sample.__qualname__ = getattr(draw, "__qualname__", "")
-    return Sampler(size, with_replacement, sample)
+    return Sampler(size, with_replacement, sample, law)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from fedjax_sim.core.checks import check_count, is_concrete
 from fedjax_sim.core.randomness import permutation_seeds, permute, stream
 from fedjax_sim.core.registry import declare
+from fedjax_sim.core.sampling_law import Dependent, Poisson
 from fedjax_sim.core.types import Array, Cohort
 from fedjax_sim.data import FederatedData
 from fedjax_sim.sampling.sampler import Sampler, custom
@@ -28,7 +29,7 @@ def uniform(m: int) -> Sampler:
         ids = permute(permutation_seeds(key), slots, num_clients)
         return Cohort(ids, jnp.ones(m, bool), inclusion=jnp.full(m, m / num_clients))
 
-    return custom(m, draw)
+    return custom(m, draw, law=Dependent("whoever comes takes the place of another in m"))
 
 
 @declare("every client with the same probability on its own")
@@ -67,7 +68,7 @@ def bernoulli(q: float | Array, capacity: int | None = None) -> Sampler:
         inclusion = jnp.broadcast_to(jnp.asarray(q, draws.dtype), ids.shape)
         return Cohort(ids, mask, inclusion=inclusion)
 
-    return custom(capacity, draw)
+    return custom(capacity, draw, law=Poisson(q, capacity))
 
 
 @declare("m different clients, by their weight")
@@ -100,7 +101,7 @@ def weighted(m: int) -> Sampler:
         mask = fresh & (index < num_clients) & (inclusion[ids] > 0)
         return Cohort(ids, mask, inclusion=inclusion[ids])
 
-    return custom(m, draw)
+    return custom(m, draw, law=Dependent("clients come by their weights, which others' change"))
 
 
 @declare("m draws by weight, in which a client may come twice")
@@ -125,7 +126,8 @@ def with_replacement(m: int) -> Sampler:
         inclusion = m * data.client_weights[ids] / upper[-1]
         return Cohort(ids, jnp.ones(m, bool), inclusion=inclusion)
 
-    return custom(m, draw, with_replacement=True)
+    law = Dependent("a client may come several times in a round")
+    return custom(m, draw, with_replacement=True, law=law)
 
 
 @declare("all clients in every round")
@@ -141,7 +143,7 @@ def everyone() -> Sampler:
             inclusion=all_ones,
         )
 
-    return custom(None, draw)
+    return custom(None, draw, law=Poisson(1.0))
 
 
 def _check_fits(m: int, data: FederatedData) -> int:

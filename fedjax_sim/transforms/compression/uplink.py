@@ -178,7 +178,8 @@ def _check(algorithm: Any, uplink: Any, error_feedback: Any) -> None:
     if algorithm.wire is not None:
         raise ValueError(
             "algorithm must not be compressed already, nor send its update as a total, too, which "
-            "no codec encodes: its field `wire` is set"
+            "no codec encodes, nor be private, whose clip a codec may undo (compress first): its "
+            "field `wire` is set"
         )
     if error_feedback and algorithm.client.probe is not None:
         raise ValueError(
