@@ -68,7 +68,7 @@ def test_the_table_of_algorithms_is_what_files_declare():
 
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
-    pages = "algorithms contract cores data export models personal rounds runs"
+    pages = "algorithms contract cores data export models personal privacy rounds runs"
     assert have == set(pages.split())
 
 
@@ -160,6 +160,13 @@ def test_personal(session):
     assert after > before > 0.5
     measured = own["simulation"].history.evaluation["test_accuracy"][-1]
     assert float(measured) == pytest.approx(before, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_privacy(session):
+    own = session("privacy")
+    assert 7.9 < own["spent"] <= 8
+    assert int(own["simulation"].state.round) == 30
 
 
 @pytest.mark.slow
