@@ -1,7 +1,11 @@
 """The snippets of docs/*.md run as they stand, one after another."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -54,8 +58,11 @@ def test_links_lead_somewhere():
 
 
 def test_the_first_page_lists_the_others():
-    listed = re.findall(r"\]\(([\w-]+)\.md\)", TEXTS["README"])
-    assert sorted([*listed, "README"]) == sorted(TEXTS)
+    """In sentences for who reads the file, and in the side bar of the site."""
+    listed = re.findall(r"^- \[.*?\]\(([\w-]+)\.md\)", TEXTS["index"], re.M)
+    assert sorted([*listed, "index"]) == sorted(TEXTS)
+    bar = re.findall(r":hidden:\n(.*?)```", TEXTS["index"], re.S)
+    assert [page for page in "".join(bar).split() if "/" not in page] == listed
 
 
 def test_what_a_setting_may_name_is_what_files_declare():
@@ -68,8 +75,59 @@ def test_the_table_of_algorithms_is_what_files_declare():
 
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
-    pages = "algorithms contract cores data export models personal privacy rounds runs"
-    assert have == set(pages.split())
+    pages = "algorithms contract cores data export models personal privacy rounds runs start"
+    assert have == {*pages.split(), "two-readings", "surprises", "coming-from"}
+
+
+@pytest.mark.slow
+def test_start(session, tmp_path):
+    own = session("start")
+    assert own["result"].mean["accuracy"] > 0.7
+    for before, after in zip(
+        *map(jax.tree.leaves, (own["state"].params, own["params"])), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.slow
+def test_the_two_readings(session):
+    own = session("two-readings")
+    assert 0 < own["share"] < 0.5
+    assert max(jax.tree.leaves(own["apart"])) < 1e-7
+
+
+@pytest.mark.slow
+def test_surprises(session):
+    own = session("surprises")
+    assert own["steps"].epochs * -(-65 // own["steps"].batch_size) == 14
+    assert own["of_each"].shape == (1,)
+    assert abs(own["overall"] - own["of_each"][0]) < 1e-6
+
+
+@pytest.mark.slow
+def test_coming_from(session):
+    own = session("coming-from")
+    assert own["history"].rounds.train["loss"].shape == (30,)
+
+
+@pytest.mark.slow
+def test_the_site_is_built(tmp_path):
+    """All pages, the reference of all public names, and no warning: no link that leads nowhere."""
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", tmp_path / "trees"]
+    # A copy, since pages are written beside the others.
+    for name in ("docs", "benchmarks/records"):
+        shutil.copytree(snippets.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("_*d"))
+    for page in snippets.ROOT.glob("*.md"):
+        shutil.copy(page, tmp_path)
+    subprocess.run(
+        [*command, tmp_path / "docs", tmp_path / "site"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(snippets.ROOT)},
+    )
+    whole = "".join(page.read_text() for page in (tmp_path / "site" / "_written" / "api").glob("*"))
+    for name in fs.__all__:
+        assert f'id="fedjax_sim.{name}' in whole or f"fs.{name}<" in whole, name
 
 
 @pytest.mark.slow
@@ -192,3 +250,35 @@ def test_export(session):
     if "network" in own:
         theirs = own["network"](own["torch"].tensor(x)).detach().numpy()
         np.testing.assert_allclose(theirs, scores, rtol=1e-4, atol=1e-4)
+
+
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(path):
+    """Outputs would differ by machine, and the pictures are those that the reader's code makes."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+    assert f"notebooks/{path.name}" in TEXTS["notebooks"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path, tmp_path):
+    pytest.importorskip("nbmake")
+    shutil.copy(path, tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--nbmake",
+        "-q",
+        path.name,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(snippets.ROOT)}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-3000:]
