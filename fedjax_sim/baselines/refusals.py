@@ -9,7 +9,7 @@ def check_plain(algorithm: FederatedAlgorithm) -> None:
     Raises:
       ValueError: saying which to give.
     """
-    if algorithm.wire is not None:
+    if algorithm.wire is not None or algorithm.message_wire is not None:
         raise ValueError(
             "experiment.algorithm must not be compressed, nor private, since nothing is sent "
             "here; give the algorithm that was wrapped"

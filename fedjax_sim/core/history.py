@@ -17,7 +17,7 @@ class RoundMetrics(NamedTuple):
     Attributes:
       train: name -> Float[], means over the examples of all local steps of those counted:
         "loss" and what else the loss names. NaN if nobody reports.
-      receivers: Int[], distinct clients that were given the model.
+      receivers: Int[], distinct clients that were given the model; all K if it is sent `to_all`.
       senders: Int[], distinct clients that sent an update.
       reporting: Int[], updates counted in the average, repeated draws included.
       nonfinite: Int[], updates that hold a NaN or an infinity.
@@ -118,7 +118,7 @@ class Communication(NamedTuple):
     """Bytes of one exchange, exact.
 
     Attributes:
-      down: bytes of the message, for each receiver.
+      down: bytes of the message, or of the algorithm's `message_wire`, for each receiver.
       up: bytes of update and total, or of the algorithm's `wire`, for each sender.
     """
 

@@ -224,6 +224,8 @@ class FederatedAlgorithm(NamedTuple):
         whether there is a denominator and a `combine`; of their numbers nothing is known. None: it
         follows any.
       aggregation: as in `Exchange`, of this one, after `check_rule`.
+      message_wire: (message) -> what travels down in its place, as `wire`; None for the message.
+      to_all: every client is sent the message in every round, whether it takes part or not.
     """
 
     init: Callable[[Params], PyTree]
@@ -242,6 +244,8 @@ class FederatedAlgorithm(NamedTuple):
     personal_probe: Callable[[PyTree, PyTree, PyTree, Array], PyTree] | None = None
     check_rule: Callable[["Coefficients"], None] | None = None
     aggregation: Callable[["Coefficients"], "Coefficients"] | None = None
+    message_wire: Callable[[PyTree], PyTree | int] | None = None
+    to_all: bool = False
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:

@@ -175,6 +175,19 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         kind=bool,
         default=False,
     ),
+    _text(
+        "downlink",
+        f"how the server sends its model: {_listed_or_none('downlink')}",
+        metavar="CODEC",
+    ),
+    ("downlink",),
+    Option(
+        "downlink_error_feedback",
+        "of --downlink: whether it sends, to all clients, what they do not have yet, and not the "
+        "model (default: no)",
+        kind=bool,
+        default=False,
+    ),
     _count("rounds", "rounds of each run (default: 100)", default=100, metavar="R"),
     Option(
         "seed",
@@ -209,4 +222,7 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
 )
 
 # Shared settings that only those have who use one of these rooms: the room -> their names.
-OF_OPTIONAL = {"compress": ("error_feedback",)}
+OF_OPTIONAL = {
+    "compress": ("error_feedback",),
+    "downlink": ("downlink_error_feedback",),
+}

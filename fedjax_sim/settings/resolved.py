@@ -59,6 +59,7 @@ class Choices(NamedTuple):
     sampler: Declaration
     algorithm: Declaration
     compress: Declaration | None = None
+    downlink: Declaration | None = None
 
     @property
     def used(self) -> tuple[Declaration, ...]:

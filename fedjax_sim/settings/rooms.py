@@ -39,6 +39,7 @@ ROOMS = {
         ("loss_fn", "client_optimizer", "client_lr", "local", "server_optimizer", "server_lr"),
     ),
     "compress": Room(compression, optional=True),
+    "downlink": Room(compression, optional=True, prefix="downlink"),
 }
 # The rooms that a setting may go without, in the order of a file; NONE says so in words.
 OPTIONAL = tuple(name for name, room in ROOMS.items() if room.optional)

@@ -41,6 +41,8 @@ class Setting:
     server_lr: float | None = None
     compress: str | None = None
     error_feedback: bool | None = None
+    downlink: str | None = None
+    downlink_error_feedback: bool | None = None
     rounds: int = 100
     seed: int = 0
     evaluate_every: int = 1

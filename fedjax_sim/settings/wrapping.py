@@ -15,8 +15,14 @@ def wrapped(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> Federate
 
 
 def _compressed(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> FederatedAlgorithm:
-    uplink = setting.choices.compress
-    if uplink is None:
-        return algorithm
-    codec = uplink.call(setting.options)
-    return compressed(algorithm, codec, error_feedback=setting.extras["error_feedback"])
+    """In two calls, since each direction says by itself whether errors are fed back."""
+    uplink, downlink = setting.choices.compress, setting.choices.downlink
+    if uplink is not None:
+        codec = uplink.call(setting.options)
+        algorithm = compressed(algorithm, codec, error_feedback=setting.extras["error_feedback"])
+    if downlink is not None:
+        codec = downlink.call(setting.options)
+        algorithm = compressed(
+            algorithm, downlink=codec, error_feedback=setting.extras["downlink_error_feedback"]
+        )
+    return algorithm

@@ -39,10 +39,14 @@ def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
         raise ValueError(
             f"acts_when_empty must be True or False; got {algorithm.acts_when_empty!r}"
         )
-    if algorithm.wire is not None:
-        if not callable(algorithm.wire):
-            raise ValueError(f"wire must be a function, or None; got {algorithm.wire!r}")
-        check_takes("wire", algorithm.wire, "update", "total")
+    for name, takes in (("wire", ("update", "total")), ("message_wire", ("message",))):
+        wire = getattr(algorithm, name)
+        if wire is not None:
+            if not callable(wire):
+                raise ValueError(f"{name} must be a function, or None; got {wire!r}")
+            check_takes(name, wire, *takes)
+    if not isinstance(algorithm.to_all, bool):
+        raise ValueError(f"to_all must be True or False; got {algorithm.to_all!r}")
     for exchange in algorithm.earlier:
         if not isinstance(exchange, Exchange):
             raise ValueError(

@@ -19,12 +19,12 @@ def communication(
     """What one client is sent and sends back in a round, in bytes; computes nothing.
 
     `down = bytes(message)`, `up = bytes(update) + bytes(total)`, or the bytes of what the
-    algorithm's `wire` says travels in their place, bits being rounded up; of an algorithm with
-    several exchanges in a round those of all of them. `.total(metrics)` or `.total(history.rounds)`
-    then gives the bytes of a round or a run.
+    algorithm's `message_wire` and `wire` say travels in their place, bits being rounded up; of an
+    algorithm with several exchanges in a round those of all of them. `.total(metrics)` or
+    `.total(history.rounds)` then gives the bytes of a round or a run.
 
     Raises:
-      ValueError: for a `wire` that returns neither shapes nor bits.
+      ValueError: for a `wire` or `message_wire` that returns neither shapes nor bits.
 
     >>> import fedjax_sim as fs, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones((3, 2))}])
@@ -49,20 +49,24 @@ def communication(
     # Arrays, numbers or their shapes alike.
     params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
     down, up = jax.eval_shape(exchanged, jax.random.key(0), params, data)
+    *earlier_down, message = down
     *earlier, (update, total) = up
-    sent: Any = update, total
-    if algorithm.wire is not None:
-        sent = algorithm.wire(update, total)
-    return Communication(num_bytes(down), num_bytes(earlier) + _bytes_of_wire(sent))
+    sent_down, sent_up = algorithm.message_wire, algorithm.wire
+    return Communication(
+        num_bytes(earlier_down)
+        + _bytes_of_wire("message_wire", message if sent_down is None else sent_down(message)),
+        num_bytes(earlier)
+        + _bytes_of_wire("wire", (update, total) if sent_up is None else sent_up(update, total)),
+    )
 
 
-def _bytes_of_wire(wire: Any) -> int:
+def _bytes_of_wire(name: str, wire: Any) -> int:
     """Of shapes, or of bits that are rounded up."""
     if isinstance(wire, (int, np.integer)) and not isinstance(wire, bool) and wire >= 0:
         return -(-int(wire) // 8)
     if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in jax.tree.leaves(wire)):
         raise ValueError(
-            "wire must return arrays or their shapes, or a whole number of bits, at least 0; "
+            f"{name} must return arrays or their shapes, or a whole number of bits, at least 0; "
             f"got {wire!r}"
         )
     return num_bytes(wire)

@@ -81,6 +81,8 @@ def round_metrics(
     """The metrics of a round: of training by its last exchange, of work by all exchanges."""
     _, executed, average = exchanged[-1]
     sent, receivers, empty = slots.steps > 0, coefficients.num_receivers, is_empty(exchanged)
+    if algorithm.to_all:
+        receivers = jnp.int32(data.num_clients)
     finite = executed.finite
     for earlier in exchanged[:-1]:
         finite &= earlier.executed.finite

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_same_spec
+from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.paths import map_models, put
 from fedjax_sim.core.trees import cast, num_bytes
 from fedjax_sim.core.types import (
@@ -17,14 +18,12 @@ from fedjax_sim.core.types import (
     RoundContext,
     accumulator,
 )
-from fedjax_sim.transforms.compression.uplink import Encoded
+from fedjax_sim.transforms.compression.compressed import is_compressed
 from fedjax_sim.transforms.sharing.refusals import shapes_of_models
 from fedjax_sim.transforms.sharing.shared_part import (
-    model_of,
     shared_paths,
     statistics_of,
     stripped,
-    with_model,
     with_zeros,
 )
 
@@ -38,7 +37,7 @@ def with_averages(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
       ValueError: for an algorithm that is compressed, or makes something else of the rule; from
         `fs.init`, for one whose server has no model as its field `params`, or several, as IFCA's.
     """
-    if isinstance(algorithm.wire, Encoded):
+    if is_compressed(algorithm):
         raise ValueError(
             "algorithm must not be compressed, for its statistics to be averaged; compress the "
             "result: compressed(with_statistics(..., averaged=True))"

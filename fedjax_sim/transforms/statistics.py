@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from fedjax_sim.core.loss import TRAINING_MASK
+from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.trees import cast
 from fedjax_sim.core.types import Array, FederatedAlgorithm, Metrics, Params, PyTree, no_probe
 from fedjax_sim.transforms.averaged_statistics import with_averages
@@ -13,9 +14,7 @@ from fedjax_sim.transforms.sharing import WithPersonal, partial
 from fedjax_sim.transforms.sharing.refusals import shapes_of_models
 from fedjax_sim.transforms.sharing.shared_part import (
     STATISTICS,
-    model_of,
     statistics_of,
-    with_model,
 )
 
 

@@ -1,8 +1,7 @@
-"""An algorithm whose clients send their updates by a codec."""
+"""Clients that send their updates by a codec."""
 
-import inspect
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from fedjax_sim.core.types import (
     PyTree,
     no_probe,
 )
-from fedjax_sim.transforms.compression.codecs import Codec
+from fedjax_sim.transforms.compression.codec import Codec
 
 
 @dataclass(frozen=True)
@@ -56,43 +55,14 @@ class WithResidual(NamedTuple):
         return fields_of(self)
 
 
-def compressed(
-    algorithm: FederatedAlgorithm, uplink: Codec, error_feedback: bool = False
+def encoding_updates(
+    algorithm: FederatedAlgorithm, uplink: Codec, error_feedback: bool
 ) -> FederatedAlgorithm:
-    """The algorithm with its clients' updates sent by a codec: what is averaged is the decoded one.
-
-        w_{t+1} = server_update(w_t, sum_{k in V} a_k decode(wire_k) / denominator)
-        wire_k, residual_k = encode(d_k, residual_k)
-
-    With error feedback a client keeps its residual until it is picked again, beside the state that
-    the algorithm keeps itself: memory of K updates. Whose update does not count (a dropout, or one
-    that was dropped) keeps the residual that it had. Without, each round begins at `uplink.init`,
-    which is zero. Seide et al. 2014; Karimireddy et al. 2019 (arXiv 1901.09847).
-
-    Only `ClientOutput.update` is encoded; a `total`, as SCAFFOLD's control variates, travels as it
-    is. `fs.communication` counts the bytes of the wire. FedSGD's pooled gradient is not used, since
-    each client's own update must be seen.
+    """The algorithm whose clients' updates are decoded before they are averaged.
 
     Args:
-      uplink: from `top_k`, or one's own.
-      error_feedback: whether what is held back is sent later.
-
-    Raises:
-      ValueError: for what is no algorithm or no codec; for an algorithm that is compressed already
-        or has several exchanges in a round; with error feedback, for one whose clients probe, as
-        IFCA's, because the shapes of its update are not known without data; from the round, for a
-        codec that decodes to other shapes.
-
-    >>> import fedjax_sim as fs, numpy as np, optax
-    >>> data = fs.FederatedData.from_clients([{"x": np.ones((3, 100))}])
-    >>> loss_fn = lambda w, batch, key: batch["x"] @ w
-    >>> algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining())
-    >>> algorithm = fs.compression.compressed(
-    ...     algorithm, fs.compression.top_k(0.05), error_feedback=True)
-    >>> fs.communication(algorithm, jnp.zeros(100), data)
-    Communication(down=400, up=40)
+      error_feedback: whether a client keeps its residual, as state of its own.
     """
-    _check(algorithm, uplink, error_feedback)
     inner, given_probe = algorithm.client, algorithm.personal_probe
 
     def own(state: PyTree) -> PyTree:
@@ -151,41 +121,6 @@ def compressed(
         personal_probe=given_probe if given_probe in (None, no_probe) else personal_probe,
         wire=Encoded(uplink),
     )
-
-
-def _check(algorithm: Any, uplink: Any, error_feedback: Any) -> None:
-    """Refuses what cannot be compressed, or by what.
-
-    Raises:
-      ValueError: naming the argument, what was given and what is allowed.
-    """
-    if not isinstance(algorithm, FederatedAlgorithm):
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
-    if not isinstance(uplink, Codec) or not all(map(callable, uplink[:3])):
-        codec_text = repr(uplink)
-        if inspect.isfunction(uplink):
-            codec_text = f"the function {uplink.__name__} itself: call it"
-        raise ValueError(
-            f"uplink must be a codec, as fs.compression.top_k(0.1) makes; got {codec_text}"
-        )
-    if not isinstance(error_feedback, bool):
-        raise ValueError(f"error_feedback must be True or False; got {error_feedback!r}")
-    if algorithm.earlier:
-        raise ValueError(
-            "algorithm must have one exchange in a round to be compressed; got one of "
-            f"{len(algorithm.exchanges)}"
-        )
-    if algorithm.wire is not None:
-        raise ValueError(
-            "algorithm must not be compressed already, nor send its update as a total, too, which "
-            "no codec encodes, nor be private, whose clip a codec may undo (compress first): its "
-            "field `wire` is set"
-        )
-    if error_feedback and algorithm.client.probe is not None:
-        raise ValueError(
-            "error_feedback must be False for an algorithm whose clients probe, because the "
-            "shapes of its update, and so of the residual, are not known without data"
-        )
 
 
 def _no_update(algorithm: FederatedAlgorithm, params: Params, state: PyTree) -> PyTree:

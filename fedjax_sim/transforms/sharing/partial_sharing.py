@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.checks import check_same_spec
+from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.paths import Chosen, by_path, check_chosen, chosen_paths, map_models, put
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
@@ -23,7 +24,7 @@ from fedjax_sim.transforms.sharing.refusals import (
     check_models,
     check_shareable,
 )
-from fedjax_sim.transforms.sharing.shared_part import model_of, stripped, with_model, with_zeros
+from fedjax_sim.transforms.sharing.shared_part import stripped, with_zeros
 
 
 class WithPersonal(NamedTuple):

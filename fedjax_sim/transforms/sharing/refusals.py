@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import check_same_spec, has_values
+from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.paths import by_path, map_models, put
 from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree
-from fedjax_sim.transforms.compression.uplink import Encoded
-from fedjax_sim.transforms.sharing.shared_part import model_of, with_model
+from fedjax_sim.transforms.compression.compressed import is_compressed
 
 
 def check_shareable(algorithm: Any) -> None:
@@ -35,7 +35,7 @@ def check_shareable(algorithm: Any) -> None:
         raise ValueError(
             "algorithm must not have personal models already, as its field `personal` says"
         )
-    if isinstance(algorithm.wire, Encoded):
+    if is_compressed(algorithm):
         raise ValueError(
             "algorithm must not be compressed, since a codec would be given what is not sent; "
             "compress the result: compressed(partial(...))"

@@ -1,7 +1,7 @@
-"""What is shared of a model, and where an algorithm has the model."""
+"""What is shared of a model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -85,22 +85,3 @@ def with_zeros(tree: PyTree, dtype: Callable[[Any], Any] = jnp.dtype) -> PyTree:
         return part.filled(lambda path, spec: jnp.zeros(spec.shape, dtype(spec.dtype)))
 
     return jax.tree.map(fill, tree, is_leaf=lambda part: isinstance(part, Shared))
-
-
-def model_of(tree: Any) -> Any:
-    """The model of a message or a carry: its field `params`, or that of its `descent`; or None."""
-    return getattr(
-        tree if hasattr(tree, "params") else getattr(tree, "descent", None), "params", None
-    )
-
-
-def with_model(tree: Any, params: Params) -> Any:
-    """A message or a carry with another model."""
-    if hasattr(tree, "params"):
-        return _replaced(tree, params=params)
-    return _replaced(tree, descent=_replaced(tree.descent, params=params))
-
-
-def _replaced(tree: Any, **fields: Any) -> Any:
-    """A NamedTuple or a dataclass with other values of these fields."""
-    return tree._replace(**fields) if hasattr(tree, "_replace") else replace(tree, **fields)

@@ -1,11 +1,12 @@
-"""Codecs: what of a client's update travels, and what the server makes of it."""
+"""The entries of largest magnitude: Stich et al. 2018, "Sparsified SGD with Memory"
+(arXiv 1809.07599).
+"""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,30 +14,9 @@ import numpy as np
 
 from fedjax_sim.core.registry import UP_TO_1, Option, declare
 from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.trees import zeros_like
 from fedjax_sim.core.types import Array, PyTree
-
-
-class Codec(NamedTuple):
-    """How an update is sent. Its functions are written for one client.
-
-    Attributes:
-      init: update -> residual, what a client holds back before it has sent anything; it depends on
-        the shapes and dtypes of `update`, not on its numbers.
-      encode: (update, residual, key) -> (wire, residual), what travels, and what is held back now.
-        `wire` is any pytree of arrays; `key` is for draws of the codec's own. The new residual has
-        the structure, shapes and dtypes of the old.
-      decode: wire -> update, of the structure, shapes and dtypes of the one that was encoded.
-      bits: update -> the bits that travel, a whole number by its shapes alone, where they are not
-        those of the wire's arrays, as below a byte a number; None where they are.
-    """
-
-    init: Callable[[PyTree], PyTree]
-    encode: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
-    decode: Callable[[PyTree], PyTree]
-    bits: Callable[[PyTree], int] | None = None
-
-    def __repr__(self) -> str:
-        return fields_of(self)
+from fedjax_sim.transforms.compression.codec import Codec
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "indices"], meta_fields=["shape"])
@@ -59,7 +39,7 @@ class Entries:
 
 
 @declare(
-    "the entries of largest magnitude",
+    "the entries of largest magnitude (Stich et al. 2018)",
     Option("share", "of the entries of each array", range=UP_TO_1),
 )
 def top_k(share: float) -> Codec:
@@ -72,8 +52,8 @@ def top_k(share: float) -> Codec:
     bytes: in float32 `8 k` bytes a leaf. Of equal magnitudes the first ones are sent. A NaN counts
     as the largest.
 
-    The residual is zero unless errors are fed back, with which it is the memory of Stich et al.
-    2018 (arXiv 1809.07599); the decoded updates and the residual then add up to all updates.
+    The residual is zero unless errors are fed back, with which it is the memory of Stich et al.;
+    the decoded updates and the residual then add up to all updates.
 
     Args:
       share: in (0, 1], a Python number, since it decides shapes. It is read as the decimal number
@@ -88,17 +68,11 @@ def top_k(share: float) -> Codec:
     >>> codec.decode(wire).tolist(), residual.tolist()
     ([0.0, -3.0, 0.0, 2.0], [1.0, 0.0, 0.5, 0.0])
     """
-    is_number = isinstance(share, (int, float, np.integer, np.floating))
-    if not is_number or isinstance(share, bool) or not 0 < share <= 1:
-        raise ValueError(
-            f"share must be a Python number in (0, 1], since it decides shapes; got {share!r}"
-        )
-    exact_share = Fraction(str(share))
+    exact_share = check_share(share)
 
     def largest(x: Array) -> Entries:
         flat = x.reshape(-1)
-        number = min(flat.size, max(1, math.ceil(exact_share * flat.size)))
-        indices = jax.lax.top_k(jnp.abs(flat), number)[1]
+        indices = jax.lax.top_k(jnp.abs(flat), num_sent(exact_share, flat.size))[1]
         return Entries(flat[indices], indices, x.shape)
 
     def without(x: Array, sent: Entries) -> Array:
@@ -110,11 +84,26 @@ def top_k(share: float) -> Codec:
         wire = jax.tree.map(largest, owed)
         return wire, jax.tree.map(without, owed, wire)
 
-    return Codec(init=_zeros, encode=encode, decode=_dense)
+    return Codec(init=zeros_like, encode=encode, decode=_dense)
 
 
-def _zeros(update: PyTree) -> PyTree:
-    return jax.tree.map(jnp.zeros_like, update)
+def check_share(share: Any) -> Fraction:
+    """The share as the decimal number that it prints as; refuses what is none in (0, 1].
+
+    Raises:
+      ValueError: saying what was given.
+    """
+    is_number = isinstance(share, (int, float, np.integer, np.floating))
+    if not is_number or isinstance(share, bool) or not 0 < share <= 1:
+        raise ValueError(
+            f"share must be a Python number in (0, 1], since it decides shapes; got {share!r}"
+        )
+    return Fraction(str(share))
+
+
+def num_sent(share: Fraction, size: int) -> int:
+    """How many of an array's entries travel: at least one of those that there are."""
+    return min(size, max(1, math.ceil(share * size)))
 
 
 def _dense(wire: PyTree) -> PyTree:
