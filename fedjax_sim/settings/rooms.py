@@ -20,12 +20,15 @@ class Room(NamedTuple):
       parameters: parameters of its factories that are no options.
       optional: whether a setting may go without; its field is then None.
       prefix: of its options' names, where another room has the same face.
+      takes_rule: whether its factories take a rule, where another room has the same face and theirs
+        do not.
     """
 
     face: ModuleType
     parameters: tuple[str, ...] = ()
     optional: bool = False
     prefix: str = ""
+    takes_rule: bool = False
 
 
 ROOMS = {
@@ -51,8 +54,12 @@ OWN_FILES, OWN_FOLDERS = ("algorithm", "model", "dataset"), ("dataset",)
 @cache
 def declarations(room: str) -> dict[str, Declaration]:
     """The declarations of a room that ship with the package, by name."""
-    face, _, _, prefix = ROOMS[room]
-    own_declarations = declared(face)
+    face, prefix = ROOMS[room].face, ROOMS[room].prefix
+    own_declarations = {
+        name: declaration
+        for name, declaration in declared(face).items()
+        if declaration.takes("rule") == ROOMS[room].takes_rule
+    }
     if not prefix:
         return own_declarations
     return {

@@ -11,7 +11,7 @@ from fedjax_sim import aggregation
 from fedjax_sim import execution as strategies
 from fedjax_sim.core.checks import check_not_a_name, check_takes
 from fedjax_sim.core.local_training import check_local
-from fedjax_sim.core.registry import declared
+from fedjax_sim.core.registry import Declaration, declared
 from fedjax_sim.core.types import (
     AggregationRule,
     Array,
@@ -66,22 +66,30 @@ def check_rule(rule: Any) -> None:
     """
     # A declared function that has not the parameters of a rule makes one when it is called.
     factories = {
-        name: declaration.factory
+        name: declaration
         for name, declaration in declared(aggregation).items()
         if not declaration.takes("cohort")
     }
+    calls = {name: f"fs.aggregation.{name}({_owed(x)})" for name, x in factories.items()}
     _check_choice(
         "aggregation",
         rule,
         "fs.aggregation." + ", .".join(aggregation.RULES),
-        {name: f"the function fs.aggregation.{name}" for name in aggregation.RULES}
-        | {name: f"fs.aggregation.{name}()" for name in factories},
+        {name: f"the function fs.aggregation.{name}" for name in aggregation.RULES} | calls,
     )
-    for factory_name, factory in factories.items():
-        if rule is factory:
-            name = f"fs.aggregation.{factory_name}"
-            raise ValueError(f"aggregation must be a rule; got {name} itself: call it, {name}()")
+    for name, declaration in factories.items():
+        if rule is declaration.factory:
+            raise ValueError(
+                f"aggregation must be a rule; got fs.aggregation.{name} itself: call it, "
+                f"{calls[name]}"
+            )
     check_takes("aggregation", rule, "cohort", "client_weights", "all_client_weights")
+
+
+def _owed(declaration: Declaration) -> str:
+    """The parameters of a factory that have no default, as a call lists them."""
+    parameters = declaration.parameters.values()
+    return ", ".join(x.name for x in parameters if x.default is x.empty)
 
 
 def check_follows(algorithm: FederatedAlgorithm, rule: AggregationRule) -> None:

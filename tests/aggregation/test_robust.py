@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.aggregation.robust import coordinate_median
+from fedjax_sim.aggregation.robust.coordinates import coordinate_median
 from fedjax_sim.core.types import Coefficients
 from fedjax_sim.host.identity import program
 from tests.conftest import MESH, federation, flat, linear_loss, zeros
@@ -124,13 +124,13 @@ def test_a_coordinates_median_is_numpys():
         for name, x in updates.items():
             expected = np.median(x[counted].astype(np.float64), axis=0)
             np.testing.assert_allclose(median[name], expected, rtol=1e-6)
-    # One NaN of a client that counts is in the average, and so it is in the median.
+    # A NaN counts as plus infinity, unless its client is left out.
     updates["b"][0] = np.nan
     kept, dropped = (
         coordinate_median(updates, jnp.ones(7), jnp.arange(7) >= first, key)["b"]
         for first in (0, 1)
     )
-    assert np.isnan(kept)
+    assert kept == np.median([np.inf, *updates["b"][1:]])
     assert dropped == np.median(updates["b"][1:])
 
 

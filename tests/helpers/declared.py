@@ -1,17 +1,15 @@
 """Writes docs/declared.md: `python -m tests.helpers.declared > docs/declared.md`."""
 
-from fedjax_sim import aggregation, algorithms, datasets, models, partition, sampling
-from fedjax_sim.core.registry import declared
-from fedjax_sim.transforms import compression
+from fedjax_sim.settings.rooms import declarations
 
 ROOMS = {
-    "algorithm": ("Algorithms", algorithms),
-    "mode": ("Aggregation rules", aggregation),
-    "sampler": ("Samplers", sampling),
-    "dataset": ("Data sets", datasets),
-    "partition": ("Splits", partition),
-    "model": ("Models", models),
-    "compress": ("Codecs", compression),
+    "algorithm": "Algorithms",
+    "mode": "Aggregation rules",
+    "sampler": "Samplers",
+    "dataset": "Data sets",
+    "partition": "Splits",
+    "model": "Models",
+    "compress": "Codecs",
 }
 BEGINNING = """\
 # What a setting may name
@@ -41,8 +39,8 @@ def row(declaration):
 def page():
     """The whole page."""
     parts = [BEGINNING]
-    for setting, (title, face) in ROOMS.items():
-        rows = [row(declaration) for declaration in declared(face).values()]
+    for setting, title in ROOMS.items():
+        rows = [row(declaration) for declaration in declarations(setting).values()]
         if rows:
             head = [
                 f"## {title}: `--{setting}`",

@@ -8,6 +8,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.testing import ContractError
+from tests.aggregation import references as numpy
 
 RATE = 0.02
 
@@ -148,6 +149,24 @@ def test_rules():
         verbose=False,
     )
     assert any("the update is the reference's" in line for line in certificate.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["krum", "geometric_median", "bucketing"])
+def test_rules_that_see_all_updates(name):
+    """A few clients may be too few: such a round keeps the model."""
+    rule, reference = {
+        "krum": (
+            fs.aggregation.krum(1),
+            lambda d, n, all_n: numpy.multi_krum(d, 1, 1, np.arange(len(d))),
+        ),
+        "geometric_median": (
+            fs.aggregation.geometric_median(4),
+            lambda d, n, all_n: numpy.geometric_median(d, n, 4),
+        ),
+        "bucketing": (fs.aggregation.bucketing(fs.aggregation.krum(0), 2), None),
+    }[name]
+    fs.testing.check_rule(rule, reference=reference, verbose=False)
 
 
 @pytest.mark.parametrize(
