@@ -13,6 +13,9 @@ untuned comparison of the two is largely a comparison of server learning rates.
 """
 
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -20,8 +23,32 @@ from fedjax_sim.core.registry import declare, declared
 from fedjax_sim.core.trees import first_of_each
 from fedjax_sim.core.types import Array, Coefficients, Cohort
 
+Rule = Callable[[Cohort, Array, Array], Coefficients]
+
+
+def passed_uncalled(rule: Rule) -> Rule:
+    """The same rule, which says what it is when it is called as factories are, without arguments.
+
+    >>> passed_uncalled(selected)()  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: fs.aggregation.selected is a rule and not the factory of one: pass it as it is, ...
+    """
+
+    @wraps(rule)
+    def checked(*arguments: Any, **named: Any) -> Coefficients:
+        if not arguments and not named:
+            raise ValueError(
+                f"fs.aggregation.{rule.__name__} is a rule and not the factory of one: pass it as "
+                f"it is, without calling it, as in "
+                f"fs.make_round(algorithm, fs.aggregation.{rule.__name__})"
+            )
+        return rule(*arguments, **named)
+
+    return checked
+
 
 @declare("the mean of the clients selected, weighed by their examples", is_default=True)
+@passed_uncalled
 def selected(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
     """Average over the clients that report: `w_{t+1} = sum_{k in V} (n_k / n_V) w_k`.
 
@@ -35,6 +62,7 @@ def selected(cohort: Cohort, client_weights: Array, all_client_weights: Array) -
     "the mean of all K clients, weighed by their examples; one not selected still holds the model "
     "of the round before"
 )
+@passed_uncalled
 def all_clients(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
     """Average over all K clients, those not selected still holding w_t.
 
@@ -53,6 +81,7 @@ def all_clients(cohort: Cohort, client_weights: Array, all_client_weights: Array
 
 
 @declare("the plain mean of the clients selected, however many examples each has")
+@passed_uncalled
 def uniform(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
     """The plain mean of those that report: `w_{t+1} = (1/|V|) sum_{k in V} w_k`.
 
@@ -67,6 +96,7 @@ def uniform(cohort: Cohort, client_weights: Array, all_client_weights: Array) ->
     "an update weighs its client's share of all examples, divided by the probability of being "
     "selected: on average over cohorts the step of all K"
 )
+@passed_uncalled
 def unbiased(cohort: Cohort, client_weights: Array, all_client_weights: Array) -> Coefficients:
     """Horvitz-Thompson: `w_{t+1} = w_t + sum_{k in V} (p_k / pi_k) d_k`.
 

@@ -1,4 +1,4 @@
-"""The error of a run that failed after it had begun; it carries what had been computed."""
+"""What ends a run that had begun: an error, which carries what had been computed, or a signal."""
 
 from typing import Any
 
@@ -34,3 +34,10 @@ class InterruptedRun(Exception):
         """Sets `partial`, and returns the error itself."""
         self.partial = partial
         return self
+
+
+class SecondSignal(KeyboardInterrupt):
+    """A run got another signal while it was ending on a first one: it ends at once.
+
+    It saves nothing more, and tells no other process of the run.
+    """

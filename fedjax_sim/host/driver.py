@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.files import SaveError
-from fedjax_sim.core.interrupted import InterruptedRun
+from fedjax_sim.core.interrupted import InterruptedRun, SecondSignal
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution.placing import placed
 from fedjax_sim.host.checkpoints import Checkpoints, flatten, load_together, unflatten
@@ -50,7 +50,7 @@ class Progress(NamedTuple):
 class Interrupt:
     """Within it, SIGINT or SIGTERM ends a run after the chunk of rounds that is being computed.
 
-    A second signal raises KeyboardInterrupt at once. The first does not, because an exception in
+    A second signal raises `SecondSignal` at once. The first does not, because an exception in
     the middle of an XLA call would leave that running while Python ends. Python delivers signals
     to the main thread only; in another thread this does nothing.
     """
@@ -72,7 +72,7 @@ class Interrupt:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise SecondSignal
         self.receive(signal.Signals(number).name)
 
     def receive(self, name: str) -> None:
@@ -130,6 +130,8 @@ def drive(
       SaveError: if a checkpoint cannot be written.
       InterruptedRun: for what `on_chunk` or `inputs_of` raises, once the rounds done are saved.
         Of either error, `partial` is the rounds done, a `Driven`.
+      KeyboardInterrupt, SystemExit: that `on_chunk` raises, likewise; to the other processes it is
+        an `InterruptedRun`.
     """
     axis = program.rounds_axis
     buffers, rounds_done, stopped = program.buffers(), 0, False
@@ -194,8 +196,12 @@ def drive(
             with processes.together():
                 if processes.is_writer:
                     on_chunk(first, rows[-1], seconds)
-        except Exception as error:  # the rounds done are saved, whatever it is
+        except SecondSignal:
+            raise
+        except BaseException as error:  # the rounds done are saved, by all, whatever it is
             save()
+            if not isinstance(error, Exception):
+                raise  # a KeyboardInterrupt or an exit, which callers look for as it is
             interrupted = InterruptedRun(f"a round was not told of: {error!r}")
             raise interrupted.holding(driven()) from error
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim.core.files import SaveError, reason
+from fedjax_sim.core.interrupted import SecondSignal
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.execution.placing import gather, of_processes, own_copy, own_devices
 
@@ -110,8 +111,9 @@ class Several(Processes):
         """See `Processes`."""
         try:
             yield
-        # A KeyboardInterrupt is of a second signal, which waits for nobody.
-        except (Exception, SystemExit) as error:
+        except SecondSignal:
+            raise  # which waits for nobody
+        except BaseException as error:
             kinds = (name for name, kind in _ERRORS.items() if isinstance(error, kind))
             kind = next(kinds, None)
             says = repr(error) if kind is None else str(error)

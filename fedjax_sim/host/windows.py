@@ -260,5 +260,6 @@ class Windows:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._thread is not None and kind is not KeyboardInterrupt:
+        is_at_once = kind is not None and issubclass(kind, KeyboardInterrupt)
+        if self._thread is not None and not is_at_once:
             self._thread.join()

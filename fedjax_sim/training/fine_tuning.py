@@ -1,6 +1,6 @@
 """Training a client's own model further, on its own examples alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.execution import packed
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.training.evaluation import Evaluation
+from fedjax_sim.transforms.statistics import check_statistics, renewed_by_steps
 
 
 class FineTuning(NamedTuple):
@@ -29,6 +30,8 @@ class FineTuning(NamedTuple):
       optimizer: an optax transformation.
       local: E, B, shuffling and order, on the client's training examples.
       loss_fn: what it descends on; None for what is measured.
+      apply: of a model with batch norm, whose running statistics the steps renew, as those of
+        `fs.with_statistics` do; None for that of a loss from `fs.models`.
 
     >>> FineTuning(optax.sgd(0.1), LocalTraining(epochs=1)).local.epochs
     1
@@ -37,6 +40,7 @@ class FineTuning(NamedTuple):
     optimizer: optax.GradientTransformation
     local: LocalTraining
     loss_fn: LossFn | None = None
+    apply: Any = None
 
     def __repr__(self) -> str:
         return fields_of(self)
@@ -61,7 +65,7 @@ class FineTuned(NamedTuple):
 def check_fine_tuning(
     fine_tune: FineTuning, metric_fn: LossFn, params: Params, data: FederatedData
 ) -> FineTuning:
-    """The same with a loss and Python's integers; refuses what a model cannot be trained with.
+    """The same with a loss, its `apply` where it has statistics, and Python's integers; refuses what a model cannot be trained with.
 
     Args:
       metric_fn: what it descends on where it has no loss of its own.
@@ -77,7 +81,12 @@ def check_fine_tuning(
         )
     check_optimizer("fine_tune.optimizer", fine_tune.optimizer)
     loss_fn = metric_fn if fine_tune.loss_fn is None else fine_tune.loss_fn
-    fine_tune = FineTuning(fine_tune.optimizer, check_local(fine_tune.local), loss_fn)
+    apply = fine_tune.apply
+    if apply is not None:
+        check_statistics(apply, "fine_tune.apply")
+    elif hasattr(getattr(loss_fn, "apply", None), "train"):
+        apply = loss_fn.apply  # type: ignore[attr-defined]  # of a loss from fs.models
+    fine_tune = FineTuning(fine_tune.optimizer, check_local(fine_tune.local), loss_fn, apply)
     descent = averaged_descent(loss_fn, fine_tune.optimizer, fine_tune.local, optax.sgd(1.0))
     assert descent.check is not None
     descent.check(params, data.examples)
@@ -100,7 +109,10 @@ def fine_tuned(
         return ClientOutput(update=(), client_state=carry.params)
 
     # The state that a client hands back is its model; nothing is averaged.
-    (exchange,) = base._replace(client=base.client._replace(finish=finish)).exchanges
+    client = base.client._replace(finish=finish)
+    if fine_tune.apply is not None:
+        client = renewed_by_steps(client, fine_tune.apply)
+    (exchange,) = base._replace(client=client).exchanges
     one_array = jnp.ones(1, jnp.result_type(float))
     ids = client_id[None]
     steps = num_steps(fine_tune.local, data.num_examples[ids])

@@ -8,7 +8,15 @@ import jax
 from fedjax_sim.core.loss import TRAINING_MASK
 from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.trees import cast
-from fedjax_sim.core.types import Array, FederatedAlgorithm, Metrics, Params, PyTree, no_probe
+from fedjax_sim.core.types import (
+    Array,
+    ClientUpdate,
+    FederatedAlgorithm,
+    Metrics,
+    Params,
+    PyTree,
+    no_probe,
+)
 from fedjax_sim.transforms.averaged_statistics import with_averages
 from fedjax_sim.transforms.sharing import WithPersonal, partial
 from fedjax_sim.transforms.sharing.refusals import shapes_of_models
@@ -66,12 +74,7 @@ def with_statistics(
     >>> algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining())
     >>> algorithm = fs.with_statistics(algorithm, model.apply)
     """
-    train = getattr(apply, "train", None)
-    if train is None:
-        raise ValueError(
-            "apply must be of fs.models.from_flax of a module with batch norm, which takes train "
-            f"and mask; got {apply!r}"
-        )
+    check_statistics(apply)
     if not isinstance(averaged, bool):
         raise ValueError(f"averaged must be True or False; got {averaged!r}")
     if not averaged and getattr(algorithm, "personal", None) is None:
@@ -81,21 +84,8 @@ def with_statistics(
             "algorithm must have one exchange in a round, in which clients train a model, since "
             "the statistics are renewed by its local steps"
         )
-    inner = algorithm.client
-
-    def step(
-        carry: PyTree, message: PyTree, state: PyTree, batch: PyTree, mask: Array, key: Array
-    ) -> tuple[PyTree, Metrics]:
-        before = model_of(carry)
-        block = {**batch, TRAINING_MASK: mask}
-        # At the same parameters as the step's own forward pass, which XLA then computes once.
-        _, renewed = train(before, batch["x"], mask)
-        stepped, metrics = inner.step(carry, message, state, block, mask, key)
-        renewed = cast(renewed, before[STATISTICS])  # which flax computes in float32 at least
-        return with_model(stepped, {**model_of(stepped), STATISTICS: renewed}), metrics
-
     renewing = algorithm._replace(
-        client=inner._replace(step=step, probe=_in_training(inner.probe)),
+        client=renewed_by_steps(algorithm.client, apply),
         personal_probe=_in_training(algorithm.personal_probe),
     )
 
@@ -111,6 +101,44 @@ def with_statistics(
 
     renewing = renewing._replace(check=check)
     return with_averages(renewing) if averaged else renewing
+
+
+def renewed_by_steps(client: ClientUpdate, apply: Any) -> ClientUpdate:
+    """A client whose steps norm by a block's own statistics, and renew the running ones.
+
+    Args:
+      client: whose carry has the model as `params`, or as its `descent`'s.
+      apply: that `check_statistics` takes.
+    """
+
+    def step(
+        carry: PyTree, message: PyTree, state: PyTree, batch: PyTree, mask: Array, key: Array
+    ) -> tuple[PyTree, Metrics]:
+        before = model_of(carry)
+        block = {**batch, TRAINING_MASK: mask}
+        # At the same parameters as the step's own forward pass, which XLA then computes once.
+        _, renewed = apply.train(before, batch["x"], mask)
+        stepped, metrics = client.step(carry, message, state, block, mask, key)
+        renewed = cast(renewed, before[STATISTICS])  # which flax computes in float32 at least
+        return with_model(stepped, {**model_of(stepped), STATISTICS: renewed}), metrics
+
+    return client._replace(step=step, probe=_in_training(client.probe))
+
+
+def check_statistics(apply: Any, name: str = "apply") -> None:
+    """Refuses an `apply` of a model that keeps no running statistics.
+
+    Args:
+      name: of the argument.
+
+    Raises:
+      ValueError: naming what is allowed.
+    """
+    if not hasattr(apply, "train"):
+        raise ValueError(
+            f"{name} must be of fs.models.from_flax of a module with batch norm, which takes train "
+            f"and mask; got {apply!r}"
+        )
 
 
 def _in_training(probe: Callable[..., PyTree] | None) -> Callable[..., PyTree] | None:

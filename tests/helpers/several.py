@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -24,6 +25,7 @@ from fedjax_sim.host.prepared import PreparedRun
 from fedjax_sim.host.processes import processes_of
 
 ROUNDS = 40
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as gone
 SECONDS = 240  # that a start may take, of a machine with much else to do; nothing waits longer
 
 
@@ -60,7 +62,7 @@ def numbers(run):
 def message_of(function, *arguments, **options):
     try:
         function(*arguments, **options)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing was raised"
 
@@ -138,6 +140,11 @@ class Jobs:
 
     def left(self):
         """The writer goes on alone when the other one has been killed without a word."""
+        processes_of(self.mesh).gather(None)  # from now on they are connected
+        self.left_early()
+
+    def left_early(self):
+        """Before they have exchanged anything."""
         if self.me:
             os.kill(os.getpid(), signal.SIGKILL)
         message = message_of(self.simulate, "left")
@@ -219,6 +226,31 @@ class Jobs:
             "numbers": numbers(self.simulate("fails", resume=True)),
         }
 
+    def left_by_hand(self):
+        """`on_progress`, which the writer calls, ends the run; what is done is saved, all go on."""
+        algorithm = fs.fedsgd(loss_fn, optax.sgd(0.03))  # which compiles in a moment
+        brief = experiment(self.mesh)._replace(algorithm=algorithm, evaluate=None)
+        answers = {}
+        for kind in (KeyboardInterrupt, SystemExit):
+
+            def on_progress(progress, kind=kind):
+                if progress.round >= 10:
+                    raise kind("enough")
+
+            name = f"left by {kind.__name__}"
+            message = message_of(
+                self.simulate,
+                name,
+                experiment=brief,
+                on_progress=on_progress,
+                checkpoint_every=5,
+            )
+            saved = [int(path.name) for path in (self.out / name / "checkpoints").iterdir()]
+            answers[kind.__name__] = {"message": message, "saved": max(saved)}
+        again = self.simulate("left by KeyboardInterrupt", experiment=brief, resume=True)
+        answers["resumed"] = again.status
+        return answers
+
     def unseen(self):
         """A checkpoint that the writer alone can read."""
         name = "unseen"
@@ -260,7 +292,11 @@ def main(index, count, port, devices, out, jobs):
     if int(count) > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
-            f"localhost:{port}", int(count), int(index), initialization_timeout=SECONDS // 2
+            f"localhost:{port}",
+            int(count),
+            int(index),
+            initialization_timeout=SECONDS // 2,
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
     mesh = Mesh(jax.devices(), ("clients",))
     todo = Jobs(mesh, Path(out))

@@ -100,7 +100,7 @@ def test_two_processes(tmp_path, whole):
 @pytest.mark.slow
 def test_two_processes_that_fail(tmp_path, whole):
     """Signals and errors of one of them are the end of both, and what is saved goes on."""
-    jobs = ["whole", "windows", "interrupted_by_the_other", "fails", "unseen"]
+    jobs = ["whole", "windows", "interrupted_by_the_other", "fails", "left_by_hand", "unseen"]
     first, second = several.start(tmp_path, jobs)
 
     best = fs.simulate(several.experiment(MESH), 5, keep_model="best", metric="norm").best
@@ -122,6 +122,15 @@ def test_two_processes_that_fail(tmp_path, whole):
     assert first["fails"]["round"] == second["fails"]["round"] == 15
     for answers in (first, second):
         same(answers["fails"]["numbers"], whole)
+
+    for name in ("KeyboardInterrupt", "SystemExit"):
+        by_0 = RuntimeError(f"process 0: {name}('enough')")
+        told = f"InterruptedRun: {failed}{by_0!r}"
+        assert second["left_by_hand"][name]["message"].startswith(told)
+        assert first["left_by_hand"][name]["message"] == f"{name}: enough"
+        for answers in (first, second):
+            assert answers["left_by_hand"][name]["saved"] == 10
+            assert answers["left_by_hand"]["resumed"] == "finished"
 
     says = "out must be a folder that all processes see; checkpoint 3, which the writer read"
     assert second["unseen"].startswith(f"ValueError: {says}")
@@ -145,3 +154,10 @@ def test_a_process_that_is_gone_is_told(tmp_path):
         several.start(tmp_path, ["left"])
     message = json.loads((tmp_path / "answers-0.json").read_text())
     assert message.startswith("RuntimeError: another process of the run is gone")
+
+
+@pytest.mark.slow
+def test_a_process_that_was_never_connected_ends_the_others_by_its_heartbeat(tmp_path):
+    """JAX ends them, after the seconds that `jax.distributed.initialize` was given."""
+    with pytest.raises(AssertionError, match=r"(?s)ended with -6:.*stopped sending heartbeats"):
+        several.start(tmp_path, ["left_early"])

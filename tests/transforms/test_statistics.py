@@ -106,6 +106,40 @@ def test_a_round_beside_numpy(clients, data, params, averaged):
         assert tuple(fs.communication(algorithm, params, data)) == (24, 24)
 
 
+@pytest.mark.parametrize("of_own_loss", [False, True])
+def test_fine_tuning_beside_numpy(clients, data, params, of_own_loss):
+    """It norms by the block, less its padding, and renews what it is then measured with."""
+
+    def own_loss(params, batch, key):
+        if "training_mask" in batch:
+            outputs, _ = MODEL.apply.train(params, batch["x"], batch["training_mask"])
+        else:
+            outputs = MODEL.apply(params, batch["x"])
+        return jnp.sum((outputs - batch["y"]) ** 2, axis=1)
+
+    algorithm = fs.with_statistics(FEDAVG, MODEL.apply)
+    given = (own_loss, MODEL.apply) if of_own_loss else ()
+    tuning = fs.FineTuning(optax.sgd(LR), LOCAL, *given)
+    state = fs.init(algorithm, params, data)
+    result = fs.evaluate_clients(LOSS, algorithm, state, data, fine_tune=tuning)
+    for k, (x, y) in enumerate(clients):
+        for evaluation, (vector, mean, var) in (
+            (result.before, (vector_of(params), np.zeros(2), np.ones(2))),
+            (result.after, trained(vector_of(params), np.zeros(2), np.ones(2), x, y)),
+        ):
+            normed = (x - mean) / np.sqrt(var + 0.1) * vector[:2] + vector[2:4]
+            expected = np.mean((normed @ vector[4:, None] - y) ** 2)
+            assert float(evaluation.clients["loss"][k]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_fine_tuning_refuses_an_apply_without_statistics(data, params):
+    algorithm = fs.with_statistics(FEDAVG, MODEL.apply)
+    state = fs.init(algorithm, params, data)
+    tuning = fs.FineTuning(optax.sgd(LR), LOCAL, apply=fs.models.mlp((2,), (), 1).apply)
+    with pytest.raises(ValueError, match=r"fine_tune\.apply must be of fs\.models\.from_flax"):
+        fs.evaluate_clients(LOSS, algorithm, state, data, fine_tune=tuning)
+
+
 AVERAGED = {
     "feddyn": lambda: fs.feddyn(LOSS, optax.sgd(LR), LOCAL, alpha=0.1),
     "fedexp": lambda: fs.partial(fs.fedexp(LOSS, optax.sgd(LR), LOCAL), "params/Dense_0"),

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from fedjax_sim.algorithms.descent import Descent, Message, Stepped, averaged_descent
 from fedjax_sim.algorithms.facts import PERSONAL_HEAD, Facts
 from fedjax_sim.algorithms.optimizers import Optimizer, optimizer_at
+from fedjax_sim.core.batching import largest_of_batch
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.local_training import check_local, num_blocks
 from fedjax_sim.core.loss import mean_gradient
@@ -93,6 +95,13 @@ def fedrep(
     base = averaged_descent(loss_fn, client_optimizer, local, server_optimizer)
     gradient = mean_gradient(loss_fn)
 
+    def of_head_alone(params: Any, batch: Any, key: Any) -> Any:
+        is_head = are_chosen("personal", personal, params)
+        held = jax.tree.map(lambda head, w: w if head else lax.stop_gradient(w), is_head, params)
+        return loss_fn(held, batch, key)
+
+    head_gradient = mean_gradient(of_head_alone)  # zeros for the rest, at no cost
+
     def count(message: Message, client_state: Any, batch: Any, mask: Array) -> Array:
         return jnp.sum(mask, dtype=jnp.int32)
 
@@ -108,7 +117,9 @@ def fedrep(
         def moving(tree: Any) -> Any:
             return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), moves, tree)
 
-        grads, metrics = gradient(params, *block)
+        # Of clients side by side some may be past their heads, and then all take the whole gradient.
+        is_whole = largest_of_batch((~of_head).astype(jnp.int32)) > 0
+        grads, metrics = lax.cond(is_whole, gradient, head_gradient, params, *block)
         optimizer = optimizer_at(client_optimizer, message.round)
         switches = carry.steps == carry.head_steps
         state = where(switches, optimizer.init(params), carry.descent.optimizer)

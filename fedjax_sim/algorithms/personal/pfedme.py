@@ -14,6 +14,7 @@ from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
+from fedjax_sim.core.randomness import stream
 from fedjax_sim.core.registry import AT_LEAST_1, POSITIVE, Option, declare
 from fedjax_sim.core.types import (
     Array,
@@ -65,7 +66,7 @@ def pfedme(
             theta <- theta - inner_lr (grad F(theta) + lam (theta - w_k))
         w_k <- w_k - eta lam (w_k - theta)
 
-    and the server, with a_k of the rule, `w_{t+1} = w_t + beta sum_k a_k (w_k - w_t) / denominator`
+    where a loss that draws, as by dropout, draws anew in each of the inner steps, and the server, with a_k of the rule, `w_{t+1} = w_t + beta sum_k a_k (w_k - w_t) / denominator`
     (the paper's `(1 - beta) w_t + beta mean w_k`). What client k uses is its last theta, at first
     the first global model. What travels is what FedAvg sends. A client keeps one model.
 
@@ -100,11 +101,13 @@ def pfedme(
             rate, near = (jnp.asarray(x, w.dtype) for x in (inner_lr, lam))
             return theta - rate * (g + near * (theta - w))
 
-        def inner(theta: Params, _: None) -> tuple[Params, Metrics]:
-            grads, metrics = gradient(theta, batch, mask, key)
+        def inner(theta: Params, number: Array) -> tuple[Params, Metrics]:
+            # On one draw of the loss, as a dropout's, they would descend on that draw alone.
+            grads, metrics = gradient(theta, batch, mask, stream(key, number))
             return jax.tree.map(move, theta, grads, carry.local), metrics
 
-        theta, metrics = jax.lax.scan(inner, carry.local, length=inner_steps)
+        numbers = jnp.arange(inner_steps, dtype=jnp.int32)
+        theta, metrics = jax.lax.scan(inner, carry.local, numbers)
 
         def follow(w: Array, near: Array) -> Array:
             return w - jnp.asarray(eta, w.dtype) * jnp.asarray(lam, w.dtype) * (w - near)
