@@ -65,6 +65,40 @@ def test_help_lists_them():
     assert {*re.findall(r"fs\.([A-Za-z_]+)", first)} == set(fs.__all__)
 
 
+def public_functions():
+    several = [fs, *(x for x in (getattr(fs, name) for name in fs.__all__) if inspect.ismodule(x))]
+    for place in several:
+        names = fs.__all__ if place is fs else vars(place)
+        yield from (
+            vars(place).get(name) for name in names if inspect.isfunction(vars(place)[name])
+        )
+
+
+def test_signatures_can_be_read():
+    """Types by their names, and no default that writes an object's insides."""
+    functions = list(public_functions())
+    assert len(functions) > 100
+    for function in functions:
+        signature = inspect.signature(function)
+        line = f"{function.__name__}{signature}"
+        assert len(line) <= 600, line
+        assert " object at 0x" not in line, line
+        for parameter in signature.parameters.values():
+            assert len(str(parameter)) <= 170, line
+    assert "server_optimizer: 'optax.GradientTransformation' = optax.sgd(1.0)" in str(
+        inspect.signature(fs.ditto)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(aggregation.RULES))
+def test_a_rule_that_is_called_like_a_factory_says_that_it_is_none(name):
+    rule = getattr(fs.aggregation, name)
+    with pytest.raises(ValueError, match=f"{name} is a rule and not the factory of one: pass it"):
+        rule()
+    with pytest.raises(TypeError, match="missing 2 required positional"):
+        rule(fs.Cohort([0]))
+
+
 @pytest.mark.parametrize(
     "kind", [x for x in vars(base).values() if inspect.isclass(x) and hasattr(x, "_fields")]
 )

@@ -14,11 +14,13 @@ import jax
 import optax
 
 from fedjax_sim.algorithms.optimizers import (
+    LearningRate,
     Optimizer,
     check_fit,
     check_optimizer,
     is_schedule,
     optimizer_at,
+    rate_at,
 )
 from fedjax_sim.core.loss import check_loss, mean_gradient
 from fedjax_sim.core.reprs import one_line
@@ -177,6 +179,11 @@ def averaged_descent(
             lambda params, examples: check_fit("server_optimizer", server_optimizer, params),
         ),
     )
+
+
+def sgd_at(rate: LearningRate) -> Callable[[Array], optax.GradientTransformation]:
+    """SGD at the rate of a round, constant or not, as a function of the round."""
+    return lambda round: optax.sgd(rate_at(rate, round))
 
 
 def checks(*several: Check | None) -> Check:

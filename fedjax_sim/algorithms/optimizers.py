@@ -18,6 +18,17 @@ Optimizer: TypeAlias = optax.GradientTransformation | Callable[[Array], Any]
 LearningRate: TypeAlias = ArrayLike | Callable[[Array], ArrayLike]
 
 
+class _Mean(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # of optax's, an Any
+    """`optax.sgd(1.0)`, whose own repr would fill each algorithm's signature with addresses."""
+
+    def __repr__(self) -> str:
+        return "optax.sgd(1.0)"
+
+
+# The server's optimizer with which it takes the mean of its clients' models.
+MEAN = _Mean(*optax.sgd(1.0))
+
+
 def is_schedule(optimizer: Optimizer) -> bool:
     """Whether it is a function of the round."""
     return not isinstance(optimizer, optax.GradientTransformation)

@@ -15,6 +15,8 @@ divide m and v by what they lack of their limits and start v at 0 and 1e-6, and 
 has no tau in its denominator. All of them are `server_optimizer` of `fs.fedavg` and its siblings.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """Metrics of K models, one for each client."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """A whole run driven from the host: progress, early stop, checkpoints, resume."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial

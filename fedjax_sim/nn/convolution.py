@@ -1,5 +1,7 @@
 """A convolution for flax's layers that stays fast inside a loop and under `vmap`."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -1,5 +1,7 @@
 """Figures of results: curves over rounds or bytes, and how a metric responds to an axis."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

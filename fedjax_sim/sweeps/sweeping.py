@@ -1,5 +1,7 @@
 """`fs.sweep`: its options are made a plan, which is run batch by batch into a folder."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The contract of an algorithm."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The contract of an aggregation rule."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

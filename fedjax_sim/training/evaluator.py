@@ -1,5 +1,7 @@
 """What a run is measured by, as scalars: of the global model, or of each client's own."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import overload
 

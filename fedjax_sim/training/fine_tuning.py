@@ -65,7 +65,7 @@ class FineTuned(NamedTuple):
 def check_fine_tuning(
     fine_tune: FineTuning, metric_fn: LossFn, params: Params, data: FederatedData
 ) -> FineTuning:
-    """The same with a loss, its `apply` where it has statistics, and Python's integers; refuses what a model cannot be trained with.
+    """The same with its defaults filled in; refuses what a model cannot be trained with.
 
     Args:
       metric_fn: what it descends on where it has no loss of its own.

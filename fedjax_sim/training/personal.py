@@ -1,5 +1,7 @@
 """Each client's own model, and how good it is on the client's own examples."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, overload
 

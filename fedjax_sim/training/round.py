@@ -1,5 +1,7 @@
 """One federated round as one pure function."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 

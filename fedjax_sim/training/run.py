@@ -1,5 +1,7 @@
 """R rounds in one compiled call."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """AFL: Mohri, Sivek and Suresh 2019, "Agnostic Federated Learning" (arXiv 1902.00146)."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

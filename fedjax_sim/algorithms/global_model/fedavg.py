@@ -2,11 +2,13 @@
 Decentralized Data" (arXiv 1602.05629).
 """
 
+from __future__ import annotations
+
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
@@ -25,7 +27,7 @@ def fedavg(
     loss_fn: LossFn,
     client_optimizer: Optimizer,
     local: LocalTraining,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """Federated averaging: E local epochs, then the mean of the models.
 

@@ -2,6 +2,8 @@
 Federated Visual Classification" (arXiv 1909.06335).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import optax

@@ -2,6 +2,8 @@
 (arXiv 2111.04263).
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp

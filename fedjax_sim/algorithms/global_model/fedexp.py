@@ -2,6 +2,8 @@
 Extrapolation" (arXiv 2301.09604).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

@@ -2,6 +2,8 @@
 Calibration" (arXiv 2209.00189).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from fedjax_sim.algorithms.descent import (
 )
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.logits import classifier_of
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.algorithms.probes import Probed, probing
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
@@ -40,7 +42,7 @@ def fedlc(
     client_optimizer: Optimizer,
     local: LocalTraining,
     tau: ArrayLike,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg whose clients calibrate their logits by how many examples of each class they have.
 

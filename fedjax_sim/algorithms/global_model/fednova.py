@@ -2,6 +2,8 @@
 Federated Optimization" (arXiv 2007.07481).
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -76,10 +78,9 @@ def fednova(
 
     Args:
       loss_fn, local: as in `fedavg`.
-      client_lr: Float[] > 0, may be traced as the others may.
+      client_lr, server_lr: Float[] > 0 and >= 0, may be traced as the others may.
       momentum: Float[] in [0, 1), of heavy-ball steps; v starts at 0 each round.
       mu: Float[] in [0, 1 / client_lr], of the proximal term; beyond, the a_kj change signs.
-      server_lr: Float[] >= 0.
 
     Raises:
       ValueError: for a number out of range; from `fs.init`, if the loss does not fit.
@@ -111,14 +112,13 @@ def fednova(
         direction = axpy(mu, difference(carry.params, message.params), velocity)
         params = axpy(-jnp.asarray(client_lr), direction, carry.params)
         # The same steps from 0, of a model of one weight whose gradient is always -1 / client_lr.
-        dtype = carry.norm.dtype
-        keep = 1 - jnp.asarray(client_lr, dtype) * jnp.asarray(mu, dtype)
-        newest = jnp.asarray(momentum, dtype) * carry.newest + 1
-        return NormalisedDescent(params, velocity, newest, keep * carry.norm + newest), metrics
+        rate, near, again = (jnp.asarray(x, carry.norm.dtype) for x in (client_lr, mu, momentum))
+        newest = again * carry.newest + 1
+        norm = (1 - rate * near) * carry.norm + newest
+        return NormalisedDescent(params, velocity, newest, norm), metrics
 
     def finish(carry: NormalisedDescent, message: Message, *_: Any) -> ClientOutput:
-        # Of a client that took no step the norm is 0, and so is the direction.
-        direction = ratio(difference(carry.params, message.params), carry.norm)
+        direction = ratio(difference(carry.params, message.params), carry.norm)  # 0 of no step
         return ClientOutput(NormalisedUpdate(direction, carry.norm, jnp.ones_like(carry.norm)))
 
     def server_update(server: Server, update: NormalisedUpdate, *rest: Any) -> Server:

@@ -2,7 +2,7 @@
 (arXiv 2003.00295), Algorithm 2. Their servers are in `fs.server_optimizers`.
 """
 
-from typing import Any
+from __future__ import annotations
 
 from jax.typing import ArrayLike
 
@@ -18,7 +18,7 @@ _B1 = Option("b1", "decay of the server's first moment", default=0.9, range=BELO
 _B2 = Option("b2", "decay of the server's second moment", default=0.99, range=BELOW_1, traced=True)
 _TAU = Option("tau", "the larger, the less adaptive", default=1e-3, range=POSITIVE, traced=True)
 _ADAPTIVE = (_B1, _B2, _TAU)
-_LR: dict[str, Any] = {"server_lr": 0.01}
+_LR = {"server_lr": 0.01}
 _ADAGRAD = (Option("b1", _B1.help, default=0.0, range=BELOW_1, traced=True), _TAU)
 
 

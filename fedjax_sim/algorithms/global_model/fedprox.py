@@ -2,6 +2,8 @@
 (arXiv 1812.06127).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import optax
@@ -9,7 +11,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import averaged_descent
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
 from fedjax_sim.core.trees import axpy, difference
@@ -30,7 +32,7 @@ def fedprox(
     client_optimizer: Optimizer,
     local: LocalTraining,
     mu: ArrayLike,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg whose clients are held near the global model.
 

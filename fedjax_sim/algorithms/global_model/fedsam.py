@@ -2,6 +2,8 @@
 (arXiv 2206.02618).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Stepped, averaged_descent
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
@@ -28,7 +30,7 @@ def fedsam(
     client_optimizer: Optimizer,
     local: LocalTraining,
     rho: ArrayLike,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg whose clients take the gradient at the worst point near by.
 

@@ -1,5 +1,7 @@
 """FedSGD: McMahan et al. 2017 (arXiv 1602.05629), E = 1 and B = infinity."""
 
+from __future__ import annotations
+
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent

@@ -2,6 +2,8 @@
 (arXiv 2006.04088); HypCluster of Mansour et al. 2020 (arXiv 2002.10619) is the same round.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -101,8 +103,7 @@ def ifca(
     def finish(carry: ClusterDescent, message: Message, *_: Any) -> ClientOutput:
         own, moved, models = carry.cluster, carry.descent.params, message.params
         change = jax.tree.map(lambda w, x: jnp.zeros_like(x).at[own].set(w - x[own]), moved, models)
-        share = jnp.zeros(num_models, jnp.result_type(float)).at[own].set(1)
-        return ClientOutput(update=ClusterUpdate(change, share))
+        return ClientOutput(ClusterUpdate(change, jax.nn.one_hot(own, num_models)))
 
     def server_update(server: Clusters, update: ClusterUpdate, *_: Any) -> Clusters:
         def move(models: Array, change: Array) -> Array:
@@ -119,10 +120,9 @@ def ifca(
 
     # FedAvg's step reads the round of a message, and not its models.
     step = step_within(base.client.step)
-    client = base.client._replace(init=init, step=step, finish=finish, probe=probe)
     return base._replace(
         init=Clusters,
-        client=client,
+        client=base.client._replace(init=init, step=step, finish=finish, probe=probe),
         server_update=server_update,
         check=check,
         personal=lambda server, client_state, probed: model_of(server.params, best_of(probed)),

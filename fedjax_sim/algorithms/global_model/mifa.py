@@ -2,13 +2,15 @@
 Unavailability" (arXiv 2106.04159).
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import optax
 
 from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.algorithms.rules import means_alone
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import declare
@@ -37,7 +39,7 @@ def mifa(
     loss_fn: LossFn,
     client_optimizer: Optimizer,
     local: LocalTraining,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg over all K clients, of whom those not selected replay their last update.
 

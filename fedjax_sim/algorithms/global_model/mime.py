@@ -2,6 +2,8 @@
 learning" (arXiv 2008.03606), with SGD with momentum.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import check_loss, mean_gradient
 from fedjax_sim.core.registry import BELOW_1, POSITIVE, Option, declare
 from fedjax_sim.core.reprs import one_line
-from fedjax_sim.core.trees import accumulators, difference, moving_average, plus, widened
+from fedjax_sim.core.trees import accumulators, cast, difference, moving_average, plus, widened
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -86,8 +88,7 @@ def mime(
     gradient = mean_gradient(loss_fn)
 
     def keep_gradient(server: MimeServer, update: Any, *_: Any) -> MimeServer:
-        negative = jax.tree.map(lambda u, c: -u.astype(c.dtype), update, server.gradient)
-        return server._replace(gradient=negative)
+        return server._replace(gradient=jax.tree.map(jnp.negative, cast(update, server.gradient)))
 
     def step(carry: Any, message: MimeServer, client_state: Any, *block: Any) -> Stepped:
         (at_w, metrics), (at_server, _) = gradient(carry, *block), gradient(message.params, *block)
@@ -113,7 +114,6 @@ def mime(
         server_update=keep_gradient,
         local=ONE_FULL_BATCH,
         pooled_gradient=pooled_gradient(loss_fn),
-        # The mean over those that report, whatever the rule divides by.
         aggregation=lambda coefficients: coefficients._replace(denominator=None),
     )
     return FederatedAlgorithm(

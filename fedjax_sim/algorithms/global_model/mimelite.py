@@ -2,6 +2,8 @@
 learning" (arXiv 2008.03606), with SGD with momentum.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import optax

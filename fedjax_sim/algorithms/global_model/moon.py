@@ -1,5 +1,7 @@
 """MOON: Li, He and Song 2021, "Model-Contrastive Federated Learning" (arXiv 2103.16257)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,17 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import (
-    Descent,
-    LastModel,
-    Message,
-    Stepped,
-    averaged_descent,
-    checks,
-    descend,
-)
+from fedjax_sim.algorithms.descent import Descent, LastModel, averaged_descent, checks, descend
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import per_example
 from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
@@ -45,7 +39,7 @@ def moon(
     mu: ArrayLike = 1.0,
     temperature: ArrayLike = 0.5,
     features: Features | None = None,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg whose clients are drawn to what the global model sees, and from what they saw before.
 
@@ -91,11 +85,11 @@ def moon(
 
         return loss
 
-    def step(carry: Descent, message: Message, before: LastModel, *block: Any) -> Stepped:
+    def step(carry: Descent, message: Any, before: LastModel, *block: Any) -> Any:
         _, own_step = descend(contrastive(message.params, before.params), client_optimizer)
         return own_step(carry, message, before, *block)
 
-    def finish(carry: Descent, message: Message, before: LastModel, *_: Any) -> ClientOutput:
+    def finish(carry: Descent, message: Any, before: LastModel, *_: Any) -> ClientOutput:
         return ClientOutput(difference(carry.params, message.params), (), LastModel(carry.params))
 
     return base._replace(

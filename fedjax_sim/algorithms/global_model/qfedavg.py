@@ -2,6 +2,8 @@
 (arXiv 1905.10497).
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -2,6 +2,8 @@
 Federated Learning" (arXiv 1910.06378).
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Descent, averaged_descent, checks
+from fedjax_sim.algorithms.descent import Descent, averaged_descent, checks, sgd_at
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import LearningRate, check_rate, check_schedule, rate_at
 from fedjax_sim.algorithms.probes import Probed, gradient_probe, measures, probing
@@ -91,15 +93,12 @@ def scaffold(
         raise ValueError(f"option must be 1 or 2; got {option!r}")
     scheduled = callable(client_lr)
 
-    def optimizer(round: Any) -> optax.GradientTransformation:
-        return optax.sgd(rate_at(client_lr, round))
-
     def correct(grads: Any, params: Any, message: Any, control: Any) -> Any:
         return jax.tree.map(lambda g, c_k, c: g - c_k + c, grads, control, message.control)
 
     def finish_with_gradient(carry: Probed, message: Any, control: Any, *_: Any) -> ClientOutput:
-        delta = difference(carry.descent.params, message.params)
-        return ClientOutput(delta, difference(carry.measured, control), carry.measured)
+        delta, renewed = difference(carry.descent.params, message.params), carry.measured
+        return ClientOutput(delta, difference(renewed, control), renewed)
 
     def finish(carry: Descent, message: Any, control: Any, *last: Any) -> ClientOutput:
         delta, rate = difference(carry.params, message.params), rate_at(client_lr, message.round)
@@ -115,7 +114,7 @@ def scaffold(
         renewed = jax.tree.map(renew, control, message.control, delta)
         return ClientOutput(delta, difference(renewed, control), renewed)
 
-    base = averaged_descent(loss_fn, optimizer, check_local(local), optax.sgd(1.0), correct)
+    base = averaged_descent(loss_fn, sgd_at(client_lr), check_local(local), optax.sgd(1.0), correct)
     with_probe = probing(base.client, gradient_probe(loss_fn), finish_with_gradient)
     return base._replace(
         init=lambda params: ScaffoldServer(params, zeros_like(params)),

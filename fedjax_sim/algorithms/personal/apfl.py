@@ -2,36 +2,28 @@
 (arXiv 2003.13461).
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent
+from fedjax_sim.algorithms.descent import Descent, Message, Stepped, averaged_descent
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
 from fedjax_sim.core.registry import FROM_0_TO_1, POSITIVE, Option, declare
 from fedjax_sim.core.trees import axpy, difference, moving_average
-from fedjax_sim.core.types import (
-    Array,
-    ClientOutput,
-    ClientUpdate,
-    FederatedAlgorithm,
-    LocalTraining,
-    LossFn,
-    Metrics,
-    Params,
-    PyTree,
-)
+from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 
 class Mixed(NamedTuple):
     """What a client keeps: its own model v_k and, Float[], its share alpha_k of the mixture."""
 
-    own: Params
+    own: Any
     alpha: Array
 
 
@@ -95,16 +87,14 @@ def apfl(
     base = averaged_descent(loss_fn, optax.sgd(client_lr), check_local(local), optax.sgd(1.0))
     gradient = mean_gradient(loss_fn)
 
-    def init(message: Message, kept: Mixed, probed: PyTree, key: Array) -> MixedDescent:
+    def init(message: Message, kept: Mixed, probed: Any, key: Array) -> MixedDescent:
         return MixedDescent(base.client.init(message, kept, probed, key), kept, jnp.int32(0))
 
-    def step(
-        carry: MixedDescent, message: Message, kept: Mixed, batch: PyTree, mask: Array, key: Array
-    ) -> tuple[MixedDescent, Metrics]:
-        copy, metrics = base.client.step(carry.copy, message, kept, batch, mask, key)
+    def step(carry: MixedDescent, message: Message, kept: Mixed, *block: Any) -> Stepped:
+        copy, metrics = base.client.step(carry.copy, message, kept, *block)
         own, share = carry.kept
         w = carry.copy.params
-        grads, _ = gradient(moving_average(share, own, w), batch, mask, key)
+        grads, _ = gradient(moving_average(share, own, w), *block)
 
         rate = jnp.asarray(client_lr, share.dtype)
         moved = axpy(-rate * share, grads, own)
@@ -121,6 +111,6 @@ def apfl(
 
     return base._replace(
         init_client=lambda params: Mixed(params, jnp.asarray(alpha, jnp.result_type(float))),
-        client=ClientUpdate(init, step, finish),
+        client=base.client._replace(init=init, step=step, finish=finish),
         personal=lambda server, kept, probed: moving_average(kept.alpha, kept.own, server.params),
     )

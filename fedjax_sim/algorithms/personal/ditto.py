@@ -2,30 +2,34 @@
 (arXiv 2012.04221).
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from typing import Any, NamedTuple
+
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Descent, Message, averaged_descent, descend, own_model
+from fedjax_sim.algorithms.descent import (
+    Descent,
+    Message,
+    Stepped,
+    averaged_descent,
+    descend,
+    own_model,
+)
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.optimizers import Optimizer, check_fit, check_optimizer, is_schedule
+from fedjax_sim.algorithms.optimizers import (
+    MEAN,
+    Optimizer,
+    check_fit,
+    check_optimizer,
+    is_schedule,
+)
 from fedjax_sim.core.checks import check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
-from fedjax_sim.core.types import (
-    Array,
-    ClientOutput,
-    ClientUpdate,
-    FederatedAlgorithm,
-    LocalTraining,
-    LossFn,
-    Metrics,
-    Params,
-    PyTree,
-)
+from fedjax_sim.core.trees import axpy, difference
+from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 
 class TwoDescents(NamedTuple):
@@ -50,7 +54,7 @@ def ditto(
     local: LocalTraining,
     lam: ArrayLike,
     personal_optimizer: Optimizer | None = None,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg, and beside it a personal model of each client that is drawn to the global one.
 
@@ -72,7 +76,7 @@ def ditto(
       ValueError: as `fedavg`, and for a negative lam; from `fs.run`, for a sampler with
         replacement, since a client keeps one state.
 
-    >>> import fedjax_sim as fs, numpy as np
+    >>> import fedjax_sim as fs, jax, numpy as np
     >>> loss_fn = lambda w, batch, key: (w - batch) ** 2
     >>> data = fs.FederatedData.from_clients([np.full(1, 1.0), np.full(1, 3.0)])
     >>> algorithm = fs.ditto(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=5), lam=2.0)
@@ -89,31 +93,26 @@ def ditto(
     check_optimizer("personal_optimizer", optimizer, may_be_schedule=True)
     sends_round = is_schedule(client_optimizer) or is_schedule(optimizer)
 
-    def draw(grads: PyTree, own: Params, message: Message, kept: Params) -> PyTree:
-        def toward(g: Array, v: Array, w_t: Array) -> Array:
-            return g + jnp.asarray(lam, g.dtype) * (v - w_t)
-
-        return jax.tree.map(toward, grads, own, message.params)
+    def draw(grads: Any, own: Any, message: Message, kept: Any) -> Any:
+        return axpy(lam, difference(own, message.params), grads)
 
     own_init, own_step = descend(loss_fn, optimizer, draw)
 
-    def init(message: Message, own: Params, probed: PyTree, key: Array) -> TwoDescents:
+    def init(message: Message, own: Any, probed: Any, key: Array) -> TwoDescents:
         start = message._replace(params=own)
         copy = base.client.init(message, own, probed, key)
         return TwoDescents(copy, own_init(start, own, probed, key))
 
-    def step(
-        carry: TwoDescents, message: Message, own: Params, batch: PyTree, mask: Array, key: Array
-    ) -> tuple[TwoDescents, Metrics]:
-        copy, metrics = base.client.step(carry.copy, message, own, batch, mask, key)
-        moved, _ = own_step(carry.own, message, own, batch, mask, key)
+    def step(carry: TwoDescents, message: Message, own: Any, *block: Any) -> Stepped:
+        copy, metrics = base.client.step(carry.copy, message, own, *block)
+        moved, _ = own_step(carry.own, message, own, *block)
         return TwoDescents(copy, moved), metrics
 
-    def finish(carry: TwoDescents, message: Message, own: Params, *more: Array) -> ClientOutput:
+    def finish(carry: TwoDescents, message: Message, own: Any, *more: Array) -> ClientOutput:
         sent = base.client.finish(carry.copy, message, own, *more)
         return sent._replace(client_state=carry.own.params)
 
-    def check(params: Params, examples: PyTree) -> None:
+    def check(params: Any, examples: Any) -> None:
         if base.check is not None:
             base.check(params, examples)
         check_fit("personal_optimizer", optimizer, params)
@@ -121,7 +120,7 @@ def ditto(
     return base._replace(
         init_client=lambda params: params,
         broadcast=lambda server, round: Message(server.params, round if sends_round else ()),
-        client=ClientUpdate(init, step, finish),
+        client=base.client._replace(init=init, step=step, finish=finish),
         check=check,
         personal=own_model,
     )

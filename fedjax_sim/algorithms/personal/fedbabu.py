@@ -2,13 +2,21 @@
 Classification" (arXiv 2106.06042).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
 from fedjax_sim.algorithms.facts import PERSONAL_HEAD, Facts
-from fedjax_sim.algorithms.optimizers import Optimizer, check_optimizer, is_schedule, optimizer_at
+from fedjax_sim.algorithms.optimizers import (
+    MEAN,
+    Optimizer,
+    check_optimizer,
+    is_schedule,
+    optimizer_at,
+)
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen, are_chosen
 from fedjax_sim.core.registry import declare
@@ -30,7 +38,7 @@ def fedbabu(
     client_optimizer: Optimizer,
     local: LocalTraining,
     personal: Chosen,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg of a model's body, while its head stays as it was drawn, the same for all clients.
 

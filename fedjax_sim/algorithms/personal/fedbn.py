@@ -2,11 +2,13 @@
 Normalization" (arXiv 2102.07623).
 """
 
+from __future__ import annotations
+
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen
 from fedjax_sim.core.registry import Option, declare
@@ -43,7 +45,7 @@ def fedbn(
     client_optimizer: Optimizer,
     local: LocalTraining,
     personal: Chosen = is_of_a_norm,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg of all but the normalisation layers, for clients whose features are shifted.
 

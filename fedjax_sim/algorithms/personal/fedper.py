@@ -2,11 +2,13 @@
 (arXiv 1912.00818).
 """
 
+from __future__ import annotations
+
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
 from fedjax_sim.algorithms.facts import PERSONAL_HEAD, Facts
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen
 from fedjax_sim.core.registry import declare
@@ -28,7 +30,7 @@ def fedper(
     client_optimizer: Optimizer,
     local: LocalTraining,
     personal: Chosen,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg of a model's base, while its last layers, the head, stay with each client.
 

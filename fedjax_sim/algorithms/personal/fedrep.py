@@ -2,6 +2,8 @@
 Learning" (arXiv 2102.07078).
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +13,7 @@ from jax import lax
 
 from fedjax_sim.algorithms.descent import Descent, Message, Stepped, averaged_descent
 from fedjax_sim.algorithms.facts import PERSONAL_HEAD, Facts
-from fedjax_sim.algorithms.optimizers import Optimizer, optimizer_at
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer, optimizer_at
 from fedjax_sim.core.batching import largest_of_batch
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.local_training import check_local, num_blocks
@@ -20,14 +22,7 @@ from fedjax_sim.core.paths import Chosen, are_chosen
 from fedjax_sim.core.registry import AT_LEAST_1, Option, declare
 from fedjax_sim.core.reprs import one_line
 from fedjax_sim.core.trees import where
-from fedjax_sim.core.types import (
-    Array,
-    ClientOutput,
-    ClientUpdate,
-    FederatedAlgorithm,
-    LocalTraining,
-    LossFn,
-)
+from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 from fedjax_sim.transforms.sharing import partial
 
 
@@ -56,7 +51,7 @@ def fedrep(
     local: LocalTraining,
     personal: Chosen,
     head_epochs: int,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg of a representation, for which each client first fits a head of its own.
 
@@ -117,7 +112,7 @@ def fedrep(
         def moving(tree: Any) -> Any:
             return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), moves, tree)
 
-        # Of clients side by side some may be past their heads, and then all take the whole gradient.
+        # Of clients side by side some may be past their heads: then all take the whole gradient.
         is_whole = largest_of_batch((~of_head).astype(jnp.int32)) > 0
         grads, metrics = lax.cond(is_whole, gradient, head_gradient, params, *block)
         optimizer = optimizer_at(client_optimizer, message.round)
@@ -130,4 +125,5 @@ def fedrep(
     def finish(carry: TwoPhases, *rest: Any) -> ClientOutput:
         return base.client.finish(carry.descent, *rest)
 
-    return partial(base._replace(client=ClientUpdate(init, step, finish, count)), personal)
+    client = base.client._replace(init=init, step=step, finish=finish, probe=count)
+    return partial(base._replace(client=client), personal)

@@ -2,11 +2,13 @@
 Global Representations" (arXiv 2001.01523).
 """
 
+from __future__ import annotations
+
 import optax
 
 from fedjax_sim.algorithms.descent import averaged_descent
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.optimizers import Optimizer
+from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.paths import Chosen
 from fedjax_sim.core.registry import Option, declare
@@ -34,7 +36,7 @@ def lgfedavg(
     client_optimizer: Optimizer,
     local: LocalTraining,
     personal: Chosen,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = MEAN,
 ) -> FederatedAlgorithm:
     """FedAvg of a model's last layers, while the first, the representation, stay with each client.
 

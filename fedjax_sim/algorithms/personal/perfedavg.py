@@ -2,28 +2,30 @@
 Theoretical Guarantees: A Model-Agnostic Meta-Learning Approach" (arXiv 2002.07948).
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Descent, Message, Server, averaged_descent, checks
+from fedjax_sim.algorithms.descent import (
+    Descent,
+    Message,
+    Server,
+    Stepped,
+    averaged_descent,
+    checks,
+)
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.probes import measures
 from fedjax_sim.core.checks import check_known, check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient, mean_loss
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
-from fedjax_sim.core.types import (
-    Array,
-    ClientUpdate,
-    FederatedAlgorithm,
-    LocalTraining,
-    LossFn,
-    Metrics,
-    Params,
-    PyTree,
-)
+from fedjax_sim.core.types import Array, FederatedAlgorithm, LocalTraining, LossFn
 
 HESSIANS = ("exact", "first_order")
 
@@ -79,12 +81,10 @@ def perfedavg(
     base = averaged_descent(loss_fn, optax.sgd(beta), check_local(local), optax.sgd(1.0))
     value, gradient = mean_loss(loss_fn), mean_gradient(loss_fn)
 
-    def adapt(params: Params, grads: PyTree) -> Params:
+    def adapt(params: Any, grads: Any) -> Any:
         return jax.tree.map(lambda w, g: w - jnp.asarray(alpha, w.dtype) * g, params, grads)
 
-    def after_a_step(
-        params: Params, batch: PyTree, masks: tuple[Array, Array], key: Array
-    ) -> tuple[Array, Metrics]:
+    def after_a_step(params: Any, batch: Any, masks: tuple[Array, Array], key: Array) -> Stepped:
         first, second = jax.random.split(key)
         grads, metrics = gradient(params, batch, masks[0], first)
         if hessian == "first_order":
@@ -100,8 +100,8 @@ def perfedavg(
         return mask & even, jnp.where(several, odd, mask)
 
     def step(
-        carry: Descent, message: Message, state: PyTree, batch: PyTree, mask: Array, key: Array
-    ) -> tuple[Descent, Metrics]:
+        carry: Descent, message: Message, state: Any, batch: Any, mask: Array, key: Array
+    ) -> Stepped:
         meta_gradient = jax.grad(after_a_step, has_aux=True)
         grads, metrics = meta_gradient(carry.params, batch, halves(mask), key)
 
@@ -110,18 +110,18 @@ def perfedavg(
 
         return carry._replace(params=jax.tree.map(move, carry.params, grads)), metrics
 
-    def probe(message: Message, state: PyTree, batch: PyTree, mask: Array) -> tuple[PyTree, Array]:
+    def probe(message: Message, state: Any, batch: Any, mask: Array) -> tuple[Any, Array]:
         grads, metrics = gradient(message.params, batch, mask, None)
         count = metrics["loss"][1]
         return jax.tree.map(lambda g: g * count.astype(g.dtype), grads), count
 
-    def personal(server: Server, state: PyTree, probed: tuple[PyTree, Array]) -> Params:
+    def personal(server: Server, state: Any, probed: tuple[Any, Array]) -> Any:
         total, count = probed
         count_or_1 = jnp.maximum(count, 1)
         return adapt(server.params, jax.tree.map(lambda g: g / count_or_1.astype(g.dtype), total))
 
     return base._replace(
-        client=ClientUpdate(base.client.init, step, base.client.finish),
+        client=base.client._replace(step=step),
         check=checks(base.check, measures(loss_fn)),
         personal=personal,
         personal_probe=probe,

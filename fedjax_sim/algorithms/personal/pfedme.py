@@ -2,38 +2,30 @@
 (arXiv 2006.08848).
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import Message, averaged_descent, own_model
+from fedjax_sim.algorithms.descent import Message, Stepped, averaged_descent, own_model
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import mean_gradient
 from fedjax_sim.core.randomness import stream
 from fedjax_sim.core.registry import AT_LEAST_1, POSITIVE, Option, declare
-from fedjax_sim.core.types import (
-    Array,
-    ClientOutput,
-    ClientUpdate,
-    FederatedAlgorithm,
-    LocalTraining,
-    LossFn,
-    Metrics,
-    Params,
-    PyTree,
-)
+from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 
 class Envelope(NamedTuple):
     """A client's carry: its local model w_k, and the personal one that was last found near it."""
 
-    local: Params
-    own: Params
+    local: Any
+    own: Any
 
 
 @declare(
@@ -66,9 +58,10 @@ def pfedme(
             theta <- theta - inner_lr (grad F(theta) + lam (theta - w_k))
         w_k <- w_k - eta lam (w_k - theta)
 
-    where a loss that draws, as by dropout, draws anew in each of the inner steps, and the server, with a_k of the rule, `w_{t+1} = w_t + beta sum_k a_k (w_k - w_t) / denominator`
-    (the paper's `(1 - beta) w_t + beta mean w_k`). What client k uses is its last theta, at first
-    the first global model. What travels is what FedAvg sends. A client keeps one model.
+    (a loss that draws, as by dropout, draws anew in each), and the server, with a_k of the rule,
+    `w_{t+1} = w_t + beta sum_k a_k (w_k - w_t) / denominator` (the paper's
+    `(1 - beta) w_t + beta mean w_k`). What client k uses is its last theta, at first the first
+    global model. What travels is what FedAvg sends. A client keeps one model.
 
     Args:
       loss_fn, local: as in `fedavg`; a local step is the paper's local round.
@@ -91,17 +84,17 @@ def pfedme(
     base = averaged_descent(loss_fn, optax.sgd(1.0), check_local(local), optax.sgd(beta))
     gradient = mean_gradient(loss_fn)
 
-    def init(message: Message, own: Params, probed: PyTree, key: Array) -> Envelope:
+    def init(message: Message, own: Any, probed: Any, key: Array) -> Envelope:
         return Envelope(message.params, own)
 
     def step(
-        carry: Envelope, message: Message, own: Params, batch: PyTree, mask: Array, key: Array
-    ) -> tuple[Envelope, Metrics]:
+        carry: Envelope, message: Message, own: Any, batch: Any, mask: Array, key: Array
+    ) -> Stepped:
         def move(theta: Array, g: Array, w: Array) -> Array:
             rate, near = (jnp.asarray(x, w.dtype) for x in (inner_lr, lam))
             return theta - rate * (g + near * (theta - w))
 
-        def inner(theta: Params, number: Array) -> tuple[Params, Metrics]:
+        def inner(theta: Any, number: Array) -> Stepped:
             # On one draw of the loss, as a dropout's, they would descend on that draw alone.
             grads, metrics = gradient(theta, batch, mask, stream(key, number))
             return jax.tree.map(move, theta, grads, carry.local), metrics
@@ -116,12 +109,12 @@ def pfedme(
         first = jax.tree.map(lambda x: x[0], metrics)
         return Envelope(jax.tree.map(follow, carry.local, theta), theta), first
 
-    def finish(carry: Envelope, message: Message, own: Params, *more: Array) -> ClientOutput:
+    def finish(carry: Envelope, message: Message, own: Any, *more: Array) -> ClientOutput:
         update = jax.tree.map(jnp.subtract, carry.local, message.params)
         return ClientOutput(update=update, client_state=carry.own)
 
     return base._replace(
         init_client=lambda params: params,
-        client=ClientUpdate(init, step, finish),
+        client=base.client._replace(init=init, step=step, finish=finish),
         personal=own_model,
     )
