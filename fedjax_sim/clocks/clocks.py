@@ -1,5 +1,7 @@
 """Clocks whose clients are alike, differ at random, or were measured."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike

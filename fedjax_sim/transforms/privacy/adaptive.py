@@ -2,6 +2,8 @@
 Learning with Adaptive Clipping" (arXiv 1905.03871).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -2,6 +2,8 @@
 Models" (arXiv 1710.06963).
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
