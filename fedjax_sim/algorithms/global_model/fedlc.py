@@ -11,13 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from fedjax_sim.algorithms.descent import (
-    Message,
-    Stepped,
-    averaged_descent,
-    descend,
-    model_difference,
-)
+from fedjax_sim.algorithms.descent import Stepped, averaged_descent, descend, model_difference
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.logits import classifier_of
 from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
@@ -74,7 +68,7 @@ def fedlc(
     classifier = classifier_of(loss_fn, "calibrated")
     base = averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer)
 
-    def probe(message: Message, client_state: Any, batch: Any, mask: Array) -> Array:
+    def probe(message: Any, client_state: Any, batch: Any, mask: Array) -> Array:
         shape = jax.eval_shape(classifier.logits, message.params, batch).shape
         labels = batch["y"].reshape(len(mask), -1)
         present = jnp.broadcast_to(mask[:, None], labels.shape)
@@ -94,7 +88,7 @@ def fedlc(
 
         return loss
 
-    def step(carry: Probed, message: Message, client_state: Any, *block: Any) -> Stepped:
+    def step(carry: Probed, message: Any, client_state: Any, *block: Any) -> Stepped:
         _, own_step = descend(calibrated(carry.measured), client_optimizer)
         descent, metrics = own_step(carry.descent, message, client_state, *block)
         return carry._replace(descent=descent), metrics
