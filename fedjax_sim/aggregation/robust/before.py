@@ -1,5 +1,7 @@
 """What is done to the updates before a rule sees them: bucketing and mixing with neighbours."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

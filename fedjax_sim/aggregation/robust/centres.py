@@ -1,5 +1,7 @@
 """Rules that weigh or clip updates by their distance: from a centre, or from the model itself."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -3,6 +3,8 @@
 Yin et al. 2018, "Byzantine-Robust Distributed Learning" (arXiv 1803.01498), Algorithm 1.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike

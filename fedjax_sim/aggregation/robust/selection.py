@@ -4,6 +4,8 @@ Blanchard et al. 2017, "Machine Learning with Adversaries: Byzantine Tolerant Gr
 (arXiv 1703.02757).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """What rules that see all updates share: their coefficients, and distances between updates."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, NamedTuple
 
