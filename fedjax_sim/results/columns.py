@@ -73,7 +73,7 @@ def has_value(rounds: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def lowest_is_best(metric: str) -> bool:
-    """Whether low is good: of losses, errors, spreads over clients, rounds to a target.
+    """Whether low is good: of losses, errors, spreads over clients, rounds to a target, a budget.
 
     >>> lowest_is_best("test_loss"), lowest_is_best("test_accuracy")
     (True, False)
@@ -83,7 +83,9 @@ def lowest_is_best(metric: str) -> bool:
     parts = metric.lower().split("_")
     if parts[0] == "clients" and parts[-1] in ("std", "jain"):
         return parts[-1] == "std"  # Jain's index of fairness is best at 1, of losses, too
-    return metric.startswith("rounds_to") or not {"loss", "error", "mse"}.isdisjoint(parts)
+    return metric.startswith("rounds_to") or not {"loss", "error", "mse", "epsilon"}.isdisjoint(
+        parts
+    )
 
 
 def is_share(metric: str) -> bool:

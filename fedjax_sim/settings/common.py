@@ -188,6 +188,25 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         kind=bool,
         default=False,
     ),
+    _text(
+        "privacy",
+        "what is clipped and noised of what clients send, with --mode unbiased and --sampler "
+        f"bernoulli by default (extra dp): {_listed_or_none('privacy')}",
+        metavar="HOW",
+    ),
+    ("privacy",),
+    Option(
+        "delta",
+        "of --privacy, whose epsilon is a column of the results: well below one over the number of "
+        "clients (default: 1e-5)",
+        default=1e-5,
+        range=registry.WITHIN_0_AND_1,
+    ),
+    Option(
+        "epsilon",
+        "of --privacy: what the rounds may spend in all, in the place of --noise-multiplier",
+        range=registry.POSITIVE,
+    ),
     _count("rounds", "rounds of each run (default: 100)", default=100, metavar="R"),
     Option(
         "seed",
@@ -225,4 +244,5 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
 OF_OPTIONAL = {
     "compress": ("error_feedback",),
     "downlink": ("downlink_error_feedback",),
+    "privacy": ("delta", "epsilon"),
 }

@@ -12,12 +12,14 @@ from fedjax_sim.datasets.types import Facts
 from fedjax_sim.settings.belonging import OF_SCHEDULES, TAKEN_AS, check_belongs, takes
 from fedjax_sim.settings.common import FULL, OF_OPTIONAL
 from fedjax_sim.settings.options import COMMON, choose
+from fedjax_sim.settings.private import with_noise
 from fedjax_sim.settings.resolved import (
     Choices,
     ClientSteps,
     Decay,
     ResolvedSetting,
     ServerSteps,
+    cohort_size,
 )
 from fedjax_sim.settings.rooms import NONE, OPTIONAL, declarations, default_of
 from fedjax_sim.settings.schedules import first_without_training, share
@@ -66,12 +68,13 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
     # Settings that only some choices take get their defaults below, if the choices take them.
     always = (option for option in with_default if option.name not in {*TAKEN_AS, *OF_SCHEDULES})
     values = {option.name: option.default for option in always} | values
-    values = {room: default_of(room) for room in _WITH_DEFAULT} | values
+    values = {room: default_of(room) for room in _WITH_DEFAULT} | _of_privacy(values) | values
     choices, facts = _choices(values)
     check_belongs(values, choices)
     for option in COMMON:
         if option.name in values:
             option.check(values[option.name])
+    values = _with_noise(_Context(values, choices, facts))
     options = _own_options(values, choices)
     clients = values.get("clients", facts.clients)
     if choices.partition.takes("ids") and facts.fixed and clients != facts.clients:
@@ -164,6 +167,24 @@ def _model(name: str, dataset: str, facts: Facts) -> Declaration:
             f"{name!r}"
         )
     return choose("model", name)
+
+
+def _of_privacy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of rule and sampler where some would make no claim of privacy."""
+    if "privacy" not in values:
+        return {}
+    return dict(choose("privacy", values["privacy"]).defaults)
+
+
+def _with_noise(context: _Context) -> Mapping[str, Any]:
+    """The values, with the noise multiplier where privacy is asked for by its epsilon."""
+    values, choices, facts = context
+    if choices.privacy is None:
+        return values
+    clients = values.get("clients", facts.clients)
+    fraction = context.value("fraction")
+    sampler = choices.sampler.call(values, m=cohort_size(fraction, clients), q=fraction)
+    return with_noise(values, choices.privacy, sampler, context.value("delta"), clients)
 
 
 def _own_options(values: Mapping[str, Any], choices: Choices) -> dict[str, Any]:

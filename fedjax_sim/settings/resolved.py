@@ -60,6 +60,7 @@ class Choices(NamedTuple):
     algorithm: Declaration
     compress: Declaration | None = None
     downlink: Declaration | None = None
+    privacy: Declaration | None = None
 
     @property
     def used(self) -> tuple[Declaration, ...]:

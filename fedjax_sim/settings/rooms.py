@@ -9,7 +9,7 @@ from fedjax_sim import aggregation, algorithms, datasets, models, partition, sam
 from fedjax_sim.core.checks import check_known
 from fedjax_sim.core.registry import Declaration, declared, renamed
 from fedjax_sim.settings import user_files
-from fedjax_sim.transforms import compression
+from fedjax_sim.transforms import compression, privacy
 
 
 class Room(NamedTuple):
@@ -43,6 +43,7 @@ ROOMS = {
     ),
     "compress": Room(compression, optional=True),
     "downlink": Room(compression, optional=True, prefix="downlink"),
+    "privacy": Room(privacy, ("algorithm", "expected_cohort"), optional=True),
 }
 # The rooms that a setting may go without, in the order of a file; NONE says so in words.
 OPTIONAL = tuple(name for name, room in ROOMS.items() if room.optional)

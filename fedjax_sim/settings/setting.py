@@ -26,8 +26,8 @@ class Setting:
     model: str | None = None
     clients: int | None = None
     algorithm: str = default_of("algorithm")
-    mode: str = default_of("mode")
-    sampler: str = default_of("sampler")
+    mode: str | None = None
+    sampler: str | None = None
     fraction: float | None = None
     epochs: int | None = None
     batch_size: int | str | None = None
@@ -43,6 +43,9 @@ class Setting:
     error_feedback: bool | None = None
     downlink: str | None = None
     downlink_error_feedback: bool | None = None
+    privacy: str | None = None
+    delta: float | None = None
+    epsilon: float | None = None
     rounds: int = 100
     seed: int = 0
     evaluate_every: int = 1

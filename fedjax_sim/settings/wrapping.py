@@ -11,7 +11,18 @@ def wrapped(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> Federate
     Raises:
       ValueError: for an algorithm that one of them refuses.
     """
-    return _compressed(algorithm, setting)
+    privacy = setting.choices.privacy
+    if privacy is None:
+        return _compressed(algorithm, setting)
+    expected_cohort = setting.expected_cohort
+
+    def private(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
+        return privacy.call(setting.options, algorithm=algorithm, expected_cohort=expected_cohort)
+
+    # A server clips what it has decoded; a client's own noise is there before it encodes.
+    if privacy.takes("expected_cohort"):
+        return private(_compressed(algorithm, setting))
+    return _compressed(private(algorithm), setting)
 
 
 def _compressed(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> FederatedAlgorithm:

@@ -10,6 +10,7 @@ ROOMS = {
     "partition": "Splits",
     "model": "Models",
     "compress": "Codecs",
+    "privacy": "Privacy",
 }
 BEGINNING = """\
 # What a setting may name

@@ -7,7 +7,7 @@ into the results folder, and prints the results.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,10 @@ from fedjax_sim.host.driver import Interrupt
 from fedjax_sim.host.simulate import simulate
 from fedjax_sim.host.simulation import Simulation
 from fedjax_sim.host.telling import Writer
-from fedjax_sim.results import Run
+from fedjax_sim.results import Results, Run, Scalar
 from fedjax_sim.results.folder import CLIENTS, CONFIGURATION, MODEL, RUN, RunFolder
 from fedjax_sim.results.trained import KEPT, relabel
-from fedjax_sim.settings import build
+from fedjax_sim.settings import build, private
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.training.experiment import Experiment
@@ -35,6 +35,15 @@ DESCRIPTION = (
     "clients' own models, --per-client or --fine-tune also clients.csv, each client's final values."
 )
 HAS_SETTING = True
+
+
+class _Trained(NamedTuple):
+    """A run that is through, the files of its results, and what to say of each client's."""
+
+    simulation: Simulation
+    run: Run
+    written: Sequence[str]
+    of_clients: Sequence[str]
 
 
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
@@ -100,12 +109,12 @@ def call(options: argparse.Namespace) -> int:
     console.print(_before(plan.setting, experiment), soft_wrap=True)
     # The interrupt spans the baselines, too: a signal after the run's last round ends those.
     with Interrupt() as interrupt:
-        simulation, written, told = _train(plan, experiment, writers, out, options.resume)
-        for line in _after(plan, simulation, told, written, out):
+        trained = _train(plan, experiment, writers, out, options.resume)
+        for line in _after(plan, trained, out):
             console.print(line, soft_wrap=True)
-        through = simulation.status != "interrupted"
+        through = trained.simulation.status != "interrupted"
         if through and plan.baselines:
-            budget = experiment._replace(num_rounds=len(simulation.history.evaluated))
+            budget = experiment._replace(num_rounds=trained.run.done)
             through = _train_baselines(plan, budget, interrupt, out, options.resume)
     return 0 if through else INTERRUPTED
 
@@ -137,8 +146,8 @@ def _train(
     writers: Sequence[Writer],
     out: RunFolder,
     resume: bool,
-) -> tuple[Simulation, Sequence[str], list[str]]:
-    """The run, the names of the files of its results, and what to say of each client's.
+) -> _Trained:
+    """Trains, and writes the results.
 
     Raises:
       KeyboardInterrupt: if no round was computed.
@@ -164,14 +173,22 @@ def _train(
             raise KeyboardInterrupt
         relabel(out.path / MODEL, configuration)
         summary = baselines.summary(configuration, resolved, simulation)
-        results = simulation.results(seed=resolved.seed)
-        written = results.save(out.path, summary | simulation.exchange.facts())
+        run = _run(resolved, experiment, simulation)
+        written = Results((run,)).save(out.path, summary | simulation.exchange.facts())
         of_clients = client_report.measure(plan, experiment, simulation)
         if of_clients is None:
             (out.path / CLIENTS).unlink(missing_ok=True)  # of the run before it went on
-            return simulation, written, []
+            return _Trained(simulation, run, written, [])
         of_clients.save(out.path / CLIENTS)
-    return simulation, (*written, CLIENTS), client_report.lines(resolved, of_clients)
+    lines = client_report.lines(resolved, of_clients)
+    return _Trained(simulation, run, (*written, CLIENTS), lines)
+
+
+def _run(resolved: ResolvedSetting, experiment: Experiment, simulation: Simulation) -> Run:
+    """The run's columns, and with privacy what it has spent."""
+    (run,) = simulation.results(seed=resolved.seed).runs
+    evaluated = np.asarray(simulation.history.evaluated)
+    return private.with_column(run, private.spent(resolved, experiment.sampler, evaluated))
 
 
 def _train_baselines(
@@ -216,16 +233,10 @@ def _cohort(resolved: ResolvedSetting) -> str:
     return f"m={resolved.slots} in each round"
 
 
-def _after(
-    plan: Plan,
-    simulation: Simulation,
-    of_clients: Sequence[str],
-    written: Sequence[str],
-    out: RunFolder,
-) -> list[str]:
+def _after(plan: Plan, trained: _Trained, out: RunFolder) -> list[str]:
     """How it ended, in a few lines."""
     resolved = plan.setting
-    run = simulation.results(seed=resolved.seed).runs[0]
+    simulation, run, written, of_clients = trained
     row, done = run.row(), run.done
     names = dict.fromkeys((resolved.score, resolved.test_score, "test_loss", "train_loss"))
     values = [(name, row.get(name)) for name in names]
@@ -233,6 +244,8 @@ def _after(
     traffic = f"{int(row['bytes_down'] or 0) / 1e6:.2f} MB down, "
     traffic += f"{int(row['bytes_up'] or 0) / 1e6:.2f} MB up"
     lines = [f"After {done} round{'s' if done > 1 else ''}: {scores}; {traffic}.", *of_clients]
+    if resolved.choices.privacy is not None:
+        lines.append(_spent(resolved, row.get(private.EPSILON)))
     if run.diverged:
         lines.append("DIVERGED: an update or a measure was not finite.")
     if simulation.status == "stopped":
@@ -244,6 +257,14 @@ def _after(
     lines.append(_kept(resolved, simulation))
     lines.append(f"Wrote {', '.join((*written, MODEL, CONFIGURATION))} to {out.path}")
     return lines
+
+
+def _spent(resolved: ResolvedSetting, epsilon: Scalar) -> str:
+    """Says what the rounds have spent of each client's privacy."""
+    if not isinstance(epsilon, float):
+        return "Nothing is private without noise: epsilon is infinite."
+    z, delta = resolved.options[private.NOISE], resolved.extras["delta"]
+    return f"Private: epsilon {epsilon:.3f} at delta {delta:g}, noise multiplier {z:.4g}."
 
 
 def _why_stopped(plan: Plan, run: Run) -> str:

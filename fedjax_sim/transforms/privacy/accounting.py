@@ -169,7 +169,7 @@ def _epsilons(
     interval: float,
 ) -> list[float]:
     """The epsilon after each number of rounds."""
-    _check_installed()
+    check_installed()
     if z == 0:
         return [math.inf] * len(rounds)
     step = max(interval, _SHARE_OF_EPSILON * interval / _FINE * _renyi(law, z, max(rounds), delta))
@@ -199,7 +199,7 @@ def _composer(law: Poisson, z: float, num_clients: int | None, step: float) -> C
 
 def _renyi(law: Poisson, z: float, num_rounds: int, delta: float) -> float:
     """Epsilon by Renyi differential privacy, above that of PLD; a capacity is not known to it."""
-    _check_installed()
+    check_installed()
     import dp_accounting
     from dp_accounting import rdp
 
@@ -231,7 +231,7 @@ def _root(function: Callable[[float], float], start: float, rtol: float) -> floa
     )
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
     """Raises ImportError with the line that installs the accountant."""
     try:
         import dp_accounting  # noqa: F401

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.randomness import NOISE, stream
-from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, WITHIN_0_AND_1
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, WITHIN_0_AND_1, Option, declare
 from fedjax_sim.core.reprs import one_line
 from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import (
@@ -67,6 +67,29 @@ class OwnParams:
         return self.params(server.own)
 
 
+@declare(
+    "the same with a clip that follows a quantile of the updates' norms (Andrew et al. 2021)",
+    Option(
+        "noise_multiplier",
+        "standard deviation of the noise in clips; or give epsilon",
+        range=AT_LEAST_0,
+        traced=True,
+        metavar="Z",
+    ),
+    Option(
+        "quantile", "of the norms", default=0.5, range=WITHIN_0_AND_1, traced=True, metavar="GAMMA"
+    ),
+    Option("initial_clip", "the first clip", default=0.1, range=POSITIVE, traced=True),
+    Option("clip_lr", "rate of the clip's steps", default=0.2, range=AT_LEAST_0, traced=True),
+    Option(
+        "bit_noise",
+        "standard deviation of the count of those within the clip; without, a twentieth of the "
+        "expected cohort",
+        range=AT_LEAST_0,
+        traced=True,
+    ),
+    defaults={"mode": "unbiased", "sampler": "bernoulli"},
+)
 def adaptive_clipping(
     algorithm: FederatedAlgorithm,
     noise_multiplier: ArrayLike,

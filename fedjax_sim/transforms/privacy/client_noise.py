@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, PyTree
 from fedjax_sim.transforms.privacy.mechanism import (
     check_private,
@@ -13,6 +13,17 @@ from fedjax_sim.transforms.privacy.mechanism import (
 )
 
 
+@declare(
+    "each update, clipped and noised by its client",
+    Option("clip", "largest norm of an update", range=POSITIVE, traced=True, metavar="C"),
+    Option(
+        "noise_multiplier",
+        "standard deviation of the noise in clips; or give epsilon",
+        range=AT_LEAST_0,
+        traced=True,
+        metavar="Z",
+    ),
+)
 def local(
     algorithm: FederatedAlgorithm, clip: ArrayLike, noise_multiplier: ArrayLike
 ) -> FederatedAlgorithm:

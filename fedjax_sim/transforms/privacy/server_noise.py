@@ -7,7 +7,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, PyTree, RoundContext
 from fedjax_sim.transforms.privacy.mechanism import (
     FixedDenominator,
@@ -21,6 +21,18 @@ from fedjax_sim.transforms.privacy.mechanism import (
 )
 
 
+@declare(
+    "the sum of clipped updates, noised by the server (McMahan et al. 2018)",
+    Option("clip", "largest norm of an update", range=POSITIVE, traced=True, metavar="C"),
+    Option(
+        "noise_multiplier",
+        "standard deviation of the noise in clips; or give epsilon",
+        range=AT_LEAST_0,
+        traced=True,
+        metavar="Z",
+    ),
+    defaults={"mode": "unbiased", "sampler": "bernoulli"},
+)
 def central(
     algorithm: FederatedAlgorithm,
     clip: ArrayLike,
