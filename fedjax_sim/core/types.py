@@ -311,7 +311,7 @@ class FederatedState:
     Attributes:
       params: the global model w_t.
       server: the algorithm's server state.
-      clients: leaves [K, ...]; () for an algorithm that keeps no client state.
+      clients: leaves [K, ...], or the `HeldStates` of some clients; () where nothing is kept.
       round: Int[], rounds done so far.
       get_params: the algorithm's `params`, static.
     """

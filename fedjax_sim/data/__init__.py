@@ -1,6 +1,7 @@
 """The federation: clients' examples end to end."""
 
 from fedjax_sim.data.checks import check_whole as check_whole
+from fedjax_sim.data.client_states import ClientStates as ClientStates
 from fedjax_sim.data.federation import FederatedData as FederatedData
 from fedjax_sim.data.federation import check_data as check_data
 from fedjax_sim.data.sizes import padded_sizes as padded_sizes

@@ -15,6 +15,7 @@ from fedjax_sim.core.interrupted import InterruptedRun, SecondSignal
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution.placing import placed
 from fedjax_sim.host.checkpoints import Checkpoints, flatten, load_together, unflatten
+from fedjax_sim.host.held_states import StatesOnDisk
 from fedjax_sim.host.processes import ALONE, Processes
 from fedjax_sim.host.program import Program
 
@@ -103,6 +104,7 @@ def drive(
     rows_as_now: Callable[[PyTree], PyTree] | None = None,
     inputs_of: Callable[[int, int], tuple[PyTree, int] | None] | None = None,
     processes: Processes = ALONE,
+    states: StatesOnDisk | None = None,
 ) -> Driven:
     """Runs a program to its end, from its last checkpoint if there is one.
 
@@ -125,9 +127,10 @@ def drive(
       inputs_of: (first round, rounds at most) -> (the program's inputs for the next rounds, in
         place of `inputs`; how many rounds they are for); None if a signal came in the meantime.
       processes: those that the program runs on.
+      states: of clients, which are on a disk; those of the rounds at hand are part of the carry.
 
     Raises:
-      SaveError: if a checkpoint cannot be written.
+      SaveError: if a checkpoint, or clients' states, cannot be written.
       InterruptedRun: for what `on_chunk` or `inputs_of` raises, once the rounds done are saved.
         Of either error, `partial` is the rounds done, a `Driven`.
       KeyboardInterrupt, SystemExit: that `on_chunk` raises, likewise; to the other processes it is
@@ -141,7 +144,8 @@ def drive(
     if saved is not None:
         rounds_done, stopped = saved.number, saved.facts["stopped"]
         same_criterion = saved.facts.get("criterion", "") == program.criterion
-        carry = _put_like(unflatten("carry", carry, saved.arrays), carry)
+        if states is None:
+            carry = _put_like(unflatten("carry", carry, saved.arrays), carry)
 
         def saved_shape(x: Array) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(
@@ -156,6 +160,9 @@ def drive(
             memory, met = program.replay(rows[0])
             stopped = bool(np.any(met))
         remembered = _put_like(memory, remembered)
+    if states is not None:
+        with_saved = states.begin(None if saved is None else saved.arrays, carry, rounds_done)
+        carry = _put_like(with_saved, carry)
     last_save, cost = time.perf_counter(), 0.0
     last_number, pace = rounds_done, 0.0
 
@@ -177,11 +184,16 @@ def drive(
         facts = {"stopped": stopped, "criterion": program.criterion}
 
         def write() -> None:
-            arrays = flatten("carry", driven_until_now.carry) | flatten(
-                "history", driven_until_now.history
-            )
+            saved_carry = driven_until_now.carry
+            if states is None:
+                arrays = flatten("carry", saved_carry)
+            else:
+                arrays = states.arrays(saved_carry, number)
+            arrays |= flatten("history", driven_until_now.history)
             arrays |= flatten("stop", processes.own_copy(remembered))
             folder.save(number, arrays, facts)
+            if states is not None:
+                states.on_disk.saved()
 
         try:
             processes.by_writer(write)
@@ -208,10 +220,13 @@ def drive(
     def next_inputs(
         inputs_of: Callable[[int, int], tuple[PyTree, int] | None], count: int
     ) -> tuple[PyTree, int] | None:
+        nonlocal carry
         window = None
         try:
             with processes.together():
                 window = inputs_of(rounds_done, count)
+                if window is not None and states is not None:
+                    carry = states.renewed(carry, rounds_done)
         except Exception as error:
             save()
             unread = InterruptedRun(

@@ -35,12 +35,19 @@ class Planned(NamedTuple):
       end: the round after the last one.
       client_ids: Int[c], ascending, each once.
       num_examples: of all these clients.
+      by_round: of each round, Int[c'], ascending, the clients that take part.
     """
 
     first: int
     end: int
     client_ids: np.ndarray
     num_examples: int
+    by_round: list[np.ndarray]
+
+    def clients_of(self, first: int, end: int) -> np.ndarray:
+        """Int[c'], ascending, each once: those of the rounds from `first` to before `end`."""
+        rounds = self.by_round[first - self.first : end - self.first]
+        return np.unique(np.concatenate(rounds)) if rounds else self.client_ids[:0]
 
 
 class Cohorts:
@@ -75,22 +82,31 @@ class Cohorts:
         rows = [int(self._sizes[self._clients(i)].sum()) for i in range(self._num_rounds)]
         return int(np.argmax(rows)), max(rows)
 
-    def plan(self, first: int, capacity: int) -> Planned:
+    def most_clients(self) -> int:
+        """How many clients take part in the round with most of them, of all R."""
+        return max(len(self._clients(i)) for i in range(self._num_rounds))
+
+    def plan(self, first: int, capacity: int, most_clients: int | None = None) -> Planned:
         """As many rounds from `first` on as read no more than `capacity` examples together.
 
         Args:
           capacity: at least what each round reads.
+          most_clients: that take part in these rounds, at least those of each; None for any number.
         """
-        is_held, num_examples, end = np.zeros(len(self._sizes), bool), 0, first
-        while end < min(self._num_rounds, first + _MOST_ROUNDS):
-            clients = self._clients(end)
+        most = len(self._sizes) if most_clients is None else most_clients
+        is_held, num_examples, num_clients = np.zeros(len(self._sizes), bool), 0, 0
+        by_round = list[np.ndarray]()
+        while first + len(by_round) < min(self._num_rounds, first + _MOST_ROUNDS):
+            clients = self._clients(first + len(by_round))
             fresh = clients[~is_held[clients]]
             more = int(self._sizes[fresh].sum())
-            if num_examples + more > capacity:
+            if num_examples + more > capacity or num_clients + len(fresh) > most:
                 break
             is_held[fresh] = True
-            num_examples, end = num_examples + more, end + 1
-        return Planned(first, end, np.flatnonzero(is_held), num_examples)
+            num_examples, num_clients = num_examples + more, num_clients + len(fresh)
+            by_round.append(clients)
+        ids = np.flatnonzero(is_held)
+        return Planned(first, first + len(by_round), ids, num_examples, by_round)
 
     def _clients(self, round: int) -> np.ndarray:
         """Int[c], ascending, the clients that take part in a round, each once.

@@ -1,6 +1,7 @@
 """A run as `fs.simulate` drives it: traced and ready to be compared, compiled and driven."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.data import Source
 from fedjax_sim.execution.placing import placed
 from fedjax_sim.host.driver import Driven
+from fedjax_sim.host.held_states import ON_DISK, StatesOnDisk, check_on_disk
 from fedjax_sim.host.identity import identity
 from fedjax_sim.host.keeping import Keep, advance, first_best, keep_of, with_the_last
 from fedjax_sim.host.program import Program, Traced, compile_program, trace_step
@@ -20,6 +22,7 @@ from fedjax_sim.host.simulation import Simulation
 from fedjax_sim.host.stopping import Stop, check_stop
 from fedjax_sim.host.windows import Windows
 from fedjax_sim.results.columns import check_evaluated
+from fedjax_sim.results.folder import RunFolder
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
 
@@ -36,6 +39,7 @@ class PreparedRun(NamedTuple):
       criterion: that ends the run early, if there is one.
       keep: the best model that is carried along, if one is asked for.
       windows: of data that are read while the run goes on; None where they are in memory.
+      states: of clients, where they are on a disk.
       mesh: of the execution strategy, if it has one.
       inputs: of the traced step, or their shapes.
       carry: before round 0, on the devices of the mesh; donated when the run is driven.
@@ -50,6 +54,7 @@ class PreparedRun(NamedTuple):
     criterion: Stop | None
     keep: Keep | None
     windows: Windows | None
+    states: StatesOnDisk | None
     mesh: Mesh | None
     inputs: PyTree
     carry: PyTree
@@ -58,11 +63,17 @@ class PreparedRun(NamedTuple):
     def facts(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """What identifies the run, so that a resume does not take another for it."""
         criterion, keep = self.criterion, self.keep
-        facts = identity(self.experiment, self.key, self.state) | {
+        state = self.state
+        if self.states is not None:  # of as many clients as the federation has
+            shapes = jax.eval_shape(self.experiment.start, self.key)
+            state = replace(state, clients=shapes.clients)
+        facts = identity(self.experiment, self.key, state) | {
             "stop": None if criterion is None else criterion.name,
             "criterion": None if criterion is None else check_stop(criterion, self.traced.row),
             "configuration": dict(configuration),
         }
+        if self.states is not None:
+            facts |= {"client_states": ON_DISK}
         if keep is not None:
             facts |= {"keep_model": keep.kept, "metric": keep.metric}
         return facts
@@ -82,6 +93,8 @@ class PreparedRun(NamedTuple):
         if self.keep is not None:
             carry, best = carry
         final = self.experiment.state_of(jnp.int32(driven.round), carry)
+        if self.states is not None:
+            final = replace(final, clients=self.states.clients(carry, driven.round))
         if self.keep is not None and best is not None:
             best = with_the_last(self.keep, best, final, driven.history)
         num_rounds = self.experiment.num_rounds
@@ -97,22 +110,37 @@ def prepare(
     keep_model: str,
     metric: str | None,
     capacity: int | None,
+    states_in: RunFolder | None = None,
 ) -> PreparedRun:
     """Checks an experiment and traces a round of it; arguments as `fs.simulate` takes them.
+
+    Args:
+      states_in: the folder in which the clients' states are; None where they are in memory.
 
     Raises:
       ValueError: what the experiment raises; for a key, a metric or a capacity that it cannot have.
     """
     key, seed = as_key(key)
-    experiment.check(key)
+    shapes = experiment.check(key)
     experiment = experiment.with_plain_counts()
-    state = experiment.start(key)
-    check_evaluated(experiment.evaluate, state)
-    exchange = communication(experiment.algorithm, state.params, experiment.federation)
+    check_evaluated(experiment.evaluate, shapes)
+    exchange = communication(experiment.algorithm, shapes.params, experiment.federation)
     kind = None if keep_model == "final" else keep_model
-    keep = keep_of(kind, metric, experiment, key, state)
+    keep = keep_of(kind, metric, experiment, key, shapes)
+    has_states = states_in is not None
+    if has_states:
+        check_on_disk(experiment, shapes)
+    windows = _windows(experiment, key, shapes, capacity=capacity, mesh=mesh, has_states=has_states)
+    states = None
+    if states_in is None:
+        state = experiment.start(key)
+    else:
+        assert windows is not None
+        number = experiment.federation.num_clients
+        state = experiment.start(key, windows.most_clients)
+        states = StatesOnDisk(states_in, state, number, windows.planned_now)
+        state = replace(state, clients=states.held(state, number))
     carry = _first_carry(state, keep, mesh)
-    windows = _windows(experiment, key, state, capacity=capacity, mesh=mesh)
 
     def one_round(experiment: Experiment, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         if keep is None:
@@ -136,6 +164,7 @@ def prepare(
         criterion=criterion,
         keep=keep,
         windows=windows,
+        states=states,
         mesh=mesh,
         inputs=inputs,
         carry=carry,
@@ -150,14 +179,16 @@ def _windows(
     *,
     capacity: int | None,
     mesh: Mesh | None,
+    has_states: bool,
 ) -> Windows | None:
-    """The windows of a run whose data are read while it goes on; None for data in memory.
+    """The windows of a run whose data or clients' states are read while it goes on; None for one
+    that has all in memory.
 
     Raises:
       ValueError: for a capacity where the data are in memory; what `Windows` refuses.
     """
-    if isinstance(experiment.data, Source):
-        return Windows(experiment, key, state, capacity=capacity, mesh=mesh)
+    if isinstance(experiment.data, Source) or has_states:
+        return Windows(experiment, key, state, capacity=capacity, mesh=mesh, has_states=has_states)
     if capacity is not None:
         raise ValueError(
             f"capacity is of an experiment whose data is an fs.data.Source; got {capacity}, and "

@@ -17,6 +17,7 @@ from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.host.alike import check_same
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import Driven, Interrupt, Progress, drive
+from fedjax_sim.host.held_states import IN_MEMORY, ON_DISK
 from fedjax_sim.host.keeping import check_keep_model
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.prepared import PreparedRun, prepare
@@ -45,6 +46,7 @@ def simulate(
     keep_model: str = "final",
     metric: str | None = None,
     capacity: int | None = None,
+    client_states: str = IN_MEMORY,
 ) -> Simulation:
     """Runs an experiment in compiled chunks of rounds, and survives being killed.
 
@@ -87,6 +89,9 @@ def simulate(
         holds, of as many rounds as fit. The next window is read in a thread while this one is
         trained on, so that there are two at a time. No bit of the result depends on it. None for
         256 MiB of them, or those of the largest round.
+      client_states: "memory"; or "disk", where what clients keep is in files of `out` but for the
+        clients of the rounds at hand, 256 MiB of them or those of the largest round. No bit of
+        the result depends on it; the state's `clients` is then an `fs.data.ClientStates`.
 
     Raises:
       ValueError: what the experiment raises; if `out` holds checkpoints and `resume` is False,
@@ -115,6 +120,7 @@ def simulate(
         if checkpoint_every is not None:
             checkpoint_every = check_count("checkpoint_every", checkpoint_every, ", or None")
         check_keep_model(keep_model, metric)
+        states_in = _states_in(client_states, out, processes)
         criterion = None if stop is None else as_stop(stop)
     has_bar = progress and processes.is_writer
     bar = progress_bar(experiment.num_rounds, "rounds") if has_bar else nullcontext()
@@ -128,6 +134,7 @@ def simulate(
                 keep_model=keep_model,
                 metric=metric,
                 capacity=capacity,
+                states_in=states_in,
             )
             is_compared = out is not None or processes is not ALONE
             facts = run.facts(configuration or {}) if is_compared else {}
@@ -190,6 +197,30 @@ def _check(
             "writers must be a list of writers, as [fs.writers.tensorboard(folder)]; got "
             f"{writers!r}"
         )
+
+
+def _states_in(
+    client_states: str, out: str | Path | None, processes: Processes
+) -> RunFolder | None:
+    """The folder in which the clients' states are; None where they are in memory.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    if client_states not in (IN_MEMORY, ON_DISK):
+        raise ValueError(
+            f'client_states must be "{IN_MEMORY}" or "{ON_DISK}"; got {client_states!r}'
+        )
+    if client_states == IN_MEMORY:
+        return None
+    if out is None:
+        raise ValueError(f'client_states="{ON_DISK}" needs out, the folder they are in; got None')
+    if processes is not ALONE:
+        raise ValueError(
+            f'client_states="{ON_DISK}" is of a run of one process, because one alone may write '
+            f"the file; got a mesh of {len(processes.indices)}"
+        )
+    return RunFolder(Path(out).absolute())
 
 
 def _open(
@@ -255,4 +286,5 @@ def _drive(
             partial(without_last_evaluation, run.experiment),
             None if windows is None else inputs_of,
             processes,
+            run.states,
         )

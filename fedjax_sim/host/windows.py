@@ -26,6 +26,7 @@ from fedjax_sim.host.planning import Cohorts, Planned, staged, taking_part
 from fedjax_sim.training.experiment import Experiment
 
 _WINDOW_BYTES = 2**28  # of examples, by default; at least those of the largest round
+_STATES_BYTES = 2**28  # of clients' states that are held; at least those of the largest round
 _MOST_ROWS = 2**31 - 1
 _LOOK_SECONDS = 0.1  # between two looks at the signals, while a window is waited for
 
@@ -59,6 +60,7 @@ class Windows:
 
     Attributes:
       capacity: rows of each.
+      most_clients: of each, where their states are held with it; None for any number.
     """
 
     def __init__(
@@ -69,24 +71,34 @@ class Windows:
         *,
         capacity: int | None,
         mesh: Mesh | None,
+        has_states: bool = False,
     ) -> None:
         """Plans the run; reads nothing yet.
 
         Args:
-          experiment: whose data is a `Source`.
+          experiment: whose data is a `Source`, or read as one.
           state: before round 0, or its shapes.
           capacity: rows; None for `_WINDOW_BYTES` of them.
           mesh: where the windows are placed; None for the default device.
+          has_states: whether the states of a window's clients are held with it, and those of the
+            others not.
 
         Raises:
           ValueError: for a sampler that looks at examples, or a capacity that a round exceeds.
         """
-        assert isinstance(experiment.data, Source)
-        self._source, self._experiment, self._key = experiment.data, experiment, key
-        self._whole = experiment.federation
-        self._params = jax.eval_shape(lambda: state.params)
+        data = experiment.data
+        self._source = data if isinstance(data, Source) else Source.of(data)
+        self._experiment, self._key = experiment, key
+        # The static fields of a federation in memory, which may be the user's own.
+        self._whole = replace(
+            self._source.without_examples,
+            max_num_examples=data.max_num_examples,
+            padded_sizes=data.padded_sizes,
+        )
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
         self._cohorts = Cohorts(experiment.sampler, key, self._whole, experiment.num_rounds)
         self.capacity = self._rows(capacity)
+        self.most_clients = self._most_states(state) if has_states else None
         self._mesh = mesh
         # Of this thread, which the other does not know: what is entered with `with` is each one's.
         (self._device,) = jnp.zeros(()).devices()
@@ -125,6 +137,22 @@ class Windows:
                     f"{rows} examples; got {capacity}"
                 )
         return capacity
+
+    def _most_states(self, state: FederatedState) -> int:
+        """How many clients' states are held: at least those of each round."""
+        clients = self._whole.num_clients
+        size = sum(
+            x.size * np.dtype(x.dtype).itemsize // clients for x in jax.tree.leaves(state.clients)
+        )
+        of_a_round = self._experiment.sampler.size
+        if of_a_round is None:
+            of_a_round = self._cohorts.most_clients()
+        return max(1, min(clients, max(of_a_round, _STATES_BYTES // max(size, 1))))
+
+    def planned_now(self) -> Planned:
+        """Of the window that was taken last."""
+        assert self._here is not None
+        return self._here.planned
 
     @property
     def shapes(self) -> Window:
@@ -219,7 +247,7 @@ class Windows:
         What is drawn is drawn here, before the rounds at hand are: on an accelerator it would wait
         for them.
         """
-        planned = self._cohorts.plan(first, self.capacity)
+        planned = self._cohorts.plan(first, self.capacity, self.most_clients)
         future: Future[_Ready] = Future()
 
         def read() -> None:

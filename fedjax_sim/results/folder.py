@@ -12,6 +12,7 @@ HISTORY, PICTURE = "history.csv", "compare.png"  # a comparison has these, too
 CONFIGURATION = "configuration.toml"  # the options of the command line
 MODEL = "model.npz"  # a run's model
 CLIENTS = "clients.csv"  # final values of each client of a run
+STATES, ROWS = "client_states", "rows.bin"  # a run's folder of what its clients keep, and the file
 MODELS = "models"  # a sweep's folder of them, one file a run
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
 
@@ -62,6 +63,11 @@ class RunFolder(NamedTuple):
     def parts(self, kind: Kind) -> Path:
         """The folder of numbered parts: a run's checkpoints, or a sweep's batches."""
         return self.path / kind.parts
+
+    @property
+    def client_states(self) -> Path:
+        """The file of what a run's clients keep, where that is on disk."""
+        return self.path / STATES / ROWS
 
     def batch(self, number: int) -> Path:
         """The file of a sweep's batch that is complete."""
@@ -168,6 +174,7 @@ class RunFolder(NamedTuple):
         """
         for name in _RESULTS:
             (self.path / name).unlink(missing_ok=True)
+        self.client_states.unlink(missing_ok=True)
         for path in self._numbered(RUN):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -179,7 +186,7 @@ class RunFolder(NamedTuple):
         for path in sorted((self.path / MODELS).glob("*.npz")):
             if re.fullmatch(r"[0-9]{6}--?[0-9]+\.npz", path.name):
                 path.unlink()
-        for folder in (*map(self.parts, _KINDS), self.path / MODELS):
+        for folder in (*map(self.parts, _KINDS), self.path / MODELS, self.path / STATES):
             _remove_empty(folder)
         for baseline in map(self.baseline, BASELINES):  # of the run that is replaced
             if baseline.is_baseline():

@@ -87,15 +87,18 @@ class Experiment(NamedTuple):
         """The round of `fs.make_round`."""
         return make_round(self.algorithm, self.aggregation, self.execution, self.nonfinite)
 
-    def start(self, key: Array) -> FederatedState:
-        """The state before round 0; `params`, if it draws, is given a stream of the key's own."""
+    def start(self, key: Array, num_states: int | None = None) -> FederatedState:
+        """The state before round 0; `params`, if it draws, is given a stream of the key's own.
+
+        Args:
+          num_states: as in `fs.init`.
+        """
         check_key(key)
         params: Any = self.params
         if callable(params):
             check_takes("params", params, "key")
-        return init(
-            self.algorithm, params(stream(key, INIT)) if callable(params) else params, self.data
-        )
+        first = params(stream(key, INIT)) if callable(params) else params
+        return init(self.algorithm, first, self.data, num_states)
 
     def next_round(self, key: Array, state: FederatedState) -> tuple[FederatedState, History]:
         """One round, evaluated if that is due; pure."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_takes, has_values
+from fedjax_sim.core.client_states import numbers_of_clients, states_of
 from fedjax_sim.core.loss import check_metric, per_example, totals
 from fedjax_sim.core.randomness import FINE_TUNING, check_key, stream
 from fedjax_sim.core.types import (
@@ -248,7 +249,7 @@ def own_model(
     if unseen:
         client_state = algorithm.init_client(state.params)
     else:
-        client_state = jax.tree.map(lambda x: x[client_id], state.clients)
+        client_state = states_of(state.clients, client_id)
     probed = engine.probed(engine.client(client_id), client_state, dynamic=True)
     return algorithm.personal(state.server, client_state, probed)
 
@@ -257,11 +258,11 @@ def _check(state: FederatedState, data: FederatedData, unseen: bool = False) -> 
     check_data(data)
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
-    for x in () if unseen else jax.tree.leaves(state.clients):
-        if x.shape[0] != data.num_clients:
+    for number in () if unseen else numbers_of_clients(state.clients):
+        if number != data.num_clients:
             raise ValueError(
                 f"state must come from fs.init with this federation of {data.num_clients} "
-                f"clients; it holds states of {x.shape[0]}"
+                f"clients; it holds states of {number}"
             )
 
 

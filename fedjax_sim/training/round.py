@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregation import selected
 from fedjax_sim.core.checks import check_same_spec
+from fedjax_sim.core.client_states import states_of, with_states
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.history import RoundMetrics
 from fedjax_sim.core.local_training import num_steps
@@ -111,7 +112,7 @@ def make_round(
         if algorithm.check_rule is not None:
             algorithm.check_rule(coefficients)
         server, exchanged = state.server, list[Exchanged]()
-        client_states = jax.tree.map(lambda x: x[slots.ids], state.clients)
+        client_states = states_of(state.clients, slots.ids)
         for number, exchange in enumerate(algorithm.exchanges):
             last = number == len(algorithm.earlier)
             own_key = key if last else stream(key, EXCHANGE, number)
@@ -311,7 +312,5 @@ def _advance(
         written |= later.executed.counted
     # Only slots that counted write back: a padding slot may carry any id.
     target = jnp.where(written & ~empty, ids, num_clients)
-    clients = jax.tree.map(
-        lambda old, new: old.at[target].set(new, mode="drop"), state.clients, client_states
-    )
+    clients = with_states(state.clients, target, client_states)
     return FederatedState(server, clients, state.round + 1, state.get_params)

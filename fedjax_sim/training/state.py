@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_same_spec
+from fedjax_sim.core.client_states import numbers_of_clients
 from fedjax_sim.core.types import FederatedAlgorithm, FederatedState, Params, PyTree
 from fedjax_sim.data import FederatedData, Source, check_data
 from fedjax_sim.execution.client import check_steps
@@ -13,7 +14,10 @@ from fedjax_sim.training.arguments import check_algorithm
 
 
 def init(
-    algorithm: FederatedAlgorithm, params: Params, data: FederatedData | Source
+    algorithm: FederatedAlgorithm,
+    params: Params,
+    data: FederatedData | Source,
+    num_states: int | None = None,
 ) -> FederatedState:
     """The state before round 0, after checking that algorithm, params and data fit.
 
@@ -21,6 +25,7 @@ def init(
       params: the initial model w_0, a pytree of floating arrays.
       data: the federation, whose K sizes the clients' states, `[K, ...]`; of a `Source` the
         examples of three clients are looked at.
+      num_states: of how many clients there are states; None for all K.
 
     Raises:
       ValueError: if params hold anything but floating arrays, the loss does not return
@@ -47,11 +52,10 @@ def init(
         for batch in examples:
             algorithm.check(params, batch)
     client_state = algorithm.init_client(params)
+    number = data.num_clients if num_states is None else num_states
     return FederatedState(
         server=algorithm.init(params),
-        clients=jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (data.num_clients, *jnp.shape(x))), client_state
-        ),
+        clients=jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *jnp.shape(x))), client_state),
         round=jnp.zeros((), jnp.int32),
         get_params=algorithm.params,
     )
@@ -83,11 +87,11 @@ def check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: Fede
         check_steps(exchange.local, data)
     if not isinstance(state, FederatedState):
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
-    for x in jax.tree.leaves(state.clients):
-        if x.shape[0] != data.num_clients:
+    for number in numbers_of_clients(state.clients):
+        if number != data.num_clients:
             raise ValueError(
                 f"state must come from fs.init with this federation of {data.num_clients} "
-                f"clients; it holds states of {x.shape[0]}"
+                f"clients; it holds states of {number}"
             )
     another = ValueError(
         "state must come from fs.init with this algorithm: its server state has another "
