@@ -124,6 +124,29 @@ class Source:
         """N."""
         return int(np.sum(self.num_examples))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the examples in memory, with the types that JAX keeps."""
+        per_example = sum(
+            int(np.prod(x.shape)) * jax.dtypes.canonicalize_dtype(x.dtype).itemsize
+            for x in jax.tree.leaves(self.spec)
+        )
+        return per_example * self.total_num_examples
+
+    @cached_property
+    def in_memory(self) -> "FederatedData":
+        """The federation, all of it read; kept as long as the source is.
+
+        Raises:
+          ValueError: as `FederatedData.from_clients`.
+        """
+        from fedjax_sim.data.federation import FederatedData  # which has windows of sources
+
+        with jax.ensure_compile_time_eval():  # values, also where it is first asked for in a trace
+            clients = self.read(np.arange(len(self.num_examples)))
+            names = self.client_names
+            return FederatedData.from_clients(list(clients), self.weights, client_names=names)
+
     @cached_property
     def sample(self) -> list[PyTree]:
         """The examples of three clients that have any, the first, the middle and the last of them;

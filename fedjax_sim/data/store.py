@@ -73,7 +73,7 @@ class FederatedStore(Source):
     ...     clients = ({"x": np.full((n, 2), n, np.float32)} for n in (3, 1))
     ...     store = FederatedStore.write(f"{folder}/mine", clients)
     ...     again = FederatedStore.open(f"{folder}/mine").verify()
-    ...     again.read(np.array([1]))[0]["x"].tolist(), again.load().num_clients
+    ...     again.read(np.array([1]))[0]["x"].tolist(), again.in_memory.num_clients
     ([[1.0, 1.0]], 2)
     """
 
@@ -192,28 +192,6 @@ class FederatedStore(Source):
         for name, about in manifest["files"].items():
             files.verified(self.folder / name, about)
         return self
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the examples in memory, with the types that JAX keeps."""
-        per_example = sum(
-            int(np.prod(x.shape)) * jax.dtypes.canonicalize_dtype(x.dtype).itemsize
-            for x in jax.tree.leaves(self.spec)
-        )
-        return per_example * self.total_num_examples
-
-    def load(self) -> "FederatedData":
-        """The federation in memory.
-
-        Raises:
-          ValueError: for numbers that are not finite, or more than 2^31 - 1 examples.
-        """
-        from fedjax_sim.data.federation import FederatedData  # which has windows of sources
-
-        clients = self.read(np.arange(len(self.num_examples)))
-        return FederatedData.from_clients(
-            list(clients), self.weights, client_names=self.client_names
-        )
 
 
 def _source_of(clients: Any) -> Source | None:

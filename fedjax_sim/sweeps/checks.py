@@ -12,6 +12,7 @@ import numpy as np
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array
 from fedjax_sim.data import Source
+from fedjax_sim.execution.machine import free_memory
 from fedjax_sim.grid import Grid
 from fedjax_sim.results.columns import COLUMNS, LABELS
 from fedjax_sim.training.experiment import Experiment
@@ -59,18 +60,28 @@ def check_names(
             )
 
 
-def check_in_memory(experiment: Experiment) -> None:
-    """Refuses a source, of which each seed's cohorts would need a window of their own.
+def in_memory(experiment: Experiment) -> Experiment:
+    """The experiment with its data in memory, those of a source read once for the whole sweep.
+
+    Seeds and configurations run side by side, and each seed draws other clients: windows of
+    them all would be read anew for each batch, and soon be most of the federation.
 
     Raises:
-      ValueError: saying what to do in its place.
+      ValueError: for a source that does not fit, with the figures.
     """
-    if isinstance(experiment.data, Source):
-        raise ValueError(
-            "experiment.data must be in memory in a sweep, because its seeds and configurations "
-            "run side by side and each seed draws other clients; got a Source. fs.simulate takes "
-            "it, a configuration and a seed at a time"
-        )
+    data = experiment.data
+    if not isinstance(data, Source):
+        return experiment
+    if "in_memory" not in vars(data):
+        needed, free = 2 * data.nbytes, free_memory(jax.local_devices())  # while it is loaded
+        if needed > free:
+            raise ValueError(
+                "experiment.data must fit in memory in a sweep, because its seeds and "
+                "configurations run side by side and each seed draws other clients; to load this "
+                f"source takes {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free. "
+                "fs.simulate takes it, a configuration and a seed at a time"
+            )
+    return experiment._replace(data=data.in_memory)
 
 
 def check_columns(grid: Grid, columns: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.identity import local_facts
 from fedjax_sim.host.keeping import Keep, keep_of
 from fedjax_sim.results.columns import COLUMNS, LABELS, check_evaluated, names_of
-from fedjax_sim.sweeps.checks import check_columns, check_in_memory
+from fedjax_sim.sweeps.checks import check_columns, in_memory
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
 
@@ -93,7 +93,6 @@ def plan(
             check_columns(grid, _of_a_function(shapes))
         else:
             first_experiment = build(experiment, first, keys[0], opaque)
-            check_in_memory(first_experiment)
             state = first_experiment.check(keys[0])
             first_experiment = first_experiment.with_plain_counts()
             check_columns(grid, _of_an_experiment(first_experiment, grid, keys[0], state))
@@ -202,7 +201,7 @@ def build(experiment: Callable[..., Any], hyper: dict[str, Any], key: Array, opa
             "experiment must return an fs.Experiment, or take the key as its first argument and "
             f"return its results; got {type(result).__name__}"
         )
-    return result
+    return in_memory(result) if isinstance(result, Experiment) else result
 
 
 _TRACER_ERRORS = (

@@ -9,8 +9,9 @@ from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.loss import check_metric, per_example
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import of_stretches
-from fedjax_sim.core.types import Array, LossFn, Params, PyTree, accumulator
-from fedjax_sim.data import FederatedData, check_data, check_whole
+from fedjax_sim.core.types import Array, LossFn, Params, accumulator
+from fedjax_sim.data import FederatedData, Source
+from fedjax_sim.training.flat import check_flat, flat, looked_at
 
 
 class Evaluation(NamedTuple):
@@ -31,7 +32,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     metric_fn: LossFn,
     params: Params,
-    data: FederatedData,
+    data: FederatedData | Source,
     *,
     key: Array | None = None,
     batch_size: int = 1024,
@@ -46,7 +47,8 @@ def evaluate(
         (losses[B], {name: values[B]}).
       params: the model.
       data: a federation; a plain test set is one client,
-        `fs.FederatedData.from_clients([test])`.
+        `fs.FederatedData.from_clients([test])`. A `Source` is read block by block, with the bits
+        of the same in memory, which then holds a number for each example and no examples.
       key: folded by block and handed to metric_fn; None hands it None.
       batch_size: examples at a time, which bounds the memory.
 
@@ -61,18 +63,18 @@ def evaluate(
     >>> float(result.mean["loss"]), result.clients["loss"].tolist()
     (2.0, [1.0, 4.0])
     """
-    check_data(data)
-    check_whole(data, "data")
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
-    check_metric(metric_fn, params, data.examples, key, "data")
+    check_flat(data, "data")
+    for examples in looked_at(data):
+        check_metric(metric_fn, params, examples, key, "data")
+    data, block_of = flat(data)
     total = data.total_num_examples
     size = min(batch_size, total)
     blocks = -(-total // size)
 
     def block(number: Array) -> dict[str, Array]:
-        rows = jnp.minimum(number * size + jnp.arange(size, dtype=jnp.int32), total - 1)
-        batch: PyTree = jax.tree.map(lambda x: x[rows], data.examples)
+        batch = block_of(number, size)
         block_key = None if key is None else jax.random.fold_in(key, number)
         values = per_example(metric_fn, params, batch, block_key, "metric_fn")
         return {name: v.astype(accumulator(v.dtype)) for name, v in values.items()}

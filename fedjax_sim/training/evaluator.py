@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import overload
+from typing import Any, overload
+
+import jax.numpy as jnp
 
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.evaluate import OfState
 from fedjax_sim.core.loss import check_examples
 from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
-from fedjax_sim.data import FederatedData, check_data, check_whole
+from fedjax_sim.data import FederatedData, Source, check_data, check_whole
 from fedjax_sim.training.evaluation import Evaluation, client_statistics, evaluate
+from fedjax_sim.training.flat import check_flat, looked_at
 from fedjax_sim.training.global_model import has_global_model
 from fedjax_sim.training.personal import evaluate_clients
 
@@ -18,10 +21,10 @@ from fedjax_sim.training.personal import evaluate_clients
 @overload
 def evaluator(
     metric_fn: LossFn,
-    test: FederatedData | None = ...,
-    clients: FederatedData | None = ...,
+    test: FederatedData | Source | None = ...,
+    clients: FederatedData | Source | None = ...,
     *,
-    validation: FederatedData | None = ...,
+    validation: FederatedData | Source | None = ...,
     personal: None = ...,
     train: FederatedData | None = ...,
     lower_is_better: tuple[str, ...] = ...,
@@ -45,10 +48,10 @@ def evaluator(
 
 def evaluator(
     metric_fn: LossFn,
-    test: FederatedData | None = None,
-    clients: FederatedData | None = None,
+    test: FederatedData | Source | None = None,
+    clients: FederatedData | Source | None = None,
     *,
-    validation: FederatedData | None = None,
+    validation: FederatedData | Source | None = None,
     personal: FederatedAlgorithm | None = None,
     train: FederatedData | None = None,
     lower_is_better: tuple[str, ...] = ("loss",),
@@ -68,6 +71,8 @@ def evaluator(
     those of `ClientStatistics` over the clients' own test examples, and `global_NAME_mean` and
     `global_NAME_worst_tenth` the global model's, unless clients keep a part of it or there are
     several.
+
+    Without `personal`, each set may be a `Source`, which is read block by block, as by `evaluate`.
 
     Args:
       metric_fn: as `loss_fn`.
@@ -95,8 +100,10 @@ def evaluator(
         raise ValueError("evaluator must be given test, clients, validation or several; got none")
     for name, data in (*parts.items(), ("clients", clients), ("train", train)):
         if data is not None:
-            check_data(data, name)
-            check_whole(data, name)
+            if personal is None:
+                check_flat(data, name)
+            else:
+                check_whole(check_data(data, name), name)
     if (personal is None) != (train is None):
         missing, given_name = (
             ("train", "personal") if personal is not None else ("personal", "train")
@@ -108,7 +115,7 @@ def evaluator(
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
 
-    def scores(measure: Callable[[FederatedData], Evaluation]) -> dict[str, Array]:
+    def scores(measure: Callable[[Any], Evaluation]) -> dict[str, Array]:
         values: dict[str, Array] = {}
         for part, examples in parts.items():
             if examples is not None:
@@ -118,8 +125,8 @@ def evaluator(
             for name, of_clients in measure(clients).clients.items():
                 statistics = client_statistics(
                     of_clients,
-                    clients.client_weights,
-                    clients.num_examples > 0,
+                    jnp.asarray(clients.client_weights),
+                    jnp.asarray(clients.num_examples) > 0,
                     higher_is_better=name not in lower_is_better,
                 )
                 values |= {f"clients_{name}_{k}": v for k, v in statistics._asdict().items()}
@@ -128,7 +135,8 @@ def evaluator(
     def of_model(params: Params) -> dict[str, Array]:
         for name, data in (*parts.items(), ("clients", clients)):
             if data is not None:
-                check_examples(metric_fn, params, data.examples, name)
+                for examples in looked_at(data):
+                    check_examples(metric_fn, params, examples, name)
         return scores(lambda data: evaluate(metric_fn, params, data, batch_size=batch_size))
 
     def of_clients(state: FederatedState) -> dict[str, Array]:
@@ -149,6 +157,7 @@ def evaluator(
         values = scores(measure)
         if test is None:
             return values
+        assert isinstance(test, FederatedData)  # as of `personal`
         values |= _spread("personal", personal_on_test[0], test, lower_is_better)
         if has_global_model(algorithm, state, trained_on):
             of_global = evaluate(metric_fn, state.params, test, batch_size=batch_size)

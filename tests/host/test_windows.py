@@ -314,13 +314,6 @@ def test_refusals(data):
     refused(in_memory, given.run, KEY)
     refused(f"experiment.{in_memory}", fs.baselines.centralised, given)
     refused(
-        "experiment.data must be in memory in a sweep, because .* fs.simulate takes it",
-        fs.sweep,
-        lambda lr: given,
-        fs.grid.product(lr=[0.1]),
-        keys=[0],
-    )
-    refused(
         "m must be at most K = 8", fs.simulate, given._replace(sampler=fs.sampling.uniform(9)), 0
     )
     refused("identity must be a text, or None; got 3", replace, source, identity=3)

@@ -1,0 +1,94 @@
+"""A federation's examples in blocks of rows, from memory or, within a program, from a disk."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.data import FederatedData, Source, check_data, check_whole
+
+_MOST = np.iinfo(np.int32).max
+
+
+class Flat(NamedTuple):
+    """The examples of all clients, end to end.
+
+    Attributes:
+      data: the federation; of a source with the shapes of its examples.
+      block: (number, B) -> rows [B, ...]; behind the last example it is repeated.
+    """
+
+    data: FederatedData
+    block: Callable[[Array, int], PyTree]
+
+
+def looked_at(data: FederatedData | Source) -> list[PyTree]:
+    """The examples that checks look at: all of them, or those of three clients of a source."""
+    return data.sample if isinstance(data, Source) else [data.examples]
+
+
+def check_flat(data: Any, name: str) -> None:
+    """Refuses what has not all its examples.
+
+    Raises:
+      ValueError: naming the argument; for a source of more examples than 32 bits count.
+    """
+    if not isinstance(data, Source):
+        check_whole(check_data(data, name), name)
+    elif data.total_num_examples > _MOST:
+        raise ValueError(
+            f"{name} must have at most {_MOST} examples; got {data.total_num_examples}"
+        )
+
+
+def flat(data: FederatedData | Source) -> Flat:
+    """The examples in blocks, of what `check_flat` lets pass."""
+    total = data.total_num_examples
+
+    def rows(number: Array, size: int) -> Any:
+        return jnp.minimum(number * size + jnp.arange(size, dtype=jnp.int32), total - 1)
+
+    if not isinstance(data, Source):
+        return Flat(
+            data, lambda number, size: jax.tree.map(lambda x: x[rows(number, size)], data.examples)
+        )
+    source, whole = data, data.without_examples
+    sizes = np.asarray(source.num_examples, np.int64)
+    ends = np.cumsum(sizes)
+    dtypes = jax.tree.map(lambda x: x.dtype, whole.examples)
+    # An operand that a checksum of the program sees, which does not see what is read.
+    name = np.frombuffer(hashlib.sha256((source.identity or "").encode()).digest(), np.uint32)
+
+    def block(number: Array, size: int) -> PyTree:
+        def read(number: Any, name: Any) -> PyTree:
+            first = int(number) * size
+            last = min(first + size, total)
+            begin, end = np.searchsorted(ends, [first, last - 1], side="right")
+            within = np.arange(begin, end + 1)
+            ids = within[sizes[within] > 0]
+            starts = ends[ids] - sizes[ids]
+            own_rows = [slice(max(first - start, 0), last - start) for start in starts]
+            parts = [
+                jax.tree.map(lambda x, own=own: x[own], client)
+                for own, client in zip(own_rows, source.read(ids), strict=True)
+            ]
+
+            def joined(dtype: Any, *xs: np.ndarray) -> np.ndarray:
+                column = np.concatenate([np.asarray(x) for x in xs]).astype(dtype, copy=False)
+                padding = [(0, size - len(column))] + [(0, 0)] * (column.ndim - 1)
+                return np.pad(column, padding, mode="edge")
+
+            return jax.tree.map(joined, dtypes, *parts)
+
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), whole.examples
+        )
+        return jax.pure_callback(read, shapes, number, name, vmap_method="sequential")
+
+    offsets = jnp.asarray(ends - sizes, jnp.int32)
+    return Flat(replace(whole, offsets=offsets), block)
