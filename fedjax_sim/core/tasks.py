@@ -1,5 +1,6 @@
 """The tasks that a round gives to an execution strategy, and the result that it gets back."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fedjax_sim.core.types import Array, Metrics, PyTree
@@ -58,6 +59,11 @@ class Options(NamedTuple):
     drop_nonfinite: bool = False
     keep_updates: bool = False
 
+
+# (updates [m, ...], malicious [m], counted [m], key [m]) -> updates. What malicious clients send:
+# the result is read of theirs, and of no other's. Updates are zeros where `counted` is False. Keys
+# differ by run, round and client, so that no client's draw depends on its slot.
+Attack = Callable[[PyTree, Array, Array, Array], PyTree]
 
 # The arguments that an execution strategy is called with, by position.
 STRATEGY = ("engine", "client_states", "tasks", "options")

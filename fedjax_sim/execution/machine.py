@@ -94,7 +94,7 @@ def update_bytes(engine: Engine, client_states: PyTree) -> int:
 
 
 def check_updates_fit(engine: Engine, client_states: PyTree, slots: int, mesh: Mesh | None) -> None:
-    """Refuses a rule that sees all updates at once where they exceed the memory.
+    """Refuses a rule or an attack that sees all updates at once where they exceed the memory.
 
     Every device of a mesh holds those of the whole cohort; looked at are those of this process.
 
@@ -108,9 +108,10 @@ def check_updates_fit(engine: Engine, client_states: PyTree, slots: int, mesh: M
     needed, free = len(devices) * slots * size, free_memory(devices)
     if needed > free:
         raise ValueError(
-            f"aggregation combines all updates at once, which takes {_gigabytes(needed)}: "
+            f"aggregation or attack sees all updates at once, which takes {_gigabytes(needed)}: "
             f"m = {slots} updates of {size} bytes on {len(devices)} device(s); "
-            f"{_gigabytes(free)} are free. Take a smaller cohort, or a rule that only averages"
+            f"{_gigabytes(free)} are free. Take a smaller cohort, or a rule that only averages, "
+            "without an attack"
         )
 
 

@@ -101,15 +101,17 @@ def program(
         state = _stand_in(jax.eval_shape(experiment.start, key))
         cohort = experiment.sampler.sample(key, round, staged(experiment.federation))
         coefficients, combined = _aggregation(experiment, _stand_in(cohort), state, key)
-        sees_all = combined is not None
+        sees_all = combined is not None or experiment.attack is not None
         by_part = {
             "sampler": cohort,
-            "aggregation": (coefficients, combined) if sees_all else coefficients,
+            "aggregation": (coefficients, combined) if combined is not None else coefficients,
             "algorithm": _client_and_server(experiment, key, replace(state, round=round), sees_all),
             "evaluation": None
             if experiment.evaluate is None
             else experiment.evaluate(subject_of(experiment.evaluate, state)),
         }
+        if experiment.attack is not None:  # nothing where there is none, as in older saved runs
+            by_part["attack"] = (_attacked(experiment, state, key), experiment.malicious)
         return by_part if hyper is None else by_part | {"params": experiment.begin(key)}
 
     first = jnp.int32(0)
@@ -123,6 +125,8 @@ def _names(experiment: Experiment) -> dict[str, str]:
         "sampler": experiment.sampler.sample,
         "aggregation": experiment.aggregation,
     }
+    if experiment.attack is not None:
+        functions["attack"] = experiment.attack
     names = {
         part: getattr(function, "__qualname__", "").split(".<locals>")[0]
         for part, function in functions.items()
@@ -170,6 +174,16 @@ def _combined(rule: Coefficients, update: PyTree, reports: Array, key: Array) ->
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(reports), *x.shape), x.dtype), update)
     assert rule.combine is not None
     return rule.combine(_stand_in(shapes), rule.weights, reports, key)
+
+
+def _attacked(experiment: Experiment, state: FederatedState, key: Array) -> PyTree:
+    """What an attack makes of two stand-in updates, of which it sends the first."""
+    last, attack = experiment.algorithm.exchanges[-1], experiment.attack
+    assert attack is not None
+    update = jax.eval_shape(lambda: _client(experiment, last, key, state, sees_all=True)[1])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), update)
+    malicious = jnp.arange(2) < 1
+    return attack(_stand_in(shapes), malicious, jnp.ones(2, bool), jax.random.split(key))
 
 
 def _client_and_server(

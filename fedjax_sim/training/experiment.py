@@ -12,7 +12,7 @@ from fedjax_sim.core.evaluate import Evaluate, subject_of
 from fedjax_sim.core.history import Communication, History
 from fedjax_sim.core.randomness import INIT, check_key, stream
 from fedjax_sim.core.reprs import fields_of
-from fedjax_sim.core.tasks import Executed
+from fedjax_sim.core.tasks import Attack, Executed
 from fedjax_sim.core.types import (
     AggregationRule,
     Array,
@@ -46,6 +46,8 @@ class Experiment(NamedTuple):
       evaluate: params -> pytree, as `fs.evaluator` makes one, or of the state, marked by
         `fs.of_state`; None for none.
       evaluate_every: r; also after the last round.
+      attack: what malicious clients send, from `fs.attacks`; None for no attack.
+      malicious: Bool[K], who attacks; it may be traced.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -67,6 +69,8 @@ class Experiment(NamedTuple):
     nonfinite: str = "keep"
     evaluate: Evaluate | None = None
     evaluate_every: int = 1
+    attack: Attack | None = None
+    malicious: Array | None = None
 
     def __repr__(self) -> str:
         return fields_of(self)
@@ -85,7 +89,14 @@ class Experiment(NamedTuple):
     @property
     def round_fn(self) -> RoundFn:
         """The round of `fs.make_round`."""
-        return make_round(self.algorithm, self.aggregation, self.execution, self.nonfinite)
+        return make_round(
+            self.algorithm,
+            self.aggregation,
+            self.execution,
+            self.nonfinite,
+            self.attack,
+            self.malicious,
+        )
 
     def start(self, key: Array, num_states: int | None = None) -> FederatedState:
         """The state before round 0; `params`, if it draws, is given a stream of the key's own.

@@ -14,8 +14,8 @@ from fedjax_sim.core.client_states import states_of, with_states
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.history import RoundMetrics
 from fedjax_sim.core.local_training import num_steps
-from fedjax_sim.core.randomness import CLIENT, COMBINE, EXCHANGE, SERVER, check_key, stream
-from fedjax_sim.core.tasks import Executed, Options, Tasks
+from fedjax_sim.core.randomness import ATTACK, CLIENT, COMBINE, EXCHANGE, SERVER, check_key, stream
+from fedjax_sim.core.tasks import Attack, Executed, Options, Tasks
 from fedjax_sim.core.trees import first_of_each, power_of_two, where
 from fedjax_sim.core.types import (
     AggregationRule,
@@ -32,8 +32,6 @@ from fedjax_sim.core.types import (
 )
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine
-from fedjax_sim.execution.machine import check_updates_fit
-from fedjax_sim.execution.strategy import Strategy
 from fedjax_sim.training.arguments import (
     ask_rule,
     check_algorithm,
@@ -41,6 +39,8 @@ from fedjax_sim.training.arguments import (
     check_rule,
     check_strategy,
 )
+from fedjax_sim.training.attacking import check_attackers, under_attack
+from fedjax_sim.training.executing import execute
 from fedjax_sim.training.reported import Average, Exchanged, Slots, is_empty, round_metrics
 from fedjax_sim.training.state import check_state
 
@@ -54,6 +54,8 @@ def make_round(
     aggregation: AggregationRule = selected,
     execution: Callable[..., Executed] | None = None,
     nonfinite: str = "keep",
+    attack: Attack | None = None,
+    malicious: Array | None = None,
 ) -> RoundFn:
     """A pure function `round_fn(key, state, data, cohort) -> (state, metrics)`.
 
@@ -75,10 +77,14 @@ def make_round(
         "drop" leaves its client out as if it had dropped out. Both count them in the
         metrics. A dropped client's NaN is still in the gradient of a round, whose derivative
         multiplies what was dropped by zero.
+      attack: from `fs.attacks`, or a function (updates [m, ...], malicious [m], counted [m], keys
+        [m]) -> updates: what malicious clients send, in every exchange, once it is decoded and
+        before the rule. What else they send, totals, is what they trained.
+      malicious: Bool[K], who attacks; may be traced.
 
     Raises:
       ValueError: for an unknown rule, strategy or `nonfinite`, or a rule that the algorithm cannot
-        follow; from round_fn, for a cohort
+        follow, or an attack without malicious clients; from round_fn, for a cohort
         that cannot be (if it is concrete), the `unbiased` rule without inclusion
         probabilities, a state of another algorithm or federation, or an untyped key.
 
@@ -97,6 +103,7 @@ def make_round(
     check_rule(aggregation)
     check_follows(algorithm, aggregation)
     strategy = check_strategy(execution)
+    attackers = check_attackers(attack, malicious)
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f'nonfinite must be "keep" or "drop"; got {nonfinite!r}')
 
@@ -127,9 +134,19 @@ def make_round(
             )
             tasks, unit = _tasks(exchange, slots, rule, data)
             options = Options(
-                drop_nonfinite=nonfinite == "drop", keep_updates=rule.combine is not None
+                drop_nonfinite=nonfinite == "drop",
+                keep_updates=rule.combine is not None or attackers is not None,
             )
-            executed = _execute(strategy, engine, client_states, tasks, options)
+            executed = execute(strategy, engine, client_states, tasks, options)
+            if attackers is not None:
+                executed = under_attack(
+                    attackers,
+                    executed,
+                    tasks,
+                    stream(own_key, ATTACK, state.round),
+                    num_clients=data.num_clients,
+                    drops_nonfinite=options.drop_nonfinite,
+                )
             average = _combine(
                 key=own_key,
                 round=state.round,
@@ -194,28 +211,6 @@ def _tasks(
     unit = power_of_two(jnp.where(reports, coefficients.weights, 0))
     weights = coefficients.weights * unit
     return Tasks(slots.ids, steps, weights, cast(Array, coefficients.shares)), unit
-
-
-def _execute(
-    strategy: Strategy, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
-) -> Executed:
-    """Trains the clients; if all updates are kept, checks before that they fit in memory."""
-    if not options.keep_updates:
-        return strategy(engine, client_states, tasks, options)
-    slots = tasks.client_ids.shape[0]
-    check_updates_fit(engine, client_states, slots, strategy.mesh)
-    executed = strategy(engine, client_states, tasks, options)
-    sums, update_leaves = jax.tree.leaves(executed.update), jax.tree.leaves(executed.updates)
-    structure: Any = jax.tree.structure(executed.update)
-    structure_of_updates: Any = jax.tree.structure(executed.updates)
-    if structure != structure_of_updates or [(slots, *x.shape) for x in sums] != [
-        jnp.shape(x) for x in update_leaves
-    ]:
-        raise ValueError(
-            "execution must return Executed.updates, leaves [m, ...] of the structure of update, "
-            f"where options.keep_updates asks for them; got {structure_of_updates}"
-        )
-    return executed
 
 
 def _combine(
