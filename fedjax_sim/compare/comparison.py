@@ -1,4 +1,4 @@
-"""Aggregation modes side by side: FedAvg by mode, participation fraction and seed."""
+"""Aggregation modes side by side: an algorithm by mode, participation fraction and seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -86,6 +86,11 @@ class ResolvedComparison:
             "modes": list(self.modes),
             "seeds": self.seeds,
         }
+
+    @property
+    def algorithm_name(self) -> str:
+        """Of the algorithm whose modes are compared, as it is printed."""
+        return {"fedavg": "FedAvg"}.get(self.base.algorithm, self.base.algorithm)
 
     @property
     def set_name(self) -> str:

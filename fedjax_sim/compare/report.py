@@ -2,161 +2,24 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
 from fedjax_sim.compare.comparison import ResolvedComparison
+from fedjax_sim.compare.identities import identity
+from fedjax_sim.compare.measured import SPREAD_NAMES, Curve, Row
 from fedjax_sim.core.files import replace_file
 from fedjax_sim.core.history import Communication
 from fedjax_sim.plots import canvas, line_styles
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.columns import BYTES
 from fedjax_sim.results.folder import HISTORY, PICTURE
-from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings.resolved import cohort_size
 
-
-class Curve(NamedTuple):
-    """The measurements of one mode and fraction; arrays are [seeds, rounds]."""
-
-    mode: str
-    fraction: float
-    score: np.ndarray
-    train_loss: np.ndarray
-    bytes_down: np.ndarray  # Int64, cumulative
-    bytes_up: np.ndarray  # Int64, cumulative
-    share: np.ndarray  # n_V / n
-    diverged: int  # seeds
-    test: np.ndarray | None = None  # of the same metric, where `score` is of a validation set
-
-
-class Row(NamedTuple):
-    """One line of the table: a mode and a fraction, over the seeds."""
-
-    mode: str
-    fraction: float
-    cohort: int  # m
-    seeds: int
-    rounds: int
-    score_mean: float  # after the last round
-    score_std: float | None  # sample standard deviation over seeds; None for one seed
-    diverged: int  # seeds with an update or a measure that held a NaN or an infinity
-    target_reached: int  # seeds that reached the target
-    rounds_to_target: float | None  # mean over the seeds that did
-    megabytes_down: float  # 10^6 bytes, the whole run, mean over seeds
-    megabytes_up: float
-    megabytes_up_all_send: float  # the reading in which every client sends in every round
-    mean_share: float  # n_V / n
-    min_share: float
-    max_share: float
-    test_mean: float | None = None  # after the last round, where the score is of a validation set
-    test_std: float | None = None
-
-
-def curves(setting: ResolvedComparison, results: Results) -> list[Curve]:
-    """The runs of each mode and fraction side by side, cut to one length.
-
-    After an interrupt these are the seeds that are complete or, if none is, all seeds with a
-    round, up to the last round that all of them have.
-    """
-    cells: dict[tuple[float, str], list[Run]] = {}
-    for run in results.runs:
-        if run.done:
-            place = run.configuration["fraction"], run.configuration["mode"]
-            cells.setdefault(place, []).append(run)
-    all_curves = []
-    for (fraction, mode), runs in cells.items():
-        runs = [run for run in runs if run.done == run.num_rounds] or runs
-        num_rounds = min(run.done for run in runs)
-
-        def side_by_side(
-            name: str, runs: list[Run] = runs, num_rounds: int = num_rounds
-        ) -> np.ndarray:
-            return np.stack([run.rounds[name][:num_rounds] for run in runs])
-
-        all_curves.append(
-            Curve(
-                mode=mode,
-                fraction=fraction,
-                score=side_by_side(setting.base.score).astype(np.float64),
-                train_loss=side_by_side("train_loss").astype(np.float64),
-                bytes_down=side_by_side("bytes_down"),
-                bytes_up=side_by_side("bytes_up"),
-                share=side_by_side("reporting_share").astype(np.float64),
-                diverged=sum(run.diverged for run in runs),
-                test=None
-                if setting.base.validation is None
-                else side_by_side(setting.base.test_score).astype(np.float64),
-            )
-        )
-    return all_curves
-
-
-def rows(
-    setting: ResolvedComparison, all_curves: list[Curve], exchange: Communication
-) -> list[Row]:
-    """The table of a resolved setting."""
-    clients = setting.base.clients
-    table = []
-    for curve in all_curves:
-        seeds, rounds = curve.score.shape
-        last = curve.score[:, -1]
-        test = None if curve.test is None else curve.test[:, -1]
-        reached = [rounds_to_target(score, setting.target) for score in curve.score]
-        times = [time for time in reached if time is not None]
-        everyone_up = rounds * clients * exchange.up
-        table.append(
-            Row(
-                mode=curve.mode,
-                fraction=curve.fraction,
-                cohort=cohort_size(curve.fraction, clients),
-                seeds=seeds,
-                rounds=rounds,
-                score_mean=float(last.mean()),
-                score_std=float(last.std(ddof=1)) if seeds > 1 else None,
-                diverged=curve.diverged,
-                target_reached=len(times),
-                rounds_to_target=float(np.mean(times)) if times else None,
-                megabytes_down=float(curve.bytes_down[:, -1].mean()) / 1e6,
-                megabytes_up=float(curve.bytes_up[:, -1].mean()) / 1e6,
-                megabytes_up_all_send=everyone_up / 1e6,
-                mean_share=float(curve.share.mean()),
-                min_share=float(curve.share.min()),
-                max_share=float(curve.share.max()),
-                test_mean=None if test is None else float(test.mean()),
-                test_std=float(test.std(ddof=1)) if test is not None and seeds > 1 else None,
-            )
-        )
-    return table
-
-
-def identity(setting: ResolvedComparison, table: list[Row]) -> list[str]:
-    """Which server learning rates make the modes equal, for each fraction.
-
-    `all_clients = w + (n_V/n) (selected - w)`: exactly where n_V/n is the same in every
-    round, else up to how it varies.
-    """
-    lr = 1.0 if setting.base.server is None else float(setting.base.server.lr)
-    lines = []
-    for fraction in dict.fromkeys(row.fraction for row in table):
-        row = next(row for row in table if row.fraction == fraction)
-        line = f"C={fraction:g}: those selected hold {100 * row.mean_share:.3g} % of the examples"
-        if row.max_share - row.min_share < 1e-6:
-            lines.append(f"{line} in every round.")
-        else:
-            line += f" ({100 * row.min_share:.3g} to {100 * row.max_share:.3g} % by round)."
-            lines.append(line)
-        if row.min_share < 1 - 1e-6:
-            lines[-1] += (
-                f" all_clients with server lr {lr / row.mean_share:.3g} is selected with {lr:g}; "
-                f"selected with {row.mean_share * lr:.3g} is all_clients with {lr:g}."
-            )
-        else:
-            lines[-1] += " The modes coincide."
-    return lines
+GLOBAL = "global model, on each client's examples"
 
 
 def write(
@@ -167,8 +30,13 @@ def write(
     table: list[Row],
     exchange: Communication,
     complete: bool,
+    linear: bool,
 ) -> tuple[str, ...]:
-    """Writes the files of `Results.save`, history.csv and compare.png, each whole or not at all."""
+    """Writes the files of `Results.save`, history.csv and compare.png, each whole or not at all.
+
+    Args:
+      linear: of `identity`.
+    """
     names = results.save(
         folder,
         {
@@ -178,8 +46,8 @@ def write(
             "complete": complete,
             "score": setting.base.score,
             **exchange.facts(),
-            "rows": [row._asdict() for row in table],
-            "identity": identity(setting, table),
+            "rows": [_without_unmeasured(row) for row in table],
+            "identity": identity(setting, table, linear),
         },
     )
     replace_file(folder / HISTORY, lambda file: _write_history(file, setting, results.runs))
@@ -190,24 +58,33 @@ def write(
     return PICTURE, HISTORY, *names
 
 
+def _without_unmeasured(row: Row) -> dict[str, Any]:
+    """A row's values; without those of clients' own models where there are none."""
+    values = row._asdict()
+    of_clients = [name for name in values if name.startswith(("personal_", "global_"))]
+    return {k: x for k, x in values.items() if x is not None or k not in of_clients}
+
+
 def _write_history(file: IO[bytes], setting: ResolvedComparison, runs: Sequence[Run]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
+    of_clients = [name for name in SPREAD_NAMES if all(name in run.rounds for run in runs)]
     writer.writerow(
         ["mode", "fraction", "cohort", "seed", "round", "score", "train_loss"]
-        + [*BYTES, "reporting_share"]
+        + [*BYTES, "reporting_share", *of_clients]
     )
     for run in runs:
         fraction, mode = run.configuration["fraction"], run.configuration["mode"]
         cohort = cohort_size(fraction, setting.base.clients)
         column, measures = run.rounds, (setting.base.score, "train_loss")
-        has = {name: run.has(name) for name in measures}
+        has = {name: run.has(name) for name in (*measures, *of_clients)}
         for t in range(run.done):
             writer.writerow(
                 [mode, fraction, cohort, run.seed, t + 1]
                 + [f"{column[name][t]:.6g}" if has[name][t] else "" for name in measures]
                 + [int(column[name][t]) for name in BYTES]
                 + [f"{column['reporting_share'][t]:.6g}"]
+                + [f"{column[name][t]:.6g}" if has[name][t] else "" for name in of_clients]
             )
     text.detach()
 
@@ -223,7 +100,8 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
     target = f"target {setting.target:g}"
-    low, high = _limits(base.score, all_curves)
+    of_global = [x for x in (_of_global(setting, curve) for curve in all_curves) if x is not None]
+    low, high = _limits(base.score, all_curves, of_global)
     # A target outside of the axes is not drawn, so the legend does not name it, either.
     is_shown = low <= setting.target <= high
     axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")
@@ -237,6 +115,10 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
                 canvas.band(ax, x, below, above, style["color"], 0.13)
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
                 ax.plot(x, mean, **style, label=mode, zorder=2 + order, markevery=marks)
+                of_global = _of_global(setting, curve_of[mode])
+                if of_global is not None:
+                    thin = {"linewidth": 1.0, "linestyle": (0, (2, 1.5)), "zorder": 1}
+                    ax.plot(x, of_global, color=style["color"], label=GLOBAL, **thin)
         cohort = cohort_size(fraction, base.clients)
         axes[line, 0].set_ylabel(
             f"C = {fraction:g} (m = {cohort})\n{setting.set_name} {setting.score_name}"
@@ -261,9 +143,8 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
     seeds = all_curves[0].score.shape[0]
     values = base.values()
     figure.suptitle(
-        f"FedAvg's aggregation modes on {base.dataset} ({base.partition}): "
-        f"K={base.clients}, E={values['epochs']}, B={values['batch_size']}, "
-        f"client lr {values['client_lr']:g}, server lr {values['server_lr']:g}\n"
+        f"{setting.algorithm_name}'s aggregation modes on {base.dataset} ({base.partition}): "
+        f"K={base.clients}{_shown(values)}\n"
         f"lines: mean over {seeds} seed{'s' if seeds > 1 else ''}; bands: standard deviation",
         fontsize=10,
     )
@@ -272,7 +153,8 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
         for ax in axes[:, 0]
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    shown = [name for name in (*setting.modes, target) if name in handles]  # the table's order
+    in_order = (*setting.modes, GLOBAL, target)  # as in the table
+    shown = [name for name in in_order if name in handles]
     figure.legend(
         [handles[mode] for mode in shown],
         shown,
@@ -284,6 +166,21 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
     return figure
 
 
+def _of_global(setting: ResolvedComparison, curve: Curve) -> np.ndarray | None:
+    """The mean over seeds of the clients' accuracy by the global model, where theirs is another."""
+    name = f"global_{setting.base.measure}_mean"
+    return curve.of_clients[name].mean(axis=0) if name in curve.of_clients else None
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    """The values of a setting that the picture's title has, those that its algorithm takes."""
+    names = {"epochs": "E=", "batch_size": "B="} | {
+        f"{who}_lr": f"{who} lr " for who in ("client", "server")
+    }
+    texts = {k: f"{x:g}" if isinstance(x, float) else str(x) for k, x in values.items()}
+    return "".join(f", {word}{texts[name]}" for name, word in names.items() if name in texts)
+
+
 def _band(score: str, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mean over the seeds, and a standard deviation below and above it."""
     mean = curve.score.mean(axis=0)
@@ -291,13 +188,15 @@ def _band(score: str, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return mean, *canvas.interval([score], mean, std)
 
 
-def _limits(score: str, all_curves: list[Curve]) -> tuple[float, float]:
+def _limits(
+    score: str, all_curves: list[Curve], beside: Sequence[np.ndarray] = ()
+) -> tuple[float, float]:
     """Limits of the score's axis: the range of the means, and at most a quarter more for the bands.
 
     They are (0, 1) where no mean is finite.
     """
     bands = [_band(score, curve) for curve in all_curves]
-    ends = canvas.ends([mean for mean, _, _ in bands], lowest=False)
+    ends = canvas.ends([*(mean for mean, _, _ in bands), *beside], lowest=False)
     if ends is None:
         return 0.0, 1.0
     low, high = ends

@@ -33,6 +33,27 @@ def communication(
     Communication(down=8, up=8)
     """
 
+    down, up = shapes_exchanged(algorithm, params, data)
+    *earlier_down, message = down
+    *earlier, (update, total) = up
+    sent_down, sent_up = algorithm.message_wire, algorithm.wire
+    return Communication(
+        num_bytes(earlier_down)
+        + _bytes_of_wire("message_wire", message if sent_down is None else sent_down(message)),
+        num_bytes(earlier)
+        + _bytes_of_wire("wire", (update, total) if sent_up is None else sent_up(update, total)),
+    )
+
+
+def shapes_exchanged(
+    algorithm: FederatedAlgorithm, params: Params, data: FederatedData
+) -> tuple[list[PyTree], list[tuple[PyTree, PyTree]]]:
+    """The shapes of each exchange's message, and of its (update, total).
+
+    Args:
+      params: arrays, numbers or their shapes.
+    """
+
     def exchanged(key: Array, params: Params, data: FederatedData) -> tuple[PyTree, PyTree]:
         down, up = [], []
         server, state = algorithm.init(params), algorithm.init_client(params)
@@ -46,18 +67,8 @@ def communication(
             up.append((output.update, output.total))
         return down, up
 
-    # Arrays, numbers or their shapes alike.
     params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
-    down, up = jax.eval_shape(exchanged, jax.random.key(0), params, data)
-    *earlier_down, message = down
-    *earlier, (update, total) = up
-    sent_down, sent_up = algorithm.message_wire, algorithm.wire
-    return Communication(
-        num_bytes(earlier_down)
-        + _bytes_of_wire("message_wire", message if sent_down is None else sent_down(message)),
-        num_bytes(earlier)
-        + _bytes_of_wire("wire", (update, total) if sent_up is None else sent_up(update, total)),
-    )
+    return jax.eval_shape(exchanged, jax.random.key(0), params, data)
 
 
 def _bytes_of_wire(name: str, wire: Any) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim import plots
-from fedjax_sim.compare import report
+from fedjax_sim.compare import measured, report
 from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.partition import describe
 from fedjax_sim.plots import canvas, line_styles
@@ -294,7 +294,7 @@ def test_a_comparisons_picture_starts_where_its_curves_do_and_has_the_tables_ord
         )
         for mode in setting.modes
     ]
-    found = report.curves(setting, Results(tuple(runs)))
+    found = measured.curves(setting, Results(tuple(runs)))
     lowest = 0.5  # of 1 - exp(-t / 8), first in round 6: 12 MB, after 10 MB
     low, high = report._megabytes_shown(found, lowest)
     assert (low, high) == (pytest.approx(np.sqrt(10.0 * 12.0)), 80.0)
@@ -363,7 +363,7 @@ def comparison(rounds, reached=1.0, seeds=2, more_modes=()):
         for place, mode in enumerate(setting.modes)
         for seed in range(seeds)
     ]
-    return report.figure(setting, report.curves(setting, Results(tuple(runs))))
+    return report.figure(setting, measured.curves(setting, Results(tuple(runs))))
 
 
 def test_a_mode_without_a_style_of_its_own_is_drawn_too():

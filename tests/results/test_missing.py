@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim import plots
-from fedjax_sim.compare import report
+from fedjax_sim.compare import measured
 from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.host.telling import progress_of
 from fedjax_sim.report import page, reading
@@ -247,5 +247,5 @@ def test_a_comparison_calls_diverged_what_a_sweep_does():
 
     for loss, lost in (([NAN, 0.5], 0), ([NAN, NAN], 1)):
         results = Results((run(0, [NAN, 0.7]), run(1, loss)))
-        (row,) = report.rows(setting, report.curves(setting, results), fs.Communication(1, 1))
+        (row,) = measured.rows(setting, measured.curves(setting, results), fs.Communication(1, 1))
         assert row.diverged == lost == sum(r.diverged for r in results.runs)

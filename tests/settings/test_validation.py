@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fedjax_sim as fs
 from fedjax_sim.cli import show
 from fedjax_sim.cli.parser import main
-from fedjax_sim.compare import report
+from fedjax_sim.compare import measured
 from fedjax_sim.compare.comparison import Comparison
 from fedjax_sim.report import page
 from fedjax_sim.results import Results, Run
@@ -220,7 +220,7 @@ def test_a_comparison_shows_both():
         for run in chosen().runs[:2]
     ]
     results = Results(tuple(runs))
-    (row,) = report.rows(setting, report.curves(setting, results), fs.Communication(1, 1))
+    (row,) = measured.rows(setting, measured.curves(setting, results), fs.Communication(1, 1))
     assert (row.score_mean, row.test_mean) == (pytest.approx(0.805), pytest.approx(0.705))
     assert row.test_std == pytest.approx(0.01 / np.sqrt(2))
     from fedjax_sim.cli.commands import compare

@@ -1,4 +1,4 @@
-"""`fedjax-sim compare`: FedAvg's aggregation modes side by side."""
+"""`fedjax-sim compare`: the aggregation modes of an algorithm side by side."""
 
 import argparse
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from fedjax_sim.cli.options import add_setting, read
 from fedjax_sim.cli.parser import COMMANDS
 from fedjax_sim.cli.signals import INTERRUPTED, runs_with_rounds
 from fedjax_sim.cli.values import setting
-from fedjax_sim.compare import comparison, report
+from fedjax_sim.compare import comparison, identities, measured, report
 from fedjax_sim.compare.comparison import Comparison, ResolvedComparison
-from fedjax_sim.compare.report import Row
+from fedjax_sim.compare.measured import Row
 from fedjax_sim.results.folder import CONFIGURATION, SWEEP, RunFolder
 from fedjax_sim.settings import build
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
-from fedjax_sim.settings.rooms import declarations
+from fedjax_sim.settings.rooms import declarations, default_of
 
 DESCRIPTION = (
-    "Trains FedAvg with every aggregation mode, several participation fractions and several "
-    "seeds; prints a table and writes compare.png, history.csv, configuration.toml (which can be "
-    "given as CONFIG), summary.json, table.csv and rounds.csv."
+    "Trains FedAvg, or another --algorithm, with every aggregation mode, several participation "
+    "fractions and several seeds; prints a table and writes compare.png, history.csv, "
+    "configuration.toml (which can be given as CONFIG), summary.json, table.csv and rounds.csv."
 )
 HAS_SETTING = True
 _SHARED = (
@@ -42,12 +42,14 @@ _HELPS = {
     "validation": "hold out this share of each client's training examples: the score is then "
     "theirs, and the test set's is shown beside it (default: none)",
 }
+_MODELS = {"personal": "own", "global": "global"}  # of clients, and their columns
 _COMPARED = COMMANDS["compare"].names
 
 
 def _fields(vocabulary: Vocabulary) -> tuple[str, ...]:
     """Names of the values that all runs of a comparison share."""
-    return (*vocabulary.of_data, "model", *vocabulary.of_room("model"), *_SHARED)
+    of_rooms = (*vocabulary.of_room("model"), *vocabulary.of_room("algorithm"))
+    return (*vocabulary.of_data, "model", "algorithm", *of_rooms, *_SHARED)
 
 
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
@@ -101,6 +103,7 @@ def call(options: argparse.Namespace) -> int:
         files.check_same(options.out, _values(resolved, names))
     mesh = machine.use_cores(shared.cores)
     experiment = build.experiment(shared)
+    linear = identities.is_linear(experiment)
     exchange = experiment.communication()
     out.prepare(options.overwrite)
     files.write(options.out, _values(resolved, names))
@@ -108,8 +111,13 @@ def call(options: argparse.Namespace) -> int:
     console = show.console()
     sizes = experiment.data.num_examples
     console.print(
-        f"FedAvg on {shared.dataset} ({shared.partition}): K={shared.clients} clients of "
-        f"{int(sizes.min())} to {int(sizes.max())} examples, {exchange.down:,} bytes a model",
+        f"{resolved.algorithm_name} on {shared.dataset} ({shared.partition}): "
+        f"K={shared.clients} clients of {int(sizes.min())} to {int(sizes.max())} examples, "
+        + (
+            f"{exchange.down:,} bytes a model"
+            if exchange.down == exchange.up
+            else f"{exchange.down:,} bytes down and {exchange.up:,} up of a client"
+        ),
         soft_wrap=True,
     )
     total = len(resolved.fractions) * len(resolved.modes) * resolved.seeds
@@ -119,21 +127,20 @@ def call(options: argparse.Namespace) -> int:
                 resolved, mesh=mesh, out=options.out, resume=options.resume, on_progress=tell
             )
         results, complete = runs_with_rounds(all_results, total)
-        curves = report.curves(resolved, results)
-        table = report.rows(resolved, curves, exchange)
+        curves = measured.curves(resolved, results)
+        table = measured.rows(resolved, curves, exchange)
         # Written before anything is printed, which can fail (a closed pipe).
-        names = report.write(options.out, resolved, results, curves, table, exchange, complete)
+        names = report.write(
+            options.out, resolved, results, curves, table, exchange, complete, linear
+        )
     console.print(_table(resolved, table))
     for line in _legend(resolved, table):
         console.print(line)
     console.print()
     for line in _modes(resolved):
         console.print(line)
-    console.print(
-        "\nall_clients = w + (n_V/n) (selected - w), where the clients selected hold n_V of the n "
-        "examples: the two modes differ by a server learning rate."
-    )
-    for line in report.identity(resolved, table):
+    console.print(f"\n{identities.identity_of_modes(resolved, linear)}")
+    for line in identities.identity(resolved, table, linear):
         console.print(line)
     if not complete:
         console.print("Interrupted: what was computed until then is kept.")
@@ -160,6 +167,8 @@ def _setting(values: Mapping[str, Any], vocabulary: Vocabulary) -> ResolvedCompa
 def _values(resolved: ResolvedComparison, names: tuple[str, ...]) -> dict[str, Any]:
     """The contents of configuration.toml."""
     shared = {name: value for name, value in resolved.base.values().items() if name in names}
+    if resolved.base.algorithm == default_of("algorithm"):
+        del shared["algorithm"]  # as older versions wrote it, so that their folders are resumed
     return {**shared, **{name: getattr(resolved, name) for name in _COMPARED}}
 
 
@@ -179,10 +188,21 @@ def _legend(setting: ResolvedComparison, rows: list[Row]) -> list[str]:
         "MB: 10^6 bytes over the whole run, all clients together. all_clients sends the model to "
         "all K; in brackets, if all K also send theirs back.",
     ]
+    if any(row.personal_mean is not None for row in rows):
+        lines.append(
+            "own, global: of a client on its own part of the test set, by its own model and by the "
+            "global one; mean over clients, and in brackets that of the worst tenth."
+        )
     diverged = [f"{row.mode} at C={row.fraction:g}" for row in rows if row.diverged]
     if diverged:
         lines.append(f"DIVERGED (an update or a measure not finite): {', '.join(diverged)}.")
     return lines
+
+
+def _of_clients(row: Row, model: str) -> str:
+    """The mean over clients by their own or the global model, and that of the worst tenth."""
+    values = row._asdict()
+    return f"{values[f'{model}_mean']:.3f} ({values[f'{model}_worst_tenth']:.3f})"
 
 
 def _with_spread(mean: float, std: float | None) -> str:
@@ -196,6 +216,8 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
     score_name, rounds = setting.score_name, setting.base.rounds
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     beside = () if setting.base.validation is None else (f"test {score_name}",)
+    models = [x for x in _MODELS if any(getattr(row, f"{x}_mean") is not None for row in rows)]
+    beside += tuple(_MODELS[model] for model in models)
     names = ("C", "m", "mode", score_name, *beside, f"rounds to {setting.target:g}")
     for name in (*names, "MB down", "MB up"):
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
@@ -220,6 +242,7 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
             row.mode,
             score,
             *test,
+            *(_of_clients(row, model) for model in models),
             reached,
             f"{row.megabytes_down:.2f}",
             up,
