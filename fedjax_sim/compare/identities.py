@@ -92,7 +92,7 @@ def identity(setting: ResolvedComparison, table: Sequence[Row], linear: bool = T
             line += " The modes coincide."
         elif linear and server is None:
             line += f" A step of all_clients is {row.mean_share:.3g} of that of selected."
-        elif linear:
+        elif linear and server is not None:
             lr = float(server.lr)
             line += (
                 f" all_clients with server lr {lr / row.mean_share:.3g} is selected with {lr:g}; "

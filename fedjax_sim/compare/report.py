@@ -100,8 +100,8 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
     target = f"target {setting.target:g}"
-    of_global = [x for x in (_of_global(setting, curve) for curve in all_curves) if x is not None]
-    low, high = _limits(base.score, all_curves, of_global)
+    beside = [x for x in (_of_global(setting, curve) for curve in all_curves) if x is not None]
+    low, high = _limits(base.score, all_curves, beside)
     # A target outside of the axes is not drawn, so the legend does not name it, either.
     is_shown = low <= setting.target <= high
     axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")

@@ -215,6 +215,7 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
 
     score_name, rounds = setting.score_name, setting.base.rounds
     table = Table(box=box.SIMPLE_HEAD, padding=0)
+    beside: tuple[str, ...]
     beside = () if setting.base.validation is None else (f"test {score_name}",)
     models = [x for x in _MODELS if any(getattr(row, f"{x}_mean") is not None for row in rows)]
     beside += tuple(_MODELS[model] for model in models)
