@@ -18,7 +18,7 @@ criterion to stop by (`fs.reaches`, `fs.patience`, `fs.any_of`), `fs.sweep` a gr
 them with seeds; `fs.baselines` trains without federating. `fs.evaluate`, `fs.evaluator` and
 `fs.client_statistics` measure, as `fs.evaluate_clients` does each client's own model of
 `fs.personal_params`, before and after `fs.FineTuning`; `fs.of_state` marks a measure of the whole
-state. `fs.communication` counts bytes.
+state. `fs.communication` counts bytes, and `fs.memory` those that an experiment needs.
 
 What is left: `fs.Results` of runs, and the model, which `fs.load` reads from the folder of a run or
 a sweep; `fs.save_params` and `fs.load_params` write and read one model alone.
@@ -33,6 +33,7 @@ Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs
 `fs.ClientUpdate`, `fs.Clock`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
 `fs.Exchange`,
 `fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.FineTuned`, `fs.History`, `fs.InterruptedRun`,
+`fs.Memory`,
 `fs.RoundContext`,
 `fs.RoundMetrics`, `fs.SaveError`, `fs.Simulation`, `fs.Stop`, `fs.Trained`.
 
@@ -102,6 +103,8 @@ if TYPE_CHECKING:
     from fedjax_sim.training.experiment import Experiment as Experiment
     from fedjax_sim.training.fine_tuning import FineTuned as FineTuned
     from fedjax_sim.training.fine_tuning import FineTuning as FineTuning
+    from fedjax_sim.training.memory import Memory as Memory
+    from fedjax_sim.training.memory import memory as memory
     from fedjax_sim.training.personal import evaluate_clients as evaluate_clients
     from fedjax_sim.training.personal import personal_params as personal_params
     from fedjax_sim.training.round import make_round as make_round

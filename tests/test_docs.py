@@ -76,7 +76,7 @@ def test_the_table_of_algorithms_is_what_files_declare():
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
     pages = "algorithms contract cores data export models personal privacy rounds runs start"
-    assert have == {*pages.split(), "two-readings", "surprises", "coming-from"}
+    assert have == {*pages.split(), "two-readings", "surprises", "coming-from", "large-models"}
 
 
 @pytest.mark.slow
@@ -102,6 +102,14 @@ def test_surprises(session):
     assert own["steps"].epochs * -(-65 // own["steps"].batch_size) == 14
     assert own["of_each"].shape == (1,)
     assert abs(own["overall"] - own["of_each"][0]) < 1e-6
+
+
+@pytest.mark.slow
+def test_large_models(session):
+    own = session("large-models")
+    assert own["needed"].clients == 50 * 4 * 650
+    assert (own["sent"], own["whole"]) == (4 * 2 * (64 + 10), 4 * 650)
+    assert own["accuracy"] > 0.3
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ _GROUPS = {
     "measuring": (
         "Measuring, stopping, saving",
         "evaluate evaluator evaluate_clients client_statistics personal_params FineTuning of_state "
-        "communication reaches patience any_of load save_params load_params",
+        "communication memory reaches patience any_of load save_params load_params",
     ),
 }
 

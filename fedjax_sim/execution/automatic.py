@@ -52,6 +52,10 @@ class Automatic(Strategy):
             room = _CACHES * cache_bytes()
         return vmapped() if slots * largest <= room else packed()
 
+    def side_by_side(self, engine: Engine, client_states: PyTree, slots: int) -> int:
+        """Those of the strategy that it chooses."""
+        return self.chosen(engine, client_states, slots).side_by_side(engine, client_states, slots)
+
     def __call__(
         self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:

@@ -91,7 +91,7 @@ class Packed(Strategy):
         if takes_pooled(engine.exchange, options):
             executed = pooled(engine, client_states, tasks, dynamic=True)
         else:
-            lanes = self._choose(engine, client_states, tasks)
+            lanes = self.side_by_side(engine, client_states, tasks.client_ids.shape[0])
             executed = _pack(engine, client_states, tasks, options, lanes)
         return executed._replace(
             **{
@@ -100,8 +100,8 @@ class Packed(Strategy):
             }
         )
 
-    def _choose(self, engine: Engine, client_states: PyTree, tasks: Tasks) -> int:
-        slots = tasks.client_ids.shape[0]
+    def side_by_side(self, engine: Engine, client_states: PyTree, slots: int) -> int:
+        """L, the lanes."""
         if self.lanes is not None:
             if self.lanes > slots:
                 raise ValueError(

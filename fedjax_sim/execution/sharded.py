@@ -59,6 +59,14 @@ class Sharded(Strategy):
     mesh: Mesh = field()  # `field()` removes the default that the base class has
     inner: Strategy
 
+    def side_by_side(self, engine: Engine, client_states: PyTree, slots: int) -> int:
+        """Those of the inner strategy on each device."""
+        devices = self.mesh.size
+        engine = engine._replace(platform=self.mesh.devices.flat[0].platform)
+        own_slots = -(-slots // devices)
+        inner = self.inner.chosen(engine, client_states, own_slots)
+        return devices * inner.side_by_side(engine, client_states, own_slots)
+
     def __call__(
         self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:

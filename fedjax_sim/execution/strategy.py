@@ -48,6 +48,10 @@ class Strategy:
         """The strategy for so many slots on a device: itself, or the one that it chooses."""
         return self
 
+    def side_by_side(self, engine: Engine, client_states: PyTree, slots: int) -> int:
+        """The clients, of so many slots, that it trains at once: what memory is needed for."""
+        return slots
+
 
 @dataclass(frozen=True)
 class _Function(Strategy):

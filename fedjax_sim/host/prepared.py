@@ -25,6 +25,7 @@ from fedjax_sim.results.columns import check_evaluated
 from fedjax_sim.results.folder import RunFolder
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.experiment import Experiment
+from fedjax_sim.training.memory import check_fits
 
 
 class PreparedRun(NamedTuple):
@@ -133,6 +134,7 @@ def prepare(
     windows = _windows(experiment, key, shapes, capacity=capacity, mesh=mesh, has_states=has_states)
     states = None
     if states_in is None:
+        check_fits(experiment, _devices(mesh))
         state = experiment.start(key)
     else:
         assert windows is not None
@@ -170,6 +172,13 @@ def prepare(
         carry=carry,
         traced=traced,
     )
+
+
+def _devices(mesh: Mesh | None) -> list[Any]:
+    """Those of this process that will hold the run."""
+    if mesh is None:
+        return [*jnp.zeros(()).devices()]
+    return [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
 
 
 def _windows(

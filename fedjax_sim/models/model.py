@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.registry import Option
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, Params
 from fedjax_sim.nn import conv_general_dilated, dot_general
@@ -28,6 +29,13 @@ class ModelFacts(NamedTuple):
     needs_channels: bool = False
 
 
+# Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174).
+REMAT = Option(
+    "remat",
+    "compute a layer's activations anew for its gradient, and keep them not",
+    default=False,
+    kind=bool,
+)
 CLASSES_OF_IMAGES = ModelFacts(("images",), needs_channels=True)
 CLASSES_OF_ANY = ModelFacts(("images", "features"))
 TEXT = ModelFacts(("text",))

@@ -10,6 +10,7 @@ from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import Array
 from fedjax_sim.models.model import (
     CLASSES_OF_IMAGES,
+    REMAT,
     Model,
     check_image,
     convolution,
@@ -18,12 +19,13 @@ from fedjax_sim.models.model import (
 )
 
 
-@declare("ResNet-18 with group norm", facts=CLASSES_OF_IMAGES)
+@declare("ResNet-18 with group norm", REMAT, facts=CLASSES_OF_IMAGES)
 def resnet18(
     input_shape: Sequence[int] = (32, 32, 3),
     num_classes: int = 10,
     width: int = 64,
     groups: int = 2,
+    remat: bool = False,
 ) -> Model:
     """ResNet-18 (He et al. 2016, arXiv 1512.03385) for small images, with group norm.
 
@@ -40,6 +42,7 @@ def resnet18(
     Args:
       width: channels of the stem, a multiple of groups.
       groups: of each norm, 1 for layer norm.
+      remat: whether a block's activations are computed anew for its gradient, and not kept.
 
     Raises:
       ValueError: for a size below 1, an input_shape that is no image, or a width that is no
@@ -55,22 +58,26 @@ def resnet18(
     check_image(input_shape)
     if width % groups:
         raise ValueError(f"width must be a multiple of groups = {groups}; got {width}")
-    return from_flax(_ResNet(num_classes, width, groups), input_shape)
+    return from_flax(_ResNet(num_classes, width, groups, remat), input_shape)
 
 
 class _ResNet(nn.Module):
     num_classes: int
     width: int
     groups: int
+    remat: bool
     blocks: Sequence[int] = (2, 2, 2, 2)  # of each stage
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = nn.relu(_norm(self.groups)(_convolution(self.width, 3)(x)))
-        for stage, count in enumerate(self.blocks):
-            for place in range(count):
-                stride = 2 if stage and not place else 1
-                x = _Block(self.width * 2**stage, stride, self.groups)(x)
+        block = nn.remat(_Block) if self.remat else _Block
+        strides = [(stage, place) for stage, n in enumerate(self.blocks) for place in range(n)]
+        for number, (stage, place) in enumerate(strides):
+            stride = 2 if stage and not place else 1
+            # Its name with or without remat, so that either reads what the other has saved.
+            name = f"_Block_{number}"
+            x = block(self.width * 2**stage, stride, self.groups, name=name)(x)
         return dense(self.num_classes)(jnp.mean(x, axis=(1, 2)))
 
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import Array
-from fedjax_sim.models.model import TEXT, Model, check_sizes, dense, of_tokens
+from fedjax_sim.models.model import REMAT, TEXT, Model, check_sizes, dense, of_tokens
 from fedjax_sim.nn import LSTM
 
 
@@ -45,7 +45,7 @@ def character_lstm(
     return of_tokens(nn.Sequential([*layers, dense(vocabulary)]), length, vocabulary)
 
 
-@declare("a small decoder-only transformer, the next character", facts=TEXT)
+@declare("a small decoder-only transformer, the next character", REMAT, facts=TEXT)
 def transformer(
     vocabulary: int = 90,
     length: int = 80,
@@ -53,6 +53,7 @@ def transformer(
     heads: int = 4,
     layers: int = 2,
     hidden: int | None = None,
+    remat: bool = False,
 ) -> Model:
     """A small decoder-only transformer over characters: the next one at each position.
 
@@ -73,6 +74,7 @@ def transformer(
       heads: of attention, each of width / heads.
       layers: at least 1.
       hidden: units between; None for 4 d.
+      remat: whether a layer's activations are computed anew for its gradient, and not kept.
 
     Raises:
       ValueError: for a size below 1, a width that is no multiple of heads, or (when it is traced)
@@ -96,7 +98,7 @@ def transformer(
         check_count(name, size)
     if width % heads:
         raise ValueError(f"width must be a multiple of heads = {heads}; got {width}")
-    module = _Transformer(vocabulary, length, width, heads, layers, hidden)
+    module = _Transformer(vocabulary, length, width, heads, layers, hidden, remat)
     return of_tokens(module, length, vocabulary)
 
 
@@ -107,6 +109,7 @@ class _Transformer(nn.Module):
     heads: int
     layers: int
     hidden: int
+    remat: bool
 
     @nn.compact
     def __call__(self, text: Array) -> Array:
@@ -116,11 +119,15 @@ class _Transformer(nn.Module):
             )
         positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
         x = nn.Embed(self.vocabulary, self.width)(text) + positions[None, : text.shape[1]]
+        layer = nn.remat(_Transformer._layer) if self.remat else _Transformer._layer
         for _ in range(self.layers):
-            x = x + self._attend(nn.LayerNorm()(x))
-            inner = nn.gelu(dense(self.hidden)(nn.LayerNorm()(x)))
-            x = x + dense(self.width)(inner)
+            x = layer(self, x)
         return dense(self.vocabulary)(nn.LayerNorm()(x))
+
+    def _layer(self, x: Array) -> Array:
+        x = x + self._attend(nn.LayerNorm()(x))
+        inner = nn.gelu(dense(self.hidden)(nn.LayerNorm()(x)))
+        return x + dense(self.width)(inner)
 
     def _attend(self, x: Array) -> Array:
         """Each position to those before it and itself. [B, T, d]."""

@@ -18,6 +18,7 @@ from fedjax_sim.core.evaluate import Evaluate, OfState, subject_of
 from fedjax_sim.core.types import AggregationRule, Array, FederatedAlgorithm, Params
 from fedjax_sim.data import FederatedData
 from fedjax_sim.datasets import Dataset
+from fedjax_sim.models import mixed_precision
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSetting
@@ -104,7 +105,10 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
     parts = problem(setting)
     inner = strategy(setting.execution)
     automatic = setting.execution == "automatic"
-    algorithm = wrapped(_algorithm(setting, parts.loss_fn), setting)
+    # What is measured is measured in the parameters' own precision.
+    loss_fn = parts.loss_fn
+    loss_fn = loss_fn if setting.compute is None else mixed_precision(loss_fn, setting.compute)
+    algorithm = wrapped(_algorithm(setting, loss_fn), setting)
     return Experiment(
         algorithm=algorithm,
         params=_first_params(setting, parts.init),

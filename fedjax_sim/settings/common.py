@@ -224,6 +224,11 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         range=registry.WITHIN_0_AND_1,
         metavar="SHARE",
     ),
+    _text(
+        "compute",
+        "bfloat16: training computes in it, of parameters of float32 (default: in float32)",
+        choices=("bfloat16",),
+    ),
     Option(
         "per_client",
         "evaluate the clients too: how their metrics spread (default: no)",

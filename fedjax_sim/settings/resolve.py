@@ -100,6 +100,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
         seed=values["seed"],
         evaluate_every=values["evaluate_every"],
         validation=values.get("validation"),
+        compute=values.get("compute"),
         per_client=values["per_client"],
         target=values.get("target"),
         execution=values["execution"],

@@ -85,6 +85,7 @@ class ResolvedSetting:
       extras: the optional rooms that are used, by name, and the settings that belong to them.
       options: those that the choices declare and that have a value, by name.
       validation, target, cores: None for no held-out part, no target and all cores.
+      compute: the dtype that training computes in; None for the parameters' own.
       choices: the declarations that the names stand for.
       facts: of the data set.
     """
@@ -105,6 +106,7 @@ class ResolvedSetting:
     seed: int
     evaluate_every: int
     validation: float | None
+    compute: str | None
     per_client: bool
     target: float | None
     execution: str
@@ -187,6 +189,7 @@ class ResolvedSetting:
             "seed": self.seed,
             "evaluate_every": self.evaluate_every,
             "validation": self.validation,
+            "compute": self.compute,
             "per_client": self.per_client,
             "target": self.target,
             "execution": self.execution,

@@ -50,6 +50,7 @@ class Setting:
     seed: int = 0
     evaluate_every: int = 1
     validation: float | None = None
+    compute: str | None = None
     per_client: bool = False
     target: float | None = None
     execution: str = "automatic"
