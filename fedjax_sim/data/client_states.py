@@ -96,10 +96,10 @@ class ClientStates:
         size = self.path.stat().st_size if self.path.exists() else -1
         rows = int(arrays["rows"].max()) + 1 if len(ids) else 0
         if size < rows * self.row_bytes:
-            found = "is missing" if size < 0 else f"has {size}"
+            size_text = "is missing" if size < 0 else f"has {size}"
             raise ValueError(
                 f"{self.path}, the clients' states, must have at least {rows * self.row_bytes} "
-                f"bytes, as the checkpoint says; it {found}"
+                f"bytes, as the checkpoint says; it {size_text}"
             )
         # Which rows the version before has is not known: all that are there stay for two versions.
         self._end = -(-size // self.row_bytes)
