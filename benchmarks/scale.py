@@ -1,6 +1,6 @@
 """Rounds of 100 clients of K = 10^3 to 10^6, in memory and from a disk; and data beyond memory.
 
-    python -m benchmarks.scale clients [--most 1000000] [--rounds 200] [--repeats 2]
+    python -m benchmarks.scale clients [--numbers 1000,1000000] [--rounds 200] [--repeats 2]
     python -m benchmarks.scale data [--gigabytes 20] [--rounds 60] [--folder FOLDER]
 
 `clients` has logistic regressions on 5 to 15 examples of 16 numbers for each client, FedAvg and
@@ -81,15 +81,15 @@ def resident() -> int:
 
 
 def row(options: argparse.Namespace) -> dict[str, Any]:
-    """One row, in this process: seconds a round, memory, and major page faults a round."""
+    """One row, in this process: of a round seconds, of CPU, too, and major page faults; memory."""
     store = fs.data.FederatedStore.open(options.folder)
     before = resident()
     data = store if options.kind == "disk" else store.in_memory
-    moments: list[tuple[int, float, int]] = []
+    moments: list[tuple[int, float, float, int]] = []
 
     def tell(progress: Progress) -> None:
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-        moments.append((progress.round, time.perf_counter(), faults))
+        moments.append((progress.round, time.perf_counter(), time.process_time(), faults))
 
     given = experiment(data, options.algorithm, options.cohort, options.rounds)
     keeps = options.kind == "disk" and options.algorithm == "scaffold"
@@ -103,11 +103,13 @@ def row(options: argparse.Namespace) -> dict[str, Any]:
             on_progress=tell,
         )
         written = run.state.clients.num_written if keeps else 0
-    (first, began, faults_before), (last, ended, faults) = moments[1], moments[-1]
+    (first, *began), (last, *ended) = moments[1], moments[-1]
+    seconds, cpu, faults = ((b - a) / (last - first) for a, b in zip(began, ended, strict=True))
     return {
-        "seconds": (ended - began) / (last - first),
+        "seconds": seconds,
+        "cpu": cpu,
         "bytes": resident() - before,
-        "faults": (faults - faults_before) / (last - first),
+        "faults": faults,
         "written": written,
         "model": float(sum(np.abs(x).sum() for x in jax.tree.leaves(run.state.params))),
     }
@@ -138,7 +140,7 @@ def written(folder: Path, clients: Iterator[Any]) -> fs.data.FederatedStore:
 
 def clients(options: argparse.Namespace) -> None:
     """The table of time and memory by K."""
-    numbers = [10**power for power in range(3, 7) if 10**power <= options.most]
+    numbers = [int(number) for number in options.numbers.split(",")]
     head = "".join(f" | K = {number:,}" for number in numbers)
     lines = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -156,7 +158,8 @@ def clients(options: argparse.Namespace) -> None:
                         rounds=options.rounds,
                         capacity=20_000 if kind == "disk" else None,
                     )
-                    cell = f"{1000 * x['seconds']:.2f} ms, {x['bytes'] / 1e6:,.0f} MB"
+                    cell = f"{1000 * x['seconds']:.1f} ms ({1000 * x['cpu']:.1f} of CPU), "
+                    cell += f"{x['bytes'] / 1e6:,.0f} MB"
                     lines.setdefault((algorithm, kind), []).append(cell)
                     print(number, algorithm, kind, x, file=sys.stderr)
     print(f"| a round, memory{head} |\n|{'---|' * (len(numbers) + 1)}")
@@ -178,11 +181,12 @@ def data(options: argparse.Namespace) -> None:
                 drop(whole)
             rows[name] = measured(whole, repeats, kind="disk", capacity=options.capacity, **given)
     fastest = rows["in memory, a tenth"]["seconds"]
-    print("| | ms a round | of the speed in memory | memory | major faults a round |")
-    print("|---|---|---|---|---|")
+    print("| | ms a round | of CPU | of the speed in memory | memory | major faults a round |")
+    print("|---|---|---|---|---|---|")
     for name, x in rows.items():
         print(
-            f"| {name} | {1000 * x['seconds']:.1f} | {fastest / x['seconds']:.2f} | "
+            f"| {name} | {1000 * x['seconds']:.1f} | {1000 * x['cpu']:.1f} | "
+            f"{fastest / x['seconds']:.2f} | "
             f"{x['bytes'] / 1e6:,.0f} MB | {x['faults']:.0f} |"
         )
 
@@ -198,7 +202,7 @@ def drop(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["clients", "data", "row"])
-    parser.add_argument("--most", type=int, default=10**6)
+    parser.add_argument("--numbers", default="1000,10000,100000,1000000", help="of clients")
     parser.add_argument("--gigabytes", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=2)

@@ -75,7 +75,7 @@ def test_the_table_of_algorithms_is_what_files_declare():
 
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
-    pages = "algorithms contract cores data export models personal privacy rounds runs start"
+    pages = "algorithms contract cores data export models personal privacy rounds runs start store"
     assert have == {*pages.split(), "two-readings", "surprises", "coming-from", "large-models"}
 
 
@@ -226,6 +226,14 @@ def test_personal(session):
     assert after > before > 0.5
     measured = own["simulation"].history.evaluation["test_accuracy"][-1]
     assert float(measured) == pytest.approx(before, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_store(session):
+    own = session("store")
+    assert own["states"].num_written > 300
+    assert own["store"].num_clients == 2000
+    assert 0 < float(own["result"].mean["loss"]) < 10
 
 
 @pytest.mark.slow

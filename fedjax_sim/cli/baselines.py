@@ -17,7 +17,7 @@ from fedjax_sim.host.simulation import Simulation
 from fedjax_sim.results import Results, Scalar
 from fedjax_sim.results.columns import BYTES
 from fedjax_sim.results.folder import BASELINES, CONFIGURATION, RUN, RunFolder
-from fedjax_sim.settings import build
+from fedjax_sim.settings import build, stores
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.training.experiment import Experiment
 
@@ -72,7 +72,10 @@ def _of_own_models(resolved: ResolvedSetting, simulation: Simulation) -> dict[st
     """Scores of the clients' own last models, on the test set and on their own examples."""
     parts = build.problem(resolved)
     statistics = baselines.evaluate_local(
-        parts.loss_fn, simulation.state, parts.test, parts.data if resolved.per_client else None
+        parts.loss_fn,
+        simulation.state,
+        parts.test,
+        stores.in_memory(parts.data) if resolved.per_client else None,
     ).statistics
     if parts.validation is not None:
         held_out = baselines.evaluate_local(parts.loss_fn, simulation.state, parts.validation)

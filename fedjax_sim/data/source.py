@@ -114,6 +114,11 @@ class Source:
         """As those of the whole federation."""
         return padded_sizes(np.asarray(self.num_examples))
 
+    @property
+    def num_clients(self) -> int:
+        """K."""
+        return len(self.num_examples)
+
     @cached_property
     def max_num_examples(self) -> int:
         """Of the largest client."""

@@ -46,8 +46,15 @@ class _Mapped:
     sizes: np.ndarray
     num_examples: int
 
+    def all_examples(self) -> PyTree:
+        """Leaves [N, ...]."""
+        return jax.tree.unflatten(self.structure, self._columns())
+
+    def _columns(self) -> list[np.ndarray]:
+        return [leaf.mapped(self.folder, self.num_examples) for leaf in self.leaves]
+
     def __call__(self, ids: np.ndarray) -> list[PyTree]:
-        columns = [leaf.mapped(self.folder, self.num_examples) for leaf in self.leaves]
+        columns = self._columns()
         ends = self.starts + self.sizes
         return [
             jax.tree.unflatten(self.structure, [x[self.starts[k] : ends[k]] for x in columns])
@@ -179,6 +186,11 @@ class FederatedStore(Source):
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return cls.open(folder)
+
+    def mapped(self) -> PyTree:
+        """The examples of all clients, leaves [N, ...], read where they are looked at."""
+        assert isinstance(self.read, _Mapped)
+        return self.read.all_examples()
 
     def verify(self) -> Self:
         """Reads all files and compares their checksums; returns the store.

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.types import Array, LocalTraining, PyTree
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, Source
 from fedjax_sim.execution.cgroup import allowed_cores, free_bytes
 from fedjax_sim.execution.client import Engine, block_size
 
@@ -72,6 +72,26 @@ def free_memory(devices: Sequence[Any]) -> float:
     except (OSError, ValueError):
         free = 4.0 * 2**30
     return min(free, free_bytes())
+
+
+def loaded(source: Source, name: str, because: str) -> FederatedData:
+    """A source's federation in memory, which it keeps.
+
+    Args:
+      name: of the argument, for the message.
+      because: why it must be in memory.
+
+    Raises:
+      ValueError: if it does not fit, with the figures.
+    """
+    if "in_memory" not in vars(source):
+        needed, free = 2 * source.nbytes, free_memory(jax.local_devices())  # while it is loaded
+        if needed > free:
+            raise ValueError(
+                f"{name} must fit in memory, because {because}; to load this source takes "
+                f"{needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+            )
+    return source.in_memory
 
 
 def block_bytes(local: LocalTraining, data: FederatedData) -> int:

@@ -16,10 +16,11 @@ from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
 from fedjax_sim.core.evaluate import Evaluate, OfState, subject_of
 from fedjax_sim.core.types import AggregationRule, Array, FederatedAlgorithm, Params
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, Source
 from fedjax_sim.datasets import Dataset
 from fedjax_sim.models import mixed_precision
 from fedjax_sim.sampling import Sampler
+from fedjax_sim.settings import stores
 from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSetting
 from fedjax_sim.settings.splits import parts_of_clients, split
@@ -33,7 +34,7 @@ from fedjax_sim.training.experiment import Experiment
 class Problem(NamedTuple):
     """A setting's data and model."""
 
-    data: FederatedData
+    data: FederatedData | Source
     test: FederatedData
     init: Callable[[Array], Params]
     loss_fn: Callable[..., Any]
@@ -60,7 +61,7 @@ def _problem(
     # A sweep may call this while it traces; the data must be concrete all the same.
     with jax.ensure_compile_time_eval():
         dataset, client_ids, _ = split(choice)
-        data = FederatedData.from_arrays(dataset.train, client_ids, choice.clients)
+        data = stores.federation(choice, dataset, client_ids)
         test = FederatedData.from_clients([dataset.test])
         held_out = dataset.validation
         validation = None if held_out is None else FederatedData.from_clients([held_out])
@@ -157,10 +158,10 @@ def _evaluate(setting: ResolvedSetting, parts: Problem, algorithm: FederatedAlgo
         measure = evaluator(
             parts.loss_fn,
             own.test,
-            clients,
+            None if clients is None else stores.in_memory(clients),
             validation=own.validation,
             personal=algorithm,
-            train=parts.data,
+            train=stores.in_memory(parts.data),
         )
     if not parts.variances:
         return measure

@@ -7,6 +7,7 @@ import optax
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.types import FederatedAlgorithm, FederatedState, LocalTraining
 from fedjax_sim.results.clients import Clients
+from fedjax_sim.settings import stores
 from fedjax_sim.settings.build import problem
 from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ResolvedSetting
@@ -48,23 +49,24 @@ def measure_clients(
         no values of that.
     """
     parts, test = problem(setting), parts_of_clients(setting.data).test
+    data = stores.in_memory(parts.data)
     tuning = None if fine_tune is None else check_fine_tune(setting, fine_tune)
     # A run over several devices leaves its state on all of them, and the test set is on one.
     state = jax.device_put(jax.device_get(state), jax.devices()[0])
     own = tuned = None
     if tuning is not None:
         measured = evaluate_clients(
-            parts.loss_fn, algorithm, state, parts.data, test=test, fine_tune=tuning
+            parts.loss_fn, algorithm, state, data, test=test, fine_tune=tuning
         )
         own, tuned = measured.before, measured.after
     elif algorithm.personal is not None:
-        own = evaluate_clients(parts.loss_fn, algorithm, state, parts.data, test=test)
+        own = evaluate_clients(parts.loss_fn, algorithm, state, data, test=test)
     evaluations = {"personal": own if algorithm.personal is not None else None, "tuned": tuned}
-    if has_global_model(algorithm, state, parts.data):
+    if has_global_model(algorithm, state, data):
         evaluations = {"global": evaluate(parts.loss_fn, state.params, test), **evaluations}
     return Clients(
-        names=_names(setting, parts.data.num_clients),
-        train_examples=np.asarray(parts.data.num_examples),
+        names=_names(setting, data.num_clients),
+        train_examples=np.asarray(data.num_examples),
         test_examples=np.asarray(test.num_examples),
         columns={
             f"{model}_{name}": np.asarray(x, np.float64)

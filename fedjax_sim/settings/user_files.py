@@ -136,7 +136,16 @@ _TASK = Option(
     kind=str,
     choices=TASKS,
 )
+
+
+def _stored(directory: Path, *, task: str | None = None) -> Dataset:
+    from fedjax_sim.settings.stores import stored  # which imports what imports this
+
+    return stored(directory, task=task)
+
+
 _FORMS: Mapping[str, Callable[[Path], Dataset]] = {
+    "train/manifest.json": _stored,
     "train/*.json": datasets.leaf,
     "train/*.npz": datasets.npz,
     "train/*.csv": datasets.csv,

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array
 from fedjax_sim.data import Source
-from fedjax_sim.execution.machine import free_memory
+from fedjax_sim.execution.machine import loaded
 from fedjax_sim.grid import Grid
 from fedjax_sim.results.columns import COLUMNS, LABELS
 from fedjax_sim.training.experiment import Experiment
@@ -72,16 +72,11 @@ def in_memory(experiment: Experiment) -> Experiment:
     data = experiment.data
     if not isinstance(data, Source):
         return experiment
-    if "in_memory" not in vars(data):
-        needed, free = 2 * data.nbytes, free_memory(jax.local_devices())  # while it is loaded
-        if needed > free:
-            raise ValueError(
-                "experiment.data must fit in memory in a sweep, because its seeds and "
-                "configurations run side by side and each seed draws other clients; to load this "
-                f"source takes {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free. "
-                "fs.simulate takes it, a configuration and a seed at a time"
-            )
-    return experiment._replace(data=data.in_memory)
+    because = (
+        "a sweep's seeds and configurations run side by side and each seed draws other clients "
+        "(fs.simulate reads a source, a configuration and a seed at a time)"
+    )
+    return experiment._replace(data=loaded(data, "experiment.data", because))
 
 
 def check_columns(grid: Grid, columns: Iterable[str]) -> None:

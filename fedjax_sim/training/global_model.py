@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.types import FederatedAlgorithm, FederatedState
 from fedjax_sim.data import FederatedData
-from fedjax_sim.training.personal import own_model
+from fedjax_sim.training.own_models import own_model
 from fedjax_sim.transforms.sharing import WithPersonal
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, overload
 
 import jax
@@ -10,24 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_takes, has_values
-from fedjax_sim.core.client_states import numbers_of_clients, states_of
-from fedjax_sim.core.loss import check_metric, per_example, totals
-from fedjax_sim.core.randomness import FINE_TUNING, check_key, stream
-from fedjax_sim.core.types import (
-    Array,
-    FederatedAlgorithm,
-    FederatedState,
-    LocalTraining,
-    LossFn,
-    Metrics,
-    Params,
-    PyTree,
-    no_probe,
+from fedjax_sim.core.client_states import numbers_of_clients
+from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
+from fedjax_sim.data import ClientStates, FederatedData, Source, check_data, check_whole
+from fedjax_sim.training.evaluation import Evaluation
+from fedjax_sim.training.fine_tuning import FineTuned, FineTuning
+from fedjax_sim.training.from_disk import evaluate_from_disk
+from fedjax_sim.training.own_models import (
+    Measures,
+    check_measured,
+    check_same_clients,
+    checked_ids,
+    means,
+    own_model,
+    probe_of,
 )
-from fedjax_sim.data import FederatedData, check_data, check_whole
-from fedjax_sim.execution.client import Engine
-from fedjax_sim.training.evaluation import Evaluation, quotient
-from fedjax_sim.training.fine_tuning import FineTuned, FineTuning, check_fine_tuning, fine_tuned
 
 
 def personal_params(
@@ -61,7 +58,7 @@ def personal_params(
             "use the global model, state.params"
         )
     if data is None:
-        if _probe(algorithm) is not None or not jax.tree.leaves(state.clients):
+        if probe_of(algorithm) is not None or not jax.tree.leaves(state.clients):
             raise ValueError(
                 "data must be given, since the clients' states do not say alone which models this "
                 "algorithm's clients use"
@@ -70,7 +67,7 @@ def personal_params(
             lambda client_state: personal(state.server, client_state, ()), state.clients
         )
     _check(state, data)
-    if _probe(algorithm) is not None:
+    if probe_of(algorithm) is not None:
         check_whole(data, "data")
     ids = jnp.arange(data.num_clients, dtype=jnp.int32)
     return jax.lax.map(lambda k: own_model(algorithm, state, data, k), ids)
@@ -81,9 +78,9 @@ def evaluate_clients(
     metric_fn: LossFn,
     algorithm: FederatedAlgorithm,
     state: FederatedState,
-    data: FederatedData,
+    data: FederatedData | Source,
     *,
-    test: FederatedData | None = ...,
+    test: FederatedData | Source | None = ...,
     clients: Any | None = ...,
     fine_tune: None = ...,
     unseen: bool = ...,
@@ -98,9 +95,9 @@ def evaluate_clients(
     metric_fn: LossFn,
     algorithm: FederatedAlgorithm,
     state: FederatedState,
-    data: FederatedData,
+    data: FederatedData | Source,
     *,
-    test: FederatedData | None = ...,
+    test: FederatedData | Source | None = ...,
     clients: Any | None = ...,
     fine_tune: FineTuning,
     unseen: bool = ...,
@@ -114,9 +111,9 @@ def evaluate_clients(
     metric_fn: LossFn,
     algorithm: FederatedAlgorithm,
     state: FederatedState,
-    data: FederatedData,
+    data: FederatedData | Source,
     *,
-    test: FederatedData | None = None,
+    test: FederatedData | Source | None = None,
     clients: Any | None = None,
     fine_tune: FineTuning | None = None,
     unseen: bool = False,
@@ -133,6 +130,8 @@ def evaluate_clients(
     Args:
       metric_fn: as `loss_fn`, of one model: (params, batch, key) -> losses[B], or
         (losses[B], {name: values[B]}); its key is None.
+      state: whose `clients` may be on a disk (`fs.data.ClientStates`), of which, as of data or test
+        that is a `Source`, some clients' are then read at a time; not within `jax.jit`.
       data: what the clients train on; where they probe, a window must hold all that are measured.
       test: their own test examples, of the same K clients in the same places, some of which may
         have none; None to measure on `data`.
@@ -176,82 +175,32 @@ def evaluate_clients(
     """
     if not isinstance(unseen, bool):
         raise ValueError(f"unseen must be True or False; got {unseen!r}")
-    _check(state, data, unseen)
     batch_size, lanes = check_count("batch_size", batch_size), check_count("lanes", lanes)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
+    if isinstance(getattr(state, "clients", None), ClientStates) or any(
+        isinstance(x, Source) for x in (data, test)
+    ):
+        key = jax.random.key(0) if key is None else key
+        check_key(key)
+        measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes)
+        return evaluate_from_disk(measures, state, data, test, clients)
+    assert isinstance(data, FederatedData)
+    assert test is None or isinstance(test, FederatedData)
+    _check(state, data, unseen)
     name = "data" if test is None else "test"
     test = data if test is None else test
-    _check_same_clients(data, test)
-    ids = _client_ids(clients, data.num_clients)
-    if _probe(algorithm) is not None and test is not data:
+    check_same_clients(data, test)
+    ids = checked_ids(clients, data.num_clients)
+    if probe_of(algorithm) is not None and test is not data:
         _check_within(data, test, ids)
-    model_shapes = jax.eval_shape(lambda: own_model(algorithm, state, data, jnp.int32(0), unseen))
-    check_metric(metric_fn, model_shapes, test.examples, None, name)
-    if fine_tune is not None:
-        check_whole(data, "data")
-        fine_tune = check_fine_tuning(fine_tune, metric_fn, model_shapes, data)
+    fine_tune = check_measured(
+        metric_fn, algorithm, state, data, test, name=name, fine_tune=fine_tune, unseen=unseen
+    )
     key = jax.random.key(0) if key is None else key
     check_key(key)
-    passes = algorithm.exchanges[-1]._replace(local=LocalTraining(1, batch_size, shuffle=False))
-    engine = Engine(passes, test, jax.random.key(0), ())
-
-    def measured(client_id: Array, params: Params) -> Metrics:
-        def of_block(batch: PyTree, mask: Array) -> Metrics:
-            return totals(per_example(metric_fn, params, batch, None, "metric_fn"), mask)
-
-        return engine.sum_over_blocks(of_block, engine.client(client_id), dynamic=True)
-
-    def measure(client_id: Array) -> list[Metrics]:
-        models = [own_model(algorithm, state, data, client_id, unseen)]
-        if fine_tune is not None:
-            own_key = stream(key, FINE_TUNING)
-            models.append(fine_tuned(fine_tune, data, own_key, models[0], client_id))
-        return [measured(client_id, params) for params in models]
-
-    sums = jax.lax.map(measure, ids, batch_size=None if lanes == 1 else lanes)
-    evaluations = [_means(of_models) for of_models in sums]
+    measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes)
+    evaluations = [means(of_models) for of_models in measures.sums(state, data, test, ids)]
     return evaluations[0] if fine_tune is None else FineTuned(*evaluations)
-
-
-def _means(sums: Metrics) -> Evaluation:
-    """Of sums and counts by client, [c] each."""
-
-    def mean(total: Array, count: Array) -> Array:
-        return jnp.where(count > 0, quotient(total, jnp.where(count > 0, count, 1)), jnp.nan)
-
-    return Evaluation(
-        mean={name: mean(jnp.sum(total), jnp.sum(n)) for name, (total, n) in sums.items()},
-        clients={name: mean(total, n) for name, (total, n) in sums.items()},
-    )
-
-
-def _probe(algorithm: FederatedAlgorithm) -> Callable[..., PyTree] | None:
-    """What is summed over a client's training examples to know its own model."""
-    probe = algorithm.personal_probe or algorithm.client.probe
-    return None if probe is no_probe else probe
-
-
-def own_model(
-    algorithm: FederatedAlgorithm,
-    state: FederatedState,
-    data: FederatedData,
-    client_id: Array,
-    unseen: bool = False,
-) -> Params:
-    """The model that one client uses itself; of one that the state does not know, the first."""
-    if algorithm.personal is None:
-        return state.params
-    message = algorithm.broadcast(state.server, state.round)
-    exchange = algorithm.exchanges[-1]
-    exchange = exchange._replace(client=exchange.client._replace(probe=_probe(algorithm)))
-    # A probe draws nothing, so that the key does not matter.
-    engine = Engine(exchange, data, jax.random.key(0), message)
-    if unseen:
-        client_state = algorithm.init_client(state.params)
-    else:
-        client_state = states_of(state.clients, client_id)
-    probed = engine.probed(engine.client(client_id), client_state, dynamic=True)
-    return algorithm.personal(state.server, client_state, probed)
 
 
 def _check(state: FederatedState, data: FederatedData, unseen: bool = False) -> None:
@@ -282,39 +231,3 @@ def _check_within(data: FederatedData, test: FederatedData, ids: Array) -> None:
             "data must hold the examples of the clients that are measured, which choose their "
             f"models by them; client {outside[0]} has none in this window"
         )
-
-
-def _check_same_clients(data: FederatedData, test: FederatedData) -> None:
-    check_data(test)
-    if test.num_clients != data.num_clients:
-        raise ValueError(
-            f"test must be of the {data.num_clients} clients of data, in the same places; got "
-            f"{test.num_clients} (FederatedData.from_arrays takes num_clients, for clients without "
-            "an example)"
-        )
-    if None in (data.client_names, test.client_names) or data.client_names == test.client_names:
-        return
-    pairs = zip(data.client_names or (), test.client_names or (), strict=True)
-    ours, theirs = next(pair for pair in pairs if pair[0] != pair[1])
-    raise ValueError(
-        f"test must have the clients of data in the same places; client {ours!r} of data is in the "
-        f"place of {theirs!r}"
-    )
-
-
-def _client_ids(clients: Any | None, num_clients: int) -> Array:
-    """Int[c], or a refusal; of traced ids the shape alone."""
-    if clients is None:
-        return jnp.arange(num_clients, dtype=jnp.int32)
-    ids = clients if isinstance(clients, jax.Array) else np.asarray(clients)
-    if ids.ndim != 1 or not len(ids) or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(
-            f"clients must be a list of client ids, or None for all; got {ids.dtype} of shape "
-            f"{ids.shape}"
-        )
-    if has_values(ids):
-        values = np.asarray(ids)
-        wrong = values[(values < 0) | (values >= num_clients)]
-        if len(wrong):
-            raise ValueError(f"clients must lie in [0, {num_clients}); got {wrong[0]}")
-    return jnp.asarray(ids, jnp.int32)

@@ -2,9 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from fedjax_sim.cli import main
+from fedjax_sim.settings import build, stores, user_data
 
 
 def describe(*options):
@@ -97,3 +99,28 @@ def test_a_picture_is_not_overwritten_unasked(tmp_path, capsys):
     assert out.read_bytes() == before
     assert describe("--out", out, "--overwrite") == 0
     assert out.read_bytes() != before
+
+
+def test_a_store_trains_as_the_data_that_it_was_written_of(tmp_path, capsys):
+    """Clients in a folder, read while they train: the rounds of a run on the data themselves."""
+    folder = tmp_path / "stored"
+    assert main(["data", "store", "--data", "wind", "--out", str(folder)]) == 0
+    assert "Wrote 10 clients" in capsys.readouterr().out
+    assert {x.name for x in folder.iterdir()} == {"dataset.json", "test", "train"}
+    options = ["--rounds", "2", "--model", "mlp", "-E", "1", "-C", "0.3", "--client-lr", "0.02"]
+    rounds = []
+    for name in ("wind", str(folder)):
+        out = tmp_path / f"run-{len(rounds)}"
+        assert main(["run", "--data", name, *options, "--out", str(out)]) == 0, name
+        lines = (out / "rounds.csv").read_text().splitlines()
+        rounds.append([[float(x or "nan") for x in line.split(",")[3:6]] for line in lines[1:]])
+    np.testing.assert_allclose(*rounds, rtol=1e-3)
+    with pytest.raises(SystemExit):
+        main(["data", "store", "--data", "wind", "--out", str(folder)])
+    assert "holds a data set already" in capsys.readouterr().err
+    (folder / "test" / "manifest.json").unlink()
+    for cached in (stores._opened, user_data._loaded, build._problem):
+        cached.cache_clear()
+    with pytest.raises(SystemExit):
+        main(["run", "--data", str(folder), *options, "--out", str(tmp_path / "other")])
+    assert "manifest.json cannot be read" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import fedjax_sim as fs
 from fedjax_sim.core.files import SaveError
 from fedjax_sim.data import client_states
 from fedjax_sim.host import windows
+from fedjax_sim.training import from_disk
 from tests.conftest import MESH, linear_loss, zeros
 
 ROUNDS, KEY, CAPACITY = 10, jax.random.key(5), 34
@@ -75,6 +76,38 @@ def test_a_client_that_never_took_part_has_no_row(data, whole):
     states = whole.state.clients
     assert {*np.flatnonzero(states.is_written).tolist()} == seen
     assert f"{len(seen)} of {data.num_clients} clients written" in repr(states)
+
+
+@pytest.mark.parametrize("source", [False, True])
+def test_clients_on_disk_are_measured(data, whole, monkeypatch, source):
+    """In groups of three, of which the last one has two."""
+    monkeypatch.setattr(from_disk, "_CLIENTS", 3)
+    held = whole.state.clients
+    in_memory = fs.FederatedState(
+        whole.state.server,
+        jax.tree.map(jnp.asarray, held.read(np.arange(len(held)))),
+        whole.state.round,
+        whole.state.get_params,
+    )
+
+    def metric_fn(params, batch, key):
+        return (batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2
+
+    algorithm, clients = ALGORITHMS["scaffold"](), [0, 2, 3, 5, 7, 1, 6, 4]
+    # Each client's own: what it has, added to the model.
+    algorithm = algorithm._replace(
+        personal=lambda server, own, probed: jax.tree.map(
+            lambda w, c: w + c, algorithm.params(server), own
+        )
+    )
+    options = {"test": fs.data.Source.of(data) if source else data, "clients": clients}
+    read = fs.evaluate_clients(metric_fn, algorithm, whole.state, data, **options)
+    wanted = fs.evaluate_clients(metric_fn, algorithm, in_memory, data, clients=clients)
+    for x, y in zip(jax.tree.leaves(read), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5)
+    few = fs.FederatedData.from_clients([{"x": np.ones((2, 4)), "y": np.ones(2)}] * 3)
+    with pytest.raises(ValueError, match=r"run on this federation of 3 clients; it holds .* of 8"):
+        fs.evaluate_clients(metric_fn, algorithm, whole.state, few)
 
 
 @pytest.mark.slow  # two programs, whose bits agree where XLA compiles as users have it

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.sweeps import checks
+from fedjax_sim.execution import machine
 from tests.conftest import linear_loss, zeros
 
 ROUNDS, KEY, CAPACITY = 8, jax.random.key(5), 34
@@ -91,6 +91,6 @@ def test_a_sweep_loads_what_fits(data, store, monkeypatch):
     for run, other in zip(a.runs, b.runs, strict=True):
         jax.tree.map(np.testing.assert_array_equal, run.rounds, other.rounds)
     fresh = fs.data.FederatedStore.open(store.folder)
-    monkeypatch.setattr(checks, "free_memory", lambda devices: 1e3)
+    monkeypatch.setattr(machine, "free_memory", lambda devices: 1e3)
     with pytest.raises(ValueError, match=r"takes 2.4e-06 GB, and 1e-06 GB are free"):
         fs.sweep(make(fresh), grid, keys=[0])

@@ -269,7 +269,10 @@ def test_data_of_a_function(tmp_path, capsys):
 def test_a_folder_of_no_form_says_what_was_looked_for(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     line = refusal(capsys, "run", "--data", tmp_path / "data", "--out", tmp_path / "out")
-    assert "must hold one of train/*.json, train/*.npz, train/*.csv, *train*.h5" in line
+    assert (
+        "must hold one of train/manifest.json, train/*.json, train/*.npz, train/*.csv, *train*.h5"
+        in line
+    )
     for command in ("run", "sweep", "compare"):
         line = refusal(capsys, command, "--data", tmp_path / "no", "--out", tmp_path / "out")
         assert line.endswith("no: there is no such folder")

