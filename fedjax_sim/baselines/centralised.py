@@ -84,6 +84,12 @@ def centralised(experiment: Experiment) -> Experiment:
 
     def sample(key: Array, round: Array | int, pooled: FederatedData) -> Cohort:
         drawn = sampler.sample(key, round, data)
+        if drawn.deadline is not None:
+            raise ValueError(
+                "experiment.sampler must not have a deadline, since only the round of the clients "
+                "says who is late, and so what budget of local steps is left; give what was given "
+                "to fs.sampling.deadline"
+            )
         cohort, _, reports = as_arrays(drawn, data.num_clients, stateful=False)
         ids = jnp.clip(cohort.client_ids, 0, data.num_clients - 1)
         steps = num_steps(local, data.num_examples[ids], cohort.work)
@@ -112,6 +118,7 @@ def centralised(experiment: Experiment) -> Experiment:
         sampler=Sampler(1, False, sample),
         aggregation=rules.selected,
         execution=execution,
+        clock=None,  # of K clients, of which the pooled data are none
     )
 
 

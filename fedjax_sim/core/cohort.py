@@ -30,7 +30,7 @@ def as_arrays(cohort: Cohort, num_clients: int, stateful: bool) -> tuple[Cohort,
             f"{None if fields[0] is None else fields[0].shape}"
         )
     ids = fields[0]
-    kinds = (jnp.integer, jnp.bool_, jnp.bool_, jnp.number, jnp.number)
+    kinds = (jnp.integer, *2 * [jnp.bool_], *3 * [jnp.number], jnp.bool_)
     for name, kind, value in zip(cohort._fields, kinds, fields, strict=True):
         if value is None:
             continue
@@ -45,6 +45,8 @@ def as_arrays(cohort: Cohort, num_clients: int, stateful: bool) -> tuple[Cohort,
     mask = jnp.ones(ids.shape, bool) if arrays.mask is None else arrays.mask
     reports = mask if arrays.reports is None else mask & arrays.reports
     arrays = arrays._replace(mask=mask, reports=reports)
+    if cohort.partial is not None and cohort.deadline is None:
+        raise ValueError("cohort.partial must come with cohort.deadline; got partial alone")
     if all(x is None or is_concrete(x) for x in arrays):
         _check_values(arrays._replace(client_ids=given_ids), num_clients, stateful)
     return arrays, mask, reports
@@ -82,3 +84,7 @@ def _check_values(cohort: Cohort, num_clients: int, stateful: bool) -> None:
             raise ValueError(
                 f"cohort.work must lie in [0, 1]; got values from {work.min()} to {work.max()}"
             )
+    if cohort.deadline is not None:
+        deadline = np.asarray(cohort.deadline)[mask]
+        if not (deadline > 0).all():
+            raise ValueError(f"cohort.deadline must be positive; got {deadline.min()}")

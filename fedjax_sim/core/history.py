@@ -34,6 +34,8 @@ class RoundMetrics(NamedTuple):
         algorithm acts when empty.
       digits: name -> UInt32[4], the exact counts of those three that 32 bits might not hold, in
         digits of base 2^16, the lowest first; () where none can be as large.
+      seconds: Float[], simulated by the round's clock: of the slowest client that reports, or with
+        a deadline the time that the server waited; () without a clock.
     """
 
     train: dict[str, Array]
@@ -48,6 +50,7 @@ class RoundMetrics(NamedTuple):
     reporting_share: Array
     empty: Array
     digits: dict[str, Array] | tuple[()] = ()
+    seconds: Array | tuple[()] = ()
 
     def __repr__(self) -> str:
         return fields_of(self)

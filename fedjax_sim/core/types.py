@@ -49,6 +49,10 @@ class Cohort(NamedTuple):
         draws), which the `unbiased` rule divides by; None if not known.
       work: Float[m] in [0, 1], the share of its local steps a straggler completes, rounded
         down to whole steps; None for all of them.
+      deadline: Float[m], positive, the simulated seconds that the server waits for a client at
+        most; one that is late does not report. Needs a clock. None waits for all that report.
+      partial: Bool[m], a client that would be late sends what it has done by the deadline, in
+        whole steps, if it is one at least; None for no client.
     """
 
     client_ids: Array
@@ -56,6 +60,8 @@ class Cohort(NamedTuple):
     reports: Array | None = None
     inclusion: Array | None = None
     work: Array | None = None
+    deadline: Array | None = None
+    partial: Array | None = None
 
 
 class LocalTraining(NamedTuple):

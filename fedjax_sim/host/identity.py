@@ -103,7 +103,7 @@ def program(
         coefficients, combined = _aggregation(experiment, _stand_in(cohort), state, key)
         sees_all = combined is not None or experiment.attack is not None
         by_part = {
-            "sampler": cohort,
+            "sampler": _as_saved(cohort),
             "aggregation": (coefficients, combined) if combined is not None else coefficients,
             "algorithm": _client_and_server(experiment, key, replace(state, round=round), sees_all),
             "evaluation": None
@@ -112,6 +112,8 @@ def program(
         }
         if experiment.attack is not None:  # nothing where there is none, as in older saved runs
             by_part["attack"] = (_attacked(experiment, state, key), experiment.malicious)
+        if experiment.clock is not None:  # nothing for the default, so that saved runs still match
+            by_part["clock"] = experiment.clock
         return by_part if hyper is None else by_part | {"params": experiment.begin(key)}
 
     first = jnp.int32(0)
@@ -143,8 +145,24 @@ class _Numbers(NamedTuple):
     num_receivers: Any
 
 
-# A structure's checksum depends on its name, and those of saved runs were made with this one.
+class _WithoutDeadline(NamedTuple):
+    """A `Cohort` of a sampler without deadlines."""
+
+    client_ids: Any
+    mask: Any
+    reports: Any
+    inclusion: Any
+    work: Any
+
+
+# A structure's checksum depends on its name, and those of saved runs were made with these.
 _Numbers.__name__ = "Coefficients"
+_WithoutDeadline.__name__ = "Cohort"
+
+
+def _as_saved(cohort: Cohort) -> Any:
+    """The cohort in the structure by which its checksum is known: of five fields, if they do."""
+    return cohort if cohort.deadline is not None else _WithoutDeadline(*cohort[:5])
 
 
 def _aggregation(

@@ -21,6 +21,7 @@ _PARTS = {
     "aggregation": "the aggregation rule",
     "algorithm": "the algorithm (its loss, optimizers, rates or another constant of it)",
     "evaluation": "what is evaluated (the measures or the test set)",
+    "clock": "the clock",
     "params": "how the first model is made",
     "function": "what the function computes",
 }

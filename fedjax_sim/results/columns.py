@@ -11,6 +11,7 @@ from fedjax_sim.core.history import Communication, History
 from fedjax_sim.core.types import FederatedState, PyTree
 
 BYTES = ("bytes_down", "bytes_up")
+SECONDS = "seconds"  # simulated, so far; there is such a column only where a run has a clock
 
 # Columns of what a round costs; every other column is a measurement.
 LEDGER = frozenset(
@@ -27,6 +28,7 @@ LEDGER = frozenset(
         "empty",
         "evaluated",
         *BYTES,
+        SECONDS,
     )
 )
 
@@ -147,19 +149,21 @@ def columns(history: History, exchange: Communication | None = None) -> dict[str
     """A run's history by column, `[R, ...]` each: names as in the tables.
 
     `train_NAME` for what the clients report, the fields of `RoundMetrics`, what `evaluate`
-    returned by its own names, and `bytes_down` and `bytes_up` so far (Int64; beyond 2^63 Float64)
-    if the bytes of an exchange are given.
+    returned by its own names, `seconds` so far (Float64) if the rounds had a clock, and
+    `bytes_down` and `bytes_up` so far (Int64; beyond 2^63 Float64) if the bytes of an exchange are
+    given.
 
     Raises:
       ValueError: if `evaluate` gives a name that a column has already.
     """
     rounds = history.rounds
     by_column = {f"train_{name}": np.asarray(x) for name, x in rounds.train.items()}
-    by_column |= {
-        k: np.asarray(x) for k, x in rounds._asdict().items() if k not in ("train", "digits")
-    }
+    apart = ("train", "digits", SECONDS)
+    by_column |= {k: np.asarray(x) for k, x in rounds._asdict().items() if k not in apart}
     by_column |= rounds.counts()
     by_column["evaluated"] = np.asarray(history.evaluated)
+    if not isinstance(rounds.seconds, tuple):
+        by_column[SECONDS] = np.cumsum(np.asarray(rounds.seconds, np.float64), axis=0)
     if exchange is not None:
         for name, exchanges_of_round, num_bytes in (
             ("bytes_down", rounds.receivers, exchange.down),

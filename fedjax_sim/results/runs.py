@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.core.reprs import fields_of
-from fedjax_sim.results.columns import BYTES, has_value, is_measured
+from fedjax_sim.results.columns import BYTES, SECONDS, has_value, is_measured
 
 Scalar = float | int | bool | str | None
 
@@ -77,6 +77,8 @@ class Run(NamedTuple):
         for name in BYTES:
             if name in self.rounds:
                 cells[name] = int(self.rounds[name][-1]) if self.done else 0
+        if SECONDS in self.rounds:
+            cells[SECONDS] = float(self.rounds[SECONDS][-1]) if self.done else 0.0
         if cells.get("lane_steps"):
             # Sums of the ledger, which are integers; a row's cells may be text.
             cells["useful_share"] = int(cells["client_steps"]) / int(cells["lane_steps"])  # type: ignore[arg-type]

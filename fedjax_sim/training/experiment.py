@@ -8,6 +8,7 @@ import jax
 
 from fedjax_sim import aggregation as rules
 from fedjax_sim.core.checks import check_takes
+from fedjax_sim.core.clock import Clock, check_clock
 from fedjax_sim.core.evaluate import Evaluate, subject_of
 from fedjax_sim.core.history import Communication, History
 from fedjax_sim.core.randomness import INIT, check_key, stream
@@ -48,6 +49,7 @@ class Experiment(NamedTuple):
       evaluate_every: r; also after the last round.
       attack: what malicious clients send, from `fs.attacks`; None for no attack.
       malicious: Bool[K], who attacks; it may be traced.
+      clock: how fast the clients are, of `fs.clocks`; None keeps no time.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -71,6 +73,7 @@ class Experiment(NamedTuple):
     evaluate_every: int = 1
     attack: Attack | None = None
     malicious: Array | None = None
+    clock: Clock | None = None
 
     def __repr__(self) -> str:
         return fields_of(self)
@@ -96,6 +99,7 @@ class Experiment(NamedTuple):
             self.nonfinite,
             self.attack,
             self.malicious,
+            self.clock,
         )
 
     def start(self, key: Array, num_states: int | None = None) -> FederatedState:
@@ -190,6 +194,8 @@ class Experiment(NamedTuple):
             self.num_rounds,
             self.evaluate_every,
         )
+        if self.clock is not None:
+            check_clock(self.clock, self.federation.num_clients)
         check_evaluate(self.evaluate)
         if self.evaluate is not None:  # which refuses test examples that are not of the model
             jax.eval_shape(self.evaluate, subject_of(self.evaluate, state))

@@ -28,6 +28,7 @@ class Slots(NamedTuple):
       cohort: as arrays; its `reports` are the slots that complete a step.
       ids: Int[m], in [0, K).
       was_sent: Bool[m], whether the client was sent the model.
+      answers: Bool[m], whether it was and is no dropout, also with nothing to send.
       steps: Int[m], local steps of the last exchange; 0 for who does not report.
       local: of the last exchange, by which these steps were counted.
       client_weights: Float[m], of the federation.
@@ -36,6 +37,7 @@ class Slots(NamedTuple):
     cohort: Cohort
     ids: Array
     was_sent: Array
+    answers: Array
     steps: Array
     local: LocalTraining
     client_weights: Array
@@ -77,6 +79,7 @@ def round_metrics(
     slots: Slots,
     coefficients: Coefficients,
     exchanged: Sequence[Exchanged],
+    seconds: Array | tuple[()] = (),
 ) -> RoundMetrics:
     """The metrics of a round: of training by its last exchange, of work by all exchanges."""
     _, executed, average = exchanged[-1]
@@ -103,6 +106,7 @@ def round_metrics(
         update_norm=jnp.where(empty, jnp.nan, global_norm(average.update)),
         reporting_share=weight_counted / jnp.sum(data.client_weights),
         empty=empty,
+        seconds=seconds,
         **local_work(work, data, slots.ids),
     )
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregation import selected
 from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.client_states import states_of, with_states
+from fedjax_sim.core.clock import Clock, check_clock
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.history import RoundMetrics
 from fedjax_sim.core.local_training import num_steps
@@ -43,6 +44,7 @@ from fedjax_sim.training.attacking import check_attackers, under_attack
 from fedjax_sim.training.executing import execute
 from fedjax_sim.training.reported import Average, Exchanged, Slots, is_empty, round_metrics
 from fedjax_sim.training.state import check_state
+from fedjax_sim.training.timing import on_time, own_steps
 
 RoundFn = Callable[
     [Array, FederatedState, FederatedData, Cohort], tuple[FederatedState, RoundMetrics]
@@ -56,6 +58,7 @@ def make_round(
     nonfinite: str = "keep",
     attack: Attack | None = None,
     malicious: Array | None = None,
+    clock: Clock | None = None,
 ) -> RoundFn:
     """A pure function `round_fn(key, state, data, cohort) -> (state, metrics)`.
 
@@ -81,12 +84,15 @@ def make_round(
         [m]) -> updates: what malicious clients send, in every exchange, once it is decoded and
         before the rule. What else they send, totals, is what they trained.
       malicious: Bool[K], who attacks; may be traced.
+      clock: how fast the K clients are, as `fs.clocks.lognormal` makes one: the metrics then have
+        the round's simulated seconds, and a cohort may have a deadline. None keeps no time.
 
     Raises:
-      ValueError: for an unknown rule, strategy or `nonfinite`, or a rule that the algorithm cannot
-        follow, or an attack without malicious clients; from round_fn, for a cohort
-        that cannot be (if it is concrete), the `unbiased` rule without inclusion
-        probabilities, a state of another algorithm or federation, or an untyped key.
+      ValueError: for an unknown rule, strategy or `nonfinite`, a rule that the algorithm cannot
+        follow, an attack without malicious clients, or what is no clock; from round_fn, for a clock of other clients, a cohort
+        that cannot be (if it is concrete) or has a deadline without a clock, the `unbiased` rule
+        without inclusion probabilities, a state of another algorithm or federation, or an untyped
+        key.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)
@@ -106,6 +112,8 @@ def make_round(
     attackers = check_attackers(attack, malicious)
     if nonfinite not in ("keep", "drop"):
         raise ValueError(f'nonfinite must be "keep" or "drop"; got {nonfinite!r}')
+    if clock is not None:
+        check_clock(clock)
 
     def round_fn(
         key: Array, state: FederatedState, data: FederatedData, cohort: Cohort
@@ -113,6 +121,7 @@ def make_round(
         check_key(key)
         check_state(algorithm, state, data)
         slots = _who_reports(algorithm, state, data, cohort)
+        slots, seconds = on_time(clock, algorithm, state.params, data, slots)
         coefficients = ask_rule(
             aggregation, slots.cohort, slots.client_weights, data.client_weights
         )
@@ -175,7 +184,8 @@ def make_round(
             exchanged=exchanged,
             num_clients=data.num_clients,
         )
-        return new_state, round_metrics(algorithm, data, slots, coefficients, exchanged)
+        metrics = round_metrics(algorithm, data, slots, coefficients, exchanged, seconds)
+        return new_state, metrics
 
     return round_fn
 
@@ -191,10 +201,12 @@ def _who_reports(
     if stateful:  # of two slots of a client, which would both write its state, one is padding
         was_sent = first_of_each(ids, was_sent)
     steps = num_steps(algorithm.local, data.num_examples[ids], cohort.work)
-    steps = jnp.where(was_sent & reports, steps, 0)
+    answers = was_sent & reports
+    steps = jnp.where(answers, steps, 0)
     # A slot that completes no step does not report, and stands for no other of its client.
     cohort = cohort._replace(reports=steps > 0)
-    return Slots(cohort, ids, was_sent, steps, algorithm.local, data.client_weights[ids])
+    weights = data.client_weights[ids]
+    return Slots(cohort, ids, was_sent, answers, steps, algorithm.local, weights)
 
 
 def _tasks(
@@ -204,10 +216,7 @@ def _tasks(
 
     The factor keeps products of tiny weights in range, and changes no bit of the average.
     """
-    reports, steps = slots.steps > 0, slots.steps
-    if exchange.local != slots.local:  # a client that reports takes part in every exchange
-        own_steps = num_steps(exchange.local, data.num_examples[slots.ids], slots.cohort.work)
-        steps = jnp.where(reports, jnp.maximum(own_steps, 1), 0)
+    reports, steps = slots.steps > 0, own_steps(exchange, slots, data)
     unit = power_of_two(jnp.where(reports, coefficients.weights, 0))
     weights = coefficients.weights * unit
     return Tasks(slots.ids, steps, weights, cast(Array, coefficients.shares)), unit
