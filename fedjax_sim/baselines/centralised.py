@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import aggregation as rules
-from fedjax_sim.baselines.refusals import check_plain
+from fedjax_sim.baselines.refusals import check_blind, check_plain
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.local_training import num_steps
@@ -64,6 +64,7 @@ def centralised(experiment: Experiment) -> Experiment:
     data = check_data(experiment.data, "experiment.data")
     check_whole(data, "experiment.data")
     check_plain(algorithm)
+    check_blind(sampler)
     if algorithm.pooled_gradient is not None:
         raise ValueError(
             "experiment.algorithm must take local steps, as fs.fedavg; got one whose round is one "

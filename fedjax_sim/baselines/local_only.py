@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import aggregation as rules
-from fedjax_sim.baselines.refusals import check_plain
+from fedjax_sim.baselines.refusals import check_blind, check_plain
 from fedjax_sim.core.randomness import SERVER, stream
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import (
@@ -92,6 +92,7 @@ def local_only(experiment: Experiment) -> Experiment:
             "have two models; use uniform or weighted"
         )
     check_plain(experiment.algorithm)
+    check_blind(experiment.sampler)
     return experiment._replace(
         algorithm=_alone(experiment.algorithm), aggregation=rules.uniform, evaluate=None
     )

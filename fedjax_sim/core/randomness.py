@@ -28,6 +28,7 @@ HOLDOUT = 12  # which examples are held out for validation, of that seed, too
 FINE_TUNING = 13  # a client's training before it is measured, of the key that the measure is given
 TEST_PARTS = 14  # whose each test example is, of the partition's seed, as HOLDOUT
 CLOCK = 15  # how fast each client is, of the key that the clock is given
+AVAILABILITY = 16  # who can be reached in a round
 ATTACK = 17  # what malicious clients send, folded further by client
 MALICIOUS = 18  # who is malicious, of the key that the draw is given
 # What encodes a client's update, below FINISH, whose key an algorithm is given itself: the first n

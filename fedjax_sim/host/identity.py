@@ -99,7 +99,8 @@ def program(
         names.update(_names(experiment))
         plain["nonfinite"] = experiment.nonfinite
         state = _stand_in(jax.eval_shape(experiment.start, key))
-        cohort = experiment.sampler.sample(key, round, staged(experiment.federation))
+        data = staged(experiment.federation)
+        cohort = experiment.sampler.draw(key, round, data, state.params)
         coefficients, combined = _aggregation(experiment, _stand_in(cohort), state, key)
         sees_all = combined is not None or experiment.attack is not None
         by_part = {

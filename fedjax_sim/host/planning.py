@@ -150,6 +150,9 @@ def check_sampler(sampler: Sampler, key: Array, federation: FederatedData) -> No
         "because cohorts say which examples are read; "
     )
 
+    if sampler.sees_params:
+        raise ValueError(f"{refused}it asks for the model, which the rounds before make")
+
     def draw(examples: Any, offsets: Array, round: Array) -> Cohort:
         data = replace(federation, examples=examples, offsets=offsets)
         return sampler.sample(key, round, data)

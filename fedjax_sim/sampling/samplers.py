@@ -1,9 +1,13 @@
 """The samplers of clients; each draws a cohort inside the graph."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import betainc
+from jax.typing import ArrayLike
 
 from fedjax_sim.core.checks import check_count, is_concrete
 from fedjax_sim.core.randomness import permutation_seeds, permute, stream
@@ -29,7 +33,22 @@ def uniform(m: int) -> Sampler:
         ids = permute(permutation_seeds(key), slots, num_clients)
         return Cohort(ids, jnp.ones(m, bool), inclusion=jnp.full(m, m / num_clients))
 
-    return custom(m, draw, law=Dependent("whoever comes takes the place of another in m"))
+    def among(
+        key: Array, data: FederatedData, is_available: Array, probability: ArrayLike | None
+    ) -> Cohort:
+        num_clients = _check_fits(m, data)
+        order = permute(
+            permutation_seeds(key), jnp.arange(num_clients, dtype=jnp.int32), num_clients
+        )
+        (places,) = jnp.nonzero(is_available[order], size=m, fill_value=0)
+        mask = jnp.arange(m) < jnp.sum(is_available)
+        inclusion = None
+        if probability is not None:
+            inclusion = jnp.full(m, _expected_at_most(m, num_clients, probability) / num_clients)
+        return Cohort(order[places], mask, inclusion=inclusion)
+
+    law = Dependent("whoever comes takes the place of another in m")
+    return custom(m, draw, law=law, among=among)
 
 
 @declare("every client with the same probability on its own")
@@ -101,7 +120,8 @@ def weighted(m: int) -> Sampler:
         mask = fresh & (index < num_clients) & (inclusion[ids] > 0)
         return Cohort(ids, mask, inclusion=inclusion[ids])
 
-    return custom(m, draw, law=Dependent("clients come by their weights, which others' change"))
+    law = Dependent("clients come by their weights, which others' change")
+    return custom(m, draw, law=law, among=_by_weight_among(draw))
 
 
 @declare("m draws by weight, in which a client may come twice")
@@ -127,7 +147,7 @@ def with_replacement(m: int) -> Sampler:
         return Cohort(ids, jnp.ones(m, bool), inclusion=inclusion)
 
     law = Dependent("a client may come several times in a round")
-    return custom(m, draw, with_replacement=True, law=law)
+    return custom(m, draw, with_replacement=True, law=law, among=_by_weight_among(draw))
 
 
 @declare("all clients in every round")
@@ -144,6 +164,26 @@ def everyone() -> Sampler:
         )
 
     return custom(None, draw, law=Poisson(1.0))
+
+
+def _by_weight_among(draw: Callable[[Array, FederatedData], Cohort]) -> Callable[..., Cohort]:
+    """A draw by weight in which those who are not available have none."""
+
+    def among(
+        key: Array, data: FederatedData, is_available: Array, probability: ArrayLike | None
+    ) -> Cohort:
+        weights = jnp.where(is_available, data.client_weights, 0)
+        return draw(key, replace(data, client_weights=weights))._replace(inclusion=None)
+
+    return among
+
+
+def _expected_at_most(m: int, number: int, probability: ArrayLike) -> Array:
+    """`E[min(m, A)]`, Float[], with A ~ Binomial(number, probability)."""
+    j = jnp.arange(1, m + 1, dtype=jnp.result_type(float))
+    # P(A >= j), of which the sum over j from 1 to m is that mean.
+    tails = betainc(j, number + 1 - j, jnp.asarray(probability, j.dtype))
+    return jnp.sum(tails)
 
 
 def _check_fits(m: int, data: FederatedData) -> int:

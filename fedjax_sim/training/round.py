@@ -89,10 +89,10 @@ def make_round(
 
     Raises:
       ValueError: for an unknown rule, strategy or `nonfinite`, a rule that the algorithm cannot
-        follow, an attack without malicious clients, or what is no clock; from round_fn, for a clock of other clients, a cohort
-        that cannot be (if it is concrete) or has a deadline without a clock, the `unbiased` rule
-        without inclusion probabilities, a state of another algorithm or federation, or an untyped
-        key.
+        follow, an attack without malicious clients, or what is no clock; from round_fn, for a clock
+        of other clients, a cohort that cannot be (if it is concrete) or has a deadline without a
+        clock, the `unbiased` rule without inclusion probabilities, a state of another algorithm or
+        federation, or an untyped key.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)

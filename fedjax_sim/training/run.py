@@ -92,7 +92,7 @@ def next_round(
 
     The arguments are those of `run`.
     """
-    cohort = sampler.sample(key, state.round, data)
+    cohort = sampler.draw(key, state.round, data, state.params)
     state, metrics = round_fn(key, state, data, cohort)
     if evaluate is None:
         return state, History(metrics, (), jnp.array(False))
@@ -158,7 +158,7 @@ def check_run(
         raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
     check_count("num_rounds", num_rounds)
     check_count("evaluate_every", evaluate_every)
-    names = (*declared(sampling), "custom")
+    names = (*declared(sampling), "available", "custom", "deadline")
     check_not_a_name("sampler", sampler, {name: f"fs.sampling.{name}(...)" for name in names})
     if not isinstance(sampler, Sampler):
         sampler_text = f"{sampler!r}"
@@ -169,7 +169,7 @@ def check_run(
         raise ValueError(
             f"sampler must be one of fs.sampling, as fs.sampling.uniform(m); got {sampler_text}"
         )
-    check_takes("sampler.sample", sampler.sample, "key", "round", "data")
+    check_takes("sampler.sample", sampler.sample, *sampler.arguments)
     if sampler.with_replacement and jax.tree.leaves(state.clients):
         raise ValueError(
             "sampler must not draw with replacement where the algorithm keeps client state: "

@@ -50,6 +50,8 @@ CHOICES = {
     "test": (1.0, 2.0),
     "start": (0.0, 1.0),
     "cohort": (2, 1),
+    "clock": (None, 1.0, 2.0),
+    "deadline": (None, 30.0, 60.0),
     "seed": (0, 1),
 }
 USUAL = {name: values[0] for name, values in CHOICES.items()}
@@ -69,15 +71,19 @@ def experiment(**changes):
     else:
         algorithm = fs.fedavg(loss, client, of["local"], server)
     test = jnp.full(4, of["test"])
+    sampler = getattr(fs.sampling, of["sampler"])(of["cohort"])
+    if of["deadline"] is not None:
+        sampler = fs.sampling.deadline(sampler, of["deadline"])
     return fs.Experiment(
         algorithm,
         {"w": zeros()["w"], "b": np.float32(of["start"])},
         DATA if of["shift"] == 0 else federation(of["shift"]),
-        getattr(fs.sampling, of["sampler"])(of["cohort"]),
+        sampler,
         ROUNDS,
         aggregation=getattr(fs.aggregation, of["rule"]),
         nonfinite=of["nonfinite"],
         evaluate=lambda params: {"value": jnp.sum(params[of["measure"]] * test)},
+        clock=None if of["clock"] is None else fs.clocks.equal(len(SMALL), of["clock"]),
     )
 
 
@@ -116,6 +122,8 @@ def test_a_refusal_names_what_differs():
         ),
         ({"test": 2.0}, "what is evaluated (the measures or the test set) differs"),
         ({"cohort": 1}, "cohort is 2 there and 1 here"),
+        ({"clock": 1.0}, "the traced program differs: the clock differs"),
+        ({"deadline": 3.0}, "sampler is uniform there and deadline here"),
     ):
         assert words in another(there, described(**change))
 
