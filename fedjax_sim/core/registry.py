@@ -19,7 +19,7 @@ What a factory takes beside its own options is read from the names of its parame
 
     algorithm  loss_fn, client_optimizer, client_lr, local, server_optimizer, server_lr
     mode       a rule has cohort, client_weights and all_client_weights; what has not is its factory
-    sampler    m (the cohort's slots) or q (a probability), both from the fraction
+    sampler    m (the cohort's slots) or q (a probability), both from the fraction; loss_fn
     partition  key, num_examples, labels, num_clients; or ids, the clients of the data themselves
     dataset    key, num_clients
     model      input_shape, num_classes (None for a regression), outputs, vocabulary, length

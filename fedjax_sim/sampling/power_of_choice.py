@@ -21,9 +21,11 @@ _BLOCK = 256  # examples of a client whose losses are computed at once
 @declare(
     "of some candidates, drawn by their weight, the m on whose examples the model's loss is "
     "largest (Cho et al. 2020)",
-    Option("candidates", "d, that are sent the model and measure", kind=int, range=AT_LEAST_1),
+    Option("candidates", "that measure; none: 2 m", kind=int, range=AT_LEAST_1),
 )
-def power_of_choice(m: int, candidates: int, loss_fn: LossFn) -> Sampler:
+def power_of_choice(
+    m: int, candidates: int | None = None, loss_fn: LossFn | None = None
+) -> Sampler:
     """Of d candidates, drawn without replacement by weight, the m of largest `F_k(w_t)` train.
 
     `F_k(w) = (1 / n_k) sum_i loss_i(w)` over all examples of the client, with key None. The cohort
@@ -36,16 +38,20 @@ def power_of_choice(m: int, candidates: int, loss_fn: LossFn) -> Sampler:
 
     Args:
       m: clients that train, at least 1.
-      candidates: d, at least m.
-      loss_fn: as of the algorithm.
+      candidates: d, at least m; None for 2 m.
+      loss_fn: as of the algorithm; must be given.
 
     Raises:
       ValueError: unless 1 <= m <= d, and on sampling d <= K.
     """
-    m, candidates = check_count("m", m), check_count("candidates", candidates)
-    if candidates < m:
-        raise ValueError(f"candidates must be at least m = {m}; got {candidates}")
+    m = check_count("m", m)
+    number = 2 * m if candidates is None else check_count("candidates", candidates)
+    if number < m:
+        raise ValueError(f"candidates must be at least m = {m}; got {number}")
+    if not callable(loss_fn):
+        raise ValueError(f"loss_fn must be that of the algorithm; got {loss_fn!r}")
     check_takes("loss_fn", loss_fn, "params", "batch", "key")
+    mean_loss = partial(_mean_loss, loss_fn)
 
     def draw(key: Array, data: FederatedData, params: Params) -> Cohort:
         return _draw(key, data, params, data.client_weights)
@@ -56,24 +62,24 @@ def power_of_choice(m: int, candidates: int, loss_fn: LossFn) -> Sampler:
         return _draw(key, data, params, jnp.where(is_available, data.client_weights, 0))
 
     def _draw(key: Array, data: FederatedData, params: Params, weights: Array) -> Cohort:
-        if candidates > data.num_clients:
+        if number > data.num_clients:
             raise ValueError(
-                f"candidates must be at most K = {data.num_clients} clients; got {candidates}"
+                f"candidates must be at most K = {data.num_clients} clients; got {number}"
             )
         # The d largest of log p_k + Gumbel are a draw one by one in proportion to the p_k left.
         scores = jnp.log(weights) + jax.random.gumbel(key, weights.shape, weights.dtype)
-        best_scores, client_ids = jax.lax.top_k(scores, candidates)
+        best_scores, client_ids = jax.lax.top_k(scores, number)
         client_ids = client_ids.astype(jnp.int32)
         is_drawn = best_scores > -jnp.inf
-        losses = jax.lax.map(partial(_mean_loss, loss_fn, params, data), client_ids)
+        losses = jax.lax.map(partial(mean_loss, params, data), client_ids)
         losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
         has_examples = is_drawn & (data.num_examples[client_ids] > 0)
         _, places = jax.lax.top_k(jnp.where(has_examples, losses, -jnp.inf), m)
-        is_chosen = has_examples & jnp.zeros(candidates, bool).at[places].set(True)
+        is_chosen = has_examples & jnp.zeros(number, bool).at[places].set(True)
         return Cohort(client_ids, is_drawn, work=is_chosen.astype(jnp.result_type(float)))
 
     law = Dependent("clients come by the model's loss on their examples")
-    return custom(candidates, draw, law=law, among=among, sees_params=True)
+    return custom(number, draw, law=law, among=among, sees_params=True)
 
 
 def _mean_loss(loss_fn: LossFn, params: Params, data: FederatedData, client_id: Array) -> Array:

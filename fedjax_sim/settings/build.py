@@ -224,4 +224,6 @@ def _rule(setting: ResolvedSetting) -> AggregationRule:
 
 def sampler(setting: ResolvedSetting) -> Sampler:
     """The sampler of a setting."""
-    return setting.choices.sampler.call(setting.options, m=setting.slots, q=setting.fraction)
+    chosen = setting.choices.sampler
+    model = {"loss_fn": problem(setting).loss_fn} if chosen.takes("loss_fn") else {}
+    return chosen.call(setting.options, m=setting.slots, q=setting.fraction, **model)

@@ -36,7 +36,7 @@ ROOMS = {
     "partition": Room(partition, ("key", "num_examples", "labels", "num_clients", "ids")),
     "model": Room(models, ("input_shape", "num_classes", "outputs", "vocabulary", "length")),
     "mode": Room(aggregation, ("cohort", "client_weights", "all_client_weights")),
-    "sampler": Room(sampling, ("m", "q")),
+    "sampler": Room(sampling, ("m", "q", "loss_fn")),
     "algorithm": Room(
         algorithms,
         ("loss_fn", "client_optimizer", "client_lr", "local", "server_optimizer", "server_lr"),
