@@ -34,7 +34,10 @@ def option_words(option):
 def row(declaration):
     """A line of a table."""
     options = "; ".join(option_words(option) for option in declaration.options)
-    return f"| `{declaration.name}` | {declaration.help} | {options} |"
+    # A bar, as of a norm, would end the cell.
+    cells = (f"`{declaration.name}`", declaration.help, options)
+    escaped = (cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def page():
