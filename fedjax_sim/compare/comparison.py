@@ -14,6 +14,7 @@ from fedjax_sim.settings.build import experiment
 from fedjax_sim.settings.common import FULL
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting, cohort_size
+from fedjax_sim.settings.rooms import default_of
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.sweeps import Swept, sweep
 from fedjax_sim.training.experiment import Experiment
@@ -90,7 +91,8 @@ class ResolvedComparison:
     @property
     def algorithm_name(self) -> str:
         """Of the algorithm whose modes are compared, as it is printed."""
-        return {"fedavg": "FedAvg"}.get(self.base.algorithm, self.base.algorithm)
+        is_default = self.base.algorithm == default_of("algorithm")
+        return "FedAvg" if is_default else self.base.algorithm
 
     @property
     def set_name(self) -> str:
