@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim.sweeps.shards import shard_of
 from tests.helpers import declared, snippets, which
 
 DOCS = snippets.ROOT / "docs"
@@ -76,7 +77,14 @@ def test_the_table_of_algorithms_is_what_files_declare():
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
     pages = "algorithms contract cores data export models personal privacy rounds runs start store"
-    assert have == {*pages.split(), "two-readings", "surprises", "coming-from", "large-models"}
+    assert have == {
+        *pages.split(),
+        "two-readings",
+        "surprises",
+        "coming-from",
+        "large-models",
+        "clusters",
+    }
 
 
 @pytest.mark.slow
@@ -110,6 +118,33 @@ def test_large_models(session):
     assert own["needed"].clients == 50 * 4 * 650
     assert (own["sent"], own["whole"]) == (4 * 2 * (64 + 10), 4 * 650)
     assert own["accuracy"] > 0.3
+
+
+@pytest.mark.slow
+def test_clusters(session):
+    own = session("clusters")
+    assert len(own["results"].runs) == 6
+    assert own["results"].best("error", lowest=True).configuration == {"lr": 0.4}
+
+
+def test_the_files_for_schedulers_can_be_read():
+    files = re.findall(r"^```(bash|yaml)\n(.*?)^```", TEXTS["clusters"], re.M | re.S)
+    assert [language for language, _ in files] == ["bash", "yaml"]
+    for language, text in files:
+        if language == "bash" and shutil.which("bash"):
+            subprocess.run(["bash", "-n"], input=text.encode(), check=True)
+        shard = re.search(r'--shard"?,? "?([\w/]+)', text)
+        if shard and "SBATCH" not in text:
+            assert shard_of(shard[1], {"JOB_COMPLETION_INDEX": "0"}) == (1, 16)
+    yaml = pytest.importorskip("yaml")
+    job = yaml.safe_load(files[1][1])
+    assert job["spec"]["completionMode"] == "Indexed"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"][container["command"].index("--shard") + 1] == (
+        f"auto/{job['spec']['completions']}"
+    )
+    mounts, volumes = container["volumeMounts"], job["spec"]["template"]["spec"]["volumes"]
+    assert [mount["name"] for mount in mounts] == [volume["name"] for volume in volumes]
 
 
 @pytest.mark.slow

@@ -114,7 +114,8 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _say_what_runs(options: argparse.Namespace) -> bool:
-    not_of_the_run = ("command", "out", "resume", "overwrite", "vocabulary")
+    places = ("command", "out", "resume", "overwrite", "vocabulary")
+    not_of_the_run = (*places, "shard", "distributed")
     return any(
         value not in (None, [])
         for name, value in vars(options).items()

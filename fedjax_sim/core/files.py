@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -43,13 +44,15 @@ class SaveError(InterruptedRun, OSError):
 def replace_file(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
     """Writes beside the path and moves it there: a reader never sees half a file.
 
+    Several processes may write one path at a time, each beside it in a file of its own.
+
     Raises:
       SaveError: saying which file, and why.
     """
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         try:
-            with beside.open("wb") as file:
+            with beside.open("xb") as file:
                 save(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -58,6 +61,30 @@ def replace_file(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise SaveError(f"{path} was not written: {reason(error)}") from error
+
+
+def make_file(path: Path, contents: bytes) -> bool:
+    """Writes a file, whole, that only one of several processes can make; whether it is this one.
+
+    Raises:
+      SaveError: saying which file, and why.
+    """
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        try:
+            with beside.open("xb") as file:
+                file.write(contents)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(beside, path)  # which, unlike a move, fails if it exists
+            except FileExistsError:
+                return False
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise SaveError(f"{path} was not written: {reason(error)}") from error
+    return True
 
 
 def to_json(value: Any) -> bytes:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_sim.core.files import replace_file, to_json
+from fedjax_sim.core.files import SaveError, make_file, replace_file, to_json
 from fedjax_sim.results.folder import RUN, SWEEP, Kind, RunFolder
 
 MORE_ROUNDS = (
@@ -60,6 +60,26 @@ class Manifest(NamedTuple):
         path = folder.manifest(self.kind)
         replace_file(path, lambda file: file.write(to_json(self.facts)))
 
+    def join(self, folder: RunFolder) -> "Manifest":
+        """The manifest that the folder has, to be compared; it is this one if it had none.
+
+        Of several processes that join at the same time one writes, and the others read.
+
+        Raises:
+          ValueError: if the folder has parts without a manifest.
+          SaveError: if it cannot be written.
+        """
+        path = folder.manifest(self.kind)
+        if not path.exists():
+            self._check_no_parts(folder)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if make_file(path, to_json(self.facts)):
+                return self
+        saved = self.read(folder, self.kind)
+        if saved is None:
+            raise SaveError(f"{path} is gone, which another process had written")
+        return saved
+
     def open(
         self,
         folder: RunFolder,
@@ -83,11 +103,7 @@ class Manifest(NamedTuple):
         name, out = self.kind.name, f"out {folder.path}"
         saved = self.read(folder, self.kind)
         if saved is None:
-            if folder.has_parts(self.kind):
-                raise ValueError(
-                    f"{out} holds {self.kind.parts} and no {self.kind.manifest} that says of what; "
-                    "name another folder, or remove them"
-                )
+            self._check_no_parts(folder)
             folder.path.mkdir(parents=True, exist_ok=True)
             self.write(folder)
             return
@@ -102,6 +118,19 @@ class Manifest(NamedTuple):
             self._go_on_with_run(saved, folder, rounds_met)
         elif any("program" not in group for group in saved.facts["groups"]):
             _warn_of_no_program(folder)
+
+    def _check_no_parts(self, folder: RunFolder) -> None:
+        """Refuses a folder with parts of which no manifest says what they are of.
+
+        Raises:
+          ValueError: if it has any.
+        """
+        # Another process may just have written the manifest, and then the first part.
+        if folder.has_parts(self.kind) and not folder.manifest(self.kind).exists():
+            raise ValueError(
+                f"out {folder.path} holds {self.kind.parts} and no {self.kind.manifest} that says "
+                "of what; name another folder, or remove them"
+            )
 
     def differences(self, saved: "Manifest") -> str:
         """How the saved manifest differs from this one, in words; "" if a resume may go on."""

@@ -14,6 +14,7 @@ MODEL = "model.npz"  # a run's model
 CLIENTS = "clients.csv"  # final values of each client of a run
 STATES, ROWS = "client_states", "rows.bin"  # a run's folder of what its clients keep, and the file
 MODELS = "models"  # a sweep's folder of them, one file a run
+CLAIMS = "claims"  # who computes which batch of a sweep that several processes share
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
 
 
@@ -73,9 +74,25 @@ class RunFolder(NamedTuple):
         """The file of a sweep's batch that is complete."""
         return self.parts(SWEEP) / (SWEEP.part(number) + SWEEP.ending)
 
-    def batch_checkpoints(self, number: int) -> Path:
-        """The folder of the checkpoints of a sweep's batch that is not complete yet."""
-        return self.parts(SWEEP) / SWEEP.part(number)
+    def batch_checkpoints(self, number: int, owner: int = 0) -> Path:
+        """The folder of the checkpoints of a sweep's batch that is not complete yet.
+
+        Args:
+          owner: how many others computed it before, and did not complete it.
+        """
+        name = SWEEP.part(number)
+        return self.parts(SWEEP) / (f"{name}.{owner}" if owner else name)
+
+    def checkpoints_of_batch(self, number: int) -> list[tuple[int, Path]]:
+        """(owner, folder) of all checkpoints of a batch, the latest owner last."""
+        name = re.compile(rf"{SWEEP.part(number)}(?:\.([0-9]+))?")
+        matches = [(name.fullmatch(path.name), path) for path in self.parts(SWEEP).glob("*")]
+        return sorted((int(match[1] or 0), path) for match, path in matches if match)
+
+    @property
+    def claims(self) -> Path:
+        """The folder of who computes, or computed, which batch of a sweep that processes share."""
+        return self.path / CLAIMS
 
     def model(self, index: int, seed: int) -> Path:
         """The file of a sweep's model, of the configuration at `index` in the grid and a seed."""
@@ -106,6 +123,14 @@ class RunFolder(NamedTuple):
     def has_results(self) -> bool:
         """Whether tables were saved; they may be those of an interrupted run or sweep."""
         return (self.path / SUMMARY).exists()
+
+    def is_complete(self) -> bool:
+        """Whether tables were saved that say of themselves that they are of all runs."""
+        try:
+            summary: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return summary.get("complete") is True
 
     def missing(self) -> list[str]:
         """The files of `Results.save` that are missing."""
@@ -181,12 +206,19 @@ class RunFolder(NamedTuple):
         for path in self._numbered(SWEEP):
             if path.is_dir():
                 _remove_checkpoints(path)
-            elif path.suffixes == [".npz"]:
+            elif path.suffixes == [".npz"] or re.search(r"\.npz\.[0-9a-f]{8}\.part$", path.name):
                 path.unlink()
         for path in sorted((self.path / MODELS).glob("*.npz")):
             if re.fullmatch(r"[0-9]{6}--?[0-9]+\.npz", path.name):
                 path.unlink()
-        for folder in (*map(self.parts, _KINDS), self.path / MODELS, self.path / STATES):
+        for path in sorted(self.claims.glob("*")):
+            if re.fullmatch(r"[0-9]{6,}\.[0-9]+|now-.*", path.name):
+                path.unlink()
+        for path in sorted(self.path.glob("*.part")):  # of a process that was killed
+            if path.name[: -len(".00000000.part")] in (*_RESULTS, *_MANIFESTS):
+                path.unlink()
+        others = (self.path / MODELS, self.path / STATES, self.claims)
+        for folder in (*map(self.parts, _KINDS), *others):
             _remove_empty(folder)
         for baseline in map(self.baseline, BASELINES):  # of the run that is replaced
             if baseline.is_baseline():

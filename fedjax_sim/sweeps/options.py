@@ -17,8 +17,10 @@ from fedjax_sim.execution.placing import own_devices
 from fedjax_sim.grid import Grid
 from fedjax_sim.host.identity import program
 from fedjax_sim.sweeps.checks import check_labels, check_names, label_of, takes_key
+from fedjax_sim.sweeps.claims import LOST_SECONDS, Claims
 from fedjax_sim.sweeps.models import check_keep
 from fedjax_sim.sweeps.plan import Group, build, plan
+from fedjax_sim.sweeps.shards import Shard
 from fedjax_sim.sweeps.store import Store
 
 
@@ -36,6 +38,7 @@ class Options(NamedTuple):
     keep_models: str | None
     metric: str | None
     configuration: dict[str, Any]
+    shard: Shard | None = None
 
 
 class Plan(NamedTuple):
@@ -46,6 +49,7 @@ class Plan(NamedTuple):
       opaque: whether `experiment` is a function of the key that returns results.
       limit: bytes that a call may hold.
       store: the folder; None for none.
+      shard: which of the processes that share the folder this one is; None for the only one.
     """
 
     experiment: Callable[..., Any]
@@ -59,6 +63,7 @@ class Plan(NamedTuple):
     store: Store | None
     checkpoint_every: int | None
     configuration: dict[str, Any]
+    shard: Shard | None
 
     @property
     def num_runs(self) -> int:
@@ -92,20 +97,26 @@ def make_plan(
     if limit is None:
         limit = free_memory([*mesh.devices.flat]) / 2
     store = None if options.out is None else Store(Path(options.out))
-    widths = None if store is None or not options.resume else store.widths()
-    groups = plan(
-        experiment,
-        grid,
-        keys,
-        mesh.size,
-        options.static,
-        opaque,
-        options.common_random_numbers,
-        options.side_by_side if widths is None else widths,
-        limit,
-        options.keep_models,
-        options.metric,
-    )
+    joins = options.shard is not None
+    widths = store.widths() if store is not None and (options.resume or joins) else None
+
+    def groups_of(widths: list[int] | None) -> list[Group]:
+        return plan(
+            experiment,
+            grid,
+            keys,
+            mesh.size,
+            options.static,
+            opaque,
+            options.common_random_numbers,
+            options.side_by_side if widths is None else widths,
+            limit,
+            options.keep_models,
+            options.metric,
+            1 if options.shard is None else options.shard.shards,
+        )
+
+    groups = groups_of(widths)
     if store is not None:
         identity = {
             "names": list(grid.names),
@@ -120,7 +131,12 @@ def make_plan(
             "metric": options.metric,
             "versions": versions(),
         }
-        store.open(identity, [group.side_by_side for group in groups], options.resume)
+        chosen = [group.side_by_side for group in groups]
+        if not joins:
+            _check_nobody_works(store)
+            store.open(identity, chosen, options.resume)
+        elif (begun := store.join(identity, chosen)) != chosen:
+            groups = groups_of(begun)
     return Plan(
         experiment=experiment,
         grid=grid,
@@ -133,6 +149,7 @@ def make_plan(
         store=store,
         checkpoint_every=options.checkpoint_every,
         configuration=options.configuration,
+        shard=options.shard,
     )
 
 
@@ -156,7 +173,25 @@ def _checked(options: Options, opaque: bool) -> Options:
     check_keep(options.keep_models, options.metric, opaque, options.out is not None)
     if options.resume and options.out is None:
         raise ValueError("resume needs out, the folder to go on from; got None")
+    if options.shard is not None and options.out is None:
+        raise ValueError("shard needs out, the folder that all shards share; got None")
     return options._replace(side_by_side=side_by_side, checkpoint_every=every)
+
+
+def _check_nobody_works(store: Store) -> None:
+    """Refuses to work alone in a folder where shards are at work.
+
+    Raises:
+      ValueError: naming one of them.
+    """
+    alive = Claims(store.folder.claims).alive()
+    if alive:
+        raise ValueError(
+            f"out {store.folder.path} holds {len(alive)} batch{'es' * (len(alive) > 1)} that "
+            f"{'shards are' if len(alive) > 1 else 'a shard is'} computing, as "
+            f'{next(iter(alive.values()))}; join them with shard, as "1/1", or wait: a claim of '
+            f"one that was killed on another machine ends after {LOST_SECONDS:.0f} s"
+        )
 
 
 def _facts(

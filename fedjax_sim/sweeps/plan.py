@@ -70,8 +70,14 @@ def plan(
     limit: float,
     keep_models: str | None = None,
     metric: str | None = None,
+    shards: int = 1,
 ) -> list[Group]:
-    """Makes the groups, each with its batches; refuses hyper-parameters that cannot be traced."""
+    """Makes the groups, each with its batches; refuses hyper-parameters that cannot be traced.
+
+    Args:
+      side_by_side: of each group, where a sweep is joined or resumed.
+      shards: processes among which the batches are dealt.
+    """
     traced = tuple(
         name
         for name in grid.names
@@ -121,13 +127,16 @@ def plan(
                 "state": [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)],
             }
         if isinstance(side_by_side, list):
-            limit_width = side_by_side[place]
+            # Of another sweep, which is refused afterwards, there may be fewer groups.
+            limit_width = side_by_side[min(place, len(side_by_side) - 1)]
         elif side_by_side is not None:
             limit_width = side_by_side
         if not common:
             limit_width = 1
-        # As few blocks as fit, but one for each device and seed if there are enough.
-        least = -(-devices // len(keys))
+        # As few blocks as fit, but enough that each device of each shard has one, if there are.
+        # How many there were is given by the widths of a sweep that is joined or resumed.
+        least = max(-(-devices // len(keys)), -(-devices * shards // (len(keys) * len(members))))
+        least = 1 if isinstance(side_by_side, list) else least
         blocks = max(-(-len(indices) // limit_width), min(least, len(indices)))
         width = -(-len(indices) // blocks)
         units = []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -16,33 +16,14 @@ from fedjax_sim.core.notebook import progress_bar
 from fedjax_sim.core.types import Array
 from fedjax_sim.grid import Grid, product
 from fedjax_sim.host.driver import Interrupt
-from fedjax_sim.results import Results, Run
-from fedjax_sim.sweeps.batch import Columns, Compiled, Tell
-from fedjax_sim.sweeps.checks import keys_of, label_of
-from fedjax_sim.sweeps.models import save_model
+from fedjax_sim.results import Results
+from fedjax_sim.sweeps.checks import keys_of
+from fedjax_sim.sweeps.claims import Claims
 from fedjax_sim.sweeps.options import Options, Plan, make_plan
-from fedjax_sim.sweeps.plan import Batch, Group
+from fedjax_sim.sweeps.shards import shard_of
+from fedjax_sim.sweeps.shared_work import batch_failed, run_shared
 from fedjax_sim.sweeps.telling import Swept, Teller
-
-
-class _Work(NamedTuple):
-    """A batch to run.
-
-    Attributes:
-      compiled: the program of its group.
-      number: by which the folder names its files, counted over all groups.
-      places: of its runs in order, (index of the configuration, index of the seed).
-    """
-
-    group: Group
-    compiled: Compiled
-    batch: Batch
-    number: int
-    places: list[tuple[int, int]]
-
-
-# (index of the configuration, index of the seed) -> the run
-_Runs = dict[tuple[int, int], Run]
+from fedjax_sim.sweeps.work import Runs, add_runs, batches, load_batch, results_of, run_batch
 
 
 def sweep(
@@ -63,6 +44,7 @@ def sweep(
     on_progress: Callable[[Swept], None] | None = None,
     progress: bool = False,
     configuration: Mapping[str, Any] | None = None,
+    shard: str | tuple[int, int] | None = None,
 ) -> Results:
     """Runs every configuration of a grid with every key, in as few programs as can be.
 
@@ -101,16 +83,25 @@ def sweep(
       on_progress: called after each chunk.
       progress: whether a bar of tqdm's is shown, in a terminal or a notebook (extra `notebook`).
       configuration: anything JSON-able that `resume` shall find the same.
+      shard: "i/n" or (i, n), with 1 <= i <= n, of processes that share `out` and nothing else; each
+        calls this with the same arguments. "auto" reads i and n from the array of Slurm, SGE or
+        LSF, "auto/n" i from PBS or Kubernetes, too. Each computes the batches that nobody has
+        claimed, its n-th part first, takes over those of a process that was killed, and ends
+        when all are complete; so n may be another number later. Fewer configurations are side by
+        side where that gives each process a batch; the bits are those of one process with as many
+        `side_by_side`.
 
     Returns:
       The runs, by configuration and seed. After a SIGINT or SIGTERM those computed until then,
-      the last ones perhaps with fewer rounds than asked for.
+      the last ones perhaps with fewer rounds than asked for. Of a shard all that are complete,
+      whoever computed them.
 
     Raises:
       ValueError: for a name that `experiment` does not take (and the nearest it does), or that
         the results have a column of; a traced axis that it cannot take (which axis, and what
         making it static would mean); a configuration that a factory refuses; a sharded
-        strategy; results in `out` that are not to be resumed, or of another sweep (what differs).
+        strategy; results in `out` that are not to be resumed, or of another sweep (what differs),
+        or on which shards are at work; a shard outside 1 to n.
       SaveError: (an OSError) if `out` cannot be written: what was saved is as it was.
       InterruptedRun: for what `on_progress` raises, or anything once some runs are through, its
         cause. Of either error, `partial` is the `fs.Results` of the batches before; if only the
@@ -141,6 +132,7 @@ def sweep(
         keep_models=keep_models,
         metric=metric,
         configuration=dict(configuration or {}),
+        shard=shard_of(shard),
     )
     if on_progress is not None:
         check_takes("on_progress", on_progress, "swept")
@@ -164,114 +156,65 @@ def _swept(plan: Plan, on_progress: Callable[[Swept], None] | None) -> Results:
     Raises:
       SaveError, InterruptedRun: as `sweep`.
     """
-    runs: _Runs = {}
+    runs: Runs = {}
+    teller = Teller(on_progress, plan.num_runs)
     with Interrupt() as interrupt:
-        if not _run_batches(plan, runs, interrupt, Teller(on_progress, plan.num_runs)):
-            return _saved(plan, runs)
+        if plan.shard is None:
+            _run_batches(plan, runs, interrupt, teller)
+        else:
+            assert plan.store is not None
+            claims = Claims(plan.store.folder.claims, str(plan.shard))
+            run_shared(plan, plan.shard, claims, runs, interrupt, teller)
     return _saved(plan, runs)
 
 
-def _run_batches(plan: Plan, runs: _Runs, interrupt: Interrupt, teller: Teller) -> bool:
+def _run_batches(plan: Plan, runs: Runs, interrupt: Interrupt, teller: Teller) -> bool:
     """Runs all batches, and adds their runs to `runs`; returns whether no interrupt ended it.
 
     Raises:
       InterruptedRun: if a batch fails once some runs are complete; `partial` has these.
     """
     # Before each batch, `runs` has the runs of all batches before it, and the folder their files.
-    for work in _batches(plan):
-        columns = None
-        if plan.store is not None:
-            columns = plan.store.load(work.number, _model_files(plan, work))
+    for work in batches(plan):
+        columns = load_batch(plan, work)
         if columns is None and interrupt.received is None:
             new = len({*work.places} - {*runs})  # padding repeats runs
             tell = partial(teller.chunk, work.group, new, len(work.places))
             try:
-                columns = _run_batch(plan, work, interrupt, tell)
+                columns = run_batch(plan, work, interrupt, tell)
             except InterruptedRun as error:
-                error.partial = _results(runs)
+                error.partial = results_of(runs)
                 raise
             except Exception as error:  # the runs that are complete are not lost with the batch
                 if not runs:
                     raise
-                batch_failed = InterruptedRun(
-                    f"{len(runs)} of {plan.num_runs} runs are through; then a batch failed: "
-                    f"{error!r}"
-                )
-                raise batch_failed.holding(_results(runs)) from error
+                raise batch_failed(plan, runs, error) from error
         if columns is None:
             return False
-        for row, (index, seed) in enumerate(work.places):
-            if (index, seed) not in runs:
-                configuration = plan.grid.configurations[index]
-                runs[index, seed] = _run(configuration, plan.seeds[seed], columns, row, work.group)
+        add_runs(plan, work, columns, runs)
         teller.through(len(runs))
     return True
 
 
-def _batches(plan: Plan) -> Iterator[_Work]:
-    """The batches of all groups; a group's program is compiled with its first batch."""
-    number = 0
-    for group in plan.groups:
-        compiled = Compiled(
-            plan.experiment, plan.grid, group, plan.keys, plan.mesh, plan.opaque, plan.limit
-        )
-        for batch in group.batches:
-            places = [(index, seed) for seed, indices in batch for index in indices]
-            yield _Work(group, compiled, batch, number, places)
-            number += 1
-
-
-def _run_batch(plan: Plan, work: _Work, interrupt: Interrupt, tell: Tell) -> Columns | None:
-    """Runs a batch, and saves it if it is complete; None if it was interrupted in its first chunk.
-
-    Raises:
-      SaveError: if it cannot be saved.
-    """
-    store = plan.store
-    checkpoints = None if store is None else store.checkpoints(work.number)
-    computed = work.compiled.run(work.batch, interrupt, tell, checkpoints, plan.checkpoint_every)
-    if computed is None:
-        return None
-    columns, models = computed
-    if store is not None and interrupt.received is None:
-        # Models come first, because the batch's own file says that all of the batch is there.
-        for (index, seed), model in zip(work.places, models, strict=False):
-            hyper = plan.grid.configurations[index].items()
-            labels = plan.configuration | {name: label_of(value) for name, value in hyper}
-            path = store.folder.model(index, plan.seeds[seed])
-            save_model(path, model, work.group, plan.seeds[seed], labels)
-        store.save(work.number, columns)
-    return columns
-
-
-def _model_files(plan: Plan, work: _Work) -> list[Path]:
-    """The files of the models that are kept of a batch."""
-    if plan.store is None or work.group.keep is None:
-        return []
-    folder = plan.store.folder
-    return [folder.model(index, plan.seeds[seed]) for index, seed in dict.fromkeys(work.places)]
-
-
-def _results(runs: _Runs) -> Results:
-    """The runs by configuration and seed."""
-    return Results(tuple(runs[place] for place in sorted(runs)))
-
-
-def _saved(plan: Plan, runs: _Runs) -> Results:
+def _saved(plan: Plan, runs: Runs) -> Results:
     """The results, with their tables saved in the folder, if there is one and a run.
+
+    Of several processes, only one that sees all runs writes tables, lest it replace those of
+    another one that did.
 
     Raises:
       SaveError: if they cannot be saved; `partial` has the results.
     """
-    results = _results(runs)
-    if plan.store is None or not runs:
-        return results
+    results = results_of(runs)
     num_done = sum(run.done == run.num_rounds for run in results.runs)
+    complete = num_done == plan.num_runs
+    if plan.store is None or not runs or (plan.shard is not None and not complete):
+        return results
     summary = {
         "kind": "sweep",
         "configuration": plan.configuration,
         "num_runs": plan.num_runs,
-        "complete": num_done == plan.num_runs,
+        "complete": complete,
     }
     try:
         results.save(plan.store.folder.path, summary)
@@ -279,13 +222,3 @@ def _saved(plan: Plan, runs: _Runs) -> Results:
         error.partial = results
         raise
     return results
-
-
-def _run(configuration: dict[str, Any], seed: int, columns: Columns, row: int, group: Group) -> Run:
-    """The run of one row of a batch's columns."""
-    rounds = {name: x[row] for name, x in columns["rounds"].items()}
-    values = {name: x[row].item() for name, x in columns["values"].items()}
-    num_rounds = group.num_rounds
-    if num_rounds is None:  # a function of the key returns all its rounds or nothing
-        num_rounds = len(next(iter(rounds.values()))) if rounds else 1
-    return Run({k: label_of(v) for k, v in configuration.items()}, seed, rounds, values, num_rounds)

@@ -12,6 +12,7 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim.cli import main
 from fedjax_sim.cli.commands import sweep as command
+from fedjax_sim.sweeps import shared_work
 
 SMALL = ("-K", "10", "--rounds", "4", "-E", "1", "-C", "0.3")
 FILES = {"summary.json", "table.csv", "rounds.csv", "configuration.toml"}
@@ -261,3 +262,45 @@ def test_seeds_alone(tmp_path, capsys):
     assert sweep(*SMALL, "--seeds", 3, "--seed", 4, out=tmp_path) == 0
     assert "1 configuration x 3 seeds = 3 runs" in capsys.readouterr().out
     assert [row["seed"] for row in table(tmp_path)] == ["4", "5", "6"]
+
+
+@pytest.mark.slow
+def test_shards(tmp_path, capsys, monkeypatch):
+    """One is interrupted: `report` reads what is there, and another one completes it."""
+    grid = (*SMALL, "--grid", "client_lr=0.1,0.2,0.3", "--seeds", 1)
+    run_batch, out = shared_work.run_batch, tmp_path / "shared"
+
+    def run(*arguments):
+        columns = run_batch(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+        return columns
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_work, "run_batch", run)
+        assert sweep(*grid, "--shard", "2/2", out=out) == 130
+    assert f"other shards go on, and fedjax-sim report {out}" in capsys.readouterr().out
+    shared = {"configuration.toml", "sweep.json", "batches", "claims"}
+    assert {path.name for path in out.iterdir()} == shared
+    assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    part = json.loads((out / "summary.json").read_text())
+    assert (part["complete"], part["score"], part["num_runs"]) == (False, "test_accuracy", 3)
+    (row,) = table(out)
+    assert row["client_lr"] == "0.3"
+
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert sweep(*grid, "--shard", "auto", out=out) == 0
+    rows = table(out)
+    assert [row["client_lr"] for row in rows] == ["0.1", "0.2", "0.3"]
+    whole = json.loads((out / "summary.json").read_text())
+    assert whole["complete"]
+    assert {**whole, "complete": False, "versions": 0} == {
+        name: part[name] if name != "versions" else 0 for name in whole
+    }
+
+    says = refused(capsys, *grid, "--shard", "3/2", out=out)
+    assert "--shard must be" in says
+    says = refused(capsys, *grid, "--shard", "1/2", "--overwrite", out=out)
+    assert "--shard cannot be given with --overwrite" in says
+    says = refused(capsys, *SMALL, "--grid", "client_lr=0.1,0.2", "--shard", "1/2", out=out)
+    assert "grid" in says

@@ -1,4 +1,4 @@
-"""An experiment or a sweep to be killed: `python -m tests.helpers.killed WHAT OUT`."""
+"""An experiment or a sweep to be killed: `python -m tests.helpers.killed WHAT OUT [SHARD]`."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def simulate(out, **options):
     )
 
 
-def sweep(out, **options):
+def sweep(out, shard=None, **options):
     data = federation()
     return fs.sweep(
         lambda lr: experiment(lr, data),
@@ -47,6 +47,7 @@ def sweep(out, **options):
         [0, 1, 2],
         out=out,
         resume=True,
+        shard=shard,
         side_by_side=2,
         checkpoint_every=20,
         **options,
@@ -61,7 +62,8 @@ def arrays(result):
 
 
 if __name__ == "__main__":
-    what, out = sys.argv[1], Path(sys.argv[2])
+    what, out, *shard = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
     print("begins", flush=True)
-    result = {"simulate": simulate, "sweep": sweep}[what](out)
-    np.savez(out / "result.npz", *arrays(result))
+    result = {"simulate": simulate, "sweep": sweep}[what](out, *shard)
+    name = "-".join(("result", *shard)).replace("/", "-of-")
+    np.savez(out / f"{name}.npz", *arrays(result))

@@ -460,7 +460,7 @@ def test_no_damaged_byte_of_a_batch_stops_a_sweep(tmp_path):
     store = Store(tmp_path)
     store.folder.parts(SWEEP).mkdir()
     columns = {"rounds": {"loss": np.arange(3.0)}, "values": {"x": np.arange(2)}}
-    store.save(0, columns)
+    store.save(0, columns, [(0, 7)], 3)
     path = store.folder.parts(SWEEP) / "000000.npz"
     whole = path.read_bytes()
     assert store.load(0) is not None

@@ -3,8 +3,10 @@
 import argparse
 import importlib
 from pathlib import Path
+from typing import Any
 
-from fedjax_sim.cli.arguments import folder
+from fedjax_sim.cli.arguments import folder as path_of_folder
+from fedjax_sim.results.folder import CONFIGURATION, RunFolder
 
 DESCRIPTION = "Writes one HTML page about the results of runs, sweeps and comparisons."
 HAS_SETTING = False
@@ -13,7 +15,7 @@ HAS_SETTING = False
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which folders, and where to."""
     add = parser.add_argument
-    add("folders", nargs="+", type=folder, metavar="DIR", help="results folders")
+    add("folders", nargs="+", type=path_of_folder, metavar="DIR", help="results folders")
     add(
         "--out",
         type=Path,
@@ -31,7 +33,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace) -> int:
     """Reads, writes."""
+    for path in options.folders:
+        _merge_shards(RunFolder(path))
     page = importlib.import_module("fedjax_sim.report.page")
     page.write(options.folders, options.out, mixed=options.mixed, overwrite=options.overwrite)
     print(f"Wrote {options.out}")
     return 0
+
+
+def _merge_shards(folder: RunFolder) -> None:
+    """Writes the tables of a sweep that several processes share and have not completed yet."""
+    if not folder.claims.is_dir() or folder.is_complete():
+        return
+    from fedjax_sim.cli import files
+    from fedjax_sim.cli.parser import COMMANDS
+    from fedjax_sim.sweeps.merging import merge
+
+    summary: dict[str, Any] = {}
+    if (folder.path / CONFIGURATION).exists():
+        values = files.read(folder.path / CONFIGURATION)
+        summary["score"] = values.get("metric")
+        of_the_sweep = COMMANDS["sweep"].names
+        summary["configuration"] = {k: x for k, x in values.items() if k not in of_the_sweep}
+    merge(folder.path, **summary)

@@ -24,6 +24,7 @@ from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.sweeps import sweep
+from fedjax_sim.sweeps.shards import shard_of
 from fedjax_sim.training.experiment import Experiment
 
 DESCRIPTION = (
@@ -117,6 +118,13 @@ def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABU
         help="keep the final model of each run (default without a word), or the best by --metric, "
         "in --out's models, where fs.load reads them",
     )
+    add(
+        "--shard",
+        metavar="I/N",
+        help="which of N processes this one is that share --out, each started with the same "
+        "options, as 3/16; auto: what Slurm, SGE or LSF says of its array, auto/N: PBS or "
+        "Kubernetes, too. Each computes what no other one does, and takes over what is lost",
+    )
     add_out(parser, None, "go on with the sweep in --out")
 
 
@@ -125,7 +133,14 @@ def call(options: argparse.Namespace) -> int:
     from fedjax_sim.cli import show
 
     out = RunFolder(options.out)
-    out.check(SWEEP, options.resume, options.overwrite)
+    shard = shard_of(options.shard)
+    if shard is not None and options.overwrite:
+        raise ValueError(
+            "shard cannot be given with overwrite, by which each would remove what the others "
+            "computed; name another folder"
+        )
+    joins = options.resume or shard is not None
+    out.check(SWEEP, joins, options.overwrite)
     values = read("sweep", options, own_names=("seeds", "metric", "keep_models"))
     by_options = grids.from_options(options.grid, options.zip, options.random, options.vocabulary)
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
@@ -135,7 +150,7 @@ def call(options: argparse.Namespace) -> int:
     for name in setting_options(options):
         if name in plan.grid.names:
             raise ValueError(f"{name} is an axis and an option, too; give one of them")
-    if options.resume:
+    if joins:
         files.check_same(options.out, plan.values())
     mesh = machine.use_cores(plan.base.cores)
     for configuration in plan.settings:
@@ -163,16 +178,23 @@ def call(options: argparse.Namespace) -> int:
                 keep_models=plan.keep_models,
                 metric=plan.metric if plan.keep_models == "best" else None,
                 configuration={"command": "sweep", **plan.base.values()},
+                shard=shard,
             )
         results, complete = runs_with_rounds(all_results, total)
-        names = results.save(options.out, _summary(plan, complete))
+        # A shard that is interrupted leaves the tables to those that go on, and to `report`.
+        is_saved = complete or shard is None
+        names = results.save(options.out, _summary(plan, complete)) if is_saved else ()
     for line in _after(plan, results):
         console.print(line, soft_wrap=isinstance(line, str))
     if not complete:
         through = sum(run.done == run.num_rounds for run in results.runs)
         console.print(
             f"Interrupted: {through} of {total} runs are through, and what was computed is saved: "
-            f"fedjax-sim sweep --resume --out {options.out}",
+            + (
+                f"fedjax-sim sweep --resume --out {options.out}"
+                if shard is None
+                else f"other shards go on, and fedjax-sim report {options.out} shows what is there"
+            ),
             soft_wrap=True,
         )
     written = (*names, *([] if plan.keep_models is None else [MODELS]), CONFIGURATION)
