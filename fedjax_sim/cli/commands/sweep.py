@@ -136,8 +136,8 @@ def call(options: argparse.Namespace) -> int:
     shard = shard_of(options.shard)
     if shard is not None and options.overwrite:
         raise ValueError(
-            "shard cannot be given with overwrite, by which each would remove what the others "
-            "computed; name another folder"
+            "shard cannot be given with overwrite (--overwrite), by which each would remove what "
+            "the others computed; name another folder"
         )
     joins = options.resume or shard is not None
     out.check(SWEEP, joins, options.overwrite)
