@@ -7,8 +7,8 @@ One round: a paper's name makes an algorithm (of `fs.LocalTraining` and, at the 
 `fs.sampling` draws cohorts, `fs.aggregation` says what is averaged and `fs.execution` how clients
 share the machine. `fs.compression` makes clients send less, and `fs.partial` keeps parameters with
 them; `fs.with_statistics` trains batch norm. `fs.privacy` clips and noises what is sent, and
-counts the budget. `fs.clocks` say how fast clients are, in simulated seconds, and
-`fs.attacks` what malicious clients send.
+counts the budget. `fs.clocks` say how fast clients are, in simulated seconds, and `fs.attacks` what
+malicious clients send. In a round of `fs.asynchronous` the server does not wait for the slow ones.
 
 Algorithms:
 ALGORITHMS
@@ -110,6 +110,7 @@ if TYPE_CHECKING:
     from fedjax_sim.training.round import make_round as make_round
     from fedjax_sim.training.run import run as run
     from fedjax_sim.training.state import init as init
+    from fedjax_sim.transforms import asynchronous as asynchronous
     from fedjax_sim.transforms import attacks as attacks
     from fedjax_sim.transforms import compression as compression
     from fedjax_sim.transforms import partial as partial

@@ -77,14 +77,8 @@ def test_the_table_of_algorithms_is_what_files_declare():
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
     pages = "algorithms contract cores data export models personal privacy rounds runs start store"
-    assert have == {
-        *pages.split(),
-        "two-readings",
-        "surprises",
-        "coming-from",
-        "large-models",
-        "clusters",
-    }
+    pages = "asynchronous clusters coming-from large-models surprises two-readings"
+    assert have == {*pages.split()}
 
 
 @pytest.mark.slow
@@ -276,6 +270,15 @@ def test_privacy(session):
     own = session("privacy")
     assert 7.9 < own["spent"] <= 8
     assert int(own["simulation"].state.round) == 30
+
+
+@pytest.mark.slow
+def test_asynchronous(session):
+    own = session("asynchronous")
+    assert own["simulated"] > 0
+    assert own["rounds"].staleness["max"].max() > 1
+    assert own["simulation"].history.evaluation["test_accuracy"][-1] > 0.5
+    assert len(own["results"].runs) == 4
 
 
 @pytest.mark.slow

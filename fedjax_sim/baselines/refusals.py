@@ -15,6 +15,11 @@ def check_plain(algorithm: FederatedAlgorithm) -> None:
             "experiment.algorithm must not be compressed, nor private, since nothing is sent "
             "here; give the algorithm that was wrapped"
         )
+    if algorithm.asynchrony is not None:
+        raise ValueError(
+            "experiment.algorithm must not be asynchronous, since nobody waits here; give the "
+            "algorithm that was given to fs.asynchronous"
+        )
     if algorithm.personal is not None:
         raise ValueError(
             "experiment.algorithm must have one model for all clients, since a baseline's is the "

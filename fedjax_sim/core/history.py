@@ -35,7 +35,10 @@ class RoundMetrics(NamedTuple):
       digits: name -> UInt32[4], the exact counts of those three that 32 bits might not hold, in
         digits of base 2^16, the lowest first; () where none can be as large.
       seconds: Float[], simulated by the round's clock: of the slowest client that reports, or with
-        a deadline the time that the server waited; () without a clock.
+        a deadline the time that the server waited; of an asynchronous one since the server's last
+        step; () without a clock.
+      staleness: "mean" and "max" -> Float[], of the updates that arrived: the server's steps since
+        their clients were sent the model; () of a round that waits for its whole cohort.
     """
 
     train: dict[str, Array]
@@ -51,6 +54,7 @@ class RoundMetrics(NamedTuple):
     empty: Array
     digits: dict[str, Array] | tuple[()] = ()
     seconds: Array | tuple[()] = ()
+    staleness: dict[str, Array] | tuple[()] = ()
 
     def __repr__(self) -> str:
         return fields_of(self)

@@ -31,6 +31,7 @@ CLOCK = 15  # how fast each client is, of the key that the clock is given
 AVAILABILITY = 16  # who can be reached in a round
 ATTACK = 17  # what malicious clients send, folded further by client
 MALICIOUS = 18  # who is malicious, of the key that the draw is given
+DISPATCH = 19  # who of a cohort is sent the model first, where only a few clients are needed
 # What encodes a client's update, below FINISH, whose key an algorithm is given itself: the first n
 # numbers are what `jax.random.split(key, n)` makes of it.
 CODEC = 0x434F4445

@@ -8,13 +8,16 @@ client, and the engine decides how clients are executed together.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.passes import LocalTraining as LocalTraining
 from fedjax_sim.core.reprs import fields_of, one_line
+
+if TYPE_CHECKING:  # these files import this one
+    from fedjax_sim.core.asynchrony import Asynchrony, Pending
 
 PyTree = Any
 Params = PyTree
@@ -210,6 +213,7 @@ class FederatedAlgorithm(NamedTuple):
       aggregation: as in `Exchange`, of this one, after `check_rule`.
       message_wire: (message) -> what travels down in its place, as `wire`; None for the message.
       to_all: every client is sent the message in every round, whether it takes part or not.
+      asynchrony: of an algorithm of `fs.asynchronous`; None: a round waits for its whole cohort.
     """
 
     init: Callable[[Params], PyTree]
@@ -230,6 +234,7 @@ class FederatedAlgorithm(NamedTuple):
     aggregation: Callable[["Coefficients"], "Coefficients"] | None = None
     message_wire: Callable[[PyTree], PyTree | int] | None = None
     to_all: bool = False
+    asynchrony: "Asynchrony | None" = None
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -285,7 +290,7 @@ AggregationRule = Callable[[Cohort, Array, Array], Coefficients | tuple[Array, A
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["server", "clients", "round"],
+    data_fields=["server", "clients", "round", "pending"],
     meta_fields=["get_params"],
 )
 @dataclass(frozen=True, repr=False)
@@ -298,12 +303,14 @@ class FederatedState:
       clients: leaves [K, ...], or the `HeldStates` of some clients; () where nothing is kept.
       round: Int[], rounds done so far.
       get_params: the algorithm's `params`, static.
+      pending: what clients in training will send; () where a round waits for its whole cohort.
     """
 
     server: PyTree
     clients: PyTree
     round: Array
     get_params: Callable[[PyTree], Params]
+    pending: "Pending | tuple[()]" = ()
 
     @property
     def params(self) -> Params:
@@ -311,4 +318,4 @@ class FederatedState:
         return self.get_params(self.server)
 
     def __repr__(self) -> str:
-        return fields_of(self, "server", "clients", "round")
+        return fields_of(self, "server", "clients", "round", "pending")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.asynchrony import Asynchrony
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.core.files import fingerprint
@@ -242,7 +243,17 @@ def _client_and_server(
             parts.append(_combined(changed, update, jnp.ones(1, bool), key))
     if algorithm.acts_when_empty:  # nothing for the default, so that saved runs still match
         parts.append(7 * unit)
+    if algorithm.asynchrony is not None:
+        parts.append(_asynchrony(algorithm.asynchrony))
     return tuple(parts)
+
+
+def _asynchrony(asynchrony: Asynchrony) -> PyTree:
+    """Its numbers, and its factors of some ages."""
+    buffer, concurrency, clock, staleness, mixes_models = asynchrony
+    ages = jnp.arange(buffer, dtype=clock.step_seconds.dtype)
+    numbers = jnp.array([buffer, concurrency, int(mixes_models)])
+    return numbers, tuple(clock), staleness(ages), staleness(1 + ages)
 
 
 def _client(

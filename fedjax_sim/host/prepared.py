@@ -24,7 +24,7 @@ from fedjax_sim.host.windows import Windows
 from fedjax_sim.results.columns import check_evaluated
 from fedjax_sim.results.folder import RunFolder
 from fedjax_sim.training.communication import communication
-from fedjax_sim.training.experiment import Experiment
+from fedjax_sim.training.experiment import Experiment, carry_of
 from fedjax_sim.training.memory import check_fits
 
 
@@ -208,7 +208,7 @@ def _windows(
 
 def _first_carry(state: FederatedState, keep: Keep | None, mesh: Mesh | None) -> PyTree:
     """What is carried from round to round, before round 0, on the devices of the mesh."""
-    start: PyTree = (state.server, state.clients)
+    start = carry_of(state)
     start = start if keep is None else (start, first_best(state))
     # Copies: the carry is donated, and an optimizer's state may hold an array twice or the user's.
     carry = jax.tree.map(lambda x: jnp.array(x, copy=True), start)

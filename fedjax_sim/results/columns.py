@@ -12,6 +12,7 @@ from fedjax_sim.core.types import FederatedState, PyTree
 
 BYTES = ("bytes_down", "bytes_up")
 SECONDS = "seconds"  # simulated, so far; there is such a column only where a run has a clock
+STALENESS = ("staleness_mean", "staleness_max")  # of asynchronous rounds alone
 
 # Columns of what a round costs; every other column is a measurement.
 LEDGER = frozenset(
@@ -29,6 +30,7 @@ LEDGER = frozenset(
         "evaluated",
         *BYTES,
         SECONDS,
+        *STALENESS,
     )
 )
 
@@ -158,8 +160,9 @@ def columns(history: History, exchange: Communication | None = None) -> dict[str
     """
     rounds = history.rounds
     by_column = {f"train_{name}": np.asarray(x) for name, x in rounds.train.items()}
-    apart = ("train", "digits", SECONDS)
+    apart = ("train", "digits", "staleness", SECONDS)
     by_column |= {k: np.asarray(x) for k, x in rounds._asdict().items() if k not in apart}
+    by_column |= {f"staleness_{name}": np.asarray(x) for name, x in dict(rounds.staleness).items()}
     by_column |= rounds.counts()
     by_column["evaluated"] = np.asarray(history.evaluated)
     if not isinstance(rounds.seconds, tuple):

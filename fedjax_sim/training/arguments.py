@@ -21,6 +21,7 @@ from fedjax_sim.core.types import (
     FederatedAlgorithm,
 )
 from fedjax_sim.execution.strategy import Strategy, as_strategy
+from fedjax_sim.transforms.asynchronous.refusals import check_exchange
 
 
 def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
@@ -52,6 +53,8 @@ def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
             raise ValueError(
                 f"earlier must be exchanges, fs.Exchange(...); got {type(exchange).__name__}"
             )
+    if algorithm.asynchrony is not None:  # what was wrapped around it may have changed it
+        check_exchange(algorithm)
     return algorithm._replace(
         local=check_local(algorithm.local),
         earlier=tuple(x._replace(local=check_local(x.local)) for x in algorithm.earlier),
@@ -115,6 +118,34 @@ def check_follows(algorithm: FederatedAlgorithm, rule: AggregationRule) -> None:
     except Exception:  # whatever a rule of the user's own raises of a cohort that is none of its
         return
     algorithm.check_rule(answers[0])
+
+
+def check_needs_no_inclusion(rule: AggregationRule) -> None:
+    """Refuses a rule that must know how probable it was that a client takes part.
+
+    It is asked as in `check_follows`.
+
+    Raises:
+      ValueError: naming the rules that need not know it.
+    """
+
+    def answers(inclusion: Array | None) -> bool:
+        ones = jnp.ones(2)
+        cohort = Cohort(jnp.arange(2), ones > 0, ones > 0, inclusion=inclusion)
+        try:
+            jax.eval_shape(lambda: ask_rule(rule, cohort, ones, jnp.ones(3))[:2])
+        except (
+            Exception
+        ):  # whatever a rule of the user's own raises of a cohort that is none of its
+            return False
+        return True
+
+    if answers(jnp.ones(2)) and not answers(None):
+        raise ValueError(
+            "aggregation must be a rule that needs no inclusion probabilities in asynchronous "
+            "rounds, as fs.aggregation.selected, .uniform or .all_clients, because who arrives "
+            f"first is decided by who is fast; got {getattr(rule, '__name__', 'another')}"
+        )
 
 
 def ask_rule(

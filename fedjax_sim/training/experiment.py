@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_sim import aggregation as rules
+from fedjax_sim.core.asynchrony import Pending
 from fedjax_sim.core.checks import check_takes
 from fedjax_sim.core.clock import Clock, check_clock
 from fedjax_sim.core.evaluate import Evaluate, subject_of
@@ -146,19 +147,18 @@ class Experiment(NamedTuple):
         return communication(self.algorithm, state.params, self.federation)
 
     def begin(self, key: Array) -> PyTree:
-        """What a loop over rounds carries before round 0: the server's and the clients' states."""
-        state = self.start(key)
-        return state.server, state.clients
+        """What a loop over rounds carries before round 0: the state but the round's number."""
+        return carry_of(self.start(key))
 
     def state_of(self, round: Array, carry: PyTree) -> FederatedState:
         """The state with which `round` begins, of what is carried to it."""
-        server, clients = carry
-        return FederatedState(server, clients, round, self.algorithm.params)
+        server, clients, *pending = carry
+        return FederatedState(server, clients, round, self.algorithm.params, *pending)
 
     def advance(self, key: Array, round: Array, carry: PyTree) -> tuple[PyTree, History]:
         """As `next_round`, of what `begin` returns, and what this returned for the round before."""
         state, row = self.next_round(key, self.state_of(round, carry))
-        return (state.server, state.clients), row
+        return carry_of(state), row
 
     def run(self, key: Array) -> tuple[FederatedState, History]:
         """All R rounds in one scan, as `fs.run`; pure, and compiled anew at each unjitted call.
@@ -200,3 +200,10 @@ class Experiment(NamedTuple):
         if self.evaluate is not None:  # which refuses test examples that are not of the model
             jax.eval_shape(self.evaluate, subject_of(self.evaluate, state))
         return state
+
+
+def carry_of(state: FederatedState) -> PyTree:
+    """What a loop over rounds carries: all of a state but the round's number."""
+    carry = state.server, state.clients
+    # Without what is pending in no synchronous run, since saved runs have a checksum of this.
+    return (*carry, state.pending) if isinstance(state.pending, Pending) else carry

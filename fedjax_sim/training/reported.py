@@ -14,6 +14,7 @@ from fedjax_sim.core.types import (
     Cohort,
     FederatedAlgorithm,
     LocalTraining,
+    Metrics,
     PyTree,
     RoundContext,
 )
@@ -95,10 +96,7 @@ def round_metrics(
     ]
     weight_counted = jnp.sum(jnp.where(executed.counted, slots.client_weights, 0))
     return RoundMetrics(
-        train={
-            name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
-            for name, (total, count) in executed.metrics.items()
-        },
+        train=means(executed.metrics),
         receivers=_count_distinct(slots.ids, slots.was_sent) if receivers is None else receivers,
         senders=_count_distinct(slots.ids, sent),
         reporting=average.context.num_reporting,
@@ -109,6 +107,14 @@ def round_metrics(
         seconds=seconds,
         **local_work(work, data, slots.ids),
     )
+
+
+def means(metrics: Metrics) -> dict[str, Array]:
+    """Sums divided by their counts; NaN where nothing was counted."""
+    return {
+        name: jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
+        for name, (total, count) in metrics.items()
+    }
 
 
 def _count_distinct(ids: Array, mask: Array) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import sampling
+from fedjax_sim.core.asynchrony import Pending
 from fedjax_sim.core.checks import check_count, check_not_a_name, check_takes
 from fedjax_sim.core.evaluate import Evaluate, subject_of
 from fedjax_sim.core.history import History
@@ -174,4 +175,9 @@ def check_run(
         raise ValueError(
             "sampler must not draw with replacement where the algorithm keeps client state: "
             "a client drawn twice would have two; use uniform or weighted"
+        )
+    if sampler.with_replacement and isinstance(state.pending, Pending):
+        raise ValueError(
+            "sampler must not draw with replacement for asynchronous rounds, in which a client "
+            "trains once at a time; use uniform or weighted"
         )

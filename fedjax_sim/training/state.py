@@ -11,6 +11,7 @@ from fedjax_sim.core.types import FederatedAlgorithm, FederatedState, Params, Py
 from fedjax_sim.data import FederatedData, Source, check_data
 from fedjax_sim.execution.client import check_steps
 from fedjax_sim.training.arguments import check_algorithm
+from fedjax_sim.training.pending import check_pending, no_pending
 
 
 def init(
@@ -58,6 +59,7 @@ def init(
         clients=jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *jnp.shape(x))), client_state),
         round=jnp.zeros((), jnp.int32),
         get_params=algorithm.params,
+        pending=no_pending(algorithm, params, client_state, data),
     )
 
 
@@ -93,6 +95,7 @@ def check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: Fede
                 f"state must come from fs.init with this federation of {data.num_clients} "
                 f"clients; it holds states of {number}"
             )
+    check_pending(algorithm, state)
     another = ValueError(
         "state must come from fs.init with this algorithm: its server state has another "
         "structure (was it made with another algorithm, optimizer or model?)"

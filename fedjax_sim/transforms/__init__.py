@@ -1,5 +1,6 @@
 """What makes an algorithm of another one."""
 
+from fedjax_sim.transforms import asynchronous as asynchronous
 from fedjax_sim.transforms import attacks as attacks
 from fedjax_sim.transforms import compression as compression
 from fedjax_sim.transforms import privacy as privacy
