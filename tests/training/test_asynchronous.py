@@ -10,7 +10,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim.core.randomness import DISPATCH, permutation_seeds, permute, stream
-from tests.conftest import MESH, SIZES, flat, linear_loss, zeros
+from tests.conftest import MESH, SIZES, flat, linear_loss, slow_after, zeros
 from tests.helpers.reference import blocks, gradient
 
 K, KEY, LR = len(SIZES), jax.random.key(3), 0.05
@@ -144,7 +144,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_after(1, CASES))
 def test_it_is_a_loop_over_events(case, clients, data):
     algorithm, sampler, rule, factor, mix, per_step = CASES[case]
     events, asynchrony = 200, algorithm.asynchrony
@@ -163,7 +163,7 @@ def test_it_is_a_loop_over_events(case, clients, data):
     assert max_age.max() > 1  # otherwise little was stale
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("name", slow_after(1, ["fedavg", "scaffold"]))
 def test_a_buffer_of_all_in_training_is_a_synchronous_round(name, data):
     algorithm = FEDAVG if name == "fedavg" else fs.scaffold(linear_loss, LR, LOCAL)
     clock = fs.clocks.equal(K, step_seconds=0.0)
@@ -236,7 +236,7 @@ def test_a_client_trains_once_at_a_time(of_vmapped):
     [
         fs.execution.packed(1),
         pytest.param(fs.execution.packed(2), marks=pytest.mark.slow),
-        fs.execution.sharded(MESH, fs.execution.packed(1)),
+        pytest.param(fs.execution.sharded(MESH, fs.execution.packed(1)), marks=pytest.mark.slow),
         pytest.param(fs.execution.sharded(MESH), marks=pytest.mark.slow),
     ],
     ids=["packed(1)", "packed(2)", "sharded", "sharded by slots"],
@@ -336,6 +336,7 @@ def test_a_dropout_holds_no_place():
     assert history.rounds.staleness["mean"].tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_compressed_updates_take_less_time(data):
     codec = fs.compression.top_k(0.25)
     slow = fs.clocks.equal(K, step_seconds=0.0, bandwidth=1.0)

@@ -49,6 +49,7 @@ def whole(data):
     return fs.simulate(experiment(data), 0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(data, whole, tmp_path):
     fs.simulate(experiment(data, rounds=3), 0, out=tmp_path)
     with pytest.raises(ValueError, match="algorithm"):
@@ -60,6 +61,7 @@ def test_a_resumed_run_has_the_same_bits(data, whole, tmp_path):
     assert np.all(np.asarray(whole.history.rounds.seconds) > 0)
 
 
+@pytest.mark.slow
 def test_a_sweep_traces_its_numbers(data, whole):
     """Rates, exponents and speeds in one compilation, each as on its own."""
     traces = []
