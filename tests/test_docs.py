@@ -77,7 +77,7 @@ def test_the_table_of_algorithms_is_what_files_declare():
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
     pages = "algorithms contract cores data export models personal privacy rounds runs start store"
-    more = "asynchronous clusters coming-from large-models surprises two-readings"
+    more = "asynchronous clusters coming-from compression large-models surprises two-readings"
     assert have == {*pages.split(), *more.split()}
 
 
@@ -263,6 +263,12 @@ def test_store(session):
     assert own["states"].num_written > 300
     assert own["store"].num_clients == 2000
     assert 0 < float(own["result"].mean["loss"]) < 10
+
+
+@pytest.mark.slow
+def test_compression(session):
+    own = session("compression")
+    assert (own["up"], own["loss"] < 0.5) == (30 * 4 * 24, True)
 
 
 @pytest.mark.slow

@@ -68,6 +68,22 @@ def test_what_a_setting_may_go_without():
     assert extra == {"compress": "top_k", "share": 0.1, "error_feedback": False}
 
 
+def test_each_direction_has_its_codec():
+    """What fed-back errors are of is said by each; the bytes are those of both."""
+    sent = {"compress": "top_k", "share": 0.1, "error_feedback": True}
+    received = {"downlink": "quantise", "downlink_bits": 4}
+    resolved = Setting.of({**sent, **received}).resolved()
+    assert resolved.extras == {
+        **{name: sent[name] for name in ("compress", "error_feedback")},
+        "downlink": "quantise",
+        "downlink_error_feedback": False,
+    }
+    # Of 640 + 10 parameters.
+    assert problem.experiment(resolved).communication() == (4 * 650 // 8 + 2 * 8, 65 * 8)
+    with pytest.raises(ValueError, match="downlink_bits belongs to downlink quantise; there is no"):
+        Setting.of({"downlink_bits": 4}).resolved()
+
+
 def test_an_optional_room_of_another_ones_face(monkeypatch):
     """Its options have a prefix, by which both may be set at once."""
     monkeypatch.setitem(rooms.ROOMS, "again", Room(compression, optional=True, prefix="again"))

@@ -96,6 +96,21 @@ def test_quantised_entries_are_neighbouring_levels(bits):
     assert 0.3 < up < 0.7
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("share", [0.04, 0.5, 1.0])
+def test_many_of_many_are_those_of_a_sort(share, dtype):
+    """Of equal sizes the first; with zeros, a NaN and an infinity among them."""
+    x = np.random.default_rng(0).integers(-40, 40, 5000).astype(np.float32)
+    x[[7, 4999]] = np.nan, -np.inf
+    codec = compression.top_k(share)
+    wire, _ = codec.encode(jnp.asarray(x, dtype), jnp.zeros(5000, dtype), KEY)
+    order = np.argsort(-np.nan_to_num(np.abs(x), nan=2e38, posinf=1e38), kind="stable")
+    expected = np.sort(order[: int(share * 5000)])
+    np.testing.assert_array_equal(np.sort(wire.indices), expected)
+    expected_values = np.asarray(jnp.asarray(x, dtype), np.float32)[wire.indices]
+    np.testing.assert_array_equal(np.asarray(wire.values, np.float32), expected_values)
+
+
 def test_signs_and_their_scale_are_those_of_numpy():
     _, decoded, residual = sent_and_kept(compression.sign(), jnp.asarray(X))
     wide = X.astype(np.float64)
