@@ -15,12 +15,13 @@ from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.server_optimizers import ADAPTIVE
 from fedjax_sim.core.evaluate import Evaluate, OfState, subject_of
-from fedjax_sim.core.types import AggregationRule, Array, FederatedAlgorithm, Params
+from fedjax_sim.core.types import Array, FederatedAlgorithm, Params
 from fedjax_sim.data import FederatedData, Source
 from fedjax_sim.datasets import Dataset
 from fedjax_sim.models import mixed_precision
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.settings import stores
+from fedjax_sim.settings.attacked import attacked, rule
 from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSetting
 from fedjax_sim.settings.splits import parts_of_clients, split
@@ -110,16 +111,19 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
     loss_fn = parts.loss_fn
     loss_fn = loss_fn if setting.compute is None else mixed_precision(loss_fn, setting.compute)
     algorithm = wrapped(_algorithm(setting, loss_fn), setting)
+    under = attacked(setting, parts.data)
     return Experiment(
         algorithm=algorithm,
         params=_first_params(setting, parts.init),
-        data=parts.data,
+        data=under.data,
         sampler=sampler(setting),
         num_rounds=setting.rounds,
-        aggregation=_rule(setting),
+        aggregation=rule(setting),
         execution=execution.sharded(mesh, inner) if mesh else None if automatic else inner,
         evaluate=_evaluate(setting, parts, algorithm),
         evaluate_every=setting.evaluate_every,
+        attack=under.attack,
+        malicious=under.malicious,
     )
 
 
@@ -215,11 +219,6 @@ def _schedule(client: ClientSteps) -> Callable[[Array], Any] | None:
         stairs = decay.schedule == "step"
         schedule = optax.exponential_decay(rate, decay.rounds, decay.rate, staircase=stairs)
     return lambda round: schedule(round.astype(jnp.float32))
-
-
-def _rule(setting: ResolvedSetting) -> AggregationRule:
-    rule = setting.choices.mode
-    return rule.factory if rule.takes("cohort") else rule.call(setting.options)
 
 
 def sampler(setting: ResolvedSetting) -> Sampler:

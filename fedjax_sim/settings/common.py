@@ -164,6 +164,27 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         metavar="ETA",
     ),
     _text(
+        "before",
+        "what is done to the updates before a --mode that sees all of them: "
+        f"{_listed_or_none('before')}",
+        metavar="HOW",
+    ),
+    ("before",),
+    _text(
+        "attack",
+        f"what malicious clients send, or train on: {_listed_or_none('attack')}",
+        metavar="HOW",
+    ),
+    ("attack",),
+    Option(
+        "malicious",
+        "of --attack: share of the clients, drawn by the partition's seed",
+        range=registry.UP_TO_1,
+        traced=True,
+        metavar="SHARE",
+    ),
+    _text("malicious_ids", "of --attack, in its place: their numbers, as 3,7", metavar="IDS"),
+    _text(
         "compress",
         f"how clients send their updates: {_listed_or_none('compress')}",
         metavar="CODEC",
@@ -247,6 +268,7 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
 
 # Shared settings that only those have who use one of these rooms: the room -> their names.
 OF_OPTIONAL = {
+    "attack": ("malicious", "malicious_ids"),
     "compress": ("error_feedback",),
     "downlink": ("downlink_error_feedback",),
     "privacy": ("delta", "epsilon"),

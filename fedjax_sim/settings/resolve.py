@@ -11,6 +11,7 @@ from fedjax_sim.core.types import LocalTraining
 from fedjax_sim.datasets.types import Facts
 from fedjax_sim.settings.belonging import OF_SCHEDULES, TAKEN_AS, check_belongs, takes
 from fedjax_sim.settings.common import FULL, OF_OPTIONAL
+from fedjax_sim.settings.malicious import check_malicious
 from fedjax_sim.settings.options import COMMON, choose
 from fedjax_sim.settings.private import with_noise
 from fedjax_sim.settings.resolved import (
@@ -214,6 +215,7 @@ def _extras(context: _Context) -> dict[str, Any]:
         for name in OF_OPTIONAL.get(room, ()):
             if takes(context.choices, name) and (value := context.value(name)) is not None:
                 extras[name] = value
+    check_malicious(extras, context.values.get("clients", context.facts.clients))
     return extras
 
 

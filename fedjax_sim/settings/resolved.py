@@ -58,6 +58,8 @@ class Choices(NamedTuple):
     mode: Declaration
     sampler: Declaration
     algorithm: Declaration
+    before: Declaration | None = None
+    attack: Declaration | None = None
     compress: Declaration | None = None
     downlink: Declaration | None = None
     privacy: Declaration | None = None

@@ -9,7 +9,7 @@ from fedjax_sim import aggregation, algorithms, datasets, models, partition, sam
 from fedjax_sim.core.checks import check_known
 from fedjax_sim.core.registry import Declaration, declared, renamed
 from fedjax_sim.settings import user_files
-from fedjax_sim.transforms import compression, privacy
+from fedjax_sim.transforms import attacks, compression, privacy
 
 
 class Room(NamedTuple):
@@ -41,6 +41,8 @@ ROOMS = {
         algorithms,
         ("loss_fn", "client_optimizer", "client_lr", "local", "server_optimizer", "server_lr"),
     ),
+    "before": Room(aggregation, ("rule",), optional=True, takes_rule=True),
+    "attack": Room(attacks, ("data", "malicious", "num_classes"), optional=True),
     "compress": Room(compression, optional=True),
     "downlink": Room(compression, optional=True, prefix="downlink"),
     "privacy": Room(privacy, ("algorithm", "expected_cohort"), optional=True),

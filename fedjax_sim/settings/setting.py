@@ -39,6 +39,10 @@ class Setting:
     decay_rate: float | None = None
     server_optimizer: str | None = None
     server_lr: float | None = None
+    before: str | None = None
+    attack: str | None = None
+    malicious: float | None = None
+    malicious_ids: str | None = None
     compress: str | None = None
     error_feedback: bool | None = None
     downlink: str | None = None

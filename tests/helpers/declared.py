@@ -9,6 +9,8 @@ ROOMS = {
     "dataset": "Data sets",
     "partition": "Splits",
     "model": "Models",
+    "before": "Before a rule",
+    "attack": "Attacks",
     "compress": "Codecs",
     "privacy": "Privacy",
 }

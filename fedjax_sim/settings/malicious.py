@@ -1,0 +1,40 @@
+"""Which clients of a setting are malicious, checked before anything is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedjax_sim.transforms import attacks
+
+
+def check_malicious(extras: Mapping[str, Any], clients: int) -> None:
+    """Refuses an attack that nobody makes, or that clients make who are not there.
+
+    Raises:
+      ValueError: naming the setting and what is allowed.
+    """
+    if "attack" not in extras:
+        return
+    if ("malicious" in extras) == ("malicious_ids" in extras):
+        raise ValueError(
+            f"attack {extras['attack']} needs malicious, a share of the clients in (0, 1], or "
+            "malicious_ids, as 3,7; and not both"
+        )
+    if "malicious_ids" in extras:
+        attacks.malicious_of(client_ids(extras["malicious_ids"]), clients)
+
+
+def client_ids(text: str) -> list[int]:
+    """Ids of clients, separated by commas.
+
+    Raises:
+      ValueError: for what is no whole number.
+
+    >>> client_ids("3, 7")
+    [3, 7]
+    """
+    try:
+        return [int(word) for word in str(text).split(",")]
+    except ValueError:
+        raise ValueError(
+            f"malicious_ids must be whole numbers, separated by commas; got {text!r}"
+        ) from None
