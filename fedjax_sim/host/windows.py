@@ -147,7 +147,11 @@ class Windows:
         of_a_round = self._experiment.sampler.size
         if of_a_round is None:
             of_a_round = self._cohorts.most_clients()
-        return max(1, min(clients, max(of_a_round, _STATES_BYTES // max(size, 1))))
+        # More clients than have examples in a window would be rows that nobody uses.
+        num_examples = np.sort(np.asarray(self._source.num_examples))
+        of_examples = int(np.searchsorted(np.cumsum(num_examples), self.capacity, side="right"))
+        most = min(_STATES_BYTES // max(size, 1), of_examples)
+        return max(1, min(clients, max(of_a_round, most)))
 
     def planned_now(self) -> Planned:
         """Of the window that was taken last."""
