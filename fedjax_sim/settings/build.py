@@ -26,6 +26,7 @@ from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ClientSteps, DataChoice, ResolvedSetting
 from fedjax_sim.settings.splits import parts_of_clients, split
 from fedjax_sim.settings.strategies import strategy
+from fedjax_sim.settings.timing import clock, timed
 from fedjax_sim.settings.user_files import called
 from fedjax_sim.settings.wrapping import wrapped
 from fedjax_sim.training.evaluator import evaluator
@@ -124,6 +125,7 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
         evaluate_every=setting.evaluate_every,
         attack=under.attack,
         malicious=under.malicious,
+        clock=clock(setting),
     )
 
 
@@ -222,7 +224,8 @@ def _schedule(client: ClientSteps) -> Callable[[Array], Any] | None:
 
 
 def sampler(setting: ResolvedSetting) -> Sampler:
-    """The sampler of a setting."""
+    """The sampler of a setting, with who is available and the deadline."""
     chosen = setting.choices.sampler
     model = {"loss_fn": problem(setting).loss_fn} if chosen.takes("loss_fn") else {}
-    return chosen.call(setting.options, m=setting.slots, q=setting.fraction, **model)
+    own = chosen.call(setting.options, m=setting.slots, q=setting.fraction, **model)
+    return timed(own, setting, problem)

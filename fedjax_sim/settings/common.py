@@ -228,6 +228,31 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         "of --privacy: what the rounds may spend in all, in the place of --noise-multiplier",
         range=registry.POSITIVE,
     ),
+    _text(
+        "clock",
+        "how fast clients are, which gives every round its simulated seconds: "
+        f"{_listed_or_none('clock')}",
+        metavar="HOW",
+    ),
+    ("clock",),
+    Option(
+        "deadline",
+        "of --clock: simulated seconds that a round waits for a client at most (default: none)",
+        range=registry.POSITIVE,
+        metavar="S",
+    ),
+    _text(
+        "late",
+        "of --clock: whether a client that misses --deadline is left out, drop (default), or sends "
+        "the whole steps that it has done, partial",
+        choices=("drop", "partial"),
+    ),
+    _text(
+        "availability",
+        f"which clients can be reached in a round: {_listed_or_none('availability')}",
+        metavar="HOW",
+    ),
+    ("availability",),
     _count("rounds", "rounds of each run (default: 100)", default=100, metavar="R"),
     Option(
         "seed",
@@ -272,4 +297,5 @@ OF_OPTIONAL = {
     "compress": ("error_feedback",),
     "downlink": ("downlink_error_feedback",),
     "privacy": ("delta", "epsilon"),
+    "clock": ("deadline", "late"),
 }

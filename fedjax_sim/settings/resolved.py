@@ -63,6 +63,8 @@ class Choices(NamedTuple):
     compress: Declaration | None = None
     downlink: Declaration | None = None
     privacy: Declaration | None = None
+    clock: Declaration | None = None
+    availability: Declaration | None = None
 
     @property
     def used(self) -> tuple[Declaration, ...]:

@@ -5,7 +5,7 @@ from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
-from fedjax_sim import aggregation, algorithms, datasets, models, partition, sampling
+from fedjax_sim import aggregation, algorithms, clocks, datasets, models, partition, sampling
 from fedjax_sim.core.checks import check_known
 from fedjax_sim.core.registry import Declaration, declared, renamed
 from fedjax_sim.settings import user_files
@@ -46,6 +46,8 @@ ROOMS = {
     "compress": Room(compression, optional=True),
     "downlink": Room(compression, optional=True, prefix="downlink"),
     "privacy": Room(privacy, ("algorithm", "expected_cohort"), optional=True),
+    "clock": Room(clocks, ("key", "num_clients"), optional=True),
+    "availability": Room(sampling.traces, ("labels",), optional=True),
 }
 # The rooms that a setting may go without, in the order of a file; NONE says so in words.
 OPTIONAL = tuple(name for name, room in ROOMS.items() if room.optional)

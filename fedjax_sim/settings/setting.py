@@ -50,6 +50,10 @@ class Setting:
     privacy: str | None = None
     delta: float | None = None
     epsilon: float | None = None
+    clock: str | None = None
+    deadline: float | None = None
+    late: str | None = None
+    availability: str | None = None
     rounds: int = 100
     seed: int = 0
     evaluate_every: int = 1

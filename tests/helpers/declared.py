@@ -13,6 +13,8 @@ ROOMS = {
     "attack": "Attacks",
     "compress": "Codecs",
     "privacy": "Privacy",
+    "clock": "Clocks",
+    "availability": "Availability",
 }
 BEGINNING = """\
 # What a setting may name
