@@ -123,7 +123,7 @@ def test_clusters(session):
 
 def test_the_files_for_schedulers_can_be_read():
     files = re.findall(r"^```(bash|yaml)\n(.*?)^```", TEXTS["clusters"], re.M | re.S)
-    assert [language for language, _ in files] == ["bash", "yaml"]
+    assert [language for language, _ in files] == ["bash", "yaml", "bash"]
     for language, text in files:
         if language == "bash" and shutil.which("bash"):
             subprocess.run(["bash", "-n"], input=text.encode(), check=True)

@@ -1,13 +1,19 @@
-"""The cores that a command uses, and the cache of compiled programs."""
+"""The cores that a command uses, its processes, and the cache of compiled programs."""
 
 import os
+import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import platformdirs
 from jax.sharding import Mesh
 
 from fedjax_sim import execution
+from fedjax_sim.execution.placing import AXIS, make_cores_devices
+
+# A process that gives no sign of life for so long is gone, and JAX ends the others.
+_HEARTBEAT_SECONDS = 30
 
 
 def use_cores(cores: int | None) -> Mesh | None:
@@ -16,10 +22,63 @@ def use_cores(cores: int | None) -> Mesh | None:
     Returns:
       A mesh of the cores; None where there is an accelerator and no number of cores was given.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(programs()))
+    _keep_programs()
     mesh = execution.cores(cores)
     return mesh if cores is not None or jax.default_backend() == "cpu" else None
+
+
+def join_processes(cores: int | None) -> Mesh:
+    """Meets the other processes of a run, by JAX's own detection, before JAX starts.
+
+    Where JAX does not know who started them, the environment says it: JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Returns:
+      A mesh of the devices of all of them: accelerators where there are any and no number of cores
+      is given, else so many cores of each, or all.
+
+    Raises:
+      ValueError: if nothing says who the others are, or they cannot be reached.
+    """
+    _keep_programs()
+    numbers = [_number_in(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    if numbers[0] is not None and numbers[1] is not None and numbers[1] >= numbers[0]:
+        raise ValueError(
+            f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES, {numbers[0]}; got {numbers[1]}"
+        )
+    make_cores_devices(cores)
+    try:
+        jax.distributed.initialize(
+            num_processes=numbers[0],
+            process_id=numbers[1],
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except Exception as error:  # whatever its detection of clusters raises
+        raise ValueError(
+            "distributed needs processes that JAX finds, as those of srun, mpirun or an indexed "
+            "job, or JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID; JAX "
+            f"says: {str(error).splitlines()[0] if str(error) else repr(error)}"
+        ) from error
+    devices = jax.devices() if cores is None else jax.devices("cpu")
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def _number_in(name: str) -> int | None:
+    """A number in the environment; None if it is not there.
+
+    Raises:
+      ValueError: if it is no number.
+    """
+    text = os.environ.get(name)
+    if text is not None and not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(f"{name} must be a number; got {text!r}")
+    return None if text is None else int(text)
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs on disk, unless the user said where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(programs()))
 
 
 def programs() -> Path:

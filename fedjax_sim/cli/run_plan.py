@@ -3,6 +3,8 @@
 import argparse
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from fedjax_sim.cli import files
 from fedjax_sim.cli.options import read, setting_options
 from fedjax_sim.cli.values import setting
@@ -14,6 +16,7 @@ from fedjax_sim.results.folder import CONFIGURATION, RUN, RunFolder
 from fedjax_sim.settings.clients import check_fine_tune
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.settings.setting import Setting
+from fedjax_sim.training.experiment import Experiment
 
 # Values that may change when a run is resumed; `simulate` checks under which conditions.
 _MAY_CHANGE = ("rounds", "target", "patience", "baselines", "fine_tune")
@@ -90,6 +93,28 @@ def plan_of(options: argparse.Namespace, out: RunFolder) -> Plan:
         _check_resumed(plan, out)
     baselines.check(names, plan.setting, out, resume=options.resume, overwrite=options.overwrite)
     return plan
+
+
+def in_a_line(resolved: ResolvedSetting, experiment: Experiment, mesh: Mesh | None) -> str:
+    """What is about to run, in a line."""
+    sizes = experiment.data.num_examples
+    devices = [] if mesh is None else [*mesh.devices.flat]
+    processes = {device.process_index for device in devices}
+    where = f", on {len(devices)} devices of {len(processes)} processes"
+    return (
+        f"{resolved.algorithm} on {resolved.dataset} ({resolved.partition}): "
+        f"K={resolved.clients} clients of {int(sizes.min())} to {int(sizes.max())} examples, "
+        f"{_cohort(resolved)}, {resolved.rounds} rounds{where if len(processes) > 1 else ''}"
+    )
+
+
+def _cohort(resolved: ResolvedSetting) -> str:
+    """Who takes part in a round, in words."""
+    if resolved.choices.sampler.takes("q"):
+        return f"m={resolved.expected_cohort:g} in a round on average"
+    if not resolved.choices.sampler.takes("m"):
+        return f"all m={resolved.clients} in each round"
+    return f"m={resolved.slots} in each round"
 
 
 def _check_resumed(plan: Plan, out: RunFolder) -> None:

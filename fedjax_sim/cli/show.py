@@ -20,9 +20,9 @@ _MOST = 40  # rows that a table has at most
 _BAR = 16  # columns of a bar
 
 
-def console() -> Console:
-    """Standard output, wide enough for a table."""
-    wide = Console(highlight=False)
+def console(quiet: bool = False) -> Console:
+    """Standard output, wide enough for a table; or nowhere, of a process that does not write."""
+    wide = Console(highlight=False, quiet=quiet)
     wide.width = max(wide.width, _NARROWEST)
     return wide
 
@@ -88,8 +88,13 @@ def fitted(count: str, left: str, parts: Sequence[str], width: int) -> str:
 
 
 @contextmanager
-def run_progress(num_rounds: int, score: str) -> Iterator[Callable[[driver.Progress], None]]:
+def run_progress(
+    num_rounds: int, score: str, is_shown: bool = True
+) -> Iterator[Callable[[driver.Progress], None]]:
     """Yields what `fs.simulate` takes as `on_progress`: it shows rounds, scores and the pace."""
+    if not is_shown:  # of a process that does not write
+        yield lambda progress: None
+        return
     with _bar("rounds", num_rounds) as update:
 
         def tell(progress: driver.Progress) -> None:

@@ -33,6 +33,25 @@ def cores(n: int | None = None) -> Mesh:
       ValueError: if n < 1 or there are fewer cores, or JAX already runs with fewer CPU
         devices.
     """
+    num_devices = make_cores_devices(n)
+    devices = jax.local_devices(backend="cpu")[:num_devices]
+    if n is not None and len(devices) < num_devices:
+        raise ValueError(
+            f"n = {n} cores must be asked for before JAX is first used, or by the environment: "
+            f"JAX_NUM_CPU_DEVICES={n}; JAX already runs with {len(devices)}"
+        )
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def make_cores_devices(n: int | None = None) -> int:
+    """Makes n cores devices, or all, without starting JAX; in one that runs it does nothing.
+
+    Returns:
+      How many.
+
+    Raises:
+      ValueError: if n < 1 or there are fewer cores.
+    """
     available = num_cores()
     if n is not None:
         n = check_count("n", n, ", or None for all cores")
@@ -41,13 +60,7 @@ def cores(n: int | None = None) -> Mesh:
     # Once JAX has started it keeps its number of devices and raises RuntimeError.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", n or available)
-    devices = jax.local_devices(backend="cpu")[: n or available]
-    if n is not None and len(devices) < n:
-        raise ValueError(
-            f"n = {n} cores must be asked for before JAX is first used, or by the environment: "
-            f"JAX_NUM_CPU_DEVICES={n}; JAX already runs with {len(devices)}"
-        )
-    return Mesh(np.array(devices), (AXIS,))
+    return n or available
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:

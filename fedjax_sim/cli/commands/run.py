@@ -6,17 +6,21 @@ into the results folder, and prints the results.
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_sim.cli import files, folder, machine
 from fedjax_sim.cli.arguments import add_config, add_out, whole
 from fedjax_sim.cli.options import add_setting
-from fedjax_sim.cli.run_plan import Plan, plan_of
+from fedjax_sim.cli.run_plan import Plan, in_a_line, plan_of
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.host.driver import Interrupt
+from fedjax_sim.host.processes import Processes, processes_of
 from fedjax_sim.host.simulate import simulate
 from fedjax_sim.host.simulation import Simulation
 from fedjax_sim.host.telling import Writer
@@ -73,6 +77,13 @@ def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABU
         help="after the run train each client's model so many epochs further on its own examples, "
         "at --client-lr, and measure it before and after",
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="deal each round's clients over the devices of all processes that were started with "
+        "this command, which JAX finds (srun, mpirun, ...), or JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID name; the first one writes",
+    )
     add_out(parser, None, "go on with the run in --out, for more --rounds if they are given")
     parser.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's events there, too"
@@ -100,16 +111,27 @@ def call(options: argparse.Namespace) -> int:
     out = RunFolder(options.out)
     out.check(RUN, options.resume, options.overwrite)
     plan = plan_of(options, out)
-    experiment = _experiment(plan.setting)
-    writers = _writers(plan, options)
-    for results_folder in (out, *map(out.baseline, plan.baselines)):
-        results_folder.prepare(options.overwrite)
+    if options.distributed and plan.baselines:
+        raise ValueError("baselines are trained by one process; run them without distributed")
+    mesh = (
+        machine.join_processes(plan.setting.cores)
+        if options.distributed
+        else machine.use_cores(plan.setting.cores)
+    )
+    # Of several processes, all have looked into the folder before the first one writes there.
+    processes = processes_of(mesh)
+    with processes.together():
+        experiment = _experiment(plan.setting, mesh)
+        writers = _writers(plan, options) if processes.is_writer else []
+        for results_folder in (out, *map(out.baseline, plan.baselines)):
+            if processes.is_writer:
+                results_folder.prepare(options.overwrite)
 
-    console = show.console()
-    console.print(_before(plan.setting, experiment), soft_wrap=True)
+    console = show.console(quiet=not processes.is_writer)
+    console.print(in_a_line(plan.setting, experiment, mesh), soft_wrap=True)
     # The interrupt spans the baselines, too: a signal after the run's last round ends those.
     with Interrupt() as interrupt:
-        trained = _train(plan, experiment, writers, out, options.resume)
+        trained = _train(plan, experiment, writers, out, options.resume, processes)
         for line in _after(plan, trained, out):
             console.print(line, soft_wrap=True)
         through = trained.simulation.status != "interrupted"
@@ -119,11 +141,10 @@ def call(options: argparse.Namespace) -> int:
     return 0 if through else INTERRUPTED
 
 
-def _experiment(resolved: ResolvedSetting) -> Experiment:
+def _experiment(resolved: ResolvedSetting, mesh: Mesh | None) -> Experiment:
     """The experiment of a setting, checked without being run."""
     import jax
 
-    mesh = machine.use_cores(resolved.cores)
     experiment = build.experiment(resolved, mesh)
     experiment.check(jax.random.key(resolved.seed))
     return experiment
@@ -146,17 +167,22 @@ def _train(
     writers: Sequence[Writer],
     out: RunFolder,
     resume: bool,
+    processes: Processes,
 ) -> _Trained:
     """Trains, and writes the results.
 
     Raises:
       KeyboardInterrupt: if no round was computed.
     """
-    from fedjax_sim.cli import baselines, client_report, show
+    from fedjax_sim.cli import show
 
     resolved, configuration = plan.setting, plan.configuration
-    with folder.saying_what_is_saved(out.path), files.written(out.path, configuration):
-        with show.run_progress(resolved.rounds, resolved.score) as tell:
+    with ExitStack() as stack:
+        stack.enter_context(folder.saying_what_is_saved(out.path))
+        with processes.together():
+            if processes.is_writer:
+                stack.enter_context(files.written(out.path, configuration))
+        with show.run_progress(resolved.rounds, resolved.score, processes.is_writer) as tell:
             simulation = simulate(
                 experiment,
                 resolved.seed,
@@ -171,17 +197,28 @@ def _train(
             )
         if not len(simulation.history.evaluated):
             raise KeyboardInterrupt
-        relabel(out.path / MODEL, configuration)
-        summary = baselines.summary(configuration, resolved, simulation)
         run = _run(resolved, experiment, simulation)
-        written = Results((run,)).save(out.path, summary | simulation.exchange.facts())
-        of_clients = client_report.measure(plan, experiment, simulation)
-        if of_clients is None:
-            (out.path / CLIENTS).unlink(missing_ok=True)  # of the run before it went on
-            return _Trained(simulation, run, written, [])
-        of_clients.save(out.path / CLIENTS)
-    lines = client_report.lines(resolved, of_clients)
-    return _Trained(simulation, run, (*written, CLIENTS), lines)
+        write = partial(_write, plan, experiment, simulation, run, out)
+        written, told = processes.by_writer(write)
+    return _Trained(simulation, run, written, told)
+
+
+def _write(
+    plan: Plan, experiment: Experiment, simulation: Simulation, run: Run, out: RunFolder
+) -> tuple[Sequence[str], list[str]]:
+    """Writes the results; returns the names of their files, and what to say of each client's."""
+    from fedjax_sim.cli import baselines, client_report
+
+    resolved, configuration = plan.setting, plan.configuration
+    relabel(out.path / MODEL, configuration)
+    summary = baselines.summary(configuration, resolved, simulation)
+    written = Results((run,)).save(out.path, summary | simulation.exchange.facts())
+    of_clients = client_report.measure(plan, experiment, simulation)
+    if of_clients is None:
+        (out.path / CLIENTS).unlink(missing_ok=True)  # of the run before it went on
+        return written, []
+    of_clients.save(out.path / CLIENTS)
+    return (*written, CLIENTS), client_report.lines(resolved, of_clients)
 
 
 def _run(resolved: ResolvedSetting, experiment: Experiment, simulation: Simulation) -> Run:
@@ -212,25 +249,6 @@ def _train_baselines(
             return False
         console.print(line, soft_wrap=True)
     return True
-
-
-def _before(resolved: ResolvedSetting, experiment: Experiment) -> str:
-    """What is about to run, in a line."""
-    sizes = experiment.data.num_examples
-    return (
-        f"{resolved.algorithm} on {resolved.dataset} ({resolved.partition}): "
-        f"K={resolved.clients} clients of {int(sizes.min())} to {int(sizes.max())} examples, "
-        f"{_cohort(resolved)}, {resolved.rounds} rounds"
-    )
-
-
-def _cohort(resolved: ResolvedSetting) -> str:
-    """Who takes part in a round, in words."""
-    if resolved.choices.sampler.takes("q"):
-        return f"m={resolved.expected_cohort:g} in a round on average"
-    if not resolved.choices.sampler.takes("m"):
-        return f"all m={resolved.clients} in each round"
-    return f"m={resolved.slots} in each round"
 
 
 def _after(plan: Plan, trained: _Trained, out: RunFolder) -> list[str]:

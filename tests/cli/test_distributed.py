@@ -1,0 +1,115 @@
+"""`fedjax-sim run --distributed`: processes of one machine, as a scheduler would start them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import fedjax_sim as fs
+from fedjax_sim.cli import machine, main
+from fedjax_sim.results.folder import RUN, RunFolder
+
+SECONDS = 900  # that they may take, of a machine with much else to do
+OPTIONS = ("-K", "12", "-C", "0.5", "-E", "1", "--rounds", "3", "--execution", "vmapped")
+
+
+def start(folder, count, commands):
+    """Starts processes that know each other by the environment; returns (code, output) of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": address}
+    environment["JAX_NUM_PROCESSES"] = str(count)
+    logs, processes = [folder / f"log-{index}.txt" for index in range(count)], []
+    try:
+        for index, (log, options) in enumerate(zip(logs, commands, strict=True)):
+            command = [sys.executable, "-m", "fedjax_sim.cli", "run", *map(str, options)]
+            with log.open("wb") as file:
+                processes.append(
+                    subprocess.Popen(
+                        [*command, "--distributed", "--cores", "1"],
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        env={**environment, "JAX_PROCESS_ID": str(index)},
+                    )
+                )
+        codes = [process.wait(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_run(tmp_path):
+    """To rounding: sums of four parts are added in another order. The first one writes."""
+    shared = tmp_path / "shared"
+    answers = start(tmp_path, 4, [(*OPTIONS, "--out", shared)] * 4)
+    for code, output in answers:
+        assert code == 0, output
+    assert "3 rounds, on 4 devices of 4 processes" in answers[0][1]
+    assert "Wrote summary.json" in answers[0][1]
+    for _, output in answers[1:]:
+        assert "Wrote" not in output
+        assert "rounds" not in output
+
+    assert main(["run", *OPTIONS, "--cores", "1", "--out", str(tmp_path / "alone")]) == 0
+    names = {path.name for path in shared.iterdir()}
+    assert names == {path.name for path in (tmp_path / "alone").iterdir()}
+    assert RunFolder(shared).numbers(RUN)[-1] == 3
+    models = [jax.tree.leaves(fs.load(path).params) for path in (shared, tmp_path / "alone")]
+    for x, y in zip(*models, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    summaries = [
+        json.loads((tmp_path / f / "summary.json").read_text()) for f in ("shared", "alone")
+    ]
+    assert summaries[0]["status"] == summaries[1]["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_processes_that_were_given_different_runs(tmp_path):
+    shared = ("--out", tmp_path / "shared")
+    commands = [(*OPTIONS, "--client-lr", rate, *shared) for rate in (0.1, 0.2)]
+    for code, output in start(tmp_path, 2, commands):
+        assert code == 2
+        assert "must be the same on all processes of its mesh" in output
+        assert "client_lr is 0.1 at process 0 and 0.2 at process 1" in output.replace(
+            "--client-lr", "client_lr"
+        )
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def line(*options, **environment):
+        for name, text in environment.items():
+            monkeypatch.setenv(name, text)
+        with pytest.raises(SystemExit) as exit:
+            main(["run", *OPTIONS, *options, "--distributed", "--out", str(tmp_path / "out")])
+        assert exit.value.code == 2
+        return capsys.readouterr().err
+
+    return line
+
+
+def test_what_is_refused(refused, monkeypatch):
+    def nobody(**options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(machine.jax.distributed, "initialize", nobody)
+    says = refused()
+    assert "--distributed needs processes that JAX finds, as those of srun" in says
+    assert "JAX says: coordinator_address should be defined." in says
+    assert "baselines" in refused("--baselines", "centralised")
+    says = refused(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="2")
+    assert "JAX_PROCESS_ID must be below JAX_NUM_PROCESSES, 2; got 2" in says
+    says = refused(JAX_NUM_PROCESSES="two")
+    assert "JAX_NUM_PROCESSES must be a number; got 'two'" in says
