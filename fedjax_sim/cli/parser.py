@@ -45,7 +45,7 @@ COMMANDS = {
         "compare",
         "compare the aggregation modes",
         ("matplotlib", "rich"),
-        ("fractions", "modes", "seeds"),
+        ("fractions", "modes", "compress", "seeds"),
     ),
     "report": Command("report", "make a page of results"),
     "data": Command("data", "fetch, list and describe data sets"),

@@ -1,7 +1,7 @@
-"""Aggregation modes side by side: an algorithm by mode, participation fraction and seed."""
+"""Aggregation modes side by side: an algorithm by mode, codec, participation fraction and seed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from fedjax_sim import aggregation, grid
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.results import Results
 from fedjax_sim.settings.build import experiment
-from fedjax_sim.settings.common import FULL
+from fedjax_sim.settings.common import FULL, OF_OPTIONAL
+from fedjax_sim.settings.options import VOCABULARY, choose, listed
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting, cohort_size
-from fedjax_sim.settings.rooms import default_of
+from fedjax_sim.settings.rooms import NONE, default_of
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.sweeps import Swept, sweep
 from fedjax_sim.training.experiment import Experiment
@@ -28,6 +29,8 @@ class Comparison:
     fractions: tuple[float, ...] = (0.1, 0.3, 1.0)  # C; the cohort is max(1, round(C K))
     modes: tuple[str, ...] = tuple(aggregation.RULES)
     seeds: int = 5  # seeds 0, 1, ...
+    compress: tuple[str, ...] = (NONE,)  # codecs of what clients send
+    codec_options: Mapping[str, Any] = field(default_factory=dict)  # of those codecs that have them
 
     def resolved(self) -> "ResolvedComparison":
         """The same with every default filled in, checked.
@@ -35,7 +38,7 @@ class Comparison:
         Raises:
           ValueError: naming the field, what was given and what is allowed.
         """
-        for name in ("modes", "fractions"):
+        for name in ("modes", "fractions", "compress"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must be at least one, each once; got {values}")
@@ -58,7 +61,23 @@ class Comparison:
             )
         target = base.facts.target if base.target is None else base.target
         base_with_target = resolve({**base.values(), "target": target})
-        return ResolvedComparison(base_with_target, self.fractions, self.modes, self.seeds, target)
+        resolved = ResolvedComparison(
+            base_with_target,
+            self.fractions,
+            self.modes,
+            self.compress,
+            self.codec_options,
+            self.seeds,
+            target,
+        )
+        used = {name for codec in self.compress for name in resolved.options_of(codec)}
+        for name in self.codec_options:
+            if name not in used:
+                words = str(VOCABULARY.owners[name]) if name in VOCABULARY.owners else "compress"
+                raise ValueError(f"{name} belongs to {words}; got compress {listed(self.compress)}")
+        for codec in self.compress:
+            resolved.at(self.fractions[0], self.modes[0], codec)
+        return resolved
 
 
 @dataclass(frozen=True)
@@ -68,12 +87,34 @@ class ResolvedComparison:
     base: ResolvedSetting
     fractions: tuple[float, ...]
     modes: tuple[str, ...]
+    compress: tuple[str, ...]
+    codec_options: Mapping[str, Any]
     seeds: int
     target: float  # the score to reach
 
-    def at(self, fraction: float, mode: str) -> ResolvedSetting:
-        """The setting of the runs of one fraction and mode."""
-        return resolve({**self.base.values(), "fraction": fraction, "mode": mode})
+    def at(self, fraction: float, mode: str, codec: str = NONE) -> ResolvedSetting:
+        """The setting of the runs of one fraction, mode and codec."""
+        chosen = {"fraction": fraction, "mode": mode, "compress": codec}
+        return resolve({**self.base.values(), **chosen, **self.options_of(codec)})
+
+    def options_of(self, codec: str) -> dict[str, Any]:
+        """The values of the options that a codec has, and of what goes with any."""
+        if codec == NONE:
+            return {}
+        own = {option.name for option in choose("compress", codec).options}
+        own |= {*OF_OPTIONAL["compress"]}
+        return {name: value for name, value in self.codec_options.items() if name in own}
+
+    @property
+    def is_of_codecs(self) -> bool:
+        """Whether any run sends by a codec."""
+        return self.compress != (NONE,)
+
+    def label(self, mode: str, codec: str) -> str:
+        """The name of a line: what differs between lines of a mode and a codec."""
+        several = len(self.modes) > 1, len(self.compress) > 1
+        words = [word for word, shown in zip((mode, codec), several, strict=True) if shown]
+        return ", ".join(words) or (codec if self.is_of_codecs else mode)
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -85,6 +126,7 @@ class ResolvedComparison:
             **values,
             "fractions": list(self.fractions),
             "modes": list(self.modes),
+            **self.of_codecs,
             "seeds": self.seeds,
         }
 
@@ -93,6 +135,13 @@ class ResolvedComparison:
         """Of the algorithm whose modes are compared, as it is printed."""
         is_default = self.base.algorithm == default_of("algorithm")
         return "FedAvg" if is_default else self.base.algorithm
+
+    @property
+    def of_codecs(self) -> dict[str, Any]:
+        """The codecs and their options; nothing where none is used."""
+        if not self.is_of_codecs:
+            return {}
+        return {"compress": list(self.compress), **self.codec_options}
 
     @property
     def set_name(self) -> str:
@@ -120,14 +169,17 @@ def compare(
     numbers), so that they differ by aggregation alone. The arguments are those of `fs.sweep`.
     """
 
-    def factory(fraction: float, mode: str) -> Experiment:
-        return experiment(setting.at(fraction, mode))
+    def factory(fraction: float, mode: str, compress: str = NONE) -> Experiment:
+        return experiment(setting.at(fraction, mode, compress))
 
+    axes: dict[str, Any] = {"fraction": setting.fractions, "mode": setting.modes}
+    if setting.is_of_codecs:
+        axes["compress"] = setting.compress
     return sweep(
         factory,
-        grid.product(fraction=setting.fractions, mode=setting.modes),
+        grid.product(**axes),
         range(setting.seeds),
-        static=("fraction",),
+        static=tuple(name for name in axes if name != "mode"),
         mesh=mesh,
         out=out,
         resume=resume,

@@ -10,6 +10,7 @@ from fedjax_sim.core.history import Communication
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings.resolved import cohort_size
+from fedjax_sim.settings.rooms import NONE
 
 CLIENT_METRICS = ("accuracy", "loss")  # by which clients are spread, the first that there is
 SPREAD_NAMES = tuple(
@@ -21,7 +22,7 @@ SPREAD_NAMES = tuple(
 
 
 class Curve(NamedTuple):
-    """The measurements of one mode and fraction; arrays are [seeds, rounds]."""
+    """The measurements of one mode, codec and fraction; arrays are [seeds, rounds]."""
 
     mode: str
     fraction: float
@@ -34,6 +35,7 @@ class Curve(NamedTuple):
     test: np.ndarray | None = None  # of the same metric, where `score` is of a validation set
     # By column of the clients' spread, "personal_accuracy_mean": empty without models of their own.
     of_clients: Mapping[str, np.ndarray] = {}
+    compress: str = NONE
 
     def spread(self, model: str, statistic: str) -> np.ndarray | None:
         """The clients' "mean" or "worst_tenth" by their "personal" or the "global" model.
@@ -45,7 +47,7 @@ class Curve(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the table: a mode and a fraction, over the seeds."""
+    """One line of the table: a mode, a codec and a fraction, over the seeds."""
 
     mode: str
     fraction: float
@@ -70,21 +72,23 @@ class Row(NamedTuple):
     personal_worst_tenth: float | None = None
     global_mean: float | None = None
     global_worst_tenth: float | None = None
+    compress: str = NONE
 
 
 def curves(setting: ResolvedComparison, results: Results) -> list[Curve]:
-    """The runs of each mode and fraction side by side, cut to one length.
+    """The runs of each mode, codec and fraction side by side, cut to one length.
 
     After an interrupt these are the seeds that are complete or, if none is, all seeds with a
     round, up to the last round that all of them have.
     """
-    cells: dict[tuple[float, str], list[Run]] = {}
+    cells: dict[tuple[float, str, str], list[Run]] = {}
     for run in results.runs:
         if run.done:
-            place = run.configuration["fraction"], run.configuration["mode"]
+            chosen = run.configuration
+            place = chosen["fraction"], chosen["mode"], chosen.get("compress", NONE)
             cells.setdefault(place, []).append(run)
     all_curves = []
-    for (fraction, mode), runs in cells.items():
+    for (fraction, mode, codec), runs in cells.items():
         runs = [run for run in runs if run.done == run.num_rounds] or runs
         num_rounds = min(run.done for run in runs)
 
@@ -111,15 +115,24 @@ def curves(setting: ResolvedComparison, results: Results) -> list[Curve]:
                     for name in SPREAD_NAMES
                     if name in runs[0].rounds
                 },
+                compress=codec,
             )
         )
     return all_curves
 
 
 def rows(
-    setting: ResolvedComparison, all_curves: list[Curve], exchange: Communication
+    setting: ResolvedComparison,
+    all_curves: list[Curve],
+    exchange: Communication,
+    of_codecs: Mapping[str, Communication],
 ) -> list[Row]:
-    """The table of a resolved setting."""
+    """The table of a resolved setting.
+
+    Args:
+      exchange: the bytes of one exchange without a codec.
+      of_codecs: codec -> those with it.
+    """
     clients = setting.base.clients
     table = []
     for curve in all_curves:
@@ -128,7 +141,7 @@ def rows(
         test = None if curve.test is None else curve.test[:, -1]
         reached = [rounds_to_target(score, setting.target) for score in curve.score]
         times = [time for time in reached if time is not None]
-        everyone_up = rounds * clients * exchange.up
+        everyone_up = rounds * clients * of_codecs.get(curve.compress, exchange).up
         table.append(
             Row(
                 mode=curve.mode,
@@ -149,6 +162,7 @@ def rows(
                 max_share=float(curve.share.max()),
                 test_mean=None if test is None else float(test.mean()),
                 test_std=float(test.std(ddof=1)) if test is not None and seeds > 1 else None,
+                compress=curve.compress,
                 **{
                     f"{model}_{statistic}": None if values is None else float(values[:, -1].mean())
                     for model in ("personal", "global")

@@ -46,7 +46,7 @@ def write(
             "complete": complete,
             "score": setting.base.score,
             **exchange.facts(),
-            "rows": [_without_unmeasured(row) for row in table],
+            "rows": [_without_unmeasured(setting, row) for row in table],
             "identity": identity(setting, table, linear),
         },
     )
@@ -58,9 +58,11 @@ def write(
     return PICTURE, HISTORY, *names
 
 
-def _without_unmeasured(row: Row) -> dict[str, Any]:
-    """A row's values; without those of clients' own models where there are none."""
+def _without_unmeasured(setting: ResolvedComparison, row: Row) -> dict[str, Any]:
+    """A row's values; without those of clients' own models and of codecs where there are none."""
     values = row._asdict()
+    if not setting.is_of_codecs:
+        del values["compress"]
     of_clients = [name for name in values if name.startswith(("personal_", "global_"))]
     return {k: x for k, x in values.items() if x is not None or k not in of_clients}
 
@@ -70,17 +72,18 @@ def _write_history(file: IO[bytes], setting: ResolvedComparison, runs: Sequence[
     writer = csv.writer(text)
     of_clients = [name for name in SPREAD_NAMES if all(name in run.rounds for run in runs)]
     writer.writerow(
-        ["mode", "fraction", "cohort", "seed", "round", "score", "train_loss"]
-        + [*BYTES, "reporting_share", *of_clients]
+        ["mode", *(["compress"] if setting.is_of_codecs else []), "fraction", "cohort", "seed"]
+        + ["round", "score", "train_loss", *BYTES, "reporting_share", *of_clients]
     )
     for run in runs:
         fraction, mode = run.configuration["fraction"], run.configuration["mode"]
         cohort = cohort_size(fraction, setting.base.clients)
+        codec = [run.configuration["compress"]] if setting.is_of_codecs else []
         column, measures = run.rounds, (setting.base.score, "train_loss")
         has = {name: run.has(name) for name in (*measures, *of_clients)}
         for t in range(run.done):
             writer.writerow(
-                [mode, fraction, cohort, run.seed, t + 1]
+                [mode, *codec, fraction, cohort, run.seed, t + 1]
                 + [f"{column[name][t]:.6g}" if has[name][t] else "" for name in measures]
                 + [int(column[name][t]) for name in BYTES]
                 + [f"{column['reporting_share'][t]:.6g}"]
@@ -96,7 +99,8 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
 
     base = setting.base
     fractions = list(dict.fromkeys(curve.fraction for curve in all_curves))
-    styles = line_styles.of_modes([curve.mode for curve in all_curves])
+    label_of = {id(curve): setting.label(curve.mode, curve.compress) for curve in all_curves}
+    styles = line_styles.of_modes([*label_of.values()])
     figure = Figure(figsize=(11, 1.2 + 2.8 * len(fractions)), layout="constrained")
     FigureCanvasAgg(figure)
     target = f"target {setting.target:g}"
@@ -106,16 +110,16 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
     is_shown = low <= setting.target <= high
     axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")
     for line, fraction in enumerate(fractions):
-        curve_of = {curve.mode: curve for curve in all_curves if curve.fraction == fraction}
-        for order, mode in enumerate(mode for mode in styles if mode in curve_of):
-            mean, below, above = _band(base.score, curve_of[mode])
-            megabytes = (curve_of[mode].bytes_down + curve_of[mode].bytes_up).mean(axis=0) / 1e6
+        curve_of = {label_of[id(x)]: x for x in all_curves if x.fraction == fraction}
+        for order, label in enumerate(label for label in styles if label in curve_of):
+            mean, below, above = _band(base.score, curve_of[label])
+            megabytes = (curve_of[label].bytes_down + curve_of[label].bytes_up).mean(axis=0) / 1e6
             for ax, x in zip(axes[line], (np.arange(1, len(mean) + 1), megabytes), strict=True):
-                style = line_styles.with_marker(styles[mode], x)
+                style = line_styles.with_marker(styles[label], x)
                 canvas.band(ax, x, below, above, style["color"], 0.13)
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
-                ax.plot(x, mean, **style, label=mode, zorder=2 + order, markevery=marks)
-                of_global = _of_global(setting, curve_of[mode])
+                ax.plot(x, mean, **style, label=label, zorder=2 + order, markevery=marks)
+                of_global = _of_global(setting, curve_of[label])
                 if of_global is not None:
                     thin = {"linewidth": 1.0, "linestyle": (0, (2, 1.5)), "zorder": 1}
                     ax.plot(x, of_global, color=style["color"], label=GLOBAL, **thin)
@@ -153,10 +157,11 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
         for ax in axes[:, 0]
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    in_order = (*setting.modes, GLOBAL, target)  # as in the table
+    labels = [setting.label(mode, codec) for mode in setting.modes for codec in setting.compress]
+    in_order = (*labels, GLOBAL, target)  # as in the table
     shown = [name for name in in_order if name in handles]
     figure.legend(
-        [handles[mode] for mode in shown],
+        [handles[label] for label in shown],
         shown,
         loc="outside lower center",
         ncols=len(shown),

@@ -10,19 +10,21 @@ from fedjax_sim.cli.arguments import add_config, add_out, whole
 from fedjax_sim.cli.options import add_setting, read
 from fedjax_sim.cli.parser import COMMANDS
 from fedjax_sim.cli.signals import INTERRUPTED, runs_with_rounds
-from fedjax_sim.cli.values import setting
+from fedjax_sim.cli.values import setting, typed
 from fedjax_sim.compare import comparison, identities, measured, report
 from fedjax_sim.compare.comparison import Comparison, ResolvedComparison
 from fedjax_sim.compare.measured import Row
 from fedjax_sim.results.folder import CONFIGURATION, SWEEP, RunFolder
 from fedjax_sim.settings import build
+from fedjax_sim.settings.common import OF_OPTIONAL
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
-from fedjax_sim.settings.rooms import declarations, default_of
+from fedjax_sim.settings.rooms import NONE, declarations, default_of
 
 DESCRIPTION = (
-    "Trains FedAvg, or another --algorithm, with every aggregation mode, several participation "
-    "fractions and several seeds; prints a table and writes compare.png, history.csv, "
-    "configuration.toml (which can be given as CONFIG), summary.json, table.csv and rounds.csv."
+    "Trains FedAvg, or another --algorithm, with every aggregation mode (and codec), several "
+    "participation fractions and several seeds; prints a table and writes compare.png, "
+    "history.csv, configuration.toml (which can be given as CONFIG), summary.json, table.csv and "
+    "rounds.csv."
 )
 HAS_SETTING = True
 _SHARED = (
@@ -52,6 +54,11 @@ def _fields(vocabulary: Vocabulary) -> tuple[str, ...]:
     return (*vocabulary.of_data, "model", "algorithm", *of_rooms, *_SHARED)
 
 
+def _of_codecs(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Names of the values of those runs that send by a codec."""
+    return (*vocabulary.of_room("compress"), *OF_OPTIONAL["compress"])
+
+
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
     """Adds the options that all runs share, and those that name what is compared."""
 
@@ -62,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABU
         return value
 
     add_config(parser)
-    add_setting(parser, vocabulary, _fields(vocabulary), _HELPS)
+    add_setting(parser, vocabulary, [*_fields(vocabulary), *_of_codecs(vocabulary)], _HELPS)
     add = parser.add_argument
     add(
         "--fractions",
@@ -80,6 +87,14 @@ def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABU
         metavar="MODE",
         help=f"{', '.join(RULES)} (default: all)",
     )
+    codecs = ", ".join((NONE, *declarations("compress")))
+    add(
+        "--compress",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar="CODEC",
+        help=f"how clients send, side by side: {codecs} (default: {NONE})",
+    )
     add(
         "--seeds",
         type=whole,
@@ -96,7 +111,7 @@ def call(options: argparse.Namespace) -> int:
 
     out = RunFolder(options.out)
     out.check(SWEEP, options.resume, options.overwrite)
-    names = _fields(options.vocabulary)
+    names = (*_fields(options.vocabulary), *_of_codecs(options.vocabulary))
     resolved = _setting(read("compare", options, names, _COMPARED), options.vocabulary)
     shared = resolved.base
     if options.resume:
@@ -105,6 +120,13 @@ def call(options: argparse.Namespace) -> int:
     experiment = build.experiment(shared)
     linear = identities.is_linear(experiment)
     exchange = experiment.communication()
+    of_codecs = {
+        codec: build.experiment(
+            resolved.at(resolved.fractions[0], resolved.modes[0], codec)
+        ).communication()
+        for codec in resolved.compress
+        if codec != NONE
+    }
     out.prepare(options.overwrite)
     files.write(options.out, _values(resolved, names))
 
@@ -120,7 +142,8 @@ def call(options: argparse.Namespace) -> int:
         ),
         soft_wrap=True,
     )
-    total = len(resolved.fractions) * len(resolved.modes) * resolved.seeds
+    lines = len(resolved.fractions) * len(resolved.modes) * len(resolved.compress)
+    total = lines * resolved.seeds
     with folder.saying_what_is_saved(options.out):
         with show.sweep_progress(total) as tell:
             all_results = comparison.compare(
@@ -128,7 +151,7 @@ def call(options: argparse.Namespace) -> int:
             )
         results, complete = runs_with_rounds(all_results, total)
         curves = measured.curves(resolved, results)
-        table = measured.rows(resolved, curves, exchange)
+        table = measured.rows(resolved, curves, exchange, of_codecs)
         # Written before anything is printed, which can fail (a closed pipe).
         names = report.write(
             options.out, resolved, results, curves, table, exchange, complete, linear
@@ -151,7 +174,8 @@ def call(options: argparse.Namespace) -> int:
 def _setting(values: Mapping[str, Any], vocabulary: Vocabulary) -> ResolvedComparison:
     """The comparison that values by name describe, all of them checked and nothing computed."""
     compared = {name: values[name] for name in _COMPARED if name in values}
-    for name, kind, convert in (("fractions", (int, float), float), ("modes", str, str)):
+    kinds = (("fractions", (int, float), float), ("modes", str, str), ("compress", str, str))
+    for name, kind, convert in kinds:
         if name in compared:
             listed = compared[name]
             if not isinstance(listed, list) or not all(isinstance(x, kind) for x in listed):
@@ -161,7 +185,12 @@ def _setting(values: Mapping[str, Any], vocabulary: Vocabulary) -> ResolvedCompa
     shared = setting(
         {name: value for name, value in values.items() if name in _fields(vocabulary)}, vocabulary
     )
-    return Comparison(shared, **compared).resolved()
+    codec_options = {
+        name: typed(name, values[name], vocabulary)
+        for name in _of_codecs(vocabulary)
+        if name in values
+    }
+    return Comparison(shared, **compared, codec_options=codec_options).resolved()
 
 
 def _values(resolved: ResolvedComparison, names: tuple[str, ...]) -> dict[str, Any]:
@@ -169,7 +198,8 @@ def _values(resolved: ResolvedComparison, names: tuple[str, ...]) -> dict[str, A
     shared = {name: value for name, value in resolved.base.values().items() if name in names}
     if resolved.base.algorithm == default_of("algorithm"):
         del shared["algorithm"]  # as older versions wrote it, so that their folders are resumed
-    return {**shared, **{name: getattr(resolved, name) for name in _COMPARED}}
+    compared = {name: getattr(resolved, name) for name in _COMPARED if name != "compress"}
+    return {**shared, **resolved.of_codecs, **compared}
 
 
 def _modes(setting: ResolvedComparison) -> list[str]:
@@ -219,9 +249,12 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
     beside = () if setting.base.validation is None else (f"test {score_name}",)
     models = [x for x in _MODELS if any(getattr(row, f"{x}_mean") is not None for row in rows)]
     beside += tuple(_MODELS[model] for model in models)
-    names = ("C", "m", "mode", score_name, *beside, f"rounds to {setting.target:g}")
+    codec = ("codec",) if setting.is_of_codecs else ()
+    names = ("C", "m", "mode", *codec, score_name, *beside, f"rounds to {setting.target:g}")
     for name in (*names, "MB down", "MB up"):
-        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in ("mode", "codec") else "right", no_wrap=True
+        )
     previous = None
     for row in rows:
         if previous not in (None, row.fraction):
@@ -230,9 +263,11 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
         reached = "never" if row.rounds_to_target is None else f"{row.rounds_to_target:.1f}"
         if 0 < row.target_reached < row.seeds:
             reached += f" ({row.target_reached} of {row.seeds})"
-        up = f"{row.megabytes_up:.2f}"
+        # A codec's megabytes may be hundredths.
+        digits = ".3g" if setting.is_of_codecs else ".2f"
+        up = f"{row.megabytes_up:{digits}}"
         if row.mode == "all_clients":
-            up += f" ({row.megabytes_up_all_send:.2f})"
+            up += f" ({row.megabytes_up_all_send:{digits}})"
         score = _with_spread(row.score_mean, row.score_std)
         test = () if row.test_mean is None else (_with_spread(row.test_mean, row.test_std),)
         if row.rounds < rounds:
@@ -241,11 +276,12 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
             f"{row.fraction:g}",
             str(row.cohort),
             row.mode,
+            *((row.compress,) if codec else ()),
             score,
             *test,
             *(_of_clients(row, model) for model in models),
             reached,
-            f"{row.megabytes_down:.2f}",
+            f"{row.megabytes_down:{digits}}",
             up,
         )
     return table
