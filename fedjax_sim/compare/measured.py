@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_sim.compare.comparison import ResolvedComparison
 from fedjax_sim.core.history import Communication
 from fedjax_sim.results import Results, Run
+from fedjax_sim.results.columns import SECONDS
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings.resolved import cohort_size
 from fedjax_sim.settings.rooms import NONE
@@ -36,6 +37,7 @@ class Curve(NamedTuple):
     # By column of the clients' spread, "personal_accuracy_mean": empty without models of their own.
     of_clients: Mapping[str, np.ndarray] = {}
     compress: str = NONE
+    seconds: np.ndarray | None = None  # simulated, cumulative, where the clients have a clock
 
     def spread(self, model: str, statistic: str) -> np.ndarray | None:
         """The clients' "mean" or "worst_tenth" by their "personal" or the "global" model.
@@ -73,6 +75,7 @@ class Row(NamedTuple):
     global_mean: float | None = None
     global_worst_tenth: float | None = None
     compress: str = NONE
+    seconds: float | None = None  # simulated, the whole run, mean over seeds
 
 
 def curves(setting: ResolvedComparison, results: Results) -> list[Curve]:
@@ -116,6 +119,7 @@ def curves(setting: ResolvedComparison, results: Results) -> list[Curve]:
                     if name in runs[0].rounds
                 },
                 compress=codec,
+                seconds=side_by_side(SECONDS) if SECONDS in runs[0].rounds else None,
             )
         )
     return all_curves
@@ -163,6 +167,7 @@ def rows(
                 test_mean=None if test is None else float(test.mean()),
                 test_std=float(test.std(ddof=1)) if test is not None and seeds > 1 else None,
                 compress=curve.compress,
+                seconds=None if curve.seconds is None else float(curve.seconds[:, -1].mean()),
                 **{
                     f"{model}_{statistic}": None if values is None else float(values[:, -1].mean())
                     for model in ("personal", "global")

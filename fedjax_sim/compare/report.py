@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,7 @@ from fedjax_sim.core.files import replace_file
 from fedjax_sim.core.history import Communication
 from fedjax_sim.plots import canvas, line_styles
 from fedjax_sim.results import Results, Run
-from fedjax_sim.results.columns import BYTES
+from fedjax_sim.results.columns import BYTES, SECONDS
 from fedjax_sim.results.folder import HISTORY, PICTURE
 from fedjax_sim.settings.resolved import cohort_size
 
@@ -63,6 +63,8 @@ def _without_unmeasured(setting: ResolvedComparison, row: Row) -> dict[str, Any]
     values = row._asdict()
     if not setting.is_of_codecs:
         del values["compress"]
+    if row.seconds is None:
+        del values["seconds"]
     of_clients = [name for name in values if name.startswith(("personal_", "global_"))]
     return {k: x for k, x in values.items() if x is not None or k not in of_clients}
 
@@ -70,10 +72,11 @@ def _without_unmeasured(setting: ResolvedComparison, row: Row) -> dict[str, Any]
 def _write_history(file: IO[bytes], setting: ResolvedComparison, runs: Sequence[Run]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
+    clocked = [SECONDS] if all(SECONDS in run.rounds for run in runs) else []
     of_clients = [name for name in SPREAD_NAMES if all(name in run.rounds for run in runs)]
     writer.writerow(
         ["mode", *(["compress"] if setting.is_of_codecs else []), "fraction", "cohort", "seed"]
-        + ["round", "score", "train_loss", *BYTES, "reporting_share", *of_clients]
+        + ["round", "score", "train_loss", *BYTES, "reporting_share", *of_clients, *clocked]
     )
     for run in runs:
         fraction, mode = run.configuration["fraction"], run.configuration["mode"]
@@ -88,12 +91,15 @@ def _write_history(file: IO[bytes], setting: ResolvedComparison, runs: Sequence[
                 + [int(column[name][t]) for name in BYTES]
                 + [f"{column['reporting_share'][t]:.6g}"]
                 + [f"{column[name][t]:.6g}" if has[name][t] else "" for name in of_clients]
+                + [f"{column[name][t]:.6g}" for name in clocked]
             )
     text.detach()
 
 
 def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
-    """A matplotlib Figure: a row a fraction, the score by round and by megabytes sent."""
+    """A matplotlib Figure: a row a fraction, the score by round, by megabytes sent and, where the
+    clients have a clock, by simulated time.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -108,13 +114,19 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
     low, high = _limits(base.score, all_curves, beside)
     # A target outside of the axes is not drawn, so the legend does not name it, either.
     is_shown = low <= setting.target <= high
-    axes = figure.subplots(len(fractions), 2, squeeze=False, sharey=True, sharex="col")
+    has_clock = all(curve.seconds is not None for curve in all_curves)
+    if has_clock:
+        figure.set_size_inches(15, figure.get_figheight())
+    columns = 3 if has_clock else 2
+    axes = figure.subplots(len(fractions), columns, squeeze=False, sharey=True, sharex="col")
     for line, fraction in enumerate(fractions):
         curve_of = {label_of[id(x)]: x for x in all_curves if x.fraction == fraction}
         for order, label in enumerate(label for label in styles if label in curve_of):
             mean, below, above = _band(base.score, curve_of[label])
-            megabytes = (curve_of[label].bytes_down + curve_of[label].bytes_up).mean(axis=0) / 1e6
-            for ax, x in zip(axes[line], (np.arange(1, len(mean) + 1), megabytes), strict=True):
+            places = [np.arange(1, len(mean) + 1), _megabytes(curve_of[label])]
+            if has_clock:
+                places.append(_seconds(curve_of[label]))
+            for ax, x in zip(axes[line], places, strict=True):
                 style = line_styles.with_marker(styles[label], x)
                 canvas.band(ax, x, below, above, style["color"], 0.13)
                 marks = (order * len(x) // 24, max(1, len(x) // 6))
@@ -142,8 +154,10 @@ def figure(setting: ResolvedComparison, all_curves: list[Curve]) -> Any:
     # The limits are given to matplotlib because a curve that diverged would spoil its own choice.
     axes[0, 0].set_ylim(low, high)
     canvas.rounds(axes[-1, 0], max(curve.score.shape[1] for curve in all_curves))
-    first, last = _megabytes_shown(all_curves, low)
+    first, last = _shown_from(all_curves, _megabytes, low)
     canvas.scale(axes[-1, 1], "megabytes sent, down and up, all clients together", first, last)
+    if has_clock:
+        canvas.scale(axes[-1, 2], "simulated seconds", *_shown_from(all_curves, _seconds, low))
     seeds = all_curves[0].score.shape[0]
     values = base.values()
     figure.suptitle(
@@ -214,12 +228,25 @@ def _limits(
     return canvas.with_margin(max(lowest, low - quarter), min(highest, high + quarter))
 
 
-def _megabytes_shown(all_curves: list[Curve], lowest: float) -> tuple[float, float]:
-    """The range of megabytes over which the curves are above the lower edge of the axes."""
+def _megabytes(curve: Curve) -> np.ndarray:
+    """Sent so far, down and up, mean over seeds."""
+    return np.asarray((curve.bytes_down + curve.bytes_up).mean(axis=0) / 1e6)
+
+
+def _seconds(curve: Curve) -> np.ndarray:
+    """Simulated so far, mean over seeds."""
+    assert curve.seconds is not None
+    return np.asarray(curve.seconds.mean(axis=0))
+
+
+def _shown_from(
+    all_curves: list[Curve], of: Callable[[Curve], np.ndarray], lowest: float
+) -> tuple[float, float]:
+    """The range of what is sent or simulated where curves are above the lower edge of the axes."""
     firsts, lasts = [], []
     for curve in all_curves:
         mean = curve.score.mean(axis=0)
-        sent = (curve.bytes_down + curve.bytes_up).mean(axis=0) / 1e6
+        sent = of(curve)
         shown = np.flatnonzero(np.isfinite(mean) & (mean >= lowest))
         at = int(shown[0]) if shown.size else len(sent) - 1
         # The line rises to its first point above the edge from the point before, so the range

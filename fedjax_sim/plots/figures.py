@@ -16,13 +16,16 @@ from fedjax_sim.plots import canvas, line_styles, words
 from fedjax_sim.plots.response_figure import response as response
 from fedjax_sim.plots.split_figure import split as split
 from fedjax_sim.results import Results, Run, joined, ranked
-from fedjax_sim.results.columns import BYTES, lowest_is_best
+from fedjax_sim.results.columns import BYTES, SECONDS, lowest_is_best
 from fedjax_sim.results.configurations import groups as groups
 from fedjax_sim.results.configurations import numeric_axes as numeric_axes
 from fedjax_sim.results.configurations import varying as varying
 
 _POINTS = 300  # points of a line at most; more cannot be distinguished at this width
 _BANDS = 5  # lines at most that are drawn with bands
+# What a line may be drawn against beside rounds: the columns that it needs, and the axis' name.
+_NEEDED = {"megabytes": tuple(BYTES), "seconds": (SECONDS,)}
+_AXES = {"megabytes": "megabytes sent, down and up", "seconds": "simulated seconds"}
 _SEEDS = 4  # seeds from which on an interval is narrow enough to be drawn as a band
 
 
@@ -49,7 +52,7 @@ def curves(
     by: str | None = None,
     width: float = canvas.WIDE,
 ) -> Any:
-    """A metric over rounds or bytes: a line for each configuration, the mean over its seeds.
+    """A metric over rounds, bytes or simulated time: a line a configuration, the mean of its seeds.
 
     Where two hyper-parameters vary, colours show the one and dashes the other. More than
     five lines have no bands, which would cover each other; the band of a share, as an accuracy is
@@ -61,7 +64,8 @@ def curves(
       results: of one sweep or run, or several: a dict names them, and those of a list that share
         a run are numbered.
       metric: a column by round; or several, of one configuration, each a line.
-      against: "rounds", or "megabytes" (10^6 bytes, down and up, all clients together).
+      against: "rounds", "megabytes" (10^6 bytes, down and up, all clients together), or "seconds",
+        simulated ones, of runs with a clock.
       band: "interval" (Student's t, of the mean), "std" (of the seeds) or "none"; None for the
         interval, or of fewer than four seeds, whose intervals would cover the figure, the std.
       most: lines, at most 8.
@@ -76,7 +80,7 @@ def curves(
     """
     results = joined(results)
     names = [metric] if isinstance(metric, str) else list(metric)
-    _check_choice("against", against, ("rounds", "megabytes"))
+    _check_choice("against", against, ("rounds", *_NEEDED))
     if band is not None:
         _check_choice("band", band, ("interval", "std", "none"))
     check_number("confidence", confidence, lambda x: 0 < x < 1, "in (0, 1)")
@@ -86,8 +90,7 @@ def curves(
         lambda x: 1 <= x <= len(line_styles.STYLES),
         f"in [1, {len(line_styles.STYLES)}]",
     )
-    needed = [*names, *([*BYTES] if against == "megabytes" else [])]
-    for name in needed:
+    for name in (*names, *_NEEDED.get(against, ())):
         _check_column(results, name)
     configurations, note = groups(results), []
     if len(names) > 1 and (len(configurations) > 1 or len(names) > len(line_styles.STYLES)):
@@ -159,6 +162,8 @@ def _over_seeds(
     if against == "megabytes":
         sent = [run.rounds["bytes_down"][where] + run.rounds["bytes_up"][where] for run in runs]
         x = np.mean(sent, axis=0) / 1e6
+    elif against == "seconds":
+        x = np.mean([run.rounds[SECONDS][where] for run in runs], axis=0)
     n, half = len(runs), np.full(len(where), math.nan)
     if n > 1:
         half = values.std(axis=0, ddof=1)
@@ -203,8 +208,8 @@ def save(figure: Any, path: str | Path) -> None:
 
 def _scale_rounds(ax: Any, lines: Sequence[np.ndarray], against: str) -> None:
     last = [line[-1] for line in lines] or [1.0]
-    if against == "megabytes":
-        ax.set_xlabel("megabytes sent, down and up")
+    if against in _NEEDED:
+        ax.set_xlabel(_AXES[against])
         if min(last) > 0 and max(last) >= 5 * min(last):
             first = min(line[0] for line in lines)
             canvas.scale(ax, ax.get_xlabel(), first if first > 0 else min(last) / 100, max(last))

@@ -11,10 +11,11 @@ from fedjax_sim import plots
 from fedjax_sim.plots import canvas, words
 from fedjax_sim.report.reading import Folder
 from fedjax_sim.results import Results, Run, configurations, joined
-from fedjax_sim.results.columns import BYTES, lowest_is_best, on_test, score_of
+from fedjax_sim.results.columns import BYTES, SECONDS, lowest_is_best, on_test, score_of
 
 MOST = 9  # cards for one score
 _PARTS = ("validation", "test", "train")  # of a data set
+_BY = {"rounds": "round", "megabytes": "MB", "seconds": "simulated time"}
 _MODELS = ("global_", "personal_")  # whose columns are over clients
 _LINES = 6  # of a figure of several folders; one of a single folder may have more
 
@@ -186,6 +187,9 @@ def _of_one(results: Results, metric: str) -> Iterator[Card]:
     sent = [name for name in BYTES if name in columns]
     if len(sent) == 2:
         yield Card(f"{metric} by MB", _curve(results, metric, against="megabytes"))
+    if SECONDS in columns:
+        yield Card(f"{metric} by simulated time", _curve(results, metric, against="seconds"))
+    if len(sent) == 2:
         yield Card("MB sent so far", _curve(results, sent))
     if "update_norm" in columns:
         yield Card("norm of the update by round", _curve(results, "update_norm"))
@@ -198,6 +202,8 @@ def _curves(results: Results, metric: str, facet: str, limit: int) -> Iterator[C
     columns_and_axes = [(metric, "rounds")]
     if {*BYTES} <= set(columns):
         columns_and_axes.append((metric, "megabytes"))
+    if SECONDS in columns:
+        columns_and_axes.append((metric, "seconds"))
     measured = [name for name in columns if name in results.metrics and name != metric]
     first = [name for part in _PARTS for name in measured if name.startswith(f"{part}_")]
     first.sort(key=lambda name: (name.startswith("train_"), not lowest_is_best(name)))
@@ -206,7 +212,7 @@ def _curves(results: Results, metric: str, facet: str, limit: int) -> Iterator[C
     if "update_norm" in columns:
         columns_and_axes.append(("update_norm", "rounds"))
     for name, against in columns_and_axes[:limit]:
-        title = f"{name} by {'round' if against == 'rounds' else 'MB'}"
+        title = f"{name} by {_BY[against]}"
         yield Card(title + where, _curve(results, name, against=against, by=metric))
 
 

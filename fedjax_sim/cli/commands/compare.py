@@ -50,8 +50,9 @@ _COMPARED = COMMANDS["compare"].names
 
 def _fields(vocabulary: Vocabulary) -> tuple[str, ...]:
     """Names of the values that all runs of a comparison share."""
-    of_rooms = (*vocabulary.of_room("model"), *vocabulary.of_room("algorithm"))
-    return (*vocabulary.of_data, "model", "algorithm", *of_rooms, *_SHARED)
+    of_rooms = vocabulary.of_room("model", "algorithm", "clock")
+    clock = ("clock", *OF_OPTIONAL["clock"])
+    return (*vocabulary.of_data, "model", "algorithm", *clock, *of_rooms, *_SHARED)
 
 
 def _of_codecs(vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -251,7 +252,8 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
     beside += tuple(_MODELS[model] for model in models)
     codec = ("codec",) if setting.is_of_codecs else ()
     names = ("C", "m", "mode", *codec, score_name, *beside, f"rounds to {setting.target:g}")
-    for name in (*names, "MB down", "MB up"):
+    has_clock = any(row.seconds is not None for row in rows)
+    for name in (*names, "MB down", "MB up", *(["simulated s"] if has_clock else [])):
         table.add_column(
             name, justify="left" if name in ("mode", "codec") else "right", no_wrap=True
         )
@@ -283,5 +285,6 @@ def _table(setting: ResolvedComparison, rows: list[Row]) -> Any:
             reached,
             f"{row.megabytes_down:{digits}}",
             up,
+            *([f"{row.seconds:.4g}"] if has_clock else []),
         )
     return table
