@@ -296,7 +296,7 @@ def test_a_comparisons_picture_starts_where_its_curves_do_and_has_the_tables_ord
     ]
     found = measured.curves(setting, Results(tuple(runs)))
     lowest = 0.5  # of 1 - exp(-t / 8), first in round 6: 12 MB, after 10 MB
-    low, high = report._megabytes_shown(found, lowest)
+    low, high = report._shown_from(found, report._megabytes, lowest)
     assert (low, high) == (pytest.approx(np.sqrt(10.0 * 12.0)), 80.0)
     figure = report.figure(setting, found)
     words = [text.get_text() for text in figure.legends[0].get_texts()]
