@@ -77,7 +77,7 @@ def test_the_table_of_algorithms_is_what_files_declare():
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
     pages = "algorithms contract cores data export models personal privacy rounds runs start store"
-    more = "asynchronous clusters coming-from compression large-models surprises two-readings"
+    more = "asynchronous clusters coming-from compression large-models surprises time two-readings"
     assert have == {*pages.split(), *more.split()}
 
 
@@ -104,6 +104,14 @@ def test_surprises(session):
     assert own["steps"].epochs * -(-65 // own["steps"].batch_size) == 14
     assert own["of_each"].shape == (1,)
     assert abs(own["overall"] - own["of_each"][0]) < 1e-6
+
+
+@pytest.mark.slow
+def test_time(session):
+    own = session("time")
+    assert (np.asarray(own["simulation"].history.rounds.seconds) > 0).all()
+    assert np.asarray(own["history"].rounds.seconds).max() <= 5
+    assert (int(own["cohort"].client_ids[0]), int(own["cohort"].mask.sum())) == (3, 1)
 
 
 @pytest.mark.slow
