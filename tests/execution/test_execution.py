@@ -271,8 +271,8 @@ def test_lanes_by_default(data, monkeypatch, available, m, lanes):
     chosen = []
 
     class Seeing(type(packed)):
-        def _choose(self, *args):
-            chosen.append(super()._choose(*args))
+        def side_by_side(self, *args):
+            chosen.append(super().side_by_side(*args))
             return chosen[-1]
 
     algorithm = fs.fedavg(linear_loss, optax.sgd(0.1), LOCAL)
