@@ -135,11 +135,12 @@ class Experiment(NamedTuple):
             return jax.eval_shape(self.next_round, key, state)[1]
         whole = self.federation
 
-        def one_round(examples: PyTree, offsets: Array) -> History:
-            data = replace(whole, examples=examples, offsets=offsets)
+        # All that may be shapes are arguments, because what a function closes over must be arrays.
+        def one_round(key: Array, state: FederatedState, examples: PyTree, at: Array) -> History:
+            data = replace(whole, examples=examples, offsets=at)
             return self._replace(data=data).next_round(key, state)[1]
 
-        return jax.eval_shape(one_round, whole.examples, whole.offsets)
+        return jax.eval_shape(one_round, key, state, whole.examples, whole.offsets)
 
     def communication(self) -> Communication:
         """The bytes of one exchange, as `fs.communication` counts them; computes nothing."""
