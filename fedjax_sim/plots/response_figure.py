@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.plots import canvas, line_styles, words
+from fedjax_sim.plots.heat_map import axes_of, heat_map
 from fedjax_sim.results import Mean, Results, joined
 from fedjax_sim.results.columns import lowest_is_best
 from fedjax_sim.results.configurations import numeric_axes, varying
@@ -29,8 +30,9 @@ def response(
 
     A line for each combination of the other axes (of more than `most` the best, as the legend
     says); a logarithmic scale for values that span a factor of 20 or more. A grid of just two
-    numeric axes with three values or more is a heat map. Without a numeric axis configurations
-    stand side by side. A configuration that has no finite mean is a cross at the lower edge.
+    numeric axes with three values or more is a heat map, and so is one of just two axes that are
+    not numeric, as an attack and a rule. Without a numeric axis other configurations stand side by
+    side. A configuration that has no finite mean is a cross at the lower edge.
 
     Returns:
       A matplotlib Figure.
@@ -41,16 +43,8 @@ def response(
     results = joined(results)
     means = results.mean(metric, confidence)
     names, numeric = varying(results), numeric_axes(results)
-    if len(numeric) == 2 == len(names) and all(len(x) > 2 for x in numeric.values()):
-        first, second = numeric
-        if len(means) > max(len(numeric[first]), len(numeric[second])):
-            columns = {x: i for i, x in enumerate(numeric[first])}
-            rows = {y: i for i, y in enumerate(numeric[second])}
-            cells = np.full((len(rows), len(columns)), math.nan)
-            for mean in means:
-                place = rows[mean.configuration[second]], columns[mean.configuration[first]]
-                cells[place] = mean.mean
-            return _heat_map((first, list(columns)), (second, list(rows)), cells, metric, width)
+    if (axes := axes_of(results)) is not None:
+        return heat_map(*axes, means, metric, width)
     axis = next(iter(numeric), None)
     other_axes = [name for name in names if name != axis]
     lines: dict[str, list[tuple[float, Mean]]] = {}
@@ -121,51 +115,6 @@ def response(
     if any(cut):
         note.append("arrows: an interval goes on")
     canvas.legend(figure, ax, note)
-    return figure
-
-
-def _heat_map(
-    x: tuple[str, Sequence[float]],
-    y: tuple[str, Sequence[float]],
-    values: np.ndarray,
-    name: str,
-    width: float,
-) -> Any:
-    """Values [len y, len x] as cells with their numbers, if there is room; a hatch for NaN."""
-    figure, ax = canvas.figure(width)
-    figure.set_size_inches(width / 72, (max(canvas.HEIGHT, 0.58 * width) + 30) / 72)
-    ax.grid(visible=False)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    high = high if high > low else low + (abs(low) or 1.0) * 1e-6
-    ax.patch.set(facecolor="none", hatch="////", edgecolor=canvas.LINE)
-    shown = np.ma.masked_invalid(values)
-    mesh = ax.pcolormesh(
-        shown, cmap=canvas.shades(), vmin=low, vmax=high, edgecolors="face", lw=0.3
-    )
-    room = len(x[1]) <= 8 and len(y[1]) <= 12
-    for (row, column), value in np.ndenumerate(values):
-        if room and math.isfinite(value):
-            dark = (value - low) / (high - low) > 0.55
-            ax.text(
-                column + 0.5,
-                row + 0.5,
-                f"{value:.3g}",
-                ha="center",
-                va="center",
-                fontsize=canvas.SMALL if len(x[1]) <= 6 else 9.5,
-                color="#ffffff" if dark else "#000000",
-            )
-    for axis, (axis_name, ticks) in ((ax.xaxis, x), (ax.yaxis, y)):
-        interval = max(1, -(-len(ticks) // 7))
-        axis.set_ticks(np.arange(0, len(ticks), interval) + 0.5)
-        axis.set_ticklabels([f"{tick:.3g}" for tick in ticks[::interval]])
-        axis.set_label_text(words.plain(axis_name))
-    bar = figure.colorbar(mesh, ax=ax, pad=0.02, aspect=25)
-    bar.set_label(words.plain(name), fontsize=canvas.TEXT, color=canvas.INK)
-    bar.ax.tick_params(color=canvas.LINE, labelcolor=canvas.INK, labelsize=canvas.SMALL)
-    bar.outline.set_visible(False)
-    bar.solids.set_edgecolor("face")
     return figure
 
 

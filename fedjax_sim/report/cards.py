@@ -149,6 +149,9 @@ def _responses(folders: Sequence[tuple[str, Results]], metric: str) -> Iterator[
         if any(len(x) > 3 for x in configurations.numeric_axes(results).values())
     ]
     if not with_axis:
+        pair = configurations.crossed(folders[0][1]) if len(folders) == 1 else None
+        if pair is not None:
+            yield Card(f"final {metric} by {', '.join(pair)}", _response(folders[0][1], metric))
         return
     joint = together(with_axis)
     axes = configurations.numeric_axes(joint)

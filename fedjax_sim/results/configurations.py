@@ -26,3 +26,15 @@ def numeric_axes(results: Results) -> dict[str, list[float]]:
             # mypy does not infer from `all(...)` that these are numbers.
             axes[name] = sorted({float(x) for x in values})  # type: ignore[arg-type]
     return dict(sorted(axes.items(), key=lambda item: -len(item[1])))
+
+
+def crossed(results: Results) -> tuple[str, str] | None:
+    """The two axes of a whole grid of words, as an attack and a rule; None for all else."""
+    names = varying(results)
+    if len(names) != 2 or numeric_axes(results):
+        return None
+    pairs = [tuple(run.configuration.get(name) for name in names) for run in results.runs]
+    if not all(isinstance(value, str) for pair in pairs for value in pair):
+        return None
+    num_first, num_second = (len({pair[place] for pair in pairs}) for place in (0, 1))
+    return (names[0], names[1]) if len({*pairs}) == num_first * num_second else None

@@ -130,6 +130,24 @@ def test_two_numeric_axes_are_a_heat_map():
     assert shown == {"1", "2", "3", "4"}
 
 
+def test_two_axes_of_words_are_a_heat_map_in_the_order_of_the_grid():
+    attacks, rules = ("none", "ipm"), ("selected", "median", "krum")
+    runs = [
+        made([i + 10 * j], {"attack": attack, "mode": rule})
+        for j, attack in enumerate(attacks)
+        for i, rule in enumerate(rules)
+    ]
+    ax = plots.response(Results(tuple(runs)), "test_accuracy").axes[0]
+    np.testing.assert_allclose(
+        np.reshape(ax.collections[0].get_array(), (2, 3)), [[0, 1, 2], [10, 11, 12]]
+    )
+    assert [text.get_text() for text in ax.get_xticklabels()] == [*rules]
+    assert [text.get_text() for text in ax.get_yticklabels()] == [*attacks]
+    assert ax.yaxis_inverted()
+    # A grid with a hole is none.
+    assert not plots.response(Results(tuple(runs[:-1])), "test_accuracy").axes[0].texts
+
+
 def test_random_draws_are_points_and_no_line():
     rng = np.random.default_rng(0)
     draws = [{"lr": x, "mu": y} for x, y in rng.uniform(size=(12, 2)).tolist()]
