@@ -129,7 +129,7 @@ def rows(
     setting: ResolvedComparison,
     all_curves: list[Curve],
     exchange: Communication,
-    of_codecs: Mapping[str, Communication],
+    of_codecs: Mapping[str, Communication] | None = None,
 ) -> list[Row]:
     """The table of a resolved setting.
 
@@ -145,7 +145,7 @@ def rows(
         test = None if curve.test is None else curve.test[:, -1]
         reached = [rounds_to_target(score, setting.target) for score in curve.score]
         times = [time for time in reached if time is not None]
-        everyone_up = rounds * clients * of_codecs.get(curve.compress, exchange).up
+        everyone_up = rounds * clients * (of_codecs or {}).get(curve.compress, exchange).up
         table.append(
             Row(
                 mode=curve.mode,

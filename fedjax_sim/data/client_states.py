@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ class ClientStates:
         if len(places):
             with self.path.open("rb", buffering=0) as file:
                 for place in places[np.argsort(rows[places])]:
-                    self._read_row(file.fileno(), int(ids[place]), _bytes_at(columns, place))
+                    self._read_row(file, int(ids[place]), _bytes_at(columns, place))
         return jax.tree.unflatten(self._structure, columns)
 
     def write(self, client_ids: Any, states: PyTree) -> None:
@@ -168,7 +169,7 @@ class ClientStates:
             with self.path.open("rb+", buffering=0) as file:
                 for place, k in enumerate(ids.tolist()):
                     row, parts = self._place_for(k), _bytes_at(columns, place)
-                    _all_written(file.fileno(), parts, row * self.row_bytes)
+                    _all_written(file, parts, row * self.row_bytes)
                     self._row[k], self._checksum[k] = row, _checksum(parts)
                     self._is_unread[k] = False
         except OSError as error:
@@ -184,9 +185,10 @@ class ClientStates:
         self._end += 1
         return self._end - 1
 
-    def _read_row(self, file: int, client_id: int, parts: list[memoryview]) -> None:
+    def _read_row(self, file: FileIO, client_id: int, parts: list[memoryview]) -> None:
         place = int(self._row[client_id]) * self.row_bytes
-        is_short = os.preadv(file, parts, place) < self.row_bytes
+        file.seek(place)
+        is_short = sum(file.readinto(part) for part in parts) < self.row_bytes
         if is_short or (
             self._is_unread[client_id] and _checksum(parts) != self._checksum[client_id]
         ):
@@ -227,11 +229,9 @@ def _checksum(parts: list[memoryview]) -> int:
     return checksum
 
 
-def _all_written(file: int, parts: list[memoryview], place: int) -> None:
+def _all_written(file: FileIO, parts: list[memoryview], place: int) -> None:
     """Writes all bytes: a disk that is nearly full takes some of them and then says so."""
-    if os.pwritev(file, parts, place) == sum(map(len, parts)):
-        return
+    file.seek(place)
     for part in parts:
         while len(part):
-            taken = os.pwrite(file, part, place)
-            part, place = part[taken:], place + taken
+            part = part[file.write(part) :]

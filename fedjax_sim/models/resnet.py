@@ -65,7 +65,7 @@ class _ResNet(nn.Module):
     num_classes: int
     width: int
     groups: int
-    remat: bool
+    remat: bool = False
     blocks: Sequence[int] = (2, 2, 2, 2)  # of each stage
 
     @nn.compact

@@ -109,7 +109,7 @@ class _Transformer(nn.Module):
     heads: int
     layers: int
     hidden: int
-    remat: bool
+    remat: bool = False
 
     @nn.compact
     def __call__(self, text: Array) -> Array:

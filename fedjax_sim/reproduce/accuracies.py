@@ -72,7 +72,7 @@ def accuracy_cell(
     def experiment(method: str) -> Experiment:
         return experiment_of(settings[method])
 
-    facts = {"settings": {method: setting.values() for method, setting in settings.items()}}
+    facts = {"settings": {method: setting.identity() for method, setting in settings.items()}}
     cell = SweptCell(name, experiment, {"method": tuple(settings)}, (score,), facts, seeds)
     return AccuracyCell(place, settings, score, published, cell, experiment_of)
 

@@ -103,7 +103,7 @@ def identity_of(cell: Cell) -> dict[str, Any]:
     """The values that identify a cell, and that a resume must find the same."""
     return {
         "name": cell.name,
-        "setting": cell.setting.values(),
+        "setting": cell.setting.identity(),
         "most": cell.most,
         "axis": cell.axis,
         "rates": list(cell.rates),

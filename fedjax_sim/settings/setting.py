@@ -82,6 +82,12 @@ class Setting:
         order = [*(name for name in NAMES if name in flat), *flat]
         return {name: flat[name] for name in dict.fromkeys(order) if flat[name] is not None}
 
+    def identity(self) -> dict[str, Any]:
+        """The values that identify it in a record: with the rule and the sampler that it has where
+        nothing else asks for others, as records have had them from the first on.
+        """
+        return {room: default_of(room) for room in ("mode", "sampler")} | self.values()
+
     def but(self, **values: Any) -> "Setting":
         """The same setting with these values, by their flat names."""
         return Setting.of(self.values() | values)

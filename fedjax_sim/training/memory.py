@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.trees import num_bytes
-from fedjax_sim.core.types import Array, Coefficients, Cohort, PyTree
+from fedjax_sim.core.types import Array, Cohort, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import carry_bytes, free_memory, update_bytes
@@ -125,21 +125,21 @@ def check_fits(experiment: Experiment, devices: Sequence[Any]) -> None:
 def _combines(experiment: Experiment, slots: int) -> bool:
     """Whether the rule sees all updates at once."""
 
-    asked: list[Coefficients] = []
+    asked: list[bool] = []
+    exchange = experiment.algorithm.exchanges[-1]
 
     def ask(weights: Array, all_weights: Array) -> None:
         ones = jnp.ones(slots)
         cohort = Cohort(jnp.zeros(slots, jnp.int32), ones > 0, ones > 0, ones, ones)
-        asked.append(ask_rule(experiment.aggregation, cohort, weights, all_weights))
+        coefficients = ask_rule(experiment.aggregation, cohort, weights, all_weights)
+        if exchange.aggregation is not None:
+            coefficients = exchange.aggregation(coefficients)
+        asked.append(coefficients.combine is not None)
 
     num_clients = experiment.federation.num_clients
     weights = (jax.ShapeDtypeStruct((size,), jnp.float32) for size in (slots, num_clients))
     jax.eval_shape(ask, *weights)
-    (coefficients,) = asked
-    exchange = experiment.algorithm.exchanges[-1]
-    if exchange.aggregation is not None:
-        coefficients = exchange.aggregation(coefficients)
-    return coefficients.combine is not None
+    return asked[0]
 
 
 def _gigabytes(size: float) -> str:

@@ -184,8 +184,8 @@ def evaluate_clients(
         check_key(key)
         measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes)
         return evaluate_from_disk(measures, state, data, test, clients)
-    assert isinstance(data, FederatedData)
-    assert test is None or isinstance(test, FederatedData)
+    data = check_data(data)
+    test = None if test is None else check_data(test)
     _check(state, data, unseen)
     name = "data" if test is None else "test"
     test = data if test is None else test

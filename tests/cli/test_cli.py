@@ -111,7 +111,7 @@ def test_wind_is_a_regression(tmp_path, capsys):
         ("modes = [1]", r"modes must be a list of names; got \[1\]"),
         ("seeds = true", "seeds must be a whole number.*got True"),
         ("fraction = 0.1", "unknown name 'fraction'; did you mean 'fractions'"),
-        ("mu = 0.1", "unknown name 'mu'"),
+        ("mu = 0.1", "mu belongs to algorithm fednova, fedprox and moon"),
     ],
 )
 def test_a_bad_file_ends_with_one_line_and_code_2(tmp_path, capsys, text, message):

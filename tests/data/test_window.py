@@ -159,8 +159,6 @@ def test_what_needs_all_examples_refuses_a_window(data):
     for name in ("test", "clients", "validation"):
         with pytest.raises(ValueError, match=f"{name} {message}"):
             fs.evaluator(linear_loss, **{name: window})
-        with pytest.raises(ValueError, match=f"{name} must be an fs.FederatedData.* got a Source"):
-            fs.evaluator(linear_loss, **{name: fs.data.Source.of(data)})
     with pytest.raises(ValueError, match=f"clients {message}"):
         fs.baselines.evaluate_local(linear_loss, {}, clients=window)
 

@@ -166,7 +166,7 @@ def test_a_run_that_is_killed_while_it_writes_goes_on(data, whole, tmp_path, mon
     def killed(file, parts, place):
         calls.append(place)
         if len(calls) == number:
-            os.pwrite(file, b"\1\2", place)  # half of a row
+            os.pwrite(file.fileno(), b"\1\2", place)  # half of a row
             raise _KilledError
         written(file, parts, place)
 

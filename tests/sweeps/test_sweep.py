@@ -19,7 +19,7 @@ import fedjax_sim as fs
 from fedjax_sim.execution import machine
 from fedjax_sim.results import Mean, Results, Run
 from fedjax_sim.results.folder import SWEEP
-from fedjax_sim.sweeps import sweeping
+from fedjax_sim.sweeps import work
 from fedjax_sim.sweeps.store import Store
 from tests.conftest import MESH, linear_loss, zeros
 from tests.helpers import killed
@@ -323,7 +323,7 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
     ],
 )
 def test_an_axis_called_like_a_column_is_refused(data, monkeypatch, name, makes):
-    monkeypatch.setattr(sweeping, "Compiled", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(work, "Compiled", lambda *_: pytest.fail("compiled"))
     make = factory(data)
     experiment = (lambda **_: make(lr=0.1)) if makes is None else (lambda key, **_: makes)
     with pytest.raises(ValueError, match=f"must not have an axis '{name}', .*taken are"):

@@ -34,7 +34,7 @@ _CELL = SweptCell(
     experiment,
     {"algorithm": ALGORITHMS, "epochs": EPOCHS, "client_lr": RATES},
     ("test_accuracy",),
-    {"setting": SETTING.values()},
+    {"setting": SETTING.identity()},
     seeds=3,
 )
 _WHERE = (
