@@ -95,8 +95,9 @@ def test_all_entries_are_the_simpler_self(data, error_feedback):
     everything = fs.compression.top_k(1.0)
     algorithm = fs.compression.compressed(FEDAVG, everything, error_feedback=error_feedback)
     (plain, metrics), (state, its_metrics) = (after_ten(x, data) for x in (FEDAVG, algorithm))
-    np.testing.assert_array_equal(flat(state.params), flat(plain.params))
-    np.testing.assert_array_equal(its_metrics.update_norm, metrics.update_norm)
+    # To rounding, since the compiler fuses the two programs in different ways.
+    np.testing.assert_allclose(flat(state.params), flat(plain.params), rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(its_metrics.update_norm, metrics.update_norm, rtol=2e-6)
     for x in jax.tree.leaves(state.clients):
         assert not np.asarray(x).any()
 
