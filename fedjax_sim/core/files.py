@@ -8,7 +8,8 @@ import re
 import secrets
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,18 +50,8 @@ def replace_file(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
     Raises:
       SaveError: saying which file, and why.
     """
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        try:
-            with beside.open("xb") as file:
-                save(file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise SaveError(f"{path} was not written: {reason(error)}") from error
+    with _written_beside(path, save) as beside:
+        beside.replace(path)
 
 
 def make_file(path: Path, contents: bytes) -> bool:
@@ -69,22 +60,33 @@ def make_file(path: Path, contents: bytes) -> bool:
     Raises:
       SaveError: saying which file, and why.
     """
+    with _written_beside(path, lambda file: file.write(contents)) as beside:
+        try:
+            os.link(beside, path)  # which, unlike a move, fails if it exists
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextmanager
+def _written_beside(path: Path, save: Callable[[IO[bytes]], Any]) -> Iterator[Path]:
+    """A file beside the path, whole and on the disk, which is gone afterwards.
+
+    Raises:
+      SaveError: for an OSError of writing it, or of what is then done with it.
+    """
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         try:
             with beside.open("xb") as file:
-                file.write(contents)
+                save(file)
                 file.flush()
                 os.fsync(file.fileno())
-            try:
-                os.link(beside, path)  # which, unlike a move, fails if it exists
-            except FileExistsError:
-                return False
+            yield beside
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise SaveError(f"{path} was not written: {reason(error)}") from error
-    return True
 
 
 def to_json(value: Any) -> bytes:
