@@ -1,7 +1,8 @@
 """The batches of a folder that several processes work on, of which each sees only the folder."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from fedjax_sim.core.interrupted import InterruptedRun
@@ -67,23 +68,29 @@ def _claimed(
         columns = load_batch(plan, work)  # which another one may have saved before the claim
         if columns is not None:
             return columns
-        try:
+        with holding_complete(plan, runs):
             return run_batch(plan, work, interrupt, tell, claim.generation)
-        except InterruptedRun as error:
-            error.partial = results_of(runs)
+
+
+@contextmanager
+def holding_complete(plan: Plan, runs: Runs) -> Iterator[None]:
+    """The runs that are complete are not lost with a batch that fails: its error holds them.
+
+    Raises:
+      InterruptedRun: if the batch raises it or, once some runs are complete, anything else.
+    """
+    try:
+        yield
+    except InterruptedRun as error:
+        error.partial = results_of(runs)
+        raise
+    except Exception as error:
+        if not runs:
             raise
-        except Exception as error:  # the runs that are complete are not lost with the batch
-            if not runs:
-                raise
-            raise batch_failed(plan, runs, error) from error
-
-
-def batch_failed(plan: Plan, runs: Runs, error: Exception) -> InterruptedRun:
-    """The error of a batch that failed once some runs are complete, holding those."""
-    failed = InterruptedRun(
-        f"{len(runs)} of {plan.num_runs} runs are through; then a batch failed: {error!r}"
-    )
-    return failed.holding(results_of(runs))
+        failed = InterruptedRun(
+            f"{len(runs)} of {plan.num_runs} runs are through; then a batch failed: {error!r}"
+        )
+        raise failed.holding(results_of(runs)) from error
 
 
 def _wait(ends: Callable[[], bool]) -> None:

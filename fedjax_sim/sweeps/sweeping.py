@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import check_takes
 from fedjax_sim.core.files import SaveError
-from fedjax_sim.core.interrupted import InterruptedRun
 from fedjax_sim.core.notebook import progress_bar
 from fedjax_sim.core.types import Array
 from fedjax_sim.grid import Grid, product
@@ -21,7 +20,7 @@ from fedjax_sim.sweeps.checks import keys_of
 from fedjax_sim.sweeps.claims import Claims
 from fedjax_sim.sweeps.options import Options, Plan, make_plan
 from fedjax_sim.sweeps.shards import shard_of
-from fedjax_sim.sweeps.shared_work import batch_failed, run_shared
+from fedjax_sim.sweeps.shared_work import holding_complete, run_shared
 from fedjax_sim.sweeps.telling import Swept, Teller
 from fedjax_sim.sweeps.work import Runs, add_runs, batches, load_batch, results_of, run_batch
 
@@ -180,15 +179,8 @@ def _run_batches(plan: Plan, runs: Runs, interrupt: Interrupt, teller: Teller) -
         if columns is None and interrupt.received is None:
             new = len({*work.places} - {*runs})  # padding repeats runs
             tell = partial(teller.chunk, work.group, new, len(work.places))
-            try:
+            with holding_complete(plan, runs):
                 columns = run_batch(plan, work, interrupt, tell)
-            except InterruptedRun as error:
-                error.partial = results_of(runs)
-                raise
-            except Exception as error:  # the runs that are complete are not lost with the batch
-                if not runs:
-                    raise
-                raise batch_failed(plan, runs, error) from error
         if columns is None:
             return False
         add_runs(plan, work, columns, runs)
