@@ -128,14 +128,15 @@ def check_updates_fit(engine: Engine, client_states: PyTree, slots: int, mesh: M
     needed, free = len(devices) * slots * size, free_memory(devices)
     if needed > free:
         raise ValueError(
-            f"aggregation or attack sees all updates at once, which takes {_gigabytes(needed)}: "
+            f"aggregation or attack sees all updates at once, which takes {gibibytes(needed)}: "
             f"m = {slots} updates of {size} bytes on {len(devices)} device(s); "
-            f"{_gigabytes(free)} are free. Take a smaller cohort, or a rule that only averages, "
+            f"{gibibytes(free)} are free. Take a smaller cohort, or a rule that only averages, "
             "without an attack"
         )
 
 
-def _gigabytes(size: float) -> str:
+def gibibytes(size: float) -> str:
+    """Bytes as a message has them."""
     return f"{size / 2**30:.3g} GiB"
 
 

@@ -1,6 +1,5 @@
 """Checks of the arguments of `make_round`: algorithm, rule and strategy."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim import aggregation
 from fedjax_sim import execution as strategies
+from fedjax_sim.core.algorithm import as_algorithm
 from fedjax_sim.core.checks import check_not_a_name, check_takes
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.registry import Declaration, declared
@@ -30,12 +30,7 @@ def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
     Raises:
       ValueError: saying what was given.
     """
-    if not isinstance(algorithm, FederatedAlgorithm):
-        algorithm_text = f"{algorithm!r}"
-        if inspect.isfunction(algorithm):
-            algorithm_text = f"the function {algorithm.__name__} itself: call it, as "
-            algorithm_text += "fs.fedavg(loss_fn, client_optimizer, local)"
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm_text}")
+    algorithm = as_algorithm(algorithm)
     if not isinstance(algorithm.acts_when_empty, bool):
         raise ValueError(
             f"acts_when_empty must be True or False; got {algorithm.acts_when_empty!r}"
@@ -109,15 +104,20 @@ def check_follows(algorithm: FederatedAlgorithm, rule: AggregationRule) -> None:
     answers = list[Coefficients]()
 
     def ask() -> None:
-        ones = jnp.ones(2)
-        cohort = Cohort(jnp.arange(2), ones > 0, ones > 0, inclusion=ones, work=ones)
-        answers.append(ask_rule(rule, cohort, ones, jnp.ones(3)))
+        answers.append(imagined_answer(rule, slots=2, num_clients=3))
 
     try:
         jax.eval_shape(ask)
     except Exception:  # whatever a rule of the user's own raises of a cohort that is none of its
         return
     algorithm.check_rule(answers[0])
+
+
+def imagined_answer(rule: AggregationRule, slots: int, num_clients: int) -> Coefficients:
+    """What a rule says of so many imagined clients that all report; for `jax.eval_shape`."""
+    ones = jnp.ones(slots)
+    cohort = Cohort(jnp.arange(slots), ones > 0, ones > 0, inclusion=ones, work=ones)
+    return ask_rule(rule, cohort, ones, jnp.ones(num_clients))
 
 
 def check_needs_no_inclusion(rule: AggregationRule) -> None:

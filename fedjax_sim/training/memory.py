@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.trees import num_bytes
-from fedjax_sim.core.types import Array, Cohort, PyTree
+from fedjax_sim.core.types import PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.client import Engine
-from fedjax_sim.execution.machine import carry_bytes, free_memory, update_bytes
-from fedjax_sim.training.arguments import ask_rule, check_strategy
+from fedjax_sim.execution.machine import carry_bytes, free_memory, gibibytes, update_bytes
+from fedjax_sim.training.arguments import check_strategy, imagined_answer
 from fedjax_sim.training.experiment import Experiment
 
 
@@ -106,7 +106,7 @@ def check_fits(experiment: Experiment, devices: Sequence[Any]) -> None:
     if amount <= free:
         return
     words = ", ".join(
-        f"{_gigabytes(size)} {words}"
+        f"{gibibytes(size)} {words}"
         for size, words in (
             (needed.server, "for the server's state, before and after"),
             (needed.clients, f"for the states of {experiment.federation.num_clients} clients"),
@@ -116,7 +116,7 @@ def check_fits(experiment: Experiment, devices: Sequence[Any]) -> None:
         if size
     )
     raise ValueError(
-        f"the experiment needs {_gigabytes(amount)} of memory, and {_gigabytes(free)} are free: "
+        f"the experiment needs {gibibytes(amount)} of memory, and {gibibytes(free)} are free: "
         f"{words}. Take a smaller cohort, fewer lanes (execution.packed(lanes)), a rule that only "
         "averages, or an algorithm that keeps less of each client"
     )
@@ -128,19 +128,12 @@ def _combines(experiment: Experiment, slots: int) -> bool:
     asked: list[bool] = []
     exchange = experiment.algorithm.exchanges[-1]
 
-    def ask(weights: Array, all_weights: Array) -> None:
-        ones = jnp.ones(slots)
-        cohort = Cohort(jnp.zeros(slots, jnp.int32), ones > 0, ones > 0, ones, ones)
-        coefficients = ask_rule(experiment.aggregation, cohort, weights, all_weights)
+    def ask() -> None:
+        num_clients = experiment.federation.num_clients
+        coefficients = imagined_answer(experiment.aggregation, slots, num_clients)
         if exchange.aggregation is not None:
             coefficients = exchange.aggregation(coefficients)
         asked.append(coefficients.combine is not None)
 
-    num_clients = experiment.federation.num_clients
-    weights = (jax.ShapeDtypeStruct((size,), jnp.float32) for size in (slots, num_clients))
-    jax.eval_shape(ask, *weights)
+    jax.eval_shape(ask)
     return asked[0]
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 2**30:.3g} GiB"

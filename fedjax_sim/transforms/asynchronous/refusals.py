@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fedjax_sim.core.algorithm import as_algorithm
 from fedjax_sim.core.asynchrony import Asynchrony
 from fedjax_sim.core.types import FederatedAlgorithm
 
@@ -12,8 +13,7 @@ def check_can_be_asynchronous(algorithm: Any, asynchrony: Asynchrony) -> None:
     Raises:
       ValueError: with the reason.
     """
-    if not isinstance(algorithm, FederatedAlgorithm):
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
+    algorithm = as_algorithm(algorithm)
     if algorithm.asynchrony is not None:
         raise ValueError("algorithm must not be asynchronous already")
     if asynchrony.mixes_models and algorithm.pooled_gradient is not None:

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from fedjax_sim.core.algorithm import as_algorithm
 from fedjax_sim.core.types import FederatedAlgorithm
 from fedjax_sim.transforms.compression.codec import Codec, no_memory
 from fedjax_sim.transforms.compression.downlink import EncodedMessage, encoding_messages
@@ -105,8 +106,7 @@ def _check(algorithm: Any, error_feedback: Any) -> None:
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
     """
-    if not isinstance(algorithm, FederatedAlgorithm):
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm!r}")
+    algorithm = as_algorithm(algorithm)
     if not isinstance(error_feedback, bool):
         raise ValueError(f"error_feedback must be True or False; got {error_feedback!r}")
     if algorithm.earlier:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.algorithm import first_output
 from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.randomness import CODEC, stream
 from fedjax_sim.core.reprs import fields_of
@@ -76,7 +77,7 @@ def encoding_updates(
 
     def init_client(params: Params) -> PyTree:
         state = algorithm.init_client(params)
-        return WithResidual(state, uplink.init(_no_update(algorithm, params, state)))
+        return WithResidual(state, uplink.init(_no_update(algorithm, params)))
 
     def init(message: PyTree, state: PyTree, probed: PyTree, key: Array) -> PyTree:
         return inner.init(message, own(state), probed, key)
@@ -123,14 +124,7 @@ def encoding_updates(
     )
 
 
-def _no_update(algorithm: FederatedAlgorithm, params: Params, state: PyTree) -> PyTree:
+def _no_update(algorithm: FederatedAlgorithm, params: Params) -> PyTree:
     """Zeros of the structure, shapes and dtypes of a client's update."""
-
-    def update(params: Params, state: PyTree) -> PyTree:
-        message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
-        key, one_array = jax.random.key(0), jnp.ones((), jnp.int32)
-        carry = algorithm.client.init(message, state, (), key)
-        return algorithm.client.finish(carry, message, state, one_array, one_array, key).update
-
-    shapes = jax.eval_shape(update, params, state)
+    shapes = jax.eval_shape(lambda w: first_output(algorithm, w, ()).update, params)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

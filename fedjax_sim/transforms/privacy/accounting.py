@@ -234,7 +234,7 @@ def _root(function: Callable[[float], float], start: float, rtol: float) -> floa
 def check_installed() -> None:
     """Raises ImportError with the line that installs the accountant."""
     try:
-        import dp_accounting  # noqa: F401
+        import dp_accounting  # noqa: F401  # asked for only to see whether it is there
     except ImportError as error:
         raise ImportError(
             "a privacy budget needs dp-accounting: pip install fedjax-sim[dp]"

@@ -30,6 +30,7 @@ from fedjax_sim.core.types import (
     no_probe,
 )
 from fedjax_sim.transforms.privacy.mechanism import (
+    NOISE_MULTIPLIER,
     FixedDenominator,
     Unchanged,
     as_expected,
@@ -69,13 +70,7 @@ class OwnParams:
 
 @declare(
     "the same with a clip that follows a quantile of the updates' norms (Andrew et al. 2021)",
-    Option(
-        "noise_multiplier",
-        "standard deviation of the noise in clips; or give epsilon",
-        range=AT_LEAST_0,
-        traced=True,
-        metavar="Z",
-    ),
+    NOISE_MULTIPLIER,
     Option(
         "quantile", "of the norms", default=0.5, range=WITHIN_0_AND_1, traced=True, metavar="GAMMA"
     ),

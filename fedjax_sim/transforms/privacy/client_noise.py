@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, declare
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, PyTree
 from fedjax_sim.transforms.privacy.mechanism import (
+    CLIP,
+    NOISE_MULTIPLIER,
     check_private,
     checked_with_model,
     clipped,
@@ -15,14 +17,8 @@ from fedjax_sim.transforms.privacy.mechanism import (
 
 @declare(
     "each update, clipped and noised by its client",
-    Option("clip", "largest norm of an update", range=POSITIVE, traced=True, metavar="C"),
-    Option(
-        "noise_multiplier",
-        "standard deviation of the noise in clips; or give epsilon",
-        range=AT_LEAST_0,
-        traced=True,
-        metavar="Z",
-    ),
+    CLIP,
+    NOISE_MULTIPLIER,
 )
 def local(
     algorithm: FederatedAlgorithm, clip: ArrayLike, noise_multiplier: ArrayLike

@@ -1,6 +1,5 @@
 """What private algorithms share: the clip, the noise, and whose updates can be made private."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from fedjax_sim.core.algorithm import as_algorithm, first_output
 from fedjax_sim.core.randomness import NOISE, stream
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option
 from fedjax_sim.core.trees import global_norm
 from fedjax_sim.core.types import (
     Array,
@@ -22,6 +23,16 @@ from fedjax_sim.core.types import (
     accumulator,
 )
 from fedjax_sim.transforms.sharing.shared_part import Shared
+
+# Options that several mechanisms have.
+CLIP = Option("clip", "largest norm of an update", range=POSITIVE, traced=True, metavar="C")
+NOISE_MULTIPLIER = Option(
+    "noise_multiplier",
+    "standard deviation of the noise in clips; or give epsilon",
+    range=AT_LEAST_0,
+    traced=True,
+    metavar="Z",
+)
 
 
 def clipped(update: PyTree, clip: ArrayLike) -> tuple[PyTree, Array]:
@@ -134,11 +145,7 @@ def check_private(algorithm: Any) -> FederatedAlgorithm:
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
     """
-    if not isinstance(algorithm, FederatedAlgorithm):
-        algorithm_text = f"{algorithm!r}"
-        if inspect.isfunction(algorithm):
-            algorithm_text = f"the function {algorithm.__name__} itself: call it"
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm_text}")
+    algorithm = as_algorithm(algorithm)
     if isinstance(algorithm.aggregation, FixedDenominator):
         raise ValueError("algorithm must not be private already; got one of fs.privacy")
     if algorithm.earlier:
@@ -161,7 +168,9 @@ def checked_with_model(algorithm: FederatedAlgorithm) -> Callable[[Params, PyTre
     def check(params: Params, examples: PyTree) -> None:
         if algorithm.check is not None:
             algorithm.check(params, examples)
-        _check_sent(params, jax.eval_shape(lambda w, x: _sent(algorithm, w, x), params, examples))
+        _check_sent(
+            params, jax.eval_shape(lambda w, x: first_output(algorithm, w, x), params, examples)
+        )
 
     return check
 
@@ -172,23 +181,10 @@ def _check_without_model(algorithm: FederatedAlgorithm) -> None:
     if algorithm.client.probe is not None:  # whose shapes depend on loss and data
         return
     try:
-        output = jax.eval_shape(lambda w: _sent(algorithm, w, ()), params)
+        output = jax.eval_shape(lambda w: first_output(algorithm, w, ()), params)
     except Exception:  # whatever an algorithm raises of a model that is none of its
         return
     _check_sent(params, output)
-
-
-def _sent(algorithm: FederatedAlgorithm, params: Params, examples: PyTree) -> ClientOutput:
-    """What a client hands over after no step."""
-    message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
-    state, client = algorithm.init_client(params), algorithm.client
-    probed: PyTree = ()
-    if client.probe is not None:
-        first = jax.tree.map(lambda x: x[:1], examples)
-        probed = client.probe(message, state, first, jnp.ones(1, bool))
-    key, one_array = jax.random.key(0), jnp.ones((), jnp.int32)
-    carry = client.init(message, state, probed, key)
-    return client.finish(carry, message, state, one_array, one_array, key)
 
 
 def _check_sent(params: Params, output: ClientOutput) -> None:

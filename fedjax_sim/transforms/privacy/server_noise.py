@@ -7,9 +7,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
+from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, declare
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, PyTree, RoundContext
 from fedjax_sim.transforms.privacy.mechanism import (
+    CLIP,
+    NOISE_MULTIPLIER,
     FixedDenominator,
     Unchanged,
     as_expected,
@@ -23,14 +25,8 @@ from fedjax_sim.transforms.privacy.mechanism import (
 
 @declare(
     "the sum of clipped updates, noised by the server (McMahan et al. 2018)",
-    Option("clip", "largest norm of an update", range=POSITIVE, traced=True, metavar="C"),
-    Option(
-        "noise_multiplier",
-        "standard deviation of the noise in clips; or give epsilon",
-        range=AT_LEAST_0,
-        traced=True,
-        metavar="Z",
-    ),
+    CLIP,
+    NOISE_MULTIPLIER,
     defaults={"mode": "unbiased", "sampler": "bernoulli"},
 )
 def central(

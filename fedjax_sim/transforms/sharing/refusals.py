@@ -1,6 +1,5 @@
 """What cannot be shared in part."""
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.algorithm import as_algorithm, first_start
 from fedjax_sim.core.checks import check_same_spec, has_values
 from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.paths import by_path, map_models, put
@@ -21,11 +21,7 @@ def check_shareable(algorithm: Any) -> None:
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
     """
-    if not isinstance(algorithm, FederatedAlgorithm):
-        algorithm_text = f"{algorithm!r}"
-        if inspect.isfunction(algorithm):
-            algorithm_text = f"the function {algorithm.__name__} itself: call it"
-        raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm_text}")
+    algorithm = as_algorithm(algorithm)
     if algorithm.earlier:
         raise ValueError(
             "algorithm must have one exchange in a round to share a part of its model; got one of "
@@ -53,17 +49,11 @@ def shapes_of_models(
     """The model of the message and that of the clients' carry, or None; computes nothing."""
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), examples)
 
-    def models(params: Params, batch: PyTree, key: Array) -> dict[str, Any]:
-        message = algorithm.broadcast(algorithm.init(params), jnp.zeros((), jnp.int32))
-        state, client = algorithm.init_client(params), algorithm.client
-        probed: PyTree = ()
-        if client.probe is not None:
-            probed = client.probe(message, state, batch, jnp.ones(1, bool))
-        carry = client.init(message, state, probed, key)
-        parts = {"message": message, "clients' carry": carry}
-        return {name: model_of(part) for name, part in parts.items()}
+    def models(params: Params, batch: PyTree) -> dict[str, Any]:
+        start = first_start(algorithm, params, batch)
+        return {"message": model_of(start.message), "clients' carry": model_of(start.carry)}
 
-    return jax.eval_shape(models, params, first, jax.random.key(0))
+    return jax.eval_shape(models, params, first)
 
 
 def check_models(algorithm: FederatedAlgorithm, params: Params, examples: PyTree) -> None:
