@@ -15,10 +15,12 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
     "docstrings",
+    "llms",
     "written_pages",
 ]
 exclude_patterns = ["_build"]
@@ -33,6 +35,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+# The list of names of Python's own documentation lies here, so that the site builds offline.
+intersphinx_mapping = {"python": ("https://docs.python.org/3", "_inventories/python.inv")}
 html_theme = "furo"
 html_title = "fedjax_sim"
 html_static_path = ["_static"]

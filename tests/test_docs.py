@@ -1,5 +1,6 @@
 """The snippets of docs/*.md run as they stand, one after another."""
 
+import importlib
 import json
 import os
 import re
@@ -64,6 +65,41 @@ def test_the_first_page_lists_the_others():
     assert sorted([*listed, "index"]) == sorted(TEXTS)
     bar = re.findall(r":hidden:\n(.*?)```", TEXTS["index"], re.S)
     assert [page for page in "".join(bar).split() if "/" not in page] == listed
+
+
+def test_a_language_model_is_told_of_every_page(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_extensions")
+    text = importlib.import_module("llms").text(TEXTS["index"])
+    pages = re.findall(r"^- \[.*?\]\(([\w-]+)\.html\): ", text, re.M)
+    assert sorted([*pages, "index"]) == sorted(TEXTS)
+    assert text.startswith("# fedjax_sim\n\n> Federated learning in JAX: ")
+
+
+TASKS = {
+    "install": "start",
+    "compare": "two-readings",
+    "my own data": "data",
+    "with dropout": "models",
+    "my own algorithm": "algorithms",
+    "median": "rounds",
+    "model of its own": "personal",
+    "my own loop": "rounds",
+    "elsewhere": "export",
+    "notebook": "notebooks",
+    "all cores, or a GPU": "cores",
+    "cluster": "clusters",
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_newcomer_comes_to_every_task_in_two_clicks(task):
+    """From the first page to the start page, and from its table to the page of the task."""
+    assert "](start.md)" in TEXTS["index"]
+    table = TEXTS["start"].partition("## Where to go from here")[2]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    row = next(line for line in rows if task in line.split("|")[1])
+    assert TASKS[task] == "start" or f"({TASKS[task]}.md" in row
+    assert snippets.blocks(TEXTS[TASKS[task]]) or task == "notebook"
 
 
 def test_what_a_setting_may_name_is_what_files_declare():
@@ -214,7 +250,6 @@ def test_cores(session):
     assert int(own["metrics"].reporting) == 5
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_data(session):
     own = session("data")
