@@ -150,6 +150,48 @@ def choice(values: Sequence[Any]) -> Choice:
     return Choice(tuple(_values("values", values)))
 
 
+class Numbered(float):
+    """A word as its number among others, for an axis that a sweep traces."""
+
+    def __new__(cls, number: int, name: str) -> "Numbered":
+        """The number `number`, which tables call `name`."""
+        value = super().__new__(cls, number)
+        value.name = name
+        return value
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+def numbered(names: Sequence[str]) -> list[Numbered]:
+    """Words as their numbers 0, 1, ...: an axis of them is traced, and all are one program.
+
+    The experiment is given the number, and chooses by it, as `fs.aggregation.chosen` and
+    `fs.attacks.chosen` do. Results have the words.
+
+    Raises:
+      ValueError: for no word, or one that stands twice.
+
+    >>> import fedjax_sim as fs, numpy as np, optax
+    >>> data = fs.FederatedData.from_clients([{"x": np.ones(n), "y": np.ones(n)} for n in (1, 2)])
+    >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
+    >>> rules = {"selected": fs.aggregation.selected, "uniform": fs.aggregation.uniform}
+    >>> def experiment(rule):
+    ...     chosen = fs.aggregation.chosen(rule, *rules.values())
+    ...     algorithm = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining())
+    ...     return fs.Experiment(algorithm, 0.0, data, fs.sampling.everyone(), 3, chosen)
+    >>> grid = product(rule=numbered(rules))
+    >>> [run.configuration["rule"] for run in fs.sweep(experiment, grid, keys=[0]).runs]
+    ['selected', 'uniform']
+    """
+    words = _values("names", names)
+    if len(set(words)) != len(words) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"names must be words, each once; got {words}")
+    return [Numbered(i, word) for i, word in enumerate(words)]
+
+
 def _check_range(low: float, high: float) -> None:
     check_number("low", low, lambda x: True, "a number")
     check_number("high", high, lambda x: x > low, f"above low = {low}")

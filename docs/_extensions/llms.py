@@ -33,7 +33,6 @@ def text(index: str) -> str:
 
     Args:
       index: the first page as it is written: a title, a paragraph, and headings with lists.
-
     """
     page = re.sub(r"```.*?```\n?", "", index, flags=re.S).strip()
     title, _, rest = page.partition("\n\n")

@@ -5,6 +5,7 @@ from fedjax_sim.aggregation.averages import all_clients as all_clients
 from fedjax_sim.aggregation.averages import selected as selected
 from fedjax_sim.aggregation.averages import unbiased as unbiased
 from fedjax_sim.aggregation.averages import uniform as uniform
+from fedjax_sim.aggregation.choice import chosen as chosen
 from fedjax_sim.aggregation.robust.before import bucketing as bucketing
 from fedjax_sim.aggregation.robust.before import (
     nearest_neighbour_mixing as nearest_neighbour_mixing,

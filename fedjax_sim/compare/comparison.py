@@ -9,7 +9,9 @@ from jax.sharding import Mesh
 
 from fedjax_sim import aggregation, grid
 from fedjax_sim.core.checks import check_count, check_number
+from fedjax_sim.core.types import Array
 from fedjax_sim.results import Results
+from fedjax_sim.settings.attacked import rule
 from fedjax_sim.settings.build import experiment
 from fedjax_sim.settings.common import FULL, OF_OPTIONAL
 from fedjax_sim.settings.options import VOCABULARY, choose, listed
@@ -169,10 +171,18 @@ def compare(
     numbers), so that they differ by aggregation alone. The arguments are those of `fs.sweep`.
     """
 
-    def factory(fraction: float, mode: str, compress: str = NONE) -> Experiment:
-        return experiment(setting.at(fraction, mode, compress))
+    def factory(fraction: float, mode: grid.Numbered | Array, compress: str = NONE) -> Experiment:
+        def of_mode(name: str) -> Experiment:
+            return experiment(setting.at(fraction, name, compress))
 
-    axes: dict[str, Any] = {"fraction": setting.fractions, "mode": setting.modes}
+        if isinstance(mode, grid.Numbered):
+            return of_mode(mode.name)
+        # Modes differ by coefficients alone, so that one program trains all of them.
+        rules = (rule(setting.at(fraction, name, compress)) for name in setting.modes)
+        return of_mode(setting.modes[0])._replace(aggregation=aggregation.chosen(mode, *rules))
+
+    modes = grid.numbered(setting.modes)
+    axes: dict[str, Any] = {"fraction": setting.fractions, "mode": modes}
     if setting.is_of_codecs:
         axes["compress"] = setting.compress
     return sweep(

@@ -128,3 +128,17 @@ def check_number(name: str, value: ArrayLike, allowed: Callable[[float], bool], 
         raise ValueError(f"{name} must be a number, {says}; got {value!r}") from None
     if not (math.isfinite(number) and allowed(number)):
         raise ValueError(f"{name} must be finite and {says}; got {value}")
+
+
+def check_index(name: str, value: ArrayLike, number: int) -> None:
+    """Refuses a position out of range; whole floating numbers are allowed, as a sweep traces them.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    if not is_concrete(value):
+        return
+    given = np.asarray(value)
+    is_number = given.ndim == 0 and given.dtype.kind in "iuf"
+    if not is_number or not (0 <= float(given) < number and float(given).is_integer()):
+        raise ValueError(f"{name} must be a whole number from 0 to {number - 1}; got {value!r}")

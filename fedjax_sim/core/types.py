@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.coefficients import Coefficients as Coefficients
+from fedjax_sim.core.coefficients import Combine as Combine
 from fedjax_sim.core.passes import LocalTraining as LocalTraining
 from fedjax_sim.core.reprs import fields_of, one_line
 
@@ -251,36 +253,6 @@ class FederatedAlgorithm(NamedTuple):
 
     def __repr__(self) -> str:
         return fields_of(self, "client", "server_update", "local")
-
-
-# (updates [m, ...], weights a_k [m], counted [m], key) -> update; see `Coefficients.combine`.
-Combine = Callable[[PyTree, Array, Array, Array], PyTree]
-
-
-@one_line
-class Coefficients(NamedTuple):
-    """What an aggregation rule says of a round.
-
-    The new model is `w + sum_k a_k d_k / denominator` over the clients that report, or
-    `w + combine(d, a, counted, key)` of a rule that must see all of them at once. A rule may
-    return the pair `(weights, denominator)` alone.
-
-    Attributes:
-      weights: Float[m], a_k.
-      denominator: Float[]; None for the sum of a_k over those that report.
-      shares: Float[m], the fixed p_k for `total`; None for weight over all weights.
-      num_receivers: Int[], who is sent the model; None for the cohort's distinct clients.
-      combine: None, or (updates, weights, counted, key) -> update. Leaves of `updates` are
-        [m, ...], zeros where `counted`, Bool[m], is False; `weights` are the a_k; `key` differs by
-        run and round. It returns one update, leaves [...], which is not divided by the denominator.
-        It costs the memory of m updates, and a round of none that counts is empty as ever.
-    """
-
-    weights: Array
-    denominator: Array | None
-    shares: Array | None = None
-    num_receivers: Array | None = None
-    combine: Combine | None = None
 
 
 # (cohort, client_weights of the cohort [m], client_weights of all [K]) -> Coefficients. The

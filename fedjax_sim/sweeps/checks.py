@@ -13,7 +13,7 @@ from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array
 from fedjax_sim.data import Source
 from fedjax_sim.execution.machine import loaded
-from fedjax_sim.grid import Grid
+from fedjax_sim.grid import Grid, Numbered
 from fedjax_sim.results.columns import COLUMNS, LABELS
 from fedjax_sim.training.experiment import Experiment
 
@@ -134,7 +134,9 @@ def check_kinds(name: str, values: Sequence[Any]) -> None:
 
 
 def label_of(value: Any) -> Any:
-    """A value's label in tables and in the manifest; a function's is its name."""
+    """A value's label in tables and in the manifest; that of a function or a word is its name."""
+    if isinstance(value, Numbered):
+        return value.name
     if isinstance(value, (int, float, str)) or value is None:
         return value
     return getattr(value, "__name__", None) or repr(value)

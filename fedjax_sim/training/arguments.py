@@ -157,7 +157,7 @@ def ask_rule(
       ValueError: naming what a rule must return, and what it returned.
     """
     answer: Any = rule(cohort, client_weights, all_client_weights)
-    if not isinstance(answer, tuple) or not 2 <= len(answer) <= 5:
+    if not isinstance(answer, tuple) or not 2 <= len(answer) <= 6:
         raise ValueError(
             "aggregation must return (weights[m], denominator or None), or fs.Coefficients; got "
             f"{type(answer).__name__}"
@@ -180,7 +180,9 @@ def ask_rule(
             )
     if shares is None:
         shares = client_weights / jnp.sum(all_client_weights)
-    return Coefficients(cast(Array, weights), denominator, shares, num_receivers, combine)
+    return Coefficients(
+        cast(Array, weights), denominator, shares, num_receivers, combine, coefficients.by_weight
+    )
 
 
 def check_strategy(execution: Any) -> Strategy:

@@ -79,8 +79,7 @@ def combine(
     counted, weights = executed.counted, tasks.weights
     weight_sum = jnp.sum(jnp.where(counted, weights, 0))
     share = jnp.sum(jnp.where(counted, tasks.shares, 0))
-    denominator = coefficients.denominator
-    denominator = weight_sum if denominator is None else denominator * unit
+    denominator = coefficients.divisor(weight_sum, unit)
     empty = ~jnp.any(counted & (weights != 0)) | (denominator == 0)
     if coefficients.combine is None:
         safe = jnp.where(denominator == 0, 1, denominator)

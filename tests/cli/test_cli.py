@@ -223,15 +223,15 @@ def test_an_out_that_cannot_be_written_is_said_before_training(tmp_path, capsys)
     assert "cannot be written" in capsys.readouterr().err
 
 
-def interrupted(sweep, mode):
-    """`sweep`, with a Ctrl-C after the first round of a mode."""
+def interrupted(sweep, label):
+    """`sweep`, with a Ctrl-C after the first round of a group, as the progress calls it."""
 
     def run(*arguments, on_progress, **options):
         told = []
 
         def tell(now):
             on_progress(now)
-            if mode in now.says and not told:
+            if label in now.says and not told:
                 told.append(now)
                 signal.raise_signal(signal.SIGINT)
 
@@ -244,8 +244,8 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
     from fedjax_sim.compare import comparison
 
     sweep = comparison.sweep
-    monkeypatch.setattr(comparison, "sweep", interrupted(sweep, "all_clients"))
-    options = (*SMALL, "--fractions", "0.5", "--modes", "selected", "all_clients")
+    monkeypatch.setattr(comparison, "sweep", interrupted(sweep, "fraction=1"))
+    options = (*SMALL, "--fractions", "0.5", "1", "--modes", "selected", "all_clients")
     assert compare(*options, out=tmp_path / "cut") == 130
     said = capsys.readouterr().out
     assert "Interrupted: what was computed until then is kept." in said
@@ -253,12 +253,14 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, capsys, monkeypatch):
     assert not summary["complete"]
     assert [(row["mode"], row["rounds"]) for row in summary["rows"]] == [
         ("selected", 4),
+        ("all_clients", 4),
+        ("selected", 1),
         ("all_clients", 1),
     ]
     assert "after 1 round" in said
     assert (tmp_path / "cut" / "compare.png").exists()
     with (tmp_path / "cut" / "history.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 2 * 4 + 2 * 1
+        assert len(list(csv.DictReader(file))) == 4 * 4 + 4 * 1
 
     monkeypatch.setattr(comparison, "sweep", sweep)
     assert compare("--resume", out=tmp_path / "cut") == 0

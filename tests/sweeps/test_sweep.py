@@ -474,3 +474,36 @@ def test_no_damaged_byte_of_a_batch_stops_a_sweep(tmp_path):
                 )
                 damaged += store.load(0) is None
     assert damaged > len(whole) / 2
+
+
+def test_words_as_numbers_are_one_program_and_stand_in_the_tables(data, tmp_path):
+    """A rule by its number: the curves of a sweep of functions, in one trace of a client's loss."""
+    rules = {"selected": fs.aggregation.selected, "all_clients": fs.aggregation.all_clients}
+    traces = []
+
+    def loss_fn(params, batch, key):
+        traces.append(1)
+        return linear_loss(params, batch, key)
+
+    def experiment(rule):
+        rule = rule if callable(rule) else fs.aggregation.chosen(rule, *rules.values())
+        algorithm = fs.fedavg(loss_fn, optax.sgd(0.05), fs.LocalTraining(batch_size=4))
+        return fs.Experiment(algorithm, zeros(), data, fs.sampling.uniform(3), 3, rule)
+
+    apart = fs.sweep(experiment, {"rule": list(rules.values())}, [0, 1])
+    of_two_groups = len(traces)
+    traces.clear()
+    grid = fs.grid.product(rule=fs.grid.numbered(rules))
+    together = fs.sweep(experiment, grid, [0, 1], out=tmp_path / "sweep")
+    assert len(traces) < of_two_groups
+    assert [run.configuration for run in together.runs] == [run.configuration for run in apart.runs]
+    for a, b in zip(together.runs, apart.runs, strict=True):
+        np.testing.assert_allclose(a.rounds["update_norm"], b.rounds["update_norm"], rtol=1e-5)
+    table = (tmp_path / "sweep" / "table.csv").read_text()
+    assert "all_clients" in table
+    resumed = fs.sweep(experiment, grid, [0, 1], out=tmp_path / "sweep", resume=True)
+    np.testing.assert_array_equal(
+        resumed.runs[3].rounds["update_norm"], together.runs[3].rounds["update_norm"]
+    )
+    with pytest.raises(ValueError, match="names must be words, each once"):
+        fs.grid.numbered(["a", "a"])

@@ -102,8 +102,8 @@ def feddf(
             total, teachers = jnp.sum(a), updates.value
             # In float32 or better: what keeps Adam from dividing by 0 is 0 in float16.
             student = weighted_sum(a / jnp.where(total > 0, total, 1), counted, teachers)
-            divisor = total if coefficients.denominator is None else coefficients.denominator
-            return WithShare(distil(student, teachers, counted, key), total / divisor)
+            share = total / coefficients.divisor(total)
+            return WithShare(distil(student, teachers, counted, key), share)
 
         return coefficients._replace(combine=combine)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fedjax_sim.core.checks import check_count, check_number, check_takes, is_concrete
+from fedjax_sim.core.checks import check_count, check_index, check_number, check_takes
 from fedjax_sim.core.randomness import MALICIOUS, check_key, permutation_seeds, permute, stream
 from fedjax_sim.core.registry import UP_TO_1
 from fedjax_sim.core.tasks import Attack
@@ -18,7 +18,7 @@ def chosen(index: ArrayLike, *attacks: Attack) -> Attack:
     """The attack of this number, which a sweep may trace: several attacks in one program.
 
     Args:
-      index: Int[], from 0; may be traced. One that is out of range is the nearest.
+      index: a whole number from 0; may be traced. One that is out of range is the nearest.
 
     Raises:
       ValueError: for no attack, or a number that is known and out of range.
@@ -33,18 +33,11 @@ def chosen(index: ArrayLike, *attacks: Attack) -> Attack:
         raise ValueError("chosen must be given at least one attack; got none")
     for attack in attacks:
         check_takes("attack", attack, "updates", "malicious", "counted", "key")
-    if is_concrete(index) and not (
-        np.issubdtype(np.asarray(index).dtype, np.integer)
-        and np.ndim(index) == 0
-        and 0 <= int(np.asarray(index)) < len(attacks)
-    ):
-        raise ValueError(
-            f"index must be a whole number from 0 to {len(attacks) - 1}; got {index!r}"
-        )
+    check_index("index", index, len(attacks))
 
     def attack_of_index(updates: PyTree, malicious: Array, counted: Array, key: Array) -> PyTree:
         given = updates, malicious, counted, key
-        return jax.lax.switch(jnp.asarray(index), attacks, *given)
+        return jax.lax.switch(jnp.asarray(index, jnp.int32), attacks, *given)
 
     return attack_of_index
 

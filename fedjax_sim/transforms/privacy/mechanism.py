@@ -129,7 +129,7 @@ def fixed_denominators(
                 ".all_clients, for a private algorithm; one that combines all updates may move by "
                 "more than a client's clip"
             )
-        if coefficients.denominator is None:
+        if coefficients.denominator is None or coefficients.by_weight is not None:
             raise ValueError(
                 "aggregation must have a fixed denominator, as fs.aggregation.unbiased or "
                 ".all_clients, for a private algorithm; this rule divides by the weight of those "
