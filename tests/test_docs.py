@@ -234,6 +234,9 @@ def test_rounds(session):
 @pytest.mark.slow
 def test_runs(session, tmp_path):
     own = session("runs")
+    assert [m.configuration["rule"] for m in own["readings"].mean("test_accuracy")] == [
+        *own["rules"]
+    ]
     assert own["simulation"].status in ("finished", "stopped")
     assert len(own["results"].runs) == 4 * 2 * 3
     assert own["best"].low < own["best"].mean < own["best"].high
