@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,23 +26,44 @@ K, M, EXAMPLES, SIDE, CLASSES, REPEATS = 100, 10, 600, 28, 10, 7
 compressed, compression = fs.compression.compressed, fs.compression
 
 
+class Wrapped(NamedTuple):
+    """Something around FedAvg.
+
+    Attributes:
+      wrap: what it makes of an algorithm.
+      most: what it may cost, in % of the plain round, if that is promised.
+      rule: of aggregation, of the wrapped round and of the plain one beside it.
+    """
+
+    wrap: Callable[[fs.FederatedAlgorithm], fs.FederatedAlgorithm]
+    most: float | None = None
+    rule: Callable[..., Any] = fs.aggregation.selected
+
+
 def feeding_back(codec: Any) -> Callable[[fs.FederatedAlgorithm], fs.FederatedAlgorithm]:
     return lambda algorithm: compressed(algorithm, codec, error_feedback=True)
 
 
-# A name -> what it makes of FedAvg, and the most that it may cost in % of the plain round, if that
-# is promised.
-WRAPPED: dict[
-    str, tuple[Callable[[fs.FederatedAlgorithm], fs.FederatedAlgorithm], float | None]
-] = {
-    "top_k(0.01), error feedback": (feeding_back(compression.top_k(0.01)), 40),
-    "top_k(0.1), error feedback": (feeding_back(compression.top_k(0.1)), None),
-    "random_k(0.01)": (lambda a: compressed(a, compression.random_k(0.01)), None),
-    "quantise(8)": (lambda a: compressed(a, compression.quantise(8)), None),
-    "quantise(4, rotated)": (lambda a: compressed(a, compression.quantise(4, rotated=True)), None),
-    "sign, error feedback": (feeding_back(compression.sign()), None),
-    "drive": (lambda a: compressed(a, compression.drive()), None),
-    "quantise(8) down": (lambda a: compressed(a, downlink=compression.quantise(8)), None),
+def private(algorithm: fs.FederatedAlgorithm) -> fs.FederatedAlgorithm:
+    return fs.privacy.central(algorithm, clip=1.0, noise_multiplier=0.0, expected_cohort=M)
+
+
+def noised(algorithm: fs.FederatedAlgorithm) -> fs.FederatedAlgorithm:
+    return fs.privacy.central(algorithm, clip=1.0, noise_multiplier=1.0, expected_cohort=M)
+
+
+FIXED = fs.aggregation.all_clients  # private sums have a denominator that no client changes
+WRAPPED = {
+    "top_k(0.01), error feedback": Wrapped(feeding_back(compression.top_k(0.01)), most=40),
+    "top_k(0.1), error feedback": Wrapped(feeding_back(compression.top_k(0.1)), most=40),
+    "random_k(0.01)": Wrapped(lambda a: compressed(a, compression.random_k(0.01))),
+    "quantise(8)": Wrapped(lambda a: compressed(a, compression.quantise(8))),
+    "quantise(4, rotated)": Wrapped(lambda a: compressed(a, compression.quantise(4, rotated=True))),
+    "sign, error feedback": Wrapped(feeding_back(compression.sign())),
+    "drive": Wrapped(lambda a: compressed(a, compression.drive())),
+    "quantise(8) down": Wrapped(lambda a: compressed(a, downlink=compression.quantise(8))),
+    "privacy.central, clip alone": Wrapped(private, most=5, rule=FIXED),
+    "privacy.central, clip and noise": Wrapped(noised, rule=FIXED),
 }
 
 
@@ -55,7 +76,12 @@ def federation() -> fs.FederatedData:
     return fs.FederatedData.from_arrays(examples, np.repeat(np.arange(K), EXAMPLES))
 
 
-def compiled(algorithm: fs.FederatedAlgorithm, params: Any, data: fs.FederatedData) -> Any:
+def compiled(
+    algorithm: fs.FederatedAlgorithm,
+    rule: Callable[..., Any],
+    params: Any,
+    data: fs.FederatedData,
+) -> Callable[[], None]:
     """A function of no argument: the next round, whose state replaces the one before, as in a run.
 
     The memory of the old state is given to the new one, which else would be a copy of what all K
@@ -63,7 +89,7 @@ def compiled(algorithm: fs.FederatedAlgorithm, params: Any, data: fs.FederatedDa
     """
     cohort = fs.Cohort(jnp.arange(M, dtype=jnp.int32))
     states, key = [fs.init(algorithm, jax.tree.map(jnp.copy, params), data)], jax.random.key(0)
-    round_fn = jax.jit(fs.make_round(algorithm), donate_argnums=1)
+    round_fn = jax.jit(fs.make_round(algorithm, rule), donate_argnums=1)
     program = round_fn.lower(key, states[0], data, cohort).compile()
 
     def run() -> None:
@@ -92,7 +118,8 @@ def main(names: list[str]) -> None:
     loss_fn = fs.models.cross_entropy(model.apply)
     fedavg = fs.fedavg(loss_fn, optax.sgd(0.1), fs.LocalTraining(epochs=1, batch_size=10))
     params, data = model.init(jax.random.key(0)), federation()
-    plain = compiled(fedavg, params, data)
+    rules = {WRAPPED[name].rule for name in names or WRAPPED}
+    plain = {rule: compiled(fedavg, rule, params, data) for rule in rules}
     command = " ".join(["python -m benchmarks.costs", *map(shlex.quote, names)])
     lines = [
         "# What wrappers cost",
@@ -108,9 +135,9 @@ def main(names: list[str]) -> None:
         "|---|---|---|---|---|",
     ]
     for name in names or WRAPPED:
-        wrap, most = WRAPPED[name]
+        wrap, most, rule = WRAPPED[name]
         algorithm = wrap(fedavg)
-        base, longer = cost(plain, compiled(algorithm, params, data))
+        base, longer = cost(plain[rule], compiled(algorithm, rule, params, data))
         up = fs.communication(algorithm, params, data).up / 1e6
         promised = "" if most is None else f"{most:g}"
         lines.append(f"| `{name}` | {base * 1e3:.1f} | {longer:.1f} | {promised} | {up:.4f} |")
