@@ -13,8 +13,8 @@ from fedjax_sim.core.types import Array
 from fedjax_sim.results import Results
 from fedjax_sim.settings.attacked import rule
 from fedjax_sim.settings.build import experiment
-from fedjax_sim.settings.common import FULL, OF_OPTIONAL
-from fedjax_sim.settings.options import VOCABULARY, choose, listed
+from fedjax_sim.settings.common import FULL
+from fedjax_sim.settings.configurations import resolved_each, resolved_one
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting, cohort_size
 from fedjax_sim.settings.rooms import NONE, default_of
@@ -72,13 +72,8 @@ class Comparison:
             self.seeds,
             target,
         )
-        used = {name for codec in self.compress for name in resolved.options_of(codec)}
-        for name in self.codec_options:
-            if name not in used:
-                words = str(VOCABULARY.owners[name]) if name in VOCABULARY.owners else "compress"
-                raise ValueError(f"{name} belongs to {words}; got compress {listed(self.compress)}")
-        for codec in self.compress:
-            resolved.at(self.fractions[0], self.modes[0], codec)
+        several = [resolved.values_of(self.fractions[0], self.modes[0], x) for x in self.compress]
+        resolved_each(resolved.shared, several)
         return resolved
 
 
@@ -96,16 +91,17 @@ class ResolvedComparison:
 
     def at(self, fraction: float, mode: str, codec: str = NONE) -> ResolvedSetting:
         """The setting of the runs of one fraction, mode and codec."""
-        chosen = {"fraction": fraction, "mode": mode, "compress": codec}
-        return resolve({**self.base.values(), **chosen, **self.options_of(codec)})
+        return resolved_one(self.shared, self.values_of(fraction, mode, codec))
 
-    def options_of(self, codec: str) -> dict[str, Any]:
-        """The values of the options that a codec has, and of what goes with any."""
-        if codec == NONE:
-            return {}
-        own = {option.name for option in choose("compress", codec).options}
-        own |= {*OF_OPTIONAL["compress"]}
-        return {name: value for name, value in self.codec_options.items() if name in own}
+    @staticmethod
+    def values_of(fraction: float, mode: str, codec: str) -> dict[str, Any]:
+        """The values in which runs differ."""
+        return {"fraction": fraction, "mode": mode, "compress": codec}
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The values of all runs that take them: a codec's own are of its runs alone."""
+        return {**self.base.values(), **self.codec_options}
 
     @property
     def is_of_codecs(self) -> bool:

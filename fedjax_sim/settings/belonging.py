@@ -1,11 +1,11 @@
 """Which settings belong to which choices, so that one without its owner is refused."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fedjax_sim.core.registry import Declaration
 from fedjax_sim.settings.common import OF_OPTIONAL, SCHEDULES
-from fedjax_sim.settings.options import COMMON, listed, vocabulary_of
+from fedjax_sim.settings.options import COMMON, Owners, Vocabulary, listed, vocabulary_of
 from fedjax_sim.settings.resolved import Choices
 from fedjax_sim.settings.rooms import NONE, declarations
 
@@ -45,37 +45,70 @@ def _is_taken(choice: Declaration | None, name: str, parameters: tuple[str, ...]
 _MOST_LISTED = 6  # names in a message; a longer list says less than the one that is wrong
 
 
-def check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
-    """Refuses values that the choices do not take; the error names the choices that do."""
+class Misplaced(NamedTuple):
+    """Whose a value is that the choices do not take."""
+
+    owners: Owners
+    chosen: str  # the name in the owners' room, or none
+    options: tuple[str, ...]  # those that what was chosen has in its place
+
+
+def misplaced(
+    values: Mapping[str, Any], choices: Choices, vocabulary: Vocabulary | None = None
+) -> dict[str, Misplaced]:
+    """The values that the choices do not take, by name.
+
+    Args:
+      vocabulary: None for that of the values.
+
+    Raises:
+      ValueError: for an unknown name or schedule.
+    """
+    vocabulary = vocabulary_of(values) if vocabulary is None else vocabulary
     own_names = {option.name for choice in choices.used for option in choice.options}
-    vocabulary = vocabulary_of(values)
     schedule = values.get("schedule", "constant")
     _SCHEDULE.check(schedule)
+    of_others: dict[str, Misplaced] = {}
     for name in values:
         vocabulary.check(name, "name")
         if name in vocabulary.owners and name not in own_names:
-            room, owners = vocabulary.owners[name]
-            chosen = choices.name_of(room)
+            owners = vocabulary.owners[name]
+            chosen = choices.name_of(owners.room)
         elif name in TAKEN_AS and not takes(choices, name):
             room, parameters = TAKEN_AS[name]
             several = declarations(room).values()
-            owners = tuple(
-                declaration.name
-                for declaration in several
-                if _is_taken(declaration, name, parameters)
-            )
-            chosen = choices.name_of(room)
-        elif name in OF_SCHEDULES and schedule not in OF_SCHEDULES[name]:
-            room, owners = "schedule", OF_SCHEDULES[name]
-            chosen = schedule if takes(choices, "schedule") else "none"
+            taking = (x.name for x in several if _is_taken(x, name, parameters))
+            owners, chosen = Owners(room, tuple(taking)), choices.name_of(room)
+        elif name in OF_SCHEDULES:
+            in_use = schedule if takes(choices, "schedule") else NONE
+            if in_use in OF_SCHEDULES[name]:
+                continue
+            owners, chosen = Owners("schedule", OF_SCHEDULES[name]), in_use
         else:
             continue
-        if len(owners) > _MOST_LISTED:
-            choice = getattr(choices, room)
-            options = [] if choice is None else [option.name for option in choice.options]
-            own_words = f", which has {listed(tuple(options))}" if options else ""
-            raise ValueError(
-                f"{name} is not of {room} {chosen}{own_words}, but of {len(owners)} others"
-            )
-        of_now = f"the {room} is {chosen}" if chosen != NONE else f"there is no {room}"
-        raise ValueError(f"{name} belongs to {room} {listed(owners)}; {of_now}")
+        choice = getattr(choices, owners.room, None)
+        options = () if choice is None else tuple(option.name for option in choice.options)
+        of_others[name] = Misplaced(owners, chosen, options)
+    return of_others
+
+
+def check_belongs(values: Mapping[str, Any], choices: Choices) -> None:
+    """Refuses values that the choices do not take; the error names the choices that do."""
+    for name, its in misplaced(values, choices).items():
+        raise ValueError(refusal(name, [its]))
+
+
+def refusal(name: str, of_each: Sequence[Misplaced]) -> str:
+    """What a user is told of a value that no configuration takes.
+
+    Args:
+      of_each: whose it is, in each configuration.
+    """
+    room, owners = of_each[0].owners
+    several = tuple(dict.fromkeys(its.chosen for its in of_each))
+    if len(owners) > _MOST_LISTED:
+        options = of_each[0].options if len(several) == 1 else ()
+        own_words = f", which has {listed(options)}" if options else ""
+        return f"{name} is not of {room} {listed(several)}{own_words}, but of {len(owners)} others"
+    of_now = f"there is no {room}" if several == (NONE,) else f"the {room} is {listed(several)}"
+    return f"{name} belongs to {of_each[0].owners}; {of_now}"

@@ -60,17 +60,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
     Raises:
       ValueError: naming the value, what was given and what is allowed.
     """
-    values = {
-        name: value
-        for name, value in values.items()
-        if value is not None and not (name in OPTIONAL and value == NONE)
-    }
-    with_default = (option for option in COMMON if option.default is not None)
-    # Settings that only some choices take get their defaults below, if the choices take them.
-    always = (option for option in with_default if option.name not in {*TAKEN_AS, *OF_SCHEDULES})
-    values = {option.name: option.default for option in always} | values
-    values = {room: default_of(room) for room in _WITH_DEFAULT} | _of_privacy(values) | values
-    choices, facts = _choices(values)
+    values, choices, facts = with_choices(values)
     check_belongs(values, choices)
     for option in COMMON:
         if option.name in values:
@@ -119,6 +109,21 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
             f"has {resolved.slots}"
         )
     return resolved
+
+
+def with_choices(values: Mapping[str, Any]) -> tuple[dict[str, Any], Choices, Facts]:
+    """The values that are given and the common defaults, the choices of them, the data's facts."""
+    values = {
+        name: value
+        for name, value in values.items()
+        if value is not None and not (name in OPTIONAL and value == NONE)
+    }
+    with_default = (option for option in COMMON if option.default is not None)
+    # Settings that only some choices take get their defaults below, if the choices take them.
+    always = (option for option in with_default if option.name not in {*TAKEN_AS, *OF_SCHEDULES})
+    values = {option.name: option.default for option in always} | values
+    values = {room: default_of(room) for room in _WITH_DEFAULT} | _of_privacy(values) | values
+    return values, *_choices(values)
 
 
 def _choices(values: Mapping[str, Any]) -> tuple[Choices, Facts]:

@@ -116,6 +116,55 @@ def test_a_configuration_is_a_run(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_option_is_of_the_configurations_that_take_it(tmp_path):
+    """An honest run stands beside attacks, and a rule without an f beside one that has it."""
+    axes = ("--grid", "attack=none,sign_flip", "--grid", "mode=selected,krum")
+    options = ("--f", 2, "--malicious", 0.2, "--flip-scale", 3, "--model", "logistic")
+    assert sweep(*SMALL[:-2], "-C", 1, *axes, *options, out=tmp_path / "one") == 0
+    rows = table(tmp_path / "one")
+    assert [(row["attack"], row["mode"]) for row in rows] == [
+        ("none", "selected"),
+        ("none", "krum"),
+        ("sign_flip", "selected"),
+        ("sign_flip", "krum"),
+    ]
+    written = configuration(tmp_path / "one")
+    assert (written["f"], written["malicious"], written["flip_scale"]) == (2, 0.2, 3)
+    # Each is the run that has the options of its own, and no others.
+    own = {"none": (), "sign_flip": ("--malicious", "0.2", "--flip-scale", "3")}
+    own |= {"selected": (), "krum": ("--f", "2")}
+    for row in (rows[0], rows[3]):
+        words = ("--attack", row["attack"], "--mode", row["mode"])
+        words += (*own[row["attack"]], *own[row["mode"]], "--model", "logistic")
+        out = tmp_path / row["attack"]
+        assert main(["run", *SMALL[:-2], "-C", "1", *words, "--out", str(out)]) == 0
+        (alone,) = table(out)
+        assert float(alone["test_loss"]) == pytest.approx(float(row["test_loss"]), rel=1e-3)
+    # It is written, read, resumed and shown as any other.
+    assert sweep(tmp_path / "one" / "configuration.toml", out=tmp_path / "two") == 0
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert sweep("--resume", out=tmp_path / "one") == 0
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "one"), "--out", str(page)]) == 0
+    assert all(word in page.read_text() for word in ("sign_flip", "krum", "malicious"))
+
+
+@pytest.mark.slow
+def test_an_epsilon_is_of_a_grid(tmp_path):
+    """It stays an epsilon, in the place of the noise that each configuration needs for it."""
+    pytest.importorskip("dp_accounting")
+    options = ("--privacy", "central", "--clip", 1, "--epsilon", 8, "--grid", "fraction=0.3,0.5")
+    assert sweep(*SMALL[:-2], "--model", "logistic", *options, out=tmp_path / "one") == 0
+    written = configuration(tmp_path / "one")
+    assert written["epsilon"] == 8
+    assert "noise_multiplier" not in written
+    assert sweep("--resume", out=tmp_path / "one") == 0
+    assert sweep(tmp_path / "one" / "configuration.toml", out=tmp_path / "two") == 0
+    assert table(tmp_path / "one") == table(tmp_path / "two")
+
+
+@pytest.mark.slow
 def test_zips_and_draws(tmp_path):
     options = ("--zip", "epochs=1,2", "batch-size=10,full", "--seeds", 1, "--metric", "test_loss")
     draws = ("--random", 2, "client_lr=loguniform(1e-3,1)", "mode=choice(selected,uniform)")
@@ -183,6 +232,19 @@ def test_options_override_the_file(tmp_path):
         (["--random", "2", "client_lr=loguniform(0,1)"], "low must be finite and positive"),
         (["--random", "0", "client_lr=uniform(0,1)"], "random.num must be .*got 0"),
         (["--seeds", "0"], "error: --seeds must be .*got 0"),
+        (
+            ["--grid", "attack=none,alie", "--malicious", "0.2", "--flip-scale", "2"],
+            "--flip-scale belongs to attack sign_flip; the attack is none and alie$",
+        ),
+        (
+            ["--grid", "mode=selected,median", "--f", "2"],
+            "--f belongs to mode krum and multi_krum; the mode is selected and median$",
+        ),
+        (
+            ["--grid", "attack=none,alie", "--grid", "malicious=0.1,0.2"],
+            "malicious belongs to attack .*; there is no attack$",
+        ),
+        (["--clip", "1", "--grid", "client_lr=1"], "--clip belongs to .*; there is no privacy$"),
         (["--metric", "accuracy"], "unknown metric 'accuracy'; did you mean '\\w+_accuracy'"),
     ],
 )

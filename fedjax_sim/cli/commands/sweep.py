@@ -19,8 +19,9 @@ from fedjax_sim.results.folder import CONFIGURATION, MODELS, SWEEP, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.results.trained import KEPT
 from fedjax_sim.settings import build
+from fedjax_sim.settings.configurations import in_common, resolved_each, resolved_one
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
-from fedjax_sim.settings.resolve import resolve
+from fedjax_sim.settings.private import NOISE
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.sweeps import sweep
@@ -167,7 +168,7 @@ def call(options: argparse.Namespace) -> int:
     with folder.saying_what_is_saved(options.out):
         with show.sweep_progress(total) as tell:
             all_results = sweep(
-                lambda **hyper: _experiment(plan.base, hyper),
+                lambda **hyper: _experiment(plan, hyper),
                 plan.grid,
                 plan.keys,
                 out=options.out,
@@ -202,8 +203,8 @@ def call(options: argparse.Namespace) -> int:
     return 0 if complete else INTERRUPTED
 
 
-def _experiment(base: Setting, hyper: Mapping[str, Any]) -> Experiment:
-    return build.experiment(resolve({**base.values(), **hyper}))
+def _experiment(plan: Plan, hyper: Mapping[str, Any]) -> Experiment:
+    return build.experiment(resolved_one(plan.base.values(), hyper, plan.vocabulary))
 
 
 def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Plan:
@@ -215,13 +216,10 @@ def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Pla
     tables = {name: values[name] for name in grids.TABLES if name in values}
     tables = grids.checked(tables, vocabulary)
     grid = grids.build(tables, vocabulary)
-    settings = tuple(base.but(**configuration).resolved() for configuration in grid)
-    settings_values = [resolved.values() for resolved in settings]
-    common = {
-        name: value
-        for name, value in settings_values[0].items()
-        if name not in grid.names and all(values.get(name) == value for values in settings_values)
-    }
+    settings = resolved_each(base.values(), grid, vocabulary)
+    # An epsilon stays in the place of the noise that it asks for, of which a grid may have several.
+    asked_by_epsilon = () if base.epsilon is None else (NOISE,)
+    common = in_common(settings, without=(*grid.names, *asked_by_epsilon))
     if base.seed + seeds > 2**32:
         raise ValueError(
             f"seeds must be at most {2**32 - base.seed}, counted up from seed {base.seed} to below "
