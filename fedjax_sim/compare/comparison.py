@@ -9,18 +9,15 @@ from jax.sharding import Mesh
 
 from fedjax_sim import aggregation, grid
 from fedjax_sim.core.checks import check_count, check_number
-from fedjax_sim.core.types import Array
 from fedjax_sim.results import Results
-from fedjax_sim.settings.attacked import rule
-from fedjax_sim.settings.build import experiment
 from fedjax_sim.settings.common import FULL
 from fedjax_sim.settings.configurations import resolved_each, resolved_one
+from fedjax_sim.settings.modes import MODE, experiment_of, with_numbered_modes
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting, cohort_size
 from fedjax_sim.settings.rooms import NONE, default_of
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.sweeps import Swept, sweep
-from fedjax_sim.training.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -167,25 +164,19 @@ def compare(
     numbers), so that they differ by aggregation alone. The arguments are those of `fs.sweep`.
     """
 
-    def factory(fraction: float, mode: grid.Numbered | Array, compress: str = NONE) -> Experiment:
-        def of_mode(name: str) -> Experiment:
-            return experiment(setting.at(fraction, name, compress))
+    def resolved(values: Mapping[str, Any]) -> ResolvedSetting:
+        return setting.at(values["fraction"], values[MODE], values.get("compress", NONE))
 
-        if isinstance(mode, grid.Numbered):
-            return of_mode(mode.name)
-        # Modes differ by coefficients alone, so that one program trains all of them.
-        rules = (rule(setting.at(fraction, name, compress)) for name in setting.modes)
-        return of_mode(setting.modes[0])._replace(aggregation=aggregation.chosen(mode, *rules))
-
-    modes = grid.numbered(setting.modes)
-    axes: dict[str, Any] = {"fraction": setting.fractions, "mode": modes}
+    axes: dict[str, Any] = {"fraction": setting.fractions, MODE: setting.modes}
     if setting.is_of_codecs:
         axes["compress"] = setting.compress
+    settings = [resolved(configuration) for configuration in grid.product(**axes)]
+    configurations = with_numbered_modes(grid.product(**axes), settings)
     return sweep(
-        factory,
-        grid.product(**axes),
+        lambda **hyper: experiment_of(configurations, hyper, resolved),
+        configurations,
         range(setting.seeds),
-        static=tuple(name for name in axes if name != "mode"),
+        static=tuple(name for name in axes if name != MODE),
         mesh=mesh,
         out=out,
         resume=resume,

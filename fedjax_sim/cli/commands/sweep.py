@@ -12,7 +12,7 @@ from fedjax_sim.cli.options import add_setting, read, setting_options
 from fedjax_sim.cli.signals import INTERRUPTED, runs_with_rounds
 from fedjax_sim.cli.values import setting
 from fedjax_sim.core.checks import check_count, check_known
-from fedjax_sim.grid import Grid
+from fedjax_sim.grid import Grid, Numbered
 from fedjax_sim.results import Results, ranked
 from fedjax_sim.results.columns import lowest_is_best, on_test
 from fedjax_sim.results.folder import CONFIGURATION, MODELS, SWEEP, RunFolder
@@ -20,6 +20,7 @@ from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.results.trained import KEPT
 from fedjax_sim.settings import build
 from fedjax_sim.settings.configurations import in_common, resolved_each, resolved_one
+from fedjax_sim.settings.modes import experiment_of, with_numbered_modes
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
 from fedjax_sim.settings.private import NOISE
 from fedjax_sim.settings.resolved import ResolvedSetting
@@ -58,7 +59,12 @@ class Plan(NamedTuple):
     def static(self) -> list[str]:
         """Names of the axes whose values are constants of a compiled program."""
         options = self.vocabulary.options
-        return [name for name in self.grid.names if not options[name].traced]
+        values = self.grid.configurations[0]
+        return [
+            name
+            for name in self.grid.names
+            if not options[name].traced and not isinstance(values[name], Numbered)
+        ]
 
     @property
     def keys(self) -> range:
@@ -204,7 +210,8 @@ def call(options: argparse.Namespace) -> int:
 
 
 def _experiment(plan: Plan, hyper: Mapping[str, Any]) -> Experiment:
-    return build.experiment(resolved_one(plan.base.values(), hyper, plan.vocabulary))
+    shared = plan.base.values()
+    return experiment_of(plan.grid, hyper, lambda own: resolved_one(shared, own, plan.vocabulary))
 
 
 def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Plan:
@@ -233,7 +240,7 @@ def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Pla
     return Plan(
         base.but(**common),
         tables,
-        grid,
+        with_numbered_modes(grid, settings),
         settings,
         seeds,
         metric or settings[0].score,
