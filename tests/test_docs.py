@@ -113,8 +113,8 @@ def test_the_table_of_algorithms_is_what_files_declare():
 def test_every_page_with_snippets_is_run_below():
     have = {name for name, text in TEXTS.items() if snippets.blocks(text)}
     pages = "algorithms contract cores data export models personal privacy rounds runs start store"
-    more = "asynchronous clusters coming-from compression large-models surprises time two-readings"
-    assert have == {*pages.split(), *more.split()}
+    more = "asynchronous clusters coming-from compression large-models robustness surprises time"
+    assert have == {*pages.split(), *more.split(), "two-readings"}
 
 
 @pytest.mark.slow
@@ -322,6 +322,17 @@ def test_privacy(session):
     own = session("privacy")
     assert 7.9 < own["spent"] <= 8
     assert int(own["simulation"].state.round) == 30
+
+
+@pytest.mark.slow
+def test_robustness(session):
+    own = session("robustness")
+    accuracies = {
+        tuple(x.configuration.values()): x.mean for x in own["results"].mean("test_accuracy")
+    }
+    assert len(accuracies) == 8
+    flipped = [accuracies[rule, "sign flip", 0.3] for rule in ("mean", "median")]
+    assert flipped[0] < 0.3 < 0.6 < flipped[1]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, robustness
 from fedjax_sim.core.files import fingerprint, stamp_of
 from fedjax_sim.reproduce import record
 from fedjax_sim.reproduce.store import Store
@@ -59,3 +59,26 @@ def test_a_peer_without_a_point_is_accounted_for(results):
     entries = [{"implementation": "pfl", "setting": 1, "error": "out of memory\nat line 3"}]
     said = report.missing("2nn", {"entries": entries}, {"floor": 1.0, "ours": 2.0})
     assert said == "pfl: out of memory"
+
+
+def test_the_table_of_attacks_and_its_picture_are_of_their_numbers():
+    record = json.loads((HERE / "robustness.json").read_text())
+    assert robustness.page(record) == (HERE / "ROBUSTNESS.md").read_text(encoding="utf-8")
+    assert stamp_of(HERE / "robustness.png") == fingerprint(record["scores"])
+    # 4 attacks and the honest run of each of 5 rules, 3 shares, 3 seeds; a program for each rule.
+    assert (record["num_runs"], record["compilations"]) == (5 * (4 * 3 + 1) * 3, 5)
+    docs = (HERE.parent.parent / "docs" / "robustness.md").read_text(encoding="utf-8")
+    assert "\n".join(robustness.table(robustness.scores_of(record), 0.3)) in docs
+
+
+def test_the_worst_of_a_rule_is_of_the_attacks_alone():
+    scores = {
+        (rule, attack, share): [0.1 * column, 0.1 * column + 0.02 * (1 + row)]
+        for column, rule in enumerate(robustness.RULES)
+        for row, attack in enumerate(robustness.ATTACKS)
+        for share in (0.0, 0.1)
+    }
+    assert robustness.worst(scores, 0.1)["median"] == (pytest.approx(0.12), "sign flip")
+    assert "| none | 1.0 ± 1.4 | 11.0 ± 1.4 |" in robustness.table(scores, 0.1)[2]
+    words = robustness.best_and_worst(scores, 0.1)
+    assert "best rule is the geometric median (42.0 %, sign flip), the worst the mean (2" in words
