@@ -36,9 +36,10 @@ import fedjax_sim as fs
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Two devices, whatever the machine, for the sharded strategy; started here, before a doctest
-# can ask for another number.
-jax.config.update("jax_num_cpu_devices", 2)
+# Two devices, whatever the machine, for the sharded strategy, or as many as a test asks for that
+# starts another session; started here, before a doctest can ask for another number.
+DEVICES = "FEDJAX_SIM_TEST_DEVICES"
+jax.config.update("jax_num_cpu_devices", int(os.environ.get(DEVICES, "2")))
 MESH = jax.sharding.Mesh(np.array(jax.devices("cpu")), ("clients",))
 
 settings.register_profile(
