@@ -33,7 +33,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command(
-        "run", "train one model", ("rich",), ("baselines", "patience", "keep_model", "fine_tune")
+        "run",
+        "train one model",
+        ("rich",),
+        ("baselines", "patience", "keep_model", "fine_tune", "client_states"),
     ),
     "sweep": Command(
         "sweep",

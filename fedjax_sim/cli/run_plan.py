@@ -9,6 +9,7 @@ from fedjax_sim.cli import files
 from fedjax_sim.cli.options import read, setting_options
 from fedjax_sim.cli.values import setting
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.host.held_states import IN_MEMORY, check_states_are_in
 from fedjax_sim.host.keeping import check_keep_model
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.stopping import Criterion, patience, reaches
@@ -18,6 +19,8 @@ from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.settings.setting import Setting
 from fedjax_sim.training.experiment import Experiment
 
+# Values of CONFIG that are the command's own, but for `baselines`, which adds to those of a folder.
+_BESIDE_THE_SETTING = ("patience", "keep_model", "fine_tune", "client_states")
 # Values that may change when a run is resumed; `simulate` checks under which conditions.
 _MAY_CHANGE = ("rounds", "target", "patience", "baselines", "fine_tune")
 
@@ -30,6 +33,7 @@ class Plan(NamedTuple):
       keep_model: which model is kept, "final" or "best".
       baselines: names of those that are trained after it.
       fine_tune: epochs that each client's model is trained further after it; None for none.
+      client_states: where what clients keep is, "memory" or "disk".
     """
 
     setting: ResolvedSetting
@@ -37,6 +41,7 @@ class Plan(NamedTuple):
     keep_model: str
     baselines: list[str]
     fine_tune: int | None = None
+    client_states: str = IN_MEMORY
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -46,6 +51,7 @@ class Plan(NamedTuple):
             "keep_model": None if self.keep_model == "final" else self.keep_model,
             "baselines": self.baselines or None,
             "fine_tune": self.fine_tune,
+            "client_states": None if self.client_states == IN_MEMORY else self.client_states,
         }
         return self.setting.values() | {
             name: x for name, x in beside_the_setting.items() if x is not None
@@ -72,7 +78,7 @@ def plan_of(options: argparse.Namespace, out: RunFolder) -> Plan:
     # Imported here because it needs rich, whose absence is reported once a command is called.
     from fedjax_sim.cli import baselines
 
-    values = read("run", options, own_names=("patience", "keep_model", "fine_tune"))
+    values = read("run", options, own_names=_BESIDE_THE_SETTING)
     saved_baselines = baselines.saved_names(out.path) if options.resume else []
     names = baselines.names_to_train(
         saved_baselines, values.pop("baselines", []), getattr(options, "baselines", [])
@@ -83,12 +89,14 @@ def plan_of(options: argparse.Namespace, out: RunFolder) -> Plan:
     fine_tune = values.pop("fine_tune", None)
     keep_model = values.pop("keep_model", "final")
     check_keep_model(keep_model, None)
+    client_states = values.pop("client_states", IN_MEMORY)
+    check_states_are_in(client_states)
     if options.resume:
         _check_schedule(setting(values, options.vocabulary), options)
     resolved = setting(values, options.vocabulary).resolved()
     if fine_tune is not None:
         check_fine_tune(resolved, fine_tune)
-    plan = Plan(resolved, evaluations, keep_model, names, fine_tune)
+    plan = Plan(resolved, evaluations, keep_model, names, fine_tune, client_states)
     if options.resume:
         _check_resumed(plan, out)
     baselines.check(names, plan.setting, out, resume=options.resume, overwrite=options.overwrite)

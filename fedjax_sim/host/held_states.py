@@ -22,6 +22,16 @@ IN_MEMORY, ON_DISK = "memory", "disk"  # where `fs.simulate(client_states=)` may
 _NAMES = ("client_ids", "rows", "checksums")
 
 
+def check_states_are_in(place: object) -> None:
+    """Refuses a place where clients' states cannot be.
+
+    Raises:
+      ValueError: naming the places that there are.
+    """
+    if place not in (IN_MEMORY, ON_DISK):
+        raise ValueError(f'client_states must be "{IN_MEMORY}" or "{ON_DISK}"; got {place!r}')
+
+
 def check_on_disk(experiment: Experiment, state: FederatedState) -> None:
     """Refuses an experiment whose clients' states cannot be on a disk.
 

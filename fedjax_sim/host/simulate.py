@@ -17,7 +17,7 @@ from fedjax_sim.execution.strategy import as_strategy
 from fedjax_sim.host.alike import check_same
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import Driven, Interrupt, Progress, drive
-from fedjax_sim.host.held_states import IN_MEMORY, ON_DISK
+from fedjax_sim.host.held_states import IN_MEMORY, ON_DISK, check_states_are_in
 from fedjax_sim.host.keeping import check_keep_model
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.prepared import PreparedRun, prepare
@@ -207,10 +207,7 @@ def _states_in(
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
     """
-    if client_states not in (IN_MEMORY, ON_DISK):
-        raise ValueError(
-            f'client_states must be "{IN_MEMORY}" or "{ON_DISK}"; got {client_states!r}'
-        )
+    check_states_are_in(client_states)
     if client_states == IN_MEMORY:
         return None
     if out is None:

@@ -128,3 +128,25 @@ def test_fine_tuning_that_cannot_be_is_refused(tmp_path, capsys, options, messag
     with pytest.raises(SystemExit):
         main(["run", *options, "--out", str(tmp_path / "out")])
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_states_on_disk_are_those_in_memory(tmp_path):
+    options = ("run", "--algorithm", "scaffold", *SMALL, "--model", "logistic")
+    call(*options, "--out", tmp_path / "memory")
+    call(*options, "--client-states", "disk", "--out", tmp_path / "disk")
+    assert (tmp_path / "disk" / "client_states").exists()
+    assert 'client_states = "disk"' in (tmp_path / "disk" / "configuration.toml").read_text()
+    in_memory, on_disk = (fs.load(tmp_path / name).params for name in ("memory", "disk"))
+    for x, y in zip(jax.tree.leaves(in_memory), jax.tree.leaves(on_disk), strict=True):
+        np.testing.assert_array_equal(x, y)
+    call("run", "--resume", "--rounds", "5", "--out", tmp_path / "disk")
+
+
+def test_states_on_disk_of_clients_that_keep_nothing_are_refused(tmp_path, capsys):
+    words = ["run", *SMALL, "--client-states", "disk", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(words)
+    message = capsys.readouterr().err
+    assert '--client-states must be "memory" where the algorithm' in message
+    assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ from fedjax_sim.cli.options import add_setting
 from fedjax_sim.cli.run_plan import Plan, in_a_line, plan_of
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.host.driver import Interrupt
+from fedjax_sim.host.held_states import IN_MEMORY, ON_DISK, check_on_disk
 from fedjax_sim.host.processes import Processes, processes_of
 from fedjax_sim.host.simulate import simulate
 from fedjax_sim.host.simulation import Simulation
@@ -78,6 +79,13 @@ def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABU
         "at --client-lr, and measure it before and after",
     )
     parser.add_argument(
+        "--client-states",
+        choices=(IN_MEMORY, ON_DISK),
+        default=argparse.SUPPRESS,
+        help="where what clients keep is, as SCAFFOLD's control variates: in memory (default), or "
+        "in --out but for the clients of the rounds at hand",
+    )
+    parser.add_argument(
         "--distributed",
         action="store_true",
         help="deal each round's clients over the devices of all processes that were started with "
@@ -121,7 +129,7 @@ def call(options: argparse.Namespace) -> int:
     # Of several processes, all have looked into the folder before the first one writes there.
     processes = processes_of(mesh)
     with processes.together():
-        experiment = _experiment(plan.setting, mesh)
+        experiment = _experiment(plan, mesh)
         writers = _writers(plan, options) if processes.is_writer else []
         for results_folder in (out, *map(out.baseline, plan.baselines)):
             if processes.is_writer:
@@ -141,12 +149,14 @@ def call(options: argparse.Namespace) -> int:
     return 0 if through else INTERRUPTED
 
 
-def _experiment(resolved: ResolvedSetting, mesh: Mesh | None) -> Experiment:
-    """The experiment of a setting, checked without being run."""
+def _experiment(plan: Plan, mesh: Mesh | None) -> Experiment:
+    """The experiment of a plan's setting, checked without being run."""
     import jax
 
-    experiment = build.experiment(resolved, mesh)
-    experiment.check(jax.random.key(resolved.seed))
+    experiment = build.experiment(plan.setting, mesh)
+    state = experiment.check(jax.random.key(plan.setting.seed))
+    if plan.client_states == ON_DISK:
+        check_on_disk(experiment, state)
     return experiment
 
 
@@ -193,6 +203,7 @@ def _train(
                 writers=writers,
                 configuration=resolved.values_without_target(),
                 keep_model=plan.keep_model,
+                client_states=plan.client_states,
                 metric=resolved.score if plan.keep_model == "best" else None,
             )
         if not len(simulation.history.evaluated):
