@@ -1,6 +1,7 @@
 """Checks of the arguments of `make_round`: algorithm, rule and strategy."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -22,6 +23,8 @@ from fedjax_sim.core.types import (
 )
 from fedjax_sim.execution.strategy import Strategy, as_strategy
 from fedjax_sim.transforms.asynchronous.refusals import check_exchange
+
+_IMAGINED = (2, 50, 1000)  # clients of whom a rule is asked before there is a cohort
 
 
 def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
@@ -93,8 +96,8 @@ def _owed(declaration: Declaration) -> str:
 def check_follows(algorithm: FederatedAlgorithm, rule: AggregationRule) -> None:
     """Refuses a rule that the algorithm cannot follow; computes nothing.
 
-    The rule is asked of two clients of three. One that cannot answer for so few is asked again in
-    the round.
+    The rule is asked of two clients, and where it cannot answer for so few, as Krum, of more. One
+    that cannot answer at all is asked again in the round.
 
     Raises:
       ValueError: from the algorithm's `check_rule`.
@@ -103,14 +106,18 @@ def check_follows(algorithm: FederatedAlgorithm, rule: AggregationRule) -> None:
         return
     answers = list[Coefficients]()
 
-    def ask() -> None:
-        answers.append(imagined_answer(rule, slots=2, num_clients=3))
+    def ask(slots: int) -> None:
+        answers.append(imagined_answer(rule, slots, num_clients=slots + 1))
 
-    try:
-        jax.eval_shape(ask)
-    except Exception:  # whatever a rule of the user's own raises of a cohort that is none of its
+    for slots in _IMAGINED:
+        try:
+            jax.eval_shape(partial(ask, slots))
+        except (
+            Exception
+        ):  # whatever a rule of the user's own raises of a cohort that is none of its
+            continue
+        algorithm.check_rule(answers[0])
         return
-    algorithm.check_rule(answers[0])
 
 
 def imagined_answer(rule: AggregationRule, slots: int, num_clients: int) -> Coefficients:
@@ -123,7 +130,7 @@ def imagined_answer(rule: AggregationRule, slots: int, num_clients: int) -> Coef
 def check_needs_no_inclusion(rule: AggregationRule) -> None:
     """Refuses a rule that must know how probable it was that a client takes part.
 
-    It is asked as in `check_follows`.
+    It is asked of two clients of three.
 
     Raises:
       ValueError: naming the rules that need not know it.
