@@ -118,6 +118,8 @@ def in_a_line(resolved: ResolvedSetting, experiment: Experiment, mesh: Mesh | No
 
 def _cohort(resolved: ResolvedSetting) -> str:
     """Who takes part in a round, in words."""
+    if resolved.choices.asynchronous is not None:
+        return f"c={resolved.options['concurrency']} in training at a time"
     if resolved.choices.sampler.takes("q"):
         return f"m={resolved.expected_cohort:g} in a round on average"
     if not resolved.choices.sampler.takes("m"):

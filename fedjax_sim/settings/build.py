@@ -125,7 +125,8 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
         evaluate_every=setting.evaluate_every,
         attack=under.attack,
         malicious=under.malicious,
-        clock=clock(setting),
+        # An asynchronous algorithm has the clock itself.
+        clock=clock(setting) if setting.choices.asynchronous is None else None,
     )
 
 

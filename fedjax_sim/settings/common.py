@@ -253,6 +253,14 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         metavar="HOW",
     ),
     ("availability",),
+    _text(
+        "asynchronous",
+        "whether the server waits for the first arrivals alone, in the time of --clock, with "
+        "--mode uniform and --sampler everyone by default: "
+        f"{_listed_or_none('asynchronous')}",
+        metavar="HOW",
+    ),
+    ("asynchronous",),
     _count("rounds", "rounds of each run (default: 100)", default=100, metavar="R"),
     Option(
         "seed",

@@ -9,6 +9,7 @@ from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.registry import Declaration, SameAs
 from fedjax_sim.core.types import LocalTraining
 from fedjax_sim.datasets.types import Facts
+from fedjax_sim.settings.asynchronous import check_asynchronous
 from fedjax_sim.settings.belonging import OF_SCHEDULES, TAKEN_AS, check_belongs, takes
 from fedjax_sim.settings.common import FULL, OF_OPTIONAL
 from fedjax_sim.settings.malicious import check_malicious
@@ -102,6 +103,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
         facts=facts,
     )
     _check_trains(resolved)
+    check_asynchronous(resolved)
     lanes = strategy(resolved.execution).lanes
     if lanes is not None and lanes > resolved.slots:
         raise ValueError(
@@ -122,7 +124,7 @@ def with_choices(values: Mapping[str, Any]) -> tuple[dict[str, Any], Choices, Fa
     # Settings that only some choices take get their defaults below, if the choices take them.
     always = (option for option in with_default if option.name not in {*TAKEN_AS, *OF_SCHEDULES})
     values = {option.name: option.default for option in always} | values
-    values = {room: default_of(room) for room in _WITH_DEFAULT} | _of_privacy(values) | values
+    values = {room: default_of(room) for room in _WITH_DEFAULT} | _of_optional(values) | values
     return values, *_choices(values)
 
 
@@ -176,11 +178,13 @@ def _model(name: str, dataset: str, facts: Facts) -> Declaration:
     return choose("model", name)
 
 
-def _of_privacy(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of rule and sampler where some would make no claim of privacy."""
-    if "privacy" not in values:
-        return {}
-    return dict(choose("privacy", values["privacy"]).defaults)
+def _of_optional(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of rule and sampler where an optional room asks for others, as privacy does."""
+    defaults: dict[str, Any] = {}
+    for room in OPTIONAL:
+        if room in values:
+            defaults |= choose(room, values[room]).defaults
+    return defaults
 
 
 def _with_noise(context: _Context) -> Mapping[str, Any]:

@@ -65,6 +65,7 @@ class Choices(NamedTuple):
     privacy: Declaration | None = None
     clock: Declaration | None = None
     availability: Declaration | None = None
+    asynchronous: Declaration | None = None
 
     @property
     def used(self) -> tuple[Declaration, ...]:

@@ -9,7 +9,7 @@ from fedjax_sim import aggregation, algorithms, clocks, datasets, models, partit
 from fedjax_sim.core.checks import check_known
 from fedjax_sim.core.registry import Declaration, declared, renamed
 from fedjax_sim.settings import user_files
-from fedjax_sim.transforms import attacks, compression, privacy
+from fedjax_sim.transforms import asynchronous, attacks, compression, privacy
 
 
 class Room(NamedTuple):
@@ -48,6 +48,7 @@ ROOMS = {
     "privacy": Room(privacy, ("algorithm", "expected_cohort"), optional=True),
     "clock": Room(clocks, ("key", "num_clients"), optional=True),
     "availability": Room(sampling.traces, ("labels",), optional=True),
+    "asynchronous": Room(asynchronous, ("algorithm", "clock"), optional=True),
 }
 # The rooms that a setting may go without, in the order of a file; NONE says so in words.
 OPTIONAL = tuple(name for name, room in ROOMS.items() if room.optional)

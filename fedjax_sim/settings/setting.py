@@ -54,6 +54,7 @@ class Setting:
     deadline: float | None = None
     late: str | None = None
     availability: str | None = None
+    asynchronous: str | None = None
     rounds: int = 100
     seed: int = 0
     evaluate_every: int = 1

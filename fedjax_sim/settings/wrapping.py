@@ -1,6 +1,7 @@
 """What a setting wraps around its algorithm, from the inside out."""
 
 from fedjax_sim.core.types import FederatedAlgorithm
+from fedjax_sim.settings.asynchronous import asynchronous
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.transforms.compression import compressed
 
@@ -11,6 +12,11 @@ def wrapped(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> Federate
     Raises:
       ValueError: for an algorithm that one of them refuses.
     """
+    return asynchronous(_private(algorithm, setting), setting)
+
+
+def _private(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> FederatedAlgorithm:
+    """What is sent, compressed and noised."""
     privacy = setting.choices.privacy
     if privacy is None:
         return _compressed(algorithm, setting)

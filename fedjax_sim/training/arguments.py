@@ -22,7 +22,7 @@ from fedjax_sim.core.types import (
     FederatedAlgorithm,
 )
 from fedjax_sim.execution.strategy import Strategy, as_strategy
-from fedjax_sim.transforms.asynchronous.refusals import check_exchange
+from fedjax_sim.transforms.asynchronous.refusals import checked_around
 
 _IMAGINED = (2, 50, 1000)  # clients of whom a rule is asked before there is a cohort
 
@@ -51,9 +51,7 @@ def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
             raise ValueError(
                 f"earlier must be exchanges, fs.Exchange(...); got {type(exchange).__name__}"
             )
-    if algorithm.asynchrony is not None:  # what was wrapped around it may have changed it
-        check_exchange(algorithm)
-    return algorithm._replace(
+    return checked_around(algorithm)._replace(
         local=check_local(algorithm.local),
         earlier=tuple(x._replace(local=check_local(x.local)) for x in algorithm.earlier),
     )

@@ -29,7 +29,9 @@ class Memory(NamedTuple):
       clients: of all K clients' states.
       training: the clients side by side, each its model and its optimizer's state, and the states
         of the cohort that are handed back.
-      updates: the m updates of a rule that sees all of them; 0 of one that averages.
+      updates: the m updates of a rule that sees all of them; 0 of one that averages. Asynchronous
+        rounds hold those of the b clients that train at once.
+      pending: of asynchronous rounds what c clients in training will send, and keep.
     """
 
     data: int
@@ -37,6 +39,7 @@ class Memory(NamedTuple):
     clients: int
     training: int
     updates: int
+    pending: int = 0
 
     @property
     def total(self) -> int:
@@ -48,9 +51,11 @@ def memory(experiment: Experiment) -> Memory:
     """What an experiment needs, by its parts; computes nothing.
 
         server = 2 |server state|,   clients = K |client state|,
-        training = L |carry| + m |client state|,   updates = m |update| if the rule combines them
+        training = L |carry| + m |client state|,   updates = m |update| if the rule combines them,
+        pending = c (|update| + |total| + |client state|) in asynchronous rounds
 
-    with L the clients that the strategy trains side by side and m the cohort's slots. `fs.simulate`
+    with L the clients that the strategy trains side by side and m the cohort's slots, or the
+    buffer's b in asynchronous rounds, which train so many at a time. `fs.simulate`
     compares it with what is free, and refuses before it compiles.
 
     >>> import fedjax_sim as fs, numpy as np, optax
@@ -65,12 +70,15 @@ def memory(experiment: Experiment) -> Memory:
     """
     federation, sampler = experiment.federation, experiment.sampler
     state = jax.eval_shape(experiment.start, jax.random.key(0))
+    asynchrony = experiment.algorithm.asynchrony
     slots = federation.num_clients if sampler.size is None else sampler.size
+    slots = slots if asynchrony is None else asynchrony.buffer
     cohort = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype), state.clients
     )
     strategy = check_strategy(experiment.execution)
-    combines, training, updates = _combines(experiment, slots), [0], [0]
+    keeps_updates = asynchrony is not None or _combines(experiment, slots)
+    training, updates = [0], [0]
 
     def measure(data: FederatedData, server: PyTree) -> None:
         for exchange in experiment.algorithm.exchanges:
@@ -78,7 +86,7 @@ def memory(experiment: Experiment) -> Memory:
             engine = Engine(exchange, data, jax.random.key(0), message)
             lanes = strategy.side_by_side(engine, cohort, slots)
             training.append(lanes * carry_bytes(engine, cohort) + num_bytes(cohort))
-            if combines:
+            if keeps_updates:
                 updates.append(slots * update_bytes(engine, cohort))
 
     # In a trace, since the examples may be shapes alone, which a client's probe reads.
@@ -89,6 +97,7 @@ def memory(experiment: Experiment) -> Memory:
         clients=num_bytes(state.clients),
         training=max(training),
         updates=max(updates),
+        pending=num_bytes(state.pending),
     )
 
 
@@ -112,6 +121,7 @@ def check_fits(experiment: Experiment, devices: Sequence[Any]) -> None:
             (needed.clients, f"for the states of {experiment.federation.num_clients} clients"),
             (needed.training, "for the clients in training"),
             (needed.updates, "for all updates of a cohort at once"),
+            (needed.pending, "for updates that are yet to arrive"),
         )
         if size
     )

@@ -15,6 +15,7 @@ ROOMS = {
     "privacy": "Privacy",
     "clock": "Clocks",
     "availability": "Availability",
+    "asynchronous": "Asynchronous rounds",
 }
 BEGINNING = """\
 # What a setting may name

@@ -46,6 +46,22 @@ def test_rules_and_states_that_need_more():
     assert fs.memory(experiment(scaffold)).clients == 4 * 400
 
 
+def test_what_is_yet_to_arrive_is_counted():
+    """c updates, control variates up and control variates kept, as the state really has them."""
+    scaffold = fs.scaffold(loss_fn, 0.1, fs.LocalTraining())
+    clock = fs.clocks.equal(4)
+    asynchronous = experiment(
+        fs.asynchronous.fedbuff(scaffold, buffer=2, concurrency=3, clock=clock),
+        sampler=fs.sampling.everyone(),
+    )
+    needed = fs.memory(asynchronous)
+    state = asynchronous.start(jax.random.key(0))
+    assert needed.pending == sum(x.nbytes for x in jax.tree.leaves(state.pending))
+    assert needed.pending >= 3 * 3 * 400
+    assert needed.updates == 2 * 400
+    assert fs.memory(experiment(scaffold)).pending == 0
+
+
 def test_of_a_source_whose_clients_probe():
     """Its examples are shapes, of which a probe cannot take a value."""
     source = fs.data.Source.of(DATA)

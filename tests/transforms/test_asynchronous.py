@@ -87,6 +87,11 @@ def test_a_sweep_traces_its_numbers(data, whole):
 
 
 BUFF = fs.asynchronous.fedbuff
+AROUND = {
+    "compressed": lambda a: fs.compression.compressed(a, fs.compression.top_k(0.5)),
+    "partial": lambda a: fs.partial(a, "b"),
+    "local": lambda a: fs.privacy.local(a, clip=1.0, noise_multiplier=1.0),
+}
 PRIVATE = fs.privacy.central(FEDAVG, clip=1.0, noise_multiplier=1.0, expected_cohort=2)
 REFUSED = {
     "buffer must be at most concurrency": lambda: BUFF(FEDAVG, 5, 4, CLOCK),
@@ -106,6 +111,32 @@ REFUSED = {
         fs.fedsgd(linear_loss, optax.sgd(0.1)), 4, CLOCK
     ),
 }
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) for x in AROUND])
+def test_what_is_around_it_may_be_inside_of_it(data, name):
+    results = []
+    for algorithm in (
+        AROUND[name](BUFF(FEDAVG, 2, 4, CLOCK)),
+        BUFF(AROUND[name](FEDAVG), 2, 4, CLOCK),
+    ):
+        experiment = fs.Experiment(algorithm, zeros(), data, fs.sampling.everyone(), 3)
+        results.append(experiment.run(jax.random.key(0))[0].params)
+    for around, inside in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(around, inside)
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        lambda a: fs.privacy.central(a, 1.0, 1.0, expected_cohort=2),
+        lambda a: fs.privacy.adaptive_clipping(a, 0.1, expected_cohort=2),
+    ],
+    ids=["central", "adaptive"],
+)
+def test_privacy_of_drawn_cohorts_is_refused_around_it(private):
+    with pytest.raises(ValueError, match="its budget is of cohorts drawn at random"):
+        private(BUFF(FEDAVG, 2, 4, CLOCK))
 
 
 @pytest.mark.parametrize("message", REFUSED)

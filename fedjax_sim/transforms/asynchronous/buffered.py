@@ -27,6 +27,8 @@ _STALENESS = Option(
     range=AT_LEAST_0,
     traced=True,
 )
+# The paper's rule, and all clients for those who are free to be drawn from.
+_DEFAULTS = {"mode": "uniform", "sampler": "everyone"}
 
 
 @declare(
@@ -40,6 +42,7 @@ _STALENESS = Option(
     ),
     _CONCURRENCY,
     _STALENESS,
+    defaults=_DEFAULTS,
 )
 def fedbuff(
     algorithm: FederatedAlgorithm,
@@ -105,6 +108,7 @@ def fedbuff(
     ),
     _CONCURRENCY,
     _STALENESS,
+    defaults=_DEFAULTS,
 )
 def fedasync(
     algorithm: FederatedAlgorithm,

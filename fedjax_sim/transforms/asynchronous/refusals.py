@@ -24,6 +24,17 @@ def check_can_be_asynchronous(algorithm: Any, asynchrony: Asynchrony) -> None:
     check_exchange(algorithm)
 
 
+def checked_around(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
+    """The algorithm, unless it is asynchronous and what was wrapped around it cannot be.
+
+    Raises:
+      ValueError: as `check_exchange`.
+    """
+    if algorithm.asynchrony is not None:
+        check_exchange(algorithm)
+    return algorithm
+
+
 def check_exchange(algorithm: FederatedAlgorithm) -> None:
     """Refuses what is asynchronous and needs a cohort of its own in every round.
 

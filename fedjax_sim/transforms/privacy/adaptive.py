@@ -29,6 +29,7 @@ from fedjax_sim.core.types import (
     RoundContext,
     no_probe,
 )
+from fedjax_sim.transforms.asynchronous.refusals import checked_around
 from fedjax_sim.transforms.privacy.mechanism import (
     NOISE_MULTIPLIER,
     FixedDenominator,
@@ -198,18 +199,20 @@ def adaptive_clipping(
         sent = algorithm.wire(update.update, total)
         return sent + 8 * num_bytes(update.bit) if isinstance(sent, int) else (sent, update.bit)
 
-    return algorithm._replace(
-        init=init,
-        params=OwnParams(algorithm.params),
-        broadcast=broadcast,
-        client=ClientUpdate(first, step, finish, None if inner_probe is None else probe),
-        server_update=server_update,
-        pooled_gradient=None,  # each client's own update is clipped
-        check=checked_with_model(algorithm),
-        personal=None if given_personal is None else personal,
-        personal_probe=given_probe if given_probe in (None, no_probe) else personal_probe,
-        acts_when_empty=True,
-        wire=Unchanged(None if algorithm.wire is None else wire),
-        check_rule=fixed_denominators(algorithm.check_rule),
-        aggregation=FixedDenominator(expected_cohort),
+    return checked_around(
+        algorithm._replace(
+            init=init,
+            params=OwnParams(algorithm.params),
+            broadcast=broadcast,
+            client=ClientUpdate(first, step, finish, None if inner_probe is None else probe),
+            server_update=server_update,
+            pooled_gradient=None,  # each client's own update is clipped
+            check=checked_with_model(algorithm),
+            personal=None if given_personal is None else personal,
+            personal_probe=given_probe if given_probe in (None, no_probe) else personal_probe,
+            acts_when_empty=True,
+            wire=Unchanged(None if algorithm.wire is None else wire),
+            check_rule=fixed_denominators(algorithm.check_rule),
+            aggregation=FixedDenominator(expected_cohort),
+        )
     )

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, declare
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, PyTree, RoundContext
+from fedjax_sim.transforms.asynchronous.refusals import checked_around
 from fedjax_sim.transforms.privacy.mechanism import (
     CLIP,
     NOISE_MULTIPLIER,
@@ -99,13 +100,15 @@ def central(
         noised = with_noise(context.key, std, update)
         return algorithm.server_update(server, noised, total, as_expected(context))
 
-    return algorithm._replace(
-        client=inner._replace(finish=finish),
-        server_update=server_update,
-        pooled_gradient=None,  # each client's own update is clipped
-        check=checked_with_model(algorithm),
-        acts_when_empty=True,
-        wire=Unchanged(algorithm.wire),
-        check_rule=fixed_denominators(algorithm.check_rule),
-        aggregation=FixedDenominator(expected_cohort),
+    return checked_around(
+        algorithm._replace(
+            client=inner._replace(finish=finish),
+            server_update=server_update,
+            pooled_gradient=None,  # each client's own update is clipped
+            check=checked_with_model(algorithm),
+            acts_when_empty=True,
+            wire=Unchanged(algorithm.wire),
+            check_rule=fixed_denominators(algorithm.check_rule),
+            aggregation=FixedDenominator(expected_cohort),
+        )
     )
