@@ -94,6 +94,7 @@ def test_modes_coincide_where_the_identity_says(tmp_path):
     assert scores["selected"] == pytest.approx(scores["unbiased"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_wind_is_a_regression(tmp_path, capsys):
     options = ("--dataset", "wind", "--rounds", "5", "--seeds", "1", "-C", "0.5", "-B", "full")
     assert compare(*options, "--modes", "selected", out=tmp_path) == 0
@@ -312,6 +313,7 @@ def test_a_closed_pipe_loses_nothing(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == FILES | RESUMED_BY
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal_is_enough(tmp_path):
     command = tiny_compare(tmp_path, rounds=2, seeds=2)
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}

@@ -92,6 +92,7 @@ def test_a_line_says_it_and_a_card_draws_it(ditto, tmp_path, capsys):
     assert re.findall(r">([0-9.]+)</td>", row) == [f"{number:.3f}" for number in numbers]
 
 
+@pytest.mark.slow
 def test_a_model_in_parts_has_no_global_one_and_a_new_run_removes_the_file(tmp_path, capsys):
     out = tmp_path / "out"
     own_parts = ("--model", "mlp", "--personal", "layers_3")

@@ -101,6 +101,7 @@ def test_a_picture_is_not_overwritten_unasked(tmp_path, capsys):
     assert out.read_bytes() != before
 
 
+@pytest.mark.slow
 def test_a_store_trains_as_the_data_that_it_was_written_of(tmp_path, capsys):
     """Clients in a folder, read while they train: the rounds of a run on the data themselves."""
     folder = tmp_path / "stored"

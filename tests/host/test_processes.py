@@ -36,6 +36,7 @@ def whole():
     return several.numbers(fs.simulate(several.experiment(MESH), 5))
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path, whole):
     """One test for all that a pair of processes does in a few seconds, since it is started once."""
     first, second = several.start(tmp_path, ["replicate", "interrupted", "refused", "told"])

@@ -169,7 +169,6 @@ def kill_and_resume(what, out, moments, seed, cache):
 @pytest.mark.parametrize(
     ("what", "moments"),
     [
-        ("simulate", 3),
         pytest.param("simulate", 20, marks=pytest.mark.slow),
         pytest.param("sweep", 20, marks=pytest.mark.slow),
     ],

@@ -49,6 +49,7 @@ def in_one_go(rounds, every=7):
     return run(rounds, every)
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(st.data())
 def test_more_rounds_are_one_longer_run(tmp_path_factory, draw):

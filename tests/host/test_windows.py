@@ -319,6 +319,7 @@ def test_refusals(data):
     refused("identity must be a text, or None; got 3", replace, source, identity=3)
 
 
+@pytest.mark.slow
 def test_a_resume_refuses_another_source_as_far_as_it_is_known(data, tmp_path):
     source = replace(fs.data.Source.of(data), identity="first")
     given = experiment(source, num_rounds=2)
@@ -377,6 +378,7 @@ def test_windows_are_of_the_type_that_jax_keeps(data):
     same(fs.simulate(given._replace(data=source), KEY, capacity=8), fs.simulate(given, KEY))
 
 
+@pytest.mark.slow
 def test_what_is_set_for_this_thread_alone_is_set_where_a_window_is_read(clients):
     """64 bits and the promotion of dtypes, which JAX holds for the thread that enters them."""
     seen = set()

@@ -125,6 +125,7 @@ def test_which_of_them(kept):
         fs.load(out, {"leraning_rate": 0.02}, 0)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_the_models_are_the_same(data, kept, tmp_path):
     whole = kept["best"][1]
     told = []
