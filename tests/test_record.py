@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, robustness
+from benchmarks import asynchronous, report, robustness
 from fedjax_sim.core.files import fingerprint, stamp_of
 from fedjax_sim.reproduce import record
 from fedjax_sim.reproduce.store import Store
@@ -82,3 +82,18 @@ def test_the_worst_of_a_rule_is_of_the_attacks_alone():
     assert "| none | 1.0 ± 1.4 | 11.0 ± 1.4 |" in robustness.table(scores, 0.1)[2]
     words = robustness.best_and_worst(scores, 0.1)
     assert "best rule is the geometric median (42.0 %, sign flip), the worst the mean (2" in words
+
+
+def test_the_table_of_simulated_time_and_its_picture_are_of_their_numbers():
+    record = json.loads((HERE / "asynchronous.json").read_text())
+    assert asynchronous.page(record) == (HERE / "ASYNCHRONOUS.md").read_text(encoding="utf-8")
+    assert stamp_of(HERE / "asynchronous.png") == fingerprint(record["rows"])
+    best = asynchronous.best_of_each(record["rows"])
+    assert [*best] == [*asynchronous.METHODS]
+    for name, row in best.items():
+        assert [asynchronous.seconds_to_target(x) for x in row["curves"]] == row["seconds"]
+        others = [x for x in record["rows"] if x["method"] == name]
+        assert len(others) == 9
+        assert asynchronous.mean_time(row) == min(map(asynchronous.mean_time, others))
+    docs = (HERE.parent.parent / "docs" / "asynchronous.md").read_text(encoding="utf-8")
+    assert "\n".join(asynchronous.table(record["rows"])) in docs
