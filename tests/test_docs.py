@@ -75,6 +75,15 @@ def test_a_language_model_is_told_of_every_page(monkeypatch):
     assert text.startswith("# fedjax_sim\n\n> Federated learning in JAX: ")
 
 
+def test_commands_say_where_their_results_go():
+    """`run` and `sweep` need --out; a line that has none ends with an error as it stands."""
+    readme = (snippets.ROOT / "README.md").read_text(encoding="utf-8")
+    for page, text in {**TEXTS, "README": readme}.items():
+        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+            if re.match(r"    (fedjax-sim|srun fedjax-sim) (run|sweep) ", line):
+                assert " --out " in line, f"{page}: {line}"
+
+
 TASKS = {
     "install": "start",
     "compare": "two-readings",

@@ -10,6 +10,7 @@ _OTHERWISE = {
     "num_regions": ("clients",),
     "n": ("cores",),
     "mode": ("modes",),
+    "aggregation": ("mode", "modes"),
     "fraction": ("fractions",),
 }
 

@@ -70,8 +70,15 @@ def is_linear(experiment: Experiment) -> bool:
     return apart <= _RELATIVE**2 * distance
 
 
+def compares_readings(setting: ResolvedComparison) -> bool:
+    """Whether both readings of FedAvg are among the modes, of which the identity speaks."""
+    return {"selected", "all_clients"} <= {*setting.modes}
+
+
 def identity(setting: ResolvedComparison, table: Sequence[Row], linear: bool = True) -> list[str]:
-    """Which server learning rates make the modes equal, for each fraction.
+    """Which server learning rates make the two readings equal, for each fraction.
+
+    Where they are not both among the modes, what share of the examples is selected, alone.
 
     `all_clients = w + (n_V/n) (selected - w)`: exactly where n_V/n is the same in every
     round, else up to how it varies.
@@ -88,7 +95,9 @@ def identity(setting: ResolvedComparison, table: Sequence[Row], linear: bool = T
             line += " in every round."
         else:
             line += f" ({100 * row.min_share:.3g} to {100 * row.max_share:.3g} % by round)."
-        if row.min_share >= 1 - 1e-6:
+        if not compares_readings(setting):
+            pass
+        elif row.min_share >= 1 - 1e-6:
             line += " The modes coincide."
         elif linear and server is None:
             line += f" A step of all_clients is {row.mean_share:.3g} of that of selected."

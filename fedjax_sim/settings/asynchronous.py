@@ -46,6 +46,13 @@ def check_asynchronous(setting: ResolvedSetting) -> None:
             "each other's updates are of one cohort, and these come at different times; got "
             f"{setting.choices.attack.name}"
         )
+    privacy = setting.choices.privacy
+    if privacy is not None and privacy.takes("expected_cohort"):
+        raise ValueError(
+            f"privacy must not be {privacy.name} in asynchronous rounds: its budget is of cohorts "
+            "drawn at random, and who arrives first is decided by who is fast; local needs no "
+            "cohort"
+        )
     concurrency = setting.options["concurrency"]
     if concurrency > setting.slots:
         raise ValueError(

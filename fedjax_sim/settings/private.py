@@ -14,6 +14,7 @@ from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.transforms.privacy import accounting
 
 NOISE, EPSILON = "noise_multiplier", "epsilon"
+_MORE_NOISE = 1e-3  # a share, some of epsilon's own tolerance
 
 
 class Spent(NamedTuple):
@@ -51,6 +52,10 @@ def with_noise(
         )
     epsilon, rounds = values[EPSILON], values["rounds"]
     z = accounting.calibrate(asked, epsilon, rounds, delta, clients)
+    law = accounting.law_of(asked, clients)
+    # The column of the results rounds up by coarser steps, and shall not exceed what was asked for.
+    while accounting.history(law, z, [rounds], delta, clients)[0] > epsilon:
+        z *= 1 + _MORE_NOISE
     return {name: x for name, x in values.items() if name != EPSILON} | {NOISE: z}
 
 

@@ -274,7 +274,7 @@ def test_a_bad_file_is_one_line_and_code_2(tmp_path, capsys, text, message):
 
 @pytest.mark.slow
 def test_an_interrupt_and_a_resume_change_no_bit(tmp_path, capsys, monkeypatch):
-    options = (*SMALL, "--grid", "client_lr=0.01,0.1", "--grid", "mode=selected,uniform")
+    options = (*SMALL, "--grid", "client_lr=0.01,0.1", "--grid", "mode=selected,median")
     options += ("--seeds", 2)
     train = command.sweep
 
@@ -283,7 +283,7 @@ def test_an_interrupt_and_a_resume_change_no_bit(tmp_path, capsys, monkeypatch):
 
         def tell(now):
             on_progress(now)
-            if "uniform" in now.says and not told:  # a first round of the second group
+            if "median" in now.says and not told:  # a first round of the second group
                 told.append(now)
                 signal.raise_signal(signal.SIGTERM)
 

@@ -88,7 +88,7 @@ def test_refused_by_name(values, message):
         resolved(**values)
 
 
-def test_privacy_of_cohorts_is_refused_when_it_is_built():
-    setting = resolved(**FEDBUFF, privacy="central", clip=1.0, noise_multiplier=1.0)
-    with pytest.raises(ValueError, match="its budget is of cohorts drawn at random"):
-        build.experiment(setting)
+def test_privacy_of_cohorts_is_refused():
+    private = {"privacy": "central", "clip": 1.0, "noise_multiplier": 1.0}
+    with pytest.raises(ValueError, match="privacy must not be central in asynchronous rounds"):
+        resolved(**FEDBUFF, **private)

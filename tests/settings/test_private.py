@@ -104,3 +104,13 @@ def test_a_rule_or_an_algorithm_that_breaks_it_is_refused():
         _ = build.experiment(resolved(**CENTRAL, mode="selected")).round_fn
     with pytest.raises(ValueError, match="sends a total beside it"):
         build.experiment(resolved(**CENTRAL, algorithm="scaffold"))
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, pytest.param(0.01, marks=pytest.mark.slow)])
+def test_a_small_epsilon_is_not_exceeded(epsilon):
+    """Steps of the accountant that do not depend on epsilon would round it up to their length."""
+    setting = resolved(privacy="central", clip=0.5, epsilon=epsilon)
+    sampler = build.sampler(setting)
+    ends = np.arange(setting.rounds) >= setting.rounds - 1
+    spent = private.spent(setting, sampler, ends).epsilon[-1]
+    assert 0.98 * epsilon < spent <= epsilon

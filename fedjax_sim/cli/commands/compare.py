@@ -163,7 +163,9 @@ def call(options: argparse.Namespace) -> int:
     console.print()
     for line in _modes(resolved):
         console.print(line)
-    console.print(f"\n{identities.identity_of_modes(resolved, linear)}")
+    console.print()
+    if identities.compares_readings(resolved):
+        console.print(identities.identity_of_modes(resolved, linear))
     for line in identities.identity(resolved, table, linear):
         console.print(line)
     if not complete:

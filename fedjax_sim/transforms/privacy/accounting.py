@@ -15,6 +15,7 @@ from fedjax_sim.core.sampling_law import Dependent, Poisson
 _ORDERS = (*(2 + tenth / 10 for tenth in range(80)), *range(10, 64), 128, 256, 512, 1024)
 _FINE, _COARSE = 1e-4, 1e-3  # steps of a discretised privacy loss; results are rounded up
 _SHARE_OF_EPSILON = 1e-5  # a step may be this share of epsilon, lest arrays grow with it
+_MOST_OF_EPSILON = 1e-2  # of a round; a step may be no more, lest it round a small epsilon up
 _TOLERANCE = 1e-3  # how far below its epsilon a calibrated noise multiplier may end, as a share
 # At most so many rounds of a history are composed for themselves, at 0.05 to 0.2 s each.
 _MOST_COMPOSED = 64
@@ -172,7 +173,10 @@ def _epsilons(
     check_installed()
     if z == 0:
         return [math.inf] * len(rounds)
-    step = max(interval, _SHARE_OF_EPSILON * interval / _FINE * _renyi(law, z, max(rounds), delta))
+    # Of one round, so that a run that goes on keeps the epsilons of the rounds that it had.
+    most = _MOST_OF_EPSILON * _renyi(law, z, 1, delta)
+    share = _SHARE_OF_EPSILON * interval / _FINE
+    step = max(min(interval, most), share * _renyi(law, z, max(rounds), delta))
     compose = _composer(law, z, num_clients, step)
     return [float(compose(r).get_epsilon_for_delta(delta)) for r in rounds]
 
