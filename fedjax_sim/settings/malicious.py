@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.registry import Declaration
 from fedjax_sim.transforms import attacks
 
 
@@ -21,6 +23,25 @@ def check_malicious(extras: Mapping[str, Any], clients: int) -> None:
         )
     if "malicious_ids" in extras:
         attacks.malicious_of(client_ids(extras["malicious_ids"]), clients)
+
+
+def with_assumed(values: Mapping[str, Any], mode: Declaration, cohort: int) -> Mapping[str, Any]:
+    """The values with a rule's `f`, the malicious clients of a round that it bears, if not given.
+
+    It is then as many as an attack's share of the clients has in a cohort, and at least one.
+
+    Args:
+      cohort: clients in a round.
+
+    >>> from fedjax_sim.settings.rooms import declarations
+    >>> krum = declarations("mode")["krum"]
+    >>> with_assumed({"attack": "alie", "malicious": 0.2}, krum, 20)["f"]
+    4
+    """
+    share = values.get("malicious")
+    if "f" in values or not mode.takes("f") or share is None or not is_concrete(share):
+        return values
+    return {**values, "f": max(1, round(float(share) * cohort))}
 
 
 def client_ids(text: str) -> list[int]:

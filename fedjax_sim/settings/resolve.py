@@ -12,7 +12,7 @@ from fedjax_sim.datasets.types import Facts
 from fedjax_sim.settings.asynchronous import check_asynchronous
 from fedjax_sim.settings.belonging import OF_SCHEDULES, TAKEN_AS, check_belongs, takes
 from fedjax_sim.settings.common import FULL, OF_OPTIONAL
-from fedjax_sim.settings.malicious import check_malicious
+from fedjax_sim.settings.malicious import check_malicious, with_assumed
 from fedjax_sim.settings.options import COMMON, choose
 from fedjax_sim.settings.private import with_noise
 from fedjax_sim.settings.resolved import (
@@ -67,6 +67,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
         if option.name in values:
             option.check(values[option.name])
     values = _with_noise(_Context(values, choices, facts))
+    values = with_assumed(values, choices.mode, _cohort(_Context(values, choices, facts)))
     options = _own_options(values, choices)
     clients = values.get("clients", facts.clients)
     if choices.partition.takes("ids") and facts.fixed and clients != facts.clients:
@@ -185,6 +186,14 @@ def _of_optional(values: Mapping[str, Any]) -> dict[str, Any]:
         if room in values:
             defaults |= choose(room, values[room]).defaults
     return defaults
+
+
+def _cohort(context: _Context) -> int:
+    """Clients in a round, on average."""
+    clients = context.values.get("clients", context.facts.clients)
+    if not takes(context.choices, "fraction"):
+        return int(clients)
+    return cohort_size(context.value("fraction"), clients)
 
 
 def _with_noise(context: _Context) -> Mapping[str, Any]:

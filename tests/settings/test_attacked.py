@@ -73,6 +73,22 @@ def test_what_is_refused(values, message):
         Setting.of(SMALL | values).resolved()
 
 
+@pytest.mark.parametrize(
+    ("values", "f"),
+    [
+        ({"malicious": 0.2, "fraction": 0.5}, 1),  # of 5 in a round
+        ({"malicious": 0.3, "fraction": 1.0}, 3),
+        ({"malicious": 0.3, "sampler": "everyone", "fraction": None}, 3),
+        ({"malicious": 0.3, "fraction": 1.0, "f": 2}, 2),
+    ],
+)
+def test_a_rule_bears_the_clients_that_an_attack_has_in_a_round(values, f):
+    setting = Setting.of(SMALL | {"attack": "alie", "mode": "krum", **values}).resolved()
+    assert setting.options["f"] == f
+    with pytest.raises(ValueError, match="f must be given to krum"):
+        Setting.of(SMALL | {"attack": "alie", "mode": "krum", "malicious_ids": "1"}).resolved()
+
+
 def test_what_cannot_be_built():
     with pytest.raises(ValueError, match=r"krum needs a cohort of m > 2 f \+ 2 .*m = 6 with f = 2"):
         traced(experiment(mode="krum", f=2))
