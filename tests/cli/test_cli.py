@@ -303,6 +303,7 @@ def test_a_signal_at_any_time_ends_cleanly(tmp_path, number):
     assert {path.name for path in tmp_path.iterdir()} == FILES | RESUMED_BY
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_loses_nothing(tmp_path):
     command = (
         f"{sys.executable} -m fedjax_sim.cli compare --rounds 2 --seeds 1 --clients 10 -C 0.2 "

@@ -128,6 +128,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(whole, tmp_path, cut):
     assert before < last
 
 
+@pytest.mark.slow
 def test_one_cut_off_in_the_middle_is_not_seen(whole, tmp_path):
     """What a killed process leaves of a checkpoint that it was writing."""
     killed.simulate(tmp_path, on_progress=stopping(20))

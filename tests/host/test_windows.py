@@ -364,6 +364,7 @@ def test_a_cohort_that_was_not_planned_is_told(data):
         fs.simulate(given, KEY, capacity=40)
 
 
+@pytest.mark.slow
 def test_windows_are_of_the_type_that_jax_keeps(data):
     """Doubles are read, as NumPy has them, and floats are trained on, as in memory."""
     whole = fs.FederatedData.from_clients([np.linspace(0, k, 3) for k in range(4)])

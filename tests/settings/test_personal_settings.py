@@ -48,6 +48,7 @@ def test_natural_clients_have_their_own_test_examples():
     np.testing.assert_array_equal(parts.test.num_examples, expected)
 
 
+@pytest.mark.slow
 def test_the_score_is_of_each_clients_own_model(run):
     experiment, simulation = run
     measured = simulation.history.evaluation

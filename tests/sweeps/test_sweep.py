@@ -476,6 +476,7 @@ def test_no_damaged_byte_of_a_batch_stops_a_sweep(tmp_path):
     assert damaged > len(whole) / 2
 
 
+@pytest.mark.slow
 def test_words_as_numbers_are_one_program_and_stand_in_the_tables(data, tmp_path):
     """A rule by its number: the curves of a sweep of functions, in one trace of a client's loss."""
     rules = {"selected": fs.aggregation.selected, "all_clients": fs.aggregation.all_clients}
