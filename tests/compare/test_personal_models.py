@@ -38,7 +38,8 @@ def test_own_models_beside_the_global_one(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_server_that_is_not_linear_has_no_identity(tmp_path, capsys):
-    assert compare("--algorithm", "fedadam", "--modes", "selected", "all_clients", out=tmp_path) == 0
+    modes = ("--modes", "selected", "all_clients")
+    assert compare("--algorithm", "fedadam", *modes, out=tmp_path) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "the server of fedadam is not linear in the averages" in text
     assert "all_clients with server lr" not in text
