@@ -19,6 +19,7 @@ import optax
 
 import fedjax_sim as fs
 from benchmarks import RECORDS
+from benchmarks.digits import problem
 from benchmarks.run import machine
 from fedjax_sim.core.files import save_png
 from fedjax_sim.plots import canvas
@@ -56,12 +57,7 @@ def grid() -> fs.grid.Grid:
 
 def experiments() -> Callable[..., fs.Experiment]:
     """The experiment of a configuration, on data that are loaded and split once."""
-    dataset = fs.datasets.digits()
-    client_ids = fs.partition.dirichlet(jax.random.key(0), dataset.train["y"], K, alpha=1.0)
-    data = fs.FederatedData.from_arrays(dataset.train, client_ids)
-    test = fs.FederatedData.from_clients([dataset.test])
-    model = fs.models.mlp((8, 8), [32], 10)
-    loss_fn = fs.models.cross_entropy(model.apply)
+    data, test, model, loss_fn = problem(K)
     fedavg = fs.fedavg(loss_fn, optax.sgd(RATE), fs.LocalTraining(epochs=2, batch_size=10))
 
     def experiment(rule: str, attack: Any, share: Any) -> fs.Experiment:

@@ -4,6 +4,7 @@ from fedjax_sim.core.types import FederatedAlgorithm
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.settings.rooms import declarations
 from fedjax_sim.settings.timing import clock
+from fedjax_sim.transforms.asynchronous.refusals import check_buffer
 
 
 def asynchronous(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> FederatedAlgorithm:
@@ -60,9 +61,4 @@ def check_asynchronous(setting: ResolvedSetting) -> None:
             f"{setting.sampler} draws, of whom those who are free are sent the model; got "
             f"{concurrency}"
         )
-    buffer = setting.options.get("buffer", 1)
-    if buffer > concurrency:
-        raise ValueError(
-            f"buffer must be at most concurrency, since so many clients are in training; got "
-            f"buffer = {buffer} and concurrency = {concurrency}"
-        )
+    check_buffer(setting.options.get("buffer", 1), concurrency)

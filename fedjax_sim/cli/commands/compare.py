@@ -119,7 +119,8 @@ def call(options: argparse.Namespace) -> int:
         files.check_same(options.out, _values(resolved, names))
     mesh = machine.use_cores(shared.cores)
     experiment = build.experiment(shared)
-    linear = identities.is_linear(experiment)
+    # The server is probed for the identity alone.
+    linear = identities.compares_readings(resolved) and identities.is_linear(experiment)
     exchange = experiment.communication()
     of_codecs = {
         codec: build.experiment(

@@ -14,7 +14,7 @@ from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.clock import Clock, check_clock
 from fedjax_sim.core.registry import AT_LEAST_0, AT_LEAST_1, UP_TO_1, Option, declare
 from fedjax_sim.core.types import Array, FederatedAlgorithm
-from fedjax_sim.transforms.asynchronous.refusals import check_can_be_asynchronous
+from fedjax_sim.transforms.asynchronous.refusals import check_buffer, check_can_be_asynchronous
 from fedjax_sim.transforms.asynchronous.staleness import Staleness, as_staleness
 
 _CONCURRENCY = Option(
@@ -161,11 +161,7 @@ def _asynchronous(
     mixes_models: bool = False,
 ) -> FederatedAlgorithm:
     buffer, concurrency = check_count("buffer", buffer), check_count("concurrency", concurrency)
-    if buffer > concurrency:
-        raise ValueError(
-            f"buffer must be at most concurrency, since so many clients are in training; got "
-            f"buffer = {buffer} and concurrency = {concurrency}"
-        )
+    check_buffer(buffer, concurrency)
     check_clock(clock)
     num_clients = len(clock.step_seconds)
     if concurrency > num_clients:

@@ -24,6 +24,19 @@ def check_can_be_asynchronous(algorithm: Any, asynchrony: Asynchrony) -> None:
     check_exchange(algorithm)
 
 
+def check_buffer(buffer: int, concurrency: int) -> None:
+    """Refuses a buffer of more arrivals than clients are in training.
+
+    Raises:
+      ValueError: with both numbers.
+    """
+    if buffer > concurrency:
+        raise ValueError(
+            f"buffer must be at most concurrency, since so many clients are in training; got "
+            f"buffer = {buffer} and concurrency = {concurrency}"
+        )
+
+
 def checked_around(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
     """The algorithm, unless it is asynchronous and what was wrapped around it cannot be.
 
