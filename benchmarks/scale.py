@@ -1,20 +1,20 @@
-"""Rounds of 100 clients of K = 10^3 to 10^6, in memory and from a disk; and data beyond memory.
+"""What scale costs: many clients, data beyond memory, a sweep shared by processes.
 
-    python -m benchmarks.scale clients [--numbers 1000,1000000] [--rounds 200] [--repeats 2]
-    python -m benchmarks.scale data [--gigabytes 20] [--rounds 60] [--folder FOLDER]
+    python -m benchmarks.scale [clients] [data] [shards]
 
-`clients` has logistic regressions on 5 to 15 examples of 16 numbers for each client, FedAvg and
-SCAFFOLD, whose clients keep 170 numbers each. `data` has a 2NN of 784-200-200-10 on clients of 600
-examples, 20 of them in a round; the files are dropped from the page cache before the first round.
-Every row is a process of its own, the faster one of `--repeats`; times are those behind the first
-chunks, in which programs load; memory is the most that was resident, mapped pages included, above
-what was resident when the package was imported. Both print a table in Markdown.
+`clients` has logistic regressions on 5 to 15 examples of 16 numbers for each of K = 10^3 to 10^6
+clients, FedAvg and SCAFFOLD, whose clients keep 170 numbers each, in memory and from a disk. `data`
+has a 2NN of 784-200-200-10 on clients of 600 examples, 20 of them in a round; the files are dropped
+from the page cache before the first round. `shards` is in `benchmarks.shards`. Every row is a
+process of its own, the fastest of some. Writes records/scale.json and SCALE.md; a part that was not
+run keeps its figures.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +28,8 @@ import numpy as np
 import optax
 
 import fedjax_sim as fs
+from benchmarks import RECORDS, scale_page, shards
+from benchmarks.run import machine
 from fedjax_sim.host.driver import Progress
 
 _FEATURES, _CLASSES = 16, 10
@@ -128,67 +130,66 @@ def measured(folder: Path, repeats: int, **options: Any) -> dict[str, Any]:
     return min(rows, key=lambda x: x["seconds"])
 
 
-def written(folder: Path, clients: Iterator[Any]) -> fs.data.FederatedStore:
-    """A store, and a line of how long it took."""
+def written(folder: Path, clients: Iterator[Any]) -> float:
+    """Writes a store client by client; seconds."""
     start = time.perf_counter()
-    store = fs.data.FederatedStore.write(folder, clients)
-    gigabytes = sum(x.stat().st_size for x in folder.iterdir()) / 1e9
-    seconds = time.perf_counter() - start
-    print(f"wrote {store} ({gigabytes:.2f} GB) in {seconds:.0f} s", file=sys.stderr)
-    return store
+    fs.data.FederatedStore.write(folder, clients)
+    return time.perf_counter() - start
 
 
-def clients(options: argparse.Namespace) -> None:
-    """The table of time and memory by K."""
-    numbers = [int(number) for number in options.numbers.split(",")]
-    head = "".join(f" | K = {number:,}" for number in numbers)
-    lines = {}
+def clients(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time and memory by K, algorithm and place of the data."""
+    rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for number in numbers:
+        for number in map(int, options.numbers.split(",")):
             store = Path(folder) / str(number)
-            written(store, small_clients(number))
+            took = written(store, small_clients(number))
             for algorithm in ("fedavg", "scaffold"):
                 for kind in _KINDS:
-                    x = measured(
-                        store,
-                        options.repeats,
-                        algorithm=algorithm,
-                        kind=kind,
-                        cohort=100,
-                        rounds=options.rounds,
-                        capacity=20_000 if kind == "disk" else None,
+                    rows.append(
+                        {"clients": number, "algorithm": algorithm, "kind": kind, "wrote": took}
+                        | measured(
+                            store,
+                            options.repeats,
+                            algorithm=algorithm,
+                            kind=kind,
+                            cohort=100,
+                            rounds=options.rounds,
+                            capacity=5_000 if kind == "disk" else None,
+                        )
                     )
-                    cell = f"{1000 * x['seconds']:.1f} ms ({1000 * x['cpu']:.1f} of CPU), "
-                    cell += f"{x['bytes'] / 1e6:,.0f} MB"
-                    lines.setdefault((algorithm, kind), []).append(cell)
-                    print(number, algorithm, kind, x, file=sys.stderr)
-    print(f"| a round, memory{head} |\n|{'---|' * (len(numbers) + 1)}")
-    for (algorithm, kind), cells in lines.items():
-        print(f"| {algorithm}, {kind} | {' | '.join(cells)} |")
+                    print(rows[-1], file=sys.stderr)
+            shutil.rmtree(store)
+    return rows
 
 
-def data(options: argparse.Namespace) -> None:
-    """The table of a federation beyond memory, beside one of a tenth of it in memory."""
+def data(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A federation beyond memory, beside one of a tenth of it in memory."""
     number = max(200, int(options.gigabytes * 1e9 / (_CLIENT * (_IMAGE + 1) * 4)))
-    given = {"algorithm": "fedavg", "cohort": 20, "rounds": options.rounds}
+    given = {"algorithm": "fedavg", "cohort": 20, "rounds": options.data_rounds}
+    rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         part, whole = Path(folder) / "part", Path(folder) / "whole"
-        written(part, large_clients(number // 10))
-        rows = {"in memory, a tenth": measured(part, options.repeats, kind="memory", **given)}
-        written(whole, large_clients(number))
-        for name, repeats in (("from the disk, cold", 1), ("from the disk", options.repeats)):
-            if "cold" in name:
+        took = {part: written(part, large_clients(number // 10))}
+        took[whole] = written(whole, large_clients(number))
+        for name, store, kind in (
+            ("in memory", part, "memory"),
+            ("from the disk, cold", whole, "disk"),
+            ("from the disk", whole, "disk"),
+        ):
+            cold = name.endswith("cold")
+            if cold:
                 drop(whole)
-            rows[name] = measured(whole, repeats, kind="disk", capacity=options.capacity, **given)
-    fastest = rows["in memory, a tenth"]["seconds"]
-    print("| | ms a round | of CPU | of the speed in memory | memory | major faults a round |")
-    print("|---|---|---|---|---|---|")
-    for name, x in rows.items():
-        print(
-            f"| {name} | {1000 * x['seconds']:.1f} | {1000 * x['cpu']:.1f} | "
-            f"{fastest / x['seconds']:.2f} | "
-            f"{x['bytes'] / 1e6:,.0f} MB | {x['faults']:.0f} |"
-        )
+            rows.append(
+                {
+                    "name": name,
+                    "gigabytes": sum(x.stat().st_size for x in store.iterdir()) / 1e9,
+                    "wrote": took[store],
+                }
+                | measured(store, 1 if cold else options.repeats, kind=kind, **given)
+            )
+            print(rows[-1], file=sys.stderr)
+    return rows
 
 
 def drop(folder: Path) -> None:
@@ -201,22 +202,41 @@ def drop(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["clients", "data", "row"])
-    parser.add_argument("--numbers", default="1000,10000,100000,1000000", help="of clients")
-    parser.add_argument("--gigabytes", type=float, default=20)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--folder", help="where the files are for a while; or, of a row, the store")
-    parser.add_argument("--algorithm", default="fedavg")
-    parser.add_argument("--kind", choices=_KINDS, default="disk")
-    parser.add_argument("--cohort", type=int, default=100)
-    parser.add_argument("--capacity", type=int)
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
+    add("--numbers", default="1000,10000,100000,1000000", help="of clients")
+    add("--gigabytes", type=float, default=20)
+    add("--rounds", type=int, default=200, help="of clients, or of a row")
+    add("--data-rounds", type=int, default=60)
+    add("--repeats", type=int, default=2)
+    add("--folder", help="where the files are for a while; or, of a row, the store")
+    add("--quick", action="store_true", help="writes nothing, prints the page")
+    for name, default in (("algorithm", "fedavg"), ("kind", "disk")):
+        add(f"--{name}", default=default, help="of a row")
+    add("--cohort", type=int, default=100, help="of a row")
+    add("--capacity", type=int, help="of a row")
     options = parser.parse_args()
-    if options.what == "row":
+    if options.parts == ["row"]:
         print(json.dumps(row(options)))
-    else:
-        {"clients": clients, "data": data}[options.what](options)
+        return
+    if unknown := set(options.parts) - {*PARTS}:
+        parser.error(f"PART must be one of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
+    path = RECORDS / "scale.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    measured_on = machine()
+    for name in options.parts or PARTS:
+        load = os.getloadavg()[0]
+        rows = PARTS[name](options)
+        record[name] = {"machine": measured_on, "load": load, "rows": rows}
+        record = {part: record[part] for part in PARTS if part in record}
+        page = scale_page.page(record)
+        if not options.quick:
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            (RECORDS / "SCALE.md").write_text(page)
+    print(page)
 
+
+PARTS = {"clients": clients, "data": data, "shards": shards.measured}
 
 if __name__ == "__main__":
     main()
