@@ -56,8 +56,9 @@ def _data(rows: Rows) -> Iterator[str]:
 def _shards(rows: Rows) -> Iterator[str]:
     yield (
         "`fedjax-sim sweep --shard I/N`: sixteen learning rates of a 2NN on the digits, each "
-        "process on one core, from the first start to the last end. What is killed is killed by "
-        "SIGKILL at random moments; the others take over what it had claimed."
+        "process on one core, from the first start to the last end, with the programs in a cache. "
+        "What is killed is killed by SIGKILL at random moments; the others take over what it had "
+        "claimed."
     )
     yield ""
     yield (
@@ -86,7 +87,8 @@ def page(record: dict[str, Any]) -> str:
         "# Clients, data and sweeps beyond one process",
         "",
         "`python -m benchmarks.scale` makes this page, a part by its name: "
-        f"{', '.join(f'`{name}`' for name in _PARTS)}. The fastest of two processes a row.",
+        f"{', '.join(f'`{name}`' for name in _PARTS)}. Every row of the first two is a process of "
+        "its own, the faster of two.",
     ]
     for name, part in record.items():
         heading, of_rows = _PARTS[name]
