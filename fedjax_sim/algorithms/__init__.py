@@ -1,7 +1,6 @@
 """Federated algorithms, one paper a file.
 
-What is exported here is `fs.NAME`, and a setting may name it where its file declares it. FedDF's
-does not: it is given examples without labels.
+What is exported here is `fs.NAME`, and a setting may name it.
 """
 
 from fedjax_sim.algorithms import server_optimizers as server_optimizers

@@ -32,6 +32,7 @@ AVAILABILITY = 16  # who can be reached in a round
 ATTACK = 17  # what malicious clients send, folded further by client
 MALICIOUS = 18  # who is malicious, of the key that the draw is given
 DISPATCH = 19  # who of a cohort is sent the model first, where only a few clients are needed
+UNLABELLED = 20  # which examples the server has in their client's place, as HOLDOUT
 # What encodes a client's update, below FINISH, whose key an algorithm is given itself: the first n
 # numbers are what `jax.random.split(key, n)` makes of it.
 CODEC = 0x434F4445

@@ -17,7 +17,8 @@ the parameter's own name is taken, `Option("wave_alpha", ..., parameter="alpha")
 
 What a factory takes beside its own options is read from the names of its parameters:
 
-    algorithm  loss_fn, client_optimizer, client_lr, local, server_optimizer, server_lr
+    algorithm  loss_fn, client_optimizer, client_lr, local, server_optimizer, server_lr,
+               unlabelled (examples that the server has)
     mode       a rule has cohort, client_weights and all_client_weights; what has not is its factory
     sampler    m (the cohort's slots) or q (a probability), both from the fraction; loss_fn
     partition  key, num_examples, labels, num_clients; or ids, the clients of the data themselves

@@ -18,6 +18,7 @@ TAKEN_AS = {
     "client_lr": ("algorithm", ("client_optimizer", "client_lr")),
     "client_momentum": ("algorithm", ("client_optimizer",)),
     "schedule": ("algorithm", ("client_optimizer", "client_lr")),
+    "unlabelled": ("algorithm", ("unlabelled",)),
     "server_optimizer": ("algorithm", ("server_optimizer",)),
     "server_lr": ("algorithm", ("server_optimizer", "server_lr")),
     **{name: (room, ()) for room, names in OF_OPTIONAL.items() for name in names},

@@ -42,6 +42,7 @@ class Problem(NamedTuple):
     loss_fn: Callable[..., Any]
     variances: dict[str, float]  # of a regression's targets in test and validation
     validation: FederatedData | None = None
+    unlabelled: Mapping[str, np.ndarray] | None = None  # of the server
 
 
 def problem(setting: ResolvedSetting) -> Problem:
@@ -62,7 +63,7 @@ def _problem(
 ) -> Problem:
     # A sweep may call this while it traces; the data must be concrete all the same.
     with jax.ensure_compile_time_eval():
-        dataset, client_ids, _ = split(choice)
+        dataset, client_ids, _, unlabelled = split(choice)
         data = stores.federation(choice, dataset, client_ids)
         test = FederatedData.from_clients([dataset.test])
         held_out = dataset.validation
@@ -72,8 +73,9 @@ def _problem(
         loss_fn = models.squared_error(model.apply)
         parts = {"validation": dataset.validation, "test": dataset.test}
         variances = {k: float(np.var(part["y"])) for k, part in parts.items() if part is not None}
-        return Problem(data, test, model.init, loss_fn, variances, validation)
-    return Problem(data, test, model.init, models.cross_entropy(model.apply), {}, validation)
+        return Problem(data, test, model.init, loss_fn, variances, validation, unlabelled)
+    cross_entropy = models.cross_entropy(model.apply)
+    return Problem(data, test, model.init, cross_entropy, {}, validation, unlabelled)
 
 
 def _model(name: str, dataset: Dataset, options: Mapping[str, Any] | None = None) -> models.Model:
@@ -111,7 +113,7 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
     # What is measured is measured in the parameters' own precision.
     loss_fn = parts.loss_fn
     loss_fn = loss_fn if setting.compute is None else mixed_precision(loss_fn, setting.compute)
-    algorithm = wrapped(_algorithm(setting, loss_fn), setting)
+    algorithm = wrapped(_algorithm(setting, loss_fn, parts.unlabelled), setting)
     under = attacked(setting, parts.data)
     return Experiment(
         algorithm=algorithm,
@@ -181,8 +183,10 @@ def _evaluate(setting: ResolvedSetting, parts: Problem, algorithm: FederatedAlgo
     return OfState(with_r2) if isinstance(measure, OfState) else with_r2
 
 
-def _algorithm(setting: ResolvedSetting, loss_fn: Any) -> FederatedAlgorithm:
+def _algorithm(setting: ResolvedSetting, loss_fn: Any, unlabelled: Any) -> FederatedAlgorithm:
     arguments: dict[str, Any] = {"loss_fn": loss_fn, "local": setting.local}
+    if unlabelled is not None:
+        arguments["unlabelled"] = unlabelled
     if setting.client is not None:
         schedule = _schedule(setting.client)
         arguments["client_lr"] = setting.client.lr if schedule is None else schedule

@@ -149,6 +149,14 @@ IN_ORDER: tuple[Option | tuple[str], ...] = (
         range=registry.UP_TO_1,
     ),
     ("algorithm",),
+    Option(
+        "unlabelled",
+        "of an algorithm whose server distils: the share of each client's training examples that "
+        "the server has in the client's place, without labels (default: 0.1)",
+        default=0.1,
+        range=registry.WITHIN_0_AND_1,
+        metavar="SHARE",
+    ),
     _text(
         "server_optimizer",
         "sgd (default), or adam, yogi or adagrad as in Reddi et al. 2021, Algorithm 2",

@@ -88,6 +88,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
         fraction=context.value("fraction") if takes(choices, "fraction") else 1.0,
         local=_local(context),
         client=_client_steps(context),
+        unlabelled=context.value("unlabelled") if takes(choices, "unlabelled") else None,
         server=_server_steps(context),
         rounds=values["rounds"],
         seed=values["seed"],

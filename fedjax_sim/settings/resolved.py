@@ -45,6 +45,7 @@ class DataChoice(NamedTuple):
     partition: str
     partition_seed: int
     clients: int
+    unlabelled: float | None
     validation: float | None
     options: tuple[tuple[str, Any], ...]
 
@@ -86,6 +87,7 @@ class ResolvedSetting:
       fraction: 1 where the sampler takes none.
       local: None of an algorithm whose clients take no local steps.
       client: None of an algorithm whose clients have no learning rate.
+      unlabelled: None of an algorithm whose server needs no examples.
       server: None of an algorithm whose server has no learning rate.
       extras: the optional rooms that are used, by name, and the settings that belong to them.
       options: those that the choices declare and that have a value, by name.
@@ -106,6 +108,7 @@ class ResolvedSetting:
     fraction: float
     local: LocalTraining | None
     client: ClientSteps | None
+    unlabelled: float | None
     server: ServerSteps | None
     rounds: int
     seed: int
@@ -159,6 +162,7 @@ class ResolvedSetting:
             self.partition,
             self.partition_seed,
             self.clients,
+            self.unlabelled,
             self.validation,
             options,
         )
@@ -183,6 +187,7 @@ class ResolvedSetting:
         if self.client is not None:
             values |= _of_client(self.client)
         values |= self._own(self.choices.algorithm)
+        values["unlabelled"] = self.unlabelled
         if self.server is not None:
             values |= {"server_optimizer": self.server.optimizer, "server_lr": self.server.lr}
         for name, value in self.extras.items():

@@ -37,6 +37,7 @@ class Setting:
     decay_rounds: int | None = None
     decay_end: float | None = None
     decay_rate: float | None = None
+    unlabelled: float | None = None
     server_optimizer: str | None = None
     server_lr: float | None = None
     before: str | None = None

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_sim import partition
-from fedjax_sim.core.randomness import HOLDOUT, TEST_PARTS, stream
+from fedjax_sim.core.randomness import HOLDOUT, TEST_PARTS, UNLABELLED, stream
 from fedjax_sim.core.types import Array
 from fedjax_sim.data import FederatedData
 from fedjax_sim.datasets import Dataset
@@ -23,6 +23,7 @@ class Split(NamedTuple):
     dataset: Dataset
     client_ids: np.ndarray  # Int[N]
     validation_ids: np.ndarray | None = None  # of the examples that are held out
+    unlabelled: dict[str, np.ndarray] | None = None  # those of the server, without y
 
 
 def split(choice: DataChoice) -> Split:
@@ -37,15 +38,40 @@ def split(choice: DataChoice) -> Split:
     _, split_key = keys(seed)
     dataset = load(choose("dataset", choice.dataset), options, choice.clients, seed)
     client_ids = _client_ids(split_key, choice, options, dataset)
+    unlabelled = None
+    if choice.unlabelled is not None:
+        rows = _held_out("unlabelled", UNLABELLED, client_ids, choice.unlabelled, seed)
+        train, of_server = _parted(dataset.train, rows)
+        unlabelled = {name: x for name, x in of_server.items() if name != "y"}
+        dataset, client_ids = dataset._replace(train=train), client_ids[~rows]
     if choice.validation is None:
-        return Split(dataset, client_ids)
-    key = stream(jax.random.key(seed), HOLDOUT)
-    is_held_out = partition.holdout(key, client_ids, choice.validation)
-    train, validation = (
-        {k: x[rows] for k, x in dataset.train.items()} for rows in (~is_held_out, is_held_out)
-    )
+        return Split(dataset, client_ids, unlabelled=unlabelled)
+    rows = _held_out("validation", HOLDOUT, client_ids, choice.validation, seed)
+    train, validation = _parted(dataset.train, rows)
     dataset = dataset._replace(train=train, validation=validation)
-    return Split(dataset, client_ids[~is_held_out], client_ids[is_held_out])
+    return Split(dataset, client_ids[~rows], client_ids[rows], unlabelled)
+
+
+def _held_out(
+    name: str, purpose: int, client_ids: np.ndarray, share: float, seed: int
+) -> np.ndarray:
+    """Bool[N], the share of each client's examples that it does not train on.
+
+    Raises:
+      ValueError: naming the setting, if no client can spare an example.
+    """
+    try:
+        return partition.holdout(stream(jax.random.key(seed), purpose), client_ids, share)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _parted(
+    examples: Mapping[str, np.ndarray], rows: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The examples without these rows, Bool[N], and these."""
+    kept, taken = ({name: x[chosen] for name, x in examples.items()} for chosen in (~rows, rows))
+    return kept, taken
 
 
 def _client_ids(
@@ -77,7 +103,7 @@ def parts_of_clients(choice: DataChoice) -> Parts:
     set is split as the training set is, so that a client is tested on the classes it trains on.
     """
     with jax.ensure_compile_time_eval():  # a sweep may call this while it traces
-        dataset, client_ids, validation_ids = split(choice)
+        dataset, client_ids, validation_ids, _ = split(choice)
         test_ids = _test_ids(choice, dataset, client_ids)
         # A client that has test examples and no training examples has no model.
         has_model = test_ids < choice.clients

@@ -114,7 +114,7 @@ def write(choice: DataChoice, folder: Path) -> FederatedStore:
     """
     if (folder / TRAIN).exists():
         raise ValueError(f"out {folder} holds a data set already; name another folder")
-    dataset, client_ids, _ = split(choice)
+    dataset, client_ids, *_ = split(choice)
     names = dataset.client_names
     is_natural = dataset.client_ids is client_ids
     kept = names[: choice.clients] if names is not None and is_natural else None

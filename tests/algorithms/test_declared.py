@@ -48,6 +48,7 @@ def call(declaration, values, client_lr=0.1, server_lr=0.5, loss_fn=LOSS):
         defaults | values,
         loss_fn=loss_fn,
         local=LOCAL,
+        unlabelled={"x": np.ones((4, 3), np.float32)},
         client_lr=client_lr,
         client_optimizer=optax.sgd(client_lr),
         server_lr=server_lr,

@@ -28,9 +28,7 @@ them. In the second table v_k is what stays with client k, and u what is shared;
 clients keep something takes no sampler with replacement. Bytes are in models: one is
 {size} bytes for the model that `fs.init` and `fs.communication` were asked about ({numbers}
 numbers, of which the head has {head} and the norm {norm}). The last column has what popular
-implementations were seen to do, and these do not. `fs.feddf`
-([Lin et al. 2020](https://arxiv.org/abs/2006.07242)) is not here, since no setting can give it
-examples without labels. The page is written from what the files declare
+implementations were seen to do, and these do not. The page is written from what the files declare
 (`python -m tests.helpers.which > docs/which.md`), and a test compares the two.
 """
 HEADS = (
@@ -69,6 +67,7 @@ def algorithm_of(declaration):
         given | dict(declaration.facts.options),
         loss_fn=fs.models.cross_entropy(apply),
         local=fs.LocalTraining(2, 2),
+        unlabelled={"x": np.zeros((4, 64), np.float32)},
         client_lr=0.1,
         client_optimizer=optax.sgd(0.1),
         server_lr=1.0,

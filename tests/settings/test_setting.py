@@ -165,7 +165,7 @@ def test_the_fewest_examples_of_a_client(split):
     assert "min_examples" not in setting.resolved().values()
     for fewest in (None, 0, 1, 20):
         chosen = setting.but(min_examples=fewest).resolved()
-        dataset, ids, _ = splits.split(chosen.data)
+        dataset, ids, *_ = splits.split(chosen.data)
         _, key = splits.keys(0)
         more = {} if fewest is None else {"min_examples": fewest}
         labels = dataset.train["y"]

@@ -4,20 +4,20 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Descent, Server, averaged_descent, checks
+from fedjax_sim.algorithms.distillation import check_fits, distiller
+from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.logits import classifier_of
 from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.ratios import WithShare, with_share
 from fedjax_sim.algorithms.rules import averages_alone
-from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.local_training import check_local
-from fedjax_sim.core.registry import POSITIVE
-from fedjax_sim.core.trees import cast, difference, scaled, weighted_sum, widened
+from fedjax_sim.core.registry import AT_LEAST_0, AT_LEAST_1, POSITIVE, Option, declare
+from fedjax_sim.core.trees import cast, difference, scaled, weighted_sum
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -28,6 +28,30 @@ from fedjax_sim.core.types import (
 )
 
 
+@declare(
+    "FedAvg whose server distils what the clients' models say together (Lin et al. 2020)",
+    Option(
+        "distill_steps",
+        "the server's steps of Adam in a round",
+        default=100,
+        kind=int,
+        range=AT_LEAST_0,
+        parameter="steps",
+    ),
+    Option("distill_lr", "Adam's rate", default=1e-3, range=POSITIVE, traced=True, parameter="lr"),
+    Option(
+        "distill_batch",
+        "examples of a step of the server's",
+        default=128,
+        kind=int,
+        range=AT_LEAST_1,
+        parameter="batch_size",
+    ),
+    facts=Facts(
+        "w <- Adam on KL(mean_k logits(w_k) || logits(w)) from w = sum_k a_k w_k",
+        "`distill_steps` = 0: FedAvg",
+    ),
+)
 def feddf(
     loss_fn: LossFn,
     client_optimizer: Optimizer,
@@ -66,35 +90,9 @@ def feddf(
     ...                      {"x": np.zeros((8, 2), np.float32)}, steps=5, lr=1e-3)
     """
     POSITIVE.check("lr", lr)
-    steps = check_count("steps", steps) if steps else 0
     classifier = classifier_of(loss_fn, "distilled")
-    shapes = jax.tree.map(jnp.shape, unlabelled)
-    sizes = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in jax.tree.leaves(unlabelled)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"unlabelled must hold examples, leaves [U, ...]; got {shapes}")
-    (number,) = sizes
-    size = number if batch_size is None else min(check_count("batch_size", batch_size), number)
+    distil = distiller(classifier, unlabelled, steps, optax.adam(lr), batch_size)
     base = averaged_descent(loss_fn, client_optimizer, check_local(local), optax.sgd(1.0))
-    optimizer = optax.adam(lr)
-
-    def distil(student: Any, teachers: Any, counted: Array, key: Array) -> Any:
-        def divergence(params: Any, batch: Any) -> Array:
-            several = jax.vmap(lambda w: classifier.logits(w, batch))(teachers)
-            several, own = widened(several, classifier.logits(cast(params, teachers), batch))
-            mean = jnp.mean(several, axis=0, where=counted.reshape(-1, *[1] * (several.ndim - 1)))
-            return jnp.mean(optax.kl_divergence(jax.nn.log_softmax(own), jax.nn.softmax(mean)))
-
-        def step(carry: Descent, place: Array) -> tuple[Descent, None]:
-            drawn = jax.random.randint(jax.random.fold_in(key, place), (size,), 0, number)
-            rows = drawn if size < number else jnp.arange(number)
-            batch = jax.tree.map(lambda x: jnp.asarray(x)[rows], unlabelled)
-            grads = jax.grad(divergence)(carry.params, batch)
-            with jax.numpy_dtype_promotion("standard"):  # which optax's correction of bias needs
-                updates, state = optimizer.update(grads, carry.optimizer, carry.params)
-            return Descent(optax.apply_updates(carry.params, updates), state), None
-
-        start = Descent(student, optimizer.init(student))
-        return jax.lax.scan(step, start, jnp.arange(steps, dtype=jnp.int32))[0].params
 
     def ensemble(coefficients: Coefficients) -> Coefficients:
         def combine(updates: WithShare, weights: Array, counted: Array, key: Array) -> WithShare:
@@ -115,10 +113,7 @@ def feddf(
         return base.server_update(server, scaled(update.share, toward), total, context)
 
     def check_unlabelled(params: Any, examples: Any) -> None:
-        try:
-            jax.eval_shape(classifier.logits, params, unlabelled)
-        except Exception as error:  # a user's model may raise anything
-            raise ValueError(f"unlabelled must fit the model; got {shapes}: {error}") from error
+        check_fits(classifier, params, unlabelled)
 
     return base._replace(
         client=base.client._replace(finish=finish),
