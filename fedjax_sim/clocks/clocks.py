@@ -137,5 +137,5 @@ def given(step_seconds: ArrayLike, down: ArrayLike = jnp.inf, up: ArrayLike = jn
 
 def _check_bandwidth(bandwidth: ArrayLike) -> None:
     """Refuses a concrete one that is not positive; an infinite one takes no time."""
-    if not (isinstance(bandwidth, float) and bandwidth == jnp.inf):
-        check_number("bandwidth", bandwidth, lambda x: x > 0, "positive, or infinite for no time")
+    says = "positive, or infinite for no time"
+    check_number("bandwidth", bandwidth, lambda x: x > 0, says, or_infinite=True)

@@ -111,8 +111,18 @@ def check_takes(name: str, function: Callable[..., Any], *arguments: str) -> Non
         raise ValueError(f"{name} must take ({', '.join(arguments)}): {error}") from None
 
 
-def check_number(name: str, value: ArrayLike, allowed: Callable[[float], bool], says: str) -> None:
+def check_number(
+    name: str,
+    value: ArrayLike,
+    allowed: Callable[[float], bool],
+    says: str,
+    *,
+    or_infinite: bool = False,
+) -> None:
     """Refuses a hyper-parameter out of range; a traced one is taken as it is.
+
+    Args:
+      or_infinite: whether infinity is allowed, too, which `says` then has among its words.
 
     Raises:
       ValueError: naming the argument, what was given and what is allowed.
@@ -122,11 +132,16 @@ def check_number(name: str, value: ArrayLike, allowed: Callable[[float], bool], 
     if isinstance(value, (np.ndarray, jax.Array)) and value.shape != ():
         raise ValueError(f"{name} must be a scalar; got shape {value.shape} (vmap over it)")
     try:
+        if isinstance(value, (str, bytes)):  # of which float() reads some, and arithmetic none
+            raise TypeError
         # The annotation promises a number; a caller may break it, and float() then raises.
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, {says}; got {value!r}") from None
-    if not (math.isfinite(number) and allowed(number)):
+    if or_infinite:
+        if not allowed(number):
+            raise ValueError(f"{name} must be a number, {says}; got {value}")
+    elif not (math.isfinite(number) and allowed(number)):
         raise ValueError(f"{name} must be finite and {says}; got {value}")
 
 

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.core.checks import check_count, is_concrete
 from fedjax_sim.core.randomness import permutation_seeds, permute, stream
-from fedjax_sim.core.registry import declare
+from fedjax_sim.core.registry import UP_TO_1, declare
 from fedjax_sim.core.sampling_law import Dependent, Poisson
 from fedjax_sim.core.types import Array, Cohort
 from fedjax_sim.data import FederatedData
@@ -66,12 +66,10 @@ def bernoulli(q: float | Array, capacity: int | None = None) -> Sampler:
       ValueError: if q is not in (0, 1], if capacity < 1, and on sampling if more than
         `capacity` clients would come with a probability above 1e-9 a round.
     """
-    concrete = is_concrete(q)
-    if concrete and not 0 < float(q) <= 1:
-        raise ValueError(f"q must be in (0, 1]; got {q}")
+    UP_TO_1.check("q", q)
     if capacity is not None:
         capacity = check_count("capacity", capacity)
-        if not concrete:
+        if not is_concrete(q):
             raise ValueError("q must be a number where capacity is given; got a traced array")
 
     def draw(key: Array, data: FederatedData) -> Cohort:

@@ -11,8 +11,9 @@ from fedjax_sim.core.randomness import stream
 from fedjax_sim.core.registry import declared
 from fedjax_sim.core.tasks import Attack, Executed, Tasks
 from fedjax_sim.core.trees import all_finite, weighted_sum, where, zeros_like
-from fedjax_sim.core.types import Array, PyTree
+from fedjax_sim.core.types import Array, FederatedAlgorithm, PyTree
 from fedjax_sim.transforms import attacks
+from fedjax_sim.transforms.compression.uplink import Encoded
 
 
 class Attackers(NamedTuple):
@@ -48,6 +49,27 @@ def check_attackers(attack: Any, malicious: Any) -> Attackers | None:
             f"{list(malicious.shape)} (fs.attacks.malicious_of makes it of ids)"
         )
     return Attackers(attack, jnp.asarray(malicious))
+
+
+def check_attackable(algorithm: FederatedAlgorithm, total: PyTree) -> None:
+    """Refuses an algorithm whose clients send one thing, of which update and total are both made.
+
+    An attack takes the place of the update, and the total would still be of what was trained.
+
+    Args:
+      total: what the clients' totals sum to, or its shapes.
+
+    Raises:
+      ValueError: with the reason.
+    """
+    # A codec's wire has the update and the total side by side.
+    is_sent_once = algorithm.wire is not None and not isinstance(algorithm.wire, Encoded)
+    if is_sent_once and jax.tree.leaves(total):
+        raise ValueError(
+            "attack must be None for an algorithm whose clients send once what the server both "
+            "averages and sums, as FedDyn and MIFA, because an attack takes the place of the "
+            "update alone, and the sum would be of what malicious clients trained"
+        )
 
 
 def under_attack(

@@ -28,7 +28,7 @@ from fedjax_sim.training.arguments import (
     check_strategy,
 )
 from fedjax_sim.training.asynchronous import make_asynchronous_round
-from fedjax_sim.training.attacking import check_attackers, under_attack
+from fedjax_sim.training.attacking import check_attackable, check_attackers, under_attack
 from fedjax_sim.training.executing import execute
 from fedjax_sim.training.phases import (
     advance,
@@ -77,7 +77,8 @@ def make_round(
         multiplies what was dropped by zero.
       attack: from `fs.attacks`, or a function (updates [m, ...], malicious [m], counted [m], keys
         [m]) -> updates: what malicious clients send, in every exchange, once it is decoded and
-        before the rule. What else they send, totals, is what they trained.
+        before the rule. What else they send, totals, is what they trained; FedDyn and MIFA, whose
+        totals are the updates once more, are refused.
       malicious: Bool[K], who attacks; may be traced.
       clock: how fast the K clients are, as `fs.clocks.lognormal` makes one: the metrics then have
         the round's simulated seconds, and a cohort may have a deadline. None keeps no time, and
@@ -157,6 +158,7 @@ def make_round(
             )
             executed = execute(strategy, engine, client_states, tasks, options)
             if attackers is not None:
+                check_attackable(algorithm, executed.total)
                 executed = under_attack(
                     attackers,
                     executed,

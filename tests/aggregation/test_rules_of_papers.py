@@ -147,6 +147,24 @@ def test_by_hand():
     assert moved(rules.nearest_neighbour_mixing(rules.median(), 1)) == 1.75
 
 
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3], [3, 1, 2, 0]])
+def test_what_is_not_finite_is_mixed_with_nobody(ids):
+    """Also where its client's id is the largest, and those before it are finite."""
+    stack = np.array([[1.0, 1], [2, 2], [4, 4], [np.nan, 0]])
+    seen = []
+
+    def looking(cohort, client_weights, all_client_weights):
+        def combine(updates, weights, counted, key):
+            seen.append(np.asarray(updates["b"]))
+            return jax.tree.map(lambda x: x[0], updates)
+
+        return fs.Coefficients(client_weights, None, combine=combine)
+
+    rule = rules.nearest_neighbour_mixing(looking, 1)
+    traced(rule, stack, np.ones(4, bool), np.array(ids), np.ones(4))
+    np.testing.assert_allclose(seen[0], [7 / 3, 7 / 3, 7 / 3, np.nan])
+
+
 @pytest.mark.slow
 def test_special_cases():
     """Each rule's simpler self: the plain mean, the mean by examples, the rule itself."""
@@ -250,6 +268,8 @@ def test_numbers_may_be_traced():
         (lambda: rules.geometric_median(3, 0.0), "smoothing must be finite and positive; got 0"),
         (lambda: rules.centered_clipping(0.0), "radius must be a number, positive or infinite"),
         (lambda: rules.norm_bounded(float("nan")), "radius must be a number, positive or infin"),
+        (lambda: rules.norm_bounded("3"), "radius must be a number, positive or infinite; got '3'"),
+        (lambda: rules.trimmed_mean("0.1"), r"share must be a number, in \[0, 1/2\); got '0.1'"),
         (lambda: rules.bucketing(rules.median(), 0), "size must be a whole number, at least 1"),
         (lambda: rules.bucketing("median", 2), "rule must be an aggregation rule"),
         (lambda: rules.bucketing(rules.median, 2), r"rule must take \(cohort, client_weights"),

@@ -21,6 +21,14 @@ def test_seconds_are_travel_and_steps():
     np.testing.assert_allclose(clock.training_seconds(ids, steps), [0, 2, 6, 0])
 
 
+@pytest.mark.parametrize("infinite", [np.inf, np.float32(np.inf), np.asarray(np.inf), jnp.inf])
+def test_an_infinite_bandwidth_of_any_type_takes_no_time(infinite):
+    alike = fs.clocks.equal(2, bandwidth=infinite)
+    spread = fs.clocks.lognormal(KEY, 2, 1.0, 0.0, bandwidth=infinite)
+    for clock in (alike, spread):
+        assert clock.seconds(jnp.arange(2), jnp.ones(2, jnp.int32), 9, 9).tolist() == [1.0, 1.0]
+
+
 def test_bytes_beyond_32_bits_are_seconds():
     clock = fs.clocks.equal(2, step_seconds=0.0, bandwidth=2.0**30)
     seconds = clock.seconds(jnp.array([1]), jnp.array([9]), 2**40, np.int64(2**41))

@@ -174,8 +174,10 @@ def test_custom_sampler(data):
         (lambda: fs.sampling.uniform(0), "m must be a whole number, at least 1; got 0"),
         (lambda: fs.sampling.uniform(2.5), "m must be .*got 2.5"),
         (lambda: fs.sampling.weighted(True), "m must be .*got True"),
-        (lambda: fs.sampling.bernoulli(0.0), r"q must be in \(0, 1\]; got 0"),
-        (lambda: fs.sampling.bernoulli(1.5), "q must be in"),
+        (lambda: fs.sampling.bernoulli(0.0), r"q must be finite and in \(0, 1\]; got 0"),
+        (lambda: fs.sampling.bernoulli(1.5), "q must be finite and in"),
+        (lambda: fs.sampling.bernoulli("0.5"), r"q must be a number, in \(0, 1\]; got '0.5'"),
+        (lambda: fs.sampling.bernoulli(jnp.ones(2)), r"q must be a scalar; got shape \(2,\)"),
         (lambda: fs.sampling.bernoulli(0.5, 0), "capacity must be .*got 0"),
     ],
 )

@@ -214,6 +214,24 @@ def test_labels():
         rows = np.asarray(flipped.examples["y"])[begin : begin + len(own)]
         np.testing.assert_array_equal(rows, 2 - own if bad[k] else own)
     assert flipped.examples["x"] is data.examples["x"]
+    with pytest.raises(ValueError, match=r"y must lie in \[0, 2\), the classes; got 2"):
+        fs.attacks.flip_labels(data, bad, 2)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        fs.feddyn(linear_loss, optax.sgd(LR), LOCAL, alpha=0.1),
+        fs.mifa(linear_loss, optax.sgd(LR), LOCAL),
+    ],
+    ids=["feddyn", "mifa"],
+)
+def test_what_is_sent_once_is_not_attacked_by_half(data, algorithm):
+    """FedDyn's server would sum what malicious clients trained, and MIFA's read nothing else."""
+    round_fn = fs.make_round(algorithm, attack=fs.attacks.sign_flip(), malicious=MALICIOUS)
+    state, cohort = fs.init(algorithm, zeros(), data), fs.Cohort(jnp.array(IDS))
+    with pytest.raises(ValueError, match="attack must be None for an algorithm whose clients send"):
+        jax.eval_shape(round_fn, KEY, state, data, cohort)
 
 
 def test_a_resume_knows_the_attack_and_the_malicious(data):

@@ -179,8 +179,9 @@ def _mixed(updates: PyTree, counted: Array, ids: Array, f: Any) -> PyTree:
     rank = jax.vmap(lambda row: ranks(row, order))(distances)
     nearest = counted[None, :] & (rank < number - f)
     is_finite = jnp.isfinite(squared_norms(updates))
-    # A row that has a neighbour without a distance is NaN: more than f of them are not finite.
-    is_valid = jnp.all(jnp.where(nearest, is_finite[None, :], True), axis=1)
+    # A row that has a neighbour without a distance is NaN: more than f of them are not finite. So
+    # is one that is not finite itself, whose neighbours would be the clients of the smallest ids.
+    is_valid = is_finite & jnp.all(jnp.where(nearest, is_finite[None, :], True), axis=1)
     mixing = nearest.astype(distances.dtype) / jnp.maximum(number - f, 1).astype(distances.dtype)
 
     def mixed(x: Array) -> Array:

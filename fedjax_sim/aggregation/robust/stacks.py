@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.checks import check_number, is_concrete
 from fedjax_sim.core.types import (
     AggregationRule,
     Array,
@@ -44,8 +44,7 @@ def check_radius(radius: ArrayLike) -> None:
     Raises:
       ValueError: with what was given.
     """
-    if is_concrete(radius) and (jnp.shape(radius) != () or not np.asarray(radius) > 0):
-        raise ValueError(f"radius must be a number, positive or infinite; got {radius!r}")
+    check_number("radius", radius, lambda x: x > 0, "positive or infinite", or_infinite=True)
 
 
 def combining(combine: Combine, *, by_weight: bool = False) -> AggregationRule:

@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.checks import check_count, has_values
 from fedjax_sim.core.registry import declare
 from fedjax_sim.core.types import Array
 
@@ -25,7 +26,8 @@ def flip_labels(data: Any, malicious: ArrayLike, num_classes: int, labels: str =
       labels: the name of the leaf that is changed.
 
     Raises:
-      ValueError: for data without such labels, or malicious clients of another number of them.
+      ValueError: for data without such labels, labels that are known and out of range, or malicious
+        clients of another number of them.
 
     >>> import fedjax_sim as fs, numpy as np
     >>> data = fs.FederatedData.from_clients([{"y": np.array([0, 1])}, {"y": np.array([2, 2])}])
@@ -43,6 +45,7 @@ def flip_labels(data: Any, malicious: ArrayLike, num_classes: int, labels: str =
     y: Array = examples[labels]
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"{labels} must be labels, whole numbers; got {y.dtype}")
+    _check_are_classes(labels, y, num_classes)
     malicious = jnp.asarray(malicious)
     if malicious.dtype != bool or malicious.shape != (data.num_clients,):
         raise ValueError(
@@ -57,3 +60,17 @@ def flip_labels(data: Any, malicious: ArrayLike, num_classes: int, labels: str =
     is_flipped = is_flipped.reshape(-1, *[1] * (y.ndim - 1))
     flipped = jnp.where(is_flipped, (num_classes - 1 - y).astype(y.dtype), y)
     return replace(data, examples={**examples, labels: flipped})
+
+
+def _check_are_classes(name: str, labels: Array, num_classes: int) -> None:
+    """Refuses labels that are known and out of range, which would be flipped to none of a class.
+
+    Raises:
+      ValueError: with one of them.
+    """
+    if not has_values(labels):
+        return
+    values = np.asarray(labels)
+    wrong = values[(values < 0) | (values >= num_classes)]
+    if wrong.size:
+        raise ValueError(f"{name} must lie in [0, {num_classes}), the classes; got {wrong[0]}")

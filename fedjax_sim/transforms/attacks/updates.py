@@ -126,8 +126,10 @@ def alie(z: ArrayLike | None = None, omniscient: bool = False) -> Attack:
       omniscient: whose updates mu and sigma are of.
 
     Raises:
-      ValueError: for a z that is not finite.
+      ValueError: for a z that is not finite, or an omniscient that is neither True nor False.
     """
+    if not isinstance(omniscient, bool):
+        raise ValueError(f"omniscient must be True or False; got {omniscient!r}")
     if z is not None:
         check_number("z", z, ANY_NUMBER.allows, ANY_NUMBER.says)
 

@@ -53,8 +53,8 @@ def budget(
     7.05
     """
     law = law_of(sampler, num_clients)
+    AT_LEAST_0.check("noise_multiplier", noise_multiplier)
     z = _number("noise_multiplier", noise_multiplier)
-    AT_LEAST_0.check("noise_multiplier", z)
     WITHIN_0_AND_1.check("delta", delta)
     num_rounds = check_count("num_rounds", num_rounds)
     return _epsilons(law, z, [num_rounds], delta, num_clients, _FINE)[0]
