@@ -174,11 +174,23 @@ class Declaration:
         Args:
           values: of options by name; those that are not there keep the factory's default.
           common: by parameter; those that the factory does not take are left out.
+
+        Raises:
+          ValueError: from the factory, by an option's name where it begins with its parameter's.
         """
         symbols = {self.symbols.get(name, name): value for name, value in common.items()}
         arguments = {name: value for name, value in symbols.items() if name in self.parameters}
         own_values = {o.argument: values[o.name] for o in self.options if o.name in values}
-        return self.factory(**arguments, **own_values)
+        try:
+            return self.factory(**arguments, **own_values)
+        except ValueError as error:
+            # A refusal begins with the parameter that it is of; a user knows it as an option.
+            first, space, rest = str(error).partition(" ")
+            named = {parameter: name for name, parameter in self.symbols.items()}
+            named |= {o.argument: o.name for o in self.options}
+            if named.get(first, first) == first:
+                raise
+            raise ValueError(f"{named[first]}{space}{rest}") from error
 
 
 def declare(

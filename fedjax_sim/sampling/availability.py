@@ -52,7 +52,7 @@ def available(sampler: Sampler, trace: Trace | Any) -> Sampler:
             )
         trace = recorded(trace)
     probability: Any = trace.probability
-    if probability is not None and is_concrete(probability) and float(probability) == 1:
+    if always_come(trace):
         return sampler
 
     def drawn(
@@ -140,6 +140,12 @@ def deadline(sampler: Sampler, seconds: ArrayLike, late: str = "drop") -> Sample
 
     sample.__qualname__ = "deadline"
     return sampler._replace(sample=sample, among=None if sampler.among is None else among)
+
+
+def always_come(trace: Trace) -> bool:
+    """Whether it is known that every client is available in every round."""
+    probability: Any = trace.probability
+    return probability is not None and is_concrete(probability) and float(probability) == 1
 
 
 def _check_is_sampler(sampler: Any) -> None:

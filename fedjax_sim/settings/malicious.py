@@ -1,5 +1,6 @@
 """Which clients of a setting are malicious, checked before anything is loaded."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,8 @@ def with_assumed(values: Mapping[str, Any], mode: Declaration, cohort: int) -> M
     share = values.get("malicious")
     if "f" in values or not mode.takes("f") or share is None or not is_concrete(share):
         return values
-    return {**values, "f": max(1, round(float(share) * cohort))}
+    # A half is rounded up, as where the malicious clients are drawn.
+    return {**values, "f": max(1, math.floor(float(share) * cohort + 0.5))}
 
 
 def client_ids(text: str) -> list[int]:

@@ -10,6 +10,7 @@ from fedjax_sim.core.sampling_law import Poisson
 from fedjax_sim.results import Run
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.sampling import everyone as everyone_comes
+from fedjax_sim.sampling.availability import always_come
 from fedjax_sim.settings.resolved import ResolvedSetting
 from fedjax_sim.transforms.privacy import accounting
 
@@ -57,6 +58,29 @@ def with_noise(
     while accounting.history(law, z, [rounds], delta, clients)[0] > epsilon:
         z *= 1 + _MORE_NOISE
     return {name: x for name, x in values.items() if name != EPSILON} | {NOISE: z}
+
+
+def check_all_can_come(
+    options: Mapping[str, Any], privacy: Declaration | None, availability: Declaration | None
+) -> None:
+    """Refuses clients that cannot be reached in some rounds where the server noises.
+
+    Args:
+      options: of the choices, by name.
+
+    Raises:
+      ValueError: naming both, and what is allowed.
+    """
+    if privacy is None or availability is None or not privacy.takes("expected_cohort"):
+        return
+    # Which label a client has does not change whether it comes in every round.
+    trace = availability.call(options, labels=[0])
+    if not always_come(trace):
+        raise ValueError(
+            f"availability must not be {availability.name} beside privacy {privacy.name}: its "
+            "budget is of clients that come with one probability in every round, and not only "
+            "where they can be reached; local needs no cohort"
+        )
 
 
 def spent(setting: ResolvedSetting, sampler: Sampler, evaluated: np.ndarray) -> Spent | None:

@@ -14,7 +14,7 @@ from fedjax_sim.settings.belonging import OF_SCHEDULES, TAKEN_AS, check_belongs,
 from fedjax_sim.settings.common import FULL, OF_OPTIONAL
 from fedjax_sim.settings.malicious import check_malicious, with_assumed
 from fedjax_sim.settings.options import COMMON, choose
-from fedjax_sim.settings.private import with_noise
+from fedjax_sim.settings.private import check_all_can_come, with_noise
 from fedjax_sim.settings.resolved import (
     Choices,
     ClientSteps,
@@ -69,6 +69,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedSetting:
     values = _with_noise(_Context(values, choices, facts))
     values = with_assumed(values, choices.mode, _cohort(_Context(values, choices, facts)))
     options = _own_options(values, choices)
+    check_all_can_come(options, choices.privacy, choices.availability)
     clients = values.get("clients", facts.clients)
     if choices.partition.takes("ids") and facts.fixed and clients != facts.clients:
         raise ValueError(
@@ -204,7 +205,10 @@ def _with_noise(context: _Context) -> Mapping[str, Any]:
         return values
     clients = values.get("clients", facts.clients)
     fraction = context.value("fraction")
-    sampler = choices.sampler.call(values, m=cohort_size(fraction, clients), q=fraction)
+    # Of a sampler that asks for the model's loss, which is not known here, the law alone is read.
+    sampler = choices.sampler.call(
+        values, m=cohort_size(fraction, clients), q=fraction, loss_fn=lambda *_: None
+    )
     return with_noise(values, choices.privacy, sampler, context.value("delta"), clients)
 
 

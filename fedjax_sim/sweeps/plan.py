@@ -110,9 +110,14 @@ def plan(
                     "execution must not be sharded in a sweep, which deals whole configurations "
                     "over the devices; leave it None, or give the inner strategy"
                 )
-            for name in traced:  # every value is built once, because a factory may refuse it
-                for value in dict.fromkeys(grid.configurations[i][name] for i in indices):
-                    build(experiment, {**first, name: value}, keys[0], opaque)
+            # A factory may refuse a value. Each is built in a configuration that has it, because it
+            # may be refused beside the values of another one.
+            having: dict[Any, int] = {}
+            for i in indices:
+                for name in traced:
+                    having.setdefault((name, grid.configurations[i][name]), i)
+            for i in dict.fromkeys(having.values()):
+                build(experiment, grid.configurations[i], keys[0], opaque)
             num_rounds = first_experiment.num_rounds
             exchange = communication(
                 first_experiment.algorithm, state.params, first_experiment.data

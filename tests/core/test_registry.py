@@ -9,6 +9,7 @@ import pytest
 from fedjax_sim import algorithms
 from fedjax_sim.core import registry
 from fedjax_sim.core.registry import AT_LEAST_0, Option, declare
+from fedjax_sim.sampling import traces
 from fedjax_sim.settings.rooms import ROOMS
 
 # Rooms that build what is named, and must know it by its declaration alone.
@@ -78,6 +79,18 @@ def test_a_factory_is_called_with_what_it_takes():
     declaration = registry.declaration_of(rule)
     assert declaration.call({}, loss_fn="loss", local="unused") == ("loss", 2.0, 3)
     assert declaration.call({"wave_alpha": 5.0}, loss_fn="loss") == ("loss", 5.0, 3)
+
+
+def test_a_refusal_names_the_option_and_not_the_factorys_parameter():
+    """`--share` is top-k's, and the share of a period is `--availability-share`."""
+    periodic = registry.declared(traces)["periodic"]
+    for call, name in (
+        (lambda: periodic.call({"availability_share": 0.01}), "availability_share"),
+        (lambda: traces.periodic(24, 0.01), "share"),
+    ):
+        with pytest.raises(ValueError, match="half a round of the period") as refusal:
+            call()
+        assert str(refusal.value).split()[0] == name
 
 
 def test_an_undeclared_factory_has_the_options_of_its_signature():

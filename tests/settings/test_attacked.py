@@ -79,6 +79,7 @@ def test_what_is_refused(values, message):
         ({"malicious": 0.2, "fraction": 0.5}, 1),  # of 5 in a round
         ({"malicious": 0.3, "fraction": 1.0}, 3),
         ({"malicious": 0.3, "sampler": "everyone", "fraction": None}, 3),
+        ({"malicious": 0.25, "fraction": 1.0}, 3),  # a half is rounded up, as in the draw
         ({"malicious": 0.3, "fraction": 1.0, "f": 2}, 2),
     ],
 )

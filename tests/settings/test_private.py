@@ -99,6 +99,25 @@ def test_what_makes_no_claim_is_refused(given, message):
         resolved(**given)
 
 
+def test_a_budget_is_of_clients_that_can_be_reached_in_every_round():
+    """Of one who comes only in some, the accountant has no event, and so the column no number."""
+    with pytest.raises(ValueError, match="availability must not be periodic beside privacy"):
+        resolved(**CENTRAL, availability="periodic")
+    always = resolved(**CENTRAL, availability="always")
+    assert private.spent(always, build.sampler(always), np.ones(12, bool)) is not None
+    noised = {"privacy": "local", "clip": 1.0, "noise_multiplier": 1.0}
+    local = resolved(**noised, availability="by_label", availability_period=4)
+    assert private.spent(local, build.sampler(local), np.ones(12, bool)) is not None
+
+
+def test_clients_that_noise_themselves_are_drawn_by_any_sampler():
+    """Power-of-Choice asks for the model's loss, which no budget needs."""
+    noised = {"privacy": "local", "clip": 1.0, "noise_multiplier": 1.0}
+    assert resolved(**noised, sampler="power_of_choice").sampler == "power_of_choice"
+    with pytest.raises(ValueError, match="because clients come by the model's loss"):
+        resolved(**CENTRAL, sampler="power_of_choice")
+
+
 def test_a_rule_or_an_algorithm_that_breaks_it_is_refused():
     with pytest.raises(ValueError, match="divides by the weight of those that report"):
         _ = build.experiment(resolved(**CENTRAL, mode="selected")).round_fn

@@ -244,6 +244,25 @@ def test_configurations_side_by_side_fit_the_cache(data, monkeypatch):
     assert widths(1, side_by_side=7) == 7  # 20 are three blocks of 7
 
 
+def test_values_that_go_together_are_tried_together(data):
+    """Each in a configuration that has it, and not beside the values of another one."""
+    from fedjax_sim.sweeps import plan
+
+    def make(lr, mu):
+        if not isinstance(lr, jax.core.Tracer) and lr * mu > 0.2:
+            raise ValueError(f"mu must be at most 0.2 / lr; got {mu}")
+        return factory(data)(lr, mu)
+
+    def planned(grid):
+        keys = jax.random.key(0)[None]
+        return plan.plan(make, grid, keys, 1, (), False, True, None, 1e12)
+
+    (group,) = planned(fs.grid.zip(lr=[0.1, 0.01], mu=[1.0, 10.0]))
+    assert group.traced == ("lr", "mu")
+    with pytest.raises(ValueError, match=r"mu must be at most .*; got 10"):
+        planned(fs.grid.product(lr=[0.1, 0.01], mu=[1.0, 10.0]))
+
+
 def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
     make = factory(data)
 
