@@ -13,6 +13,11 @@ def model_of(params: Params, number: Array | int) -> Params:
     return jax.tree.map(lambda models: models[number], params)
 
 
+def one_with_number(params: Params) -> tuple[Params, Array]:
+    """What travels of C models that are 0 but for one: that one, and which it is; for shapes."""
+    return model_of(params, 0), jnp.int32(0)
+
+
 def best_of(losses: tuple[Array, Array]) -> Array:
     """Int[], the model of the least loss, by the sums [C] that a client has probed."""
     totals, _ = losses  # of the same examples, so that their order is that of the means

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.types import ClientOutput, FederatedAlgorithm, Params, PyTree
+from fedjax_sim.core.types import ClientOutput, FederatedAlgorithm, Params, PyTree, unpooled
 
 
 class Start(NamedTuple):
@@ -30,6 +30,16 @@ def as_algorithm(algorithm: Any) -> FederatedAlgorithm:
             algorithm_text += "fs.fedavg(loss_fn, client_optimizer, local)"
         raise ValueError(f"algorithm must be made by fs.fedavg or a sibling; got {algorithm_text}")
     return algorithm
+
+
+def each_seen(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
+    """The algorithm whose every client trains, because each one's own update must be seen.
+
+    That its clients send a gradient, if they do, is still to be known.
+    """
+    if algorithm.pooled_gradient is None:
+        return algorithm
+    return algorithm._replace(pooled_gradient=unpooled)
 
 
 def first_start(algorithm: FederatedAlgorithm, params: Params, examples: PyTree) -> Start:

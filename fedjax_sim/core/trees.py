@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fedjax_sim.core.types import Array, PyTree, accumulator
@@ -173,6 +174,17 @@ def sum_where(counted: Array, tree: PyTree) -> PyTree:
 def num_bytes(tree: PyTree) -> int:
     """Bytes of the leaves, arrays or their shapes, of any dtype."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def sent_with(wire: PyTree | int, tree: PyTree) -> PyTree | int:
+    """What travels where a tree goes beside a wire: shapes, or bits if the wire is a number.
+
+    >>> sent_with(np.int64(3), jnp.ones(2))
+    67
+    """
+    if isinstance(wire, (int, np.integer)) and not isinstance(wire, bool):
+        return int(wire) + 8 * num_bytes(tree)
+    return wire, tree
 
 
 def first_of_each(ids: Array, mask: Array) -> Array:

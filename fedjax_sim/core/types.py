@@ -119,6 +119,12 @@ def no_probe(message: PyTree, client_state: PyTree, batch: PyTree, mask: Array) 
     return ()
 
 
+def unpooled(*_: Any) -> Any:
+    """`pooled_gradient` of clients that send a gradient, every one of which must be seen, as by a
+    codec: each client trains, and what they send is still no difference of two models."""
+    raise AssertionError("each client trains; this is a mark, and is not called")
+
+
 @one_line
 class RoundContext(NamedTuple):
     """What the server knows of a round beside the averages.
@@ -193,7 +199,7 @@ class FederatedAlgorithm(NamedTuple):
         step. `update` is the sum over examples of weight times contribution, summed by the engine
         over blocks of the cohort's examples with weight a_k / n_k, so that no client has a model of
         its own. The weights it is given are scaled to at most 1 / B, which the engine undoes in
-        float32. None: each client trains.
+        float32. None: each client trains; `unpooled`: likewise, and sends a gradient.
       check: (params, examples) -> None, raises ValueError for what does not fit; leaves of
         `examples` are [N, ...]. `fs.init` calls it before anything runs.
       personal: (server_state, client_state, probed) -> params, the model that a client uses itself;
@@ -246,7 +252,7 @@ class FederatedAlgorithm(NamedTuple):
             self.client,
             self.server_update,
             self.local,
-            self.pooled_gradient,
+            None if self.pooled_gradient is unpooled else self.pooled_gradient,
             self.aggregation,
         )
         return (*self.earlier, last)

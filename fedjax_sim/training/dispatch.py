@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedjax_sim.core.asynchrony import Asynchrony, Pending
 from fedjax_sim.core.client_states import states_of
 from fedjax_sim.core.counts import carried, exact
+from fedjax_sim.core.models import model_of
 from fedjax_sim.core.randomness import permutation_seeds, permute
 from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import first_of_each
@@ -21,6 +22,7 @@ from fedjax_sim.core.types import (
     FederatedAlgorithm,
     FederatedState,
     Metrics,
+    Params,
     PyTree,
     accumulator,
 )
@@ -146,7 +148,7 @@ def train(
         chosen, places, executed = execute_group(group)
         update, total = executed.updates
         if asynchrony.mixes_models:
-            update = jax.tree.map(_plus_each, update, state.params)
+            update = jax.tree.map(_plus_each, update, _sent_model(engine, state))
         new_results = Pending(
             update=update,
             total=total,
@@ -175,6 +177,12 @@ def train(
     if asynchrony.buffer == asynchrony.concurrency:
         return train_group(first, start)
     return jax.lax.fori_loop(0, -(-sent.number // size), train_group, start)
+
+
+def _sent_model(engine: Engine, state: FederatedState) -> Params:
+    """The model that clients train from: by a codec it is not quite the server's."""
+    model = model_of(engine.message)
+    return state.params if model is None else model
 
 
 def _plus_each(update: Array, model: Array) -> Array:

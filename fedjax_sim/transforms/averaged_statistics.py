@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.paths import map_models, put
-from fedjax_sim.core.trees import cast, num_bytes
+from fedjax_sim.core.trees import cast, sent_with
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -104,10 +104,7 @@ def with_averages(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
 
     def wire(update: tuple[PyTree, PyTree], total: PyTree) -> Any:
         assert inner_wire is not None
-        sent = inner_wire(update[0], total)
-        if isinstance(sent, int):
-            return sent + 8 * num_bytes(update[1])
-        return sent, update[1]
+        return sent_with(inner_wire(update[0], total), update[1])
 
     return algorithm._replace(
         client=inner._replace(finish=finish),

@@ -41,7 +41,7 @@ def test_every_algorithm_has_its_line(name):
         ("fednova", 0, MODEL, MODEL + 8),
         ("scaffold", MODEL, 2 * MODEL, 2 * MODEL),
         ("mime", 0, 4 * MODEL, 2 * MODEL),
-        ("ifca", 0, 2 * MODEL, 2 * MODEL + 8),
+        ("ifca", 0, 2 * MODEL, MODEL + 4),
         ("apfl", MODEL + 4, MODEL, MODEL),
         ("fedper", HEAD, MODEL - HEAD, MODEL - HEAD),
         ("lgfedavg", MODEL - HEAD, HEAD, HEAD),

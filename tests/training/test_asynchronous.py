@@ -189,6 +189,21 @@ TO_THE_TARGET = fs.fedavg(
 )
 
 
+def test_the_model_that_is_mixed_was_trained_from_what_a_codec_sent():
+    """Whole numbers go down: the client is at its target, 1, wherever it begins."""
+    whole = fs.compression.Codec(
+        init=lambda model: (),
+        encode=lambda model, residual, key: (jnp.floor(model), residual),
+        decode=lambda wire: wire,
+    )
+    sent = fs.compression.compressed(TO_THE_TARGET, downlink=whole)
+    algorithm = fs.asynchronous.fedasync(sent, 1, fs.clocks.equal(1), alpha=0.6, staleness=0.0)
+    data, everyone = one_number_each(1.0), fs.sampling.everyone()
+    given = fs.Experiment(algorithm, 0.0, data, everyone, 3, evaluate=lambda params: params)
+    _, history = run(given)
+    np.testing.assert_allclose(history.evaluation, [0.6, 0.84, 0.936], rtol=1e-6)
+
+
 def test_of_equal_arrivals_the_older_model_comes_first_then_the_lower_id():
     """Four clients, each of which moves to its target in a second; all are always in training."""
     data = one_number_each(1.0, 3.0, 10.0, 20.0)

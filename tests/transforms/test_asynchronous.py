@@ -110,7 +110,24 @@ REFUSED = {
     "send the difference of two models": lambda: fs.asynchronous.fedasync(
         fs.fedsgd(linear_loss, optax.sgd(0.1)), 4, CLOCK
     ),
+    "takes? the rule as it is": lambda: BUFF(feddf(), 2, 4, CLOCK),
 }
+
+
+def feddf():
+    loss_fn = fs.models.cross_entropy(fs.models.logistic_regression((2,), 3).apply)
+    unlabelled = {"x": np.zeros((8, 2), np.float32)}
+    return fs.feddf(loss_fn, optax.sgd(0.1), LOCAL, unlabelled, steps=5, lr=1e-3)
+
+
+@pytest.mark.parametrize("name", ["compressed", "local"])
+def test_a_gradient_is_no_difference_of_models_whatever_is_around_it(name):
+    fedsgd = AROUND[name](fs.fedsgd(linear_loss, optax.sgd(0.1)))
+    with pytest.raises(ValueError, match="one whose clients send a gradient"):
+        fs.asynchronous.fedasync(fedsgd, 4, CLOCK)
+    BUFF(fedsgd, 2, 4, CLOCK)
+    with pytest.raises(ValueError, match="those of this one send one gradient"):
+        fs.partial(fs.privacy.local(fs.fedsgd(linear_loss, optax.sgd(0.1)), 1.0, 1.0), "b")
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) for x in AROUND])

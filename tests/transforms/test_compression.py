@@ -169,13 +169,13 @@ def test_a_codec_draws_from_a_stream_of_its_own():
 
 def test_personal_models_and_states_are_still_the_algorithms_own():
     ifca = fs.ifca(linear_loss, optax.sgd(LR), LOCAL, num_models=2)
-    wrapped = fs.compression.compressed(ifca, fs.compression.top_k(0.5))
+    wrapped = fs.compression.compressed(ifca, downlink=fs.compression.top_k(0.5))
     probed = jnp.array([2.0, 1.0])
     own, expected = (x.personal(x.init(several_models()), (), probed) for x in (wrapped, ifca))
     np.testing.assert_array_equal(flat(own), flat(expected))
     fedsgd = fs.fedsgd(linear_loss, optax.sgd(LR))
     wrapped = fs.compression.compressed(fedsgd, fs.compression.top_k(0.5))
-    assert wrapped.pooled_gradient is None
+    assert wrapped.exchanges[-1].pooled_gradient is None  # each client's own must be seen
     scaffold = fs.scaffold(linear_loss, LR, LOCAL)
     wrapped = fs.compression.compressed(scaffold, fs.compression.top_k(0.5), error_feedback=True)
     kept = wrapped.init_client(zeros())
@@ -199,7 +199,10 @@ def test_what_cannot_be_compressed_is_refused(data):
         ((FEDAVG, codec, None, 1), "error_feedback must be True or False; got 1"),
         ((fs.mime(linear_loss, LR, LOCAL), codec), "one exchange in a round.*got one of 2"),
         ((fs.compression.compressed(FEDAVG, codec), codec), "compressed already"),
-        ((ifca, codec, None, True), "clients probe"),
+        ((fs.afl(linear_loss, LR, LOCAL, 0.1), codec, None, True), "clients probe"),
+        # Half of a choice, or its signs, would move models that nobody has chosen.
+        ((ifca, codec), "IFCA one model of several"),
+        ((fs.privacy.central(FEDAVG, 1.0, 1.0, 3), codec), "be private, whose clip a codec may"),
     ):
         with pytest.raises(ValueError, match=words):
             fs.compression.compressed(*arguments)

@@ -332,6 +332,10 @@ def test_what_travels(data):
     half = fs.compression.compressed(FEDAVG, fs.compression.top_k(0.5))
     assert fs.communication(fs.privacy.central(half, 1.0, 1.0, 3), zeros(), data).up == 24
     assert fs.communication(fs.privacy.adaptive_clipping(half, 0.1, 3), zeros(), data).up == 28
+    # Of 4 + 1 numbers levels of 8 bits and 2 x 2 numbers, and beside them the clip.
+    down = fs.compression.compressed(FEDAVG, downlink=fs.compression.quantise(8))
+    adaptive = fs.privacy.adaptive_clipping(down, 0.1, 3)
+    assert fs.communication(adaptive, zeros(), data) == (5 + 16 + 4, 24)
 
 
 OTHERS = {
@@ -449,6 +453,10 @@ def test_rules_and_wrappers_that_break_the_bound_are_refused():
     half = fs.compression.compressed(FEDAVG, fs.compression.top_k(0.5))
     with pytest.raises(ValueError, match="compress the result"):
         fs.privacy.local(half, 1.0, 1.0)
+    noised = fs.privacy.local(FEDAVG, 1.0, 1.0)
+    with pytest.raises(ValueError, match="would draw the same numbers once more"):
+        fs.privacy.local(noised, 1.0, 1.0)
+    fs.privacy.central(noised, 1.0, 1.0, 3)  # whose server draws others
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fedjax_sim.algorithms.optimizers import Optimizer
 from fedjax_sim.algorithms.probes import measures
 from fedjax_sim.algorithms.ratios import ratio
 from fedjax_sim.algorithms.rules import averages_alone
-from fedjax_sim.algorithms.several_models import best_of, check_models, model_of
+from fedjax_sim.algorithms.several_models import best_of, check_models, model_of, one_with_number
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import loss_total
@@ -73,8 +73,7 @@ def ifca(
     with are params with an axis in front, leaves `[C, ...]`, as `jax.vmap` of a model's `init` over
     C keys gives them, and so are `state.params`. They must differ, and well, since a model that
     fits nobody best is never trained. `fs.evaluate_clients` measures a client by the model it would
-    choose now. A round passes over its examples once more, with all C models. C models go down and,
-    all 0 but one, up, as `fs.communication` counts; a client would send one and its number.
+    choose now. A round probes all C models first; C models go down, and one with its number up.
 
     Args:
       loss_fn: (params, batch, key) -> losses[B], or (losses[B], {name: values[B]}), of one model.
@@ -127,4 +126,5 @@ def ifca(
         check=check,
         personal=lambda server, client_state, probed: model_of(server.params, best_of(probed)),
         check_rule=averages_alone("what a client sends is 0 but for its own model"),
+        wire=lambda update, total: jax.eval_shape(one_with_number, update.change),
     )

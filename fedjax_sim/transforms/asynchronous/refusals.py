@@ -66,3 +66,8 @@ def check_exchange(algorithm: FederatedAlgorithm) -> None:
             "asynchronous: its budget is of cohorts drawn at random, and who arrives first is "
             "decided by who is fast. fs.privacy.local needs no cohort"
         )
+    if algorithm.aggregation is not None:
+        raise ValueError(
+            "algorithm must take the rule as it is to be asynchronous; this one makes something "
+            "else of it, as FedDF, whose clients send models, which staleness would scale"
+        )

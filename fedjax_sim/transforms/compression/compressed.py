@@ -57,9 +57,10 @@ def compressed(
 
     Raises:
       ValueError: for what is no algorithm or no codec, or no codec at all; for an algorithm that is
-        compressed in that direction already, or has several exchanges in a round; with error
-        feedback, for a codec without a memory, and up for an algorithm whose clients probe, as
-        IFCA's, because the shapes of its update are not known without data; from the round or
+        compressed in that direction already, or has several exchanges in a round; up, for one that
+        sends something else than its update, as IFCA one model of several, or is private; with
+        error feedback, for a codec without a memory, and up for an algorithm whose clients probe,
+        as AFL's, because the shapes of its update are not known without data; from the round or
         `fs.init`, for a codec that decodes to other shapes, or a message without a model.
 
     >>> import fedjax_sim as fs, jax.numpy as jnp, numpy as np, optax
@@ -142,11 +143,18 @@ def _check_uplink(algorithm: FederatedAlgorithm, error_feedback: bool) -> None:
     Raises:
       ValueError: saying why.
     """
+    if isinstance(algorithm.wire, Encoded):
+        raise ValueError("algorithm must not be compressed already")
+    if algorithm.aggregation is not None:
+        raise ValueError(
+            "algorithm must take the rule as it is to be compressed: it must not be private, whose "
+            "clip a codec may undo (compress first), nor have a server that sees every model, as "
+            "FedDF"
+        )
     if algorithm.wire is not None:
         raise ValueError(
-            "algorithm must not be compressed already, nor send its update as a total, too, which "
-            "no codec encodes, nor be private, whose clip a codec may undo (compress first): its "
-            "field `wire` is set"
+            "algorithm must send its update as it is, for a codec to encode; this one does not: "
+            "FedDyn and MIFA send it as a total, too, and IFCA one model of several and its number"
         )
     if error_feedback and algorithm.client.probe is not None:
         raise ValueError(

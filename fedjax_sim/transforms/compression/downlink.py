@@ -11,7 +11,7 @@ from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.randomness import CODEC, stream
 from fedjax_sim.core.reprs import one_line
-from fedjax_sim.core.trees import difference, num_bytes
+from fedjax_sim.core.trees import difference, sent_with
 from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree, RoundContext
 from fedjax_sim.transforms.compression.codec import Codec
 
@@ -26,7 +26,7 @@ class EncodedMessage:
         downlink, model = self.downlink, model_of(message)
         beside = with_model(message, ())
         if downlink.bits is not None:
-            return downlink.bits(model) + 8 * num_bytes(beside)
+            return sent_with(downlink.bits(model), beside)
 
         def encoded(model: Params) -> PyTree:
             return downlink.encode(model, downlink.init(model), jax.random.key(0))[0]

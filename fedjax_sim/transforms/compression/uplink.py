@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.algorithm import first_output
+from fedjax_sim.core.algorithm import each_seen, first_output
 from fedjax_sim.core.checks import check_same_spec
 from fedjax_sim.core.randomness import CODEC, stream
 from fedjax_sim.core.reprs import fields_of
-from fedjax_sim.core.trees import num_bytes
+from fedjax_sim.core.trees import sent_with
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -33,7 +33,7 @@ class Encoded:
     def __call__(self, update: PyTree, total: PyTree) -> PyTree | int:
         uplink = self.uplink
         if uplink.bits is not None:
-            return uplink.bits(update) + 8 * num_bytes(total)
+            return sent_with(uplink.bits(update), total)
 
         def encoded(update: PyTree) -> PyTree:
             return uplink.encode(update, uplink.init(update), jax.random.key(0))[0]
@@ -114,10 +114,9 @@ def encoding_updates(
         assert given_probe is not None
         return given_probe(message, own(state), batch, mask)
 
-    return algorithm._replace(
+    return each_seen(algorithm)._replace(
         init_client=init_client if error_feedback else algorithm.init_client,
         client=ClientUpdate(init, step, finish, inner.probe),
-        pooled_gradient=None,
         personal=None if algorithm.personal is None else personal,
         personal_probe=given_probe if given_probe in (None, no_probe) else personal_probe,
         wire=Encoded(uplink),

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from fedjax_sim.core.algorithm import each_seen
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.randomness import NOISE, stream
 from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, WITHIN_0_AND_1, Option, declare
 from fedjax_sim.core.reprs import one_line
-from fedjax_sim.core.trees import num_bytes
+from fedjax_sim.core.trees import sent_with
 from fedjax_sim.core.types import (
     Array,
     ClientOutput,
@@ -32,11 +33,11 @@ from fedjax_sim.core.types import (
 from fedjax_sim.transforms.asynchronous.refusals import checked_around
 from fedjax_sim.transforms.privacy.mechanism import (
     NOISE_MULTIPLIER,
+    CheckedWithModel,
     FixedDenominator,
     Unchanged,
     as_expected,
     check_private,
-    checked_with_model,
     clipped,
     fixed_denominators,
     with_noise,
@@ -196,23 +197,26 @@ def adaptive_clipping(
 
     def wire(update: WithBit, total: PyTree) -> PyTree | int:
         assert algorithm.wire is not None
-        sent = algorithm.wire(update.update, total)
-        return sent + 8 * num_bytes(update.bit) if isinstance(sent, int) else (sent, update.bit)
+        return sent_with(algorithm.wire(update.update, total), update.bit)
+
+    def message_wire(message: WithClip) -> PyTree | int:
+        assert algorithm.message_wire is not None
+        return sent_with(algorithm.message_wire(message.own), message.clip)
 
     return checked_around(
-        algorithm._replace(
+        each_seen(algorithm)._replace(  # because each one's own update is clipped
             init=init,
             params=OwnParams(algorithm.params),
             broadcast=broadcast,
             client=ClientUpdate(first, step, finish, None if inner_probe is None else probe),
             server_update=server_update,
-            pooled_gradient=None,  # each client's own update is clipped
-            check=checked_with_model(algorithm),
+            check=CheckedWithModel(algorithm),
             personal=None if given_personal is None else personal,
             personal_probe=given_probe if given_probe in (None, no_probe) else personal_probe,
             acts_when_empty=True,
             wire=Unchanged(None if algorithm.wire is None else wire),
             check_rule=fixed_denominators(algorithm.check_rule),
             aggregation=FixedDenominator(expected_cohort),
+            message_wire=None if algorithm.message_wire is None else message_wire,
         )
     )

@@ -3,13 +3,14 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from fedjax_sim.core.algorithm import each_seen
 from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, declare
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, PyTree
 from fedjax_sim.transforms.privacy.mechanism import (
     CLIP,
     NOISE_MULTIPLIER,
+    CheckedWithModel,
     check_private,
-    checked_with_model,
     clipped,
     with_noise,
 )
@@ -41,8 +42,9 @@ def local(
       noise_multiplier: Float[] >= 0, z.
 
     Raises:
-      ValueError: as `central`, but for rules; and for an algorithm that is compressed, because what
-        travels would have no noise, or not be what the codec made: compress the result.
+      ValueError: as `central`, but for rules; for an algorithm whose clients noise what they send
+        already; and for one that is compressed, because what travels would have no noise, or not be
+        what the codec made: compress the result.
 
     >>> import fedjax_sim as fs, optax
     >>> loss_fn = lambda w, batch, key: (batch["x"] * w - batch["y"]) ** 2
@@ -56,6 +58,11 @@ def local(
         raise ValueError(
             "algorithm must not be compressed to be private at the clients, because the noise is "
             "of what travels; compress the result: compressed(local(...))"
+        )
+    if isinstance(algorithm.check, CheckedWithModel):
+        raise ValueError(
+            "algorithm must not be noised by its clients already; got one of fs.privacy.local, "
+            "whose clients would draw the same numbers once more: give the clip and the noise once"
         )
     inner = algorithm.client
 
@@ -72,8 +79,7 @@ def local(
         std = jnp.asarray(noise_multiplier) * jnp.asarray(clip)
         return output._replace(update=with_noise(key, std, bounded))
 
-    return algorithm._replace(
+    return each_seen(algorithm)._replace(  # because each one's own update is clipped
         client=inner._replace(finish=finish),
-        pooled_gradient=None,  # each client's own update is clipped
-        check=checked_with_model(algorithm),
+        check=CheckedWithModel(algorithm),
     )

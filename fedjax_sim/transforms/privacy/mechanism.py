@@ -162,21 +162,24 @@ def check_private(algorithm: Any) -> FederatedAlgorithm:
     return algorithm
 
 
-def checked_with_model(algorithm: FederatedAlgorithm) -> Callable[[Params, PyTree], None]:
-    """The algorithm's `check`, and that its clients send a change of the model and nothing else."""
+@dataclass(frozen=True)
+class CheckedWithModel:
+    """The `check` of a private algorithm: that of the algorithm before it was private, and that its
+    clients send a change of the model and nothing else."""
 
-    def check(params: Params, examples: PyTree) -> None:
+    algorithm: FederatedAlgorithm
+
+    def __call__(self, params: Params, examples: PyTree) -> None:
+        algorithm = self.algorithm
         if algorithm.check is not None:
             algorithm.check(params, examples)
         _check_sent(
             params, jax.eval_shape(lambda w, x: first_output(algorithm, w, x), params, examples)
         )
 
-    return check
-
 
 def _check_without_model(algorithm: FederatedAlgorithm) -> None:
-    """As `checked_with_model`, of a model of three numbers, for what shows already."""
+    """As `CheckedWithModel`, of a model of three numbers, for what shows already."""
     params = jnp.zeros(3)
     if algorithm.client.probe is not None:  # whose shapes depend on loss and data
         return

@@ -7,17 +7,18 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from fedjax_sim.core.algorithm import each_seen
 from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, declare
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, PyTree, RoundContext
 from fedjax_sim.transforms.asynchronous.refusals import checked_around
 from fedjax_sim.transforms.privacy.mechanism import (
     CLIP,
     NOISE_MULTIPLIER,
+    CheckedWithModel,
     FixedDenominator,
     Unchanged,
     as_expected,
     check_private,
-    checked_with_model,
     clipped,
     fixed_denominators,
     with_noise,
@@ -101,11 +102,10 @@ def central(
         return algorithm.server_update(server, noised, total, as_expected(context))
 
     return checked_around(
-        algorithm._replace(
+        each_seen(algorithm)._replace(  # because each one's own update is clipped
             client=inner._replace(finish=finish),
             server_update=server_update,
-            pooled_gradient=None,  # each client's own update is clipped
-            check=checked_with_model(algorithm),
+            check=CheckedWithModel(algorithm),
             acts_when_empty=True,
             wire=Unchanged(algorithm.wire),
             check_rule=fixed_denominators(algorithm.check_rule),
