@@ -131,18 +131,24 @@ def check_number(
         return
     if isinstance(value, (np.ndarray, jax.Array)) and value.shape != ():
         raise ValueError(f"{name} must be a scalar; got shape {value.shape} (vmap over it)")
-    try:
-        if isinstance(value, (str, bytes)):  # of which float() reads some, and arithmetic none
-            raise TypeError
-        # The annotation promises a number; a caller may break it, and float() then raises.
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, {says}; got {value!r}") from None
+    number = _as_float(value)
+    if number is None:
+        raise ValueError(f"{name} must be a number, {says}; got {value!r}")
     if or_infinite:
         if not allowed(number):
             raise ValueError(f"{name} must be a number, {says}; got {value}")
     elif not (math.isfinite(number) and allowed(number)):
         raise ValueError(f"{name} must be finite and {says}; got {value}")
+
+
+def _as_float(value: Any) -> float | None:
+    """None of what is no number, as a text, of which float() reads some and arithmetic none."""
+    if isinstance(value, (str, bytes)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def check_index(name: str, value: ArrayLike, number: int) -> None:
