@@ -15,6 +15,13 @@ _OTHERWISE = {
 }
 
 
+# A choice as Python has it, as fs.aggregation.selected or fs.sampling.bernoulli(q), and a further
+# one behind it, as ".uniform". A setting has its name alone.
+_ROOMS = "aggregation|asynchronous|attacks|clocks|compression|privacy|sampling(?:[.]traces)?"
+_CHOICE = re.compile(rf"\bfs[.](?:{_ROOMS})[.]([a-z_]+)\b(?:[(][^()]*[)])?")
+_FURTHER = re.compile(r"(?<= )[.]([a-z_]+)\b(?:[(][^()]*[)])?")
+
+
 def in_options(
     message: str,
     flags: Mapping[str, str],
@@ -26,7 +33,8 @@ def in_options(
     A name with an underscore is no English word, so it is an argument wherever it stands. One
     without is an argument at the beginning of a message, after "X belongs to", and in "X is A there
     and B here". Names that are quoted, dotted or assigned stay as they are, and so does the list of
-    known names in a message that begins with "unknown".
+    known names in a message that begins with "unknown". A choice that is dotted, as
+    `fs.aggregation.selected`, is its name alone.
 
     Args:
       flags: argument -> option.
@@ -39,9 +47,13 @@ def in_options(
     '--rounds must be at least the 7 that are done in --out a/mu; got 6'
     >>> in_options("client_lr must be positive; got -1", flags, elsewhere=["client_lr"])
     'client_lr must be positive; got -1'
+    >>> in_options("mu must be 0 under fs.aggregation.median() or .krum(f); got 1", flags)
+    '--mu must be 0 under median or krum; got 1'
     """
     if message.startswith("unknown "):
         return message
+    if _CHOICE.search(message):
+        message = _FURTHER.sub(r"\1", _CHOICE.sub(r"\1", message))
     flag_of = {name: flag for name, flag in flags.items() if name not in elsewhere}
     for name, options in _OTHERWISE.items():
         for option in options:

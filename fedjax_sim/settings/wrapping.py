@@ -3,7 +3,8 @@
 from fedjax_sim.core.types import FederatedAlgorithm
 from fedjax_sim.settings.asynchronous import asynchronous
 from fedjax_sim.settings.resolved import ResolvedSetting
-from fedjax_sim.transforms.compression import compressed
+from fedjax_sim.transforms.compression import Codec, compressed
+from fedjax_sim.transforms.compression.codec import no_memory
 
 
 def wrapped(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> FederatedAlgorithm:
@@ -36,10 +37,25 @@ def _compressed(algorithm: FederatedAlgorithm, setting: ResolvedSetting) -> Fede
     uplink, downlink = setting.choices.compress, setting.choices.downlink
     if uplink is not None:
         codec = uplink.call(setting.options)
-        algorithm = compressed(algorithm, codec, error_feedback=setting.extras["error_feedback"])
+        feeds_back = setting.extras["error_feedback"]
+        _check_has_memory(codec, feeds_back, f"compress {uplink.name}")
+        algorithm = compressed(algorithm, codec, error_feedback=feeds_back)
     if downlink is not None:
         codec = downlink.call(setting.options)
-        algorithm = compressed(
-            algorithm, downlink=codec, error_feedback=setting.extras["downlink_error_feedback"]
-        )
+        feeds_back = setting.extras["downlink_error_feedback"]
+        _check_has_memory(codec, feeds_back, f"downlink {downlink.name}", "downlink_")
+        algorithm = compressed(algorithm, downlink=codec, error_feedback=feeds_back)
     return algorithm
+
+
+def _check_has_memory(codec: Codec, feeds_back: bool, name: str, prefix: str = "") -> None:
+    """Refuses error feedback of a codec that has no memory, by the names of a setting.
+
+    Raises:
+      ValueError: saying which option to change.
+    """
+    if feeds_back and codec.init is no_memory:
+        raise ValueError(
+            f"{prefix}error_feedback needs {prefix}unbiased to be false for {name}, since what is "
+            "held back would grow each time that it is sent"
+        )

@@ -37,8 +37,15 @@ def test_what_was_spent_is_a_column_and_a_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--sampler", "uniform", "--noise-multiplier", 1), "--sampler must draw each client on"),
-        (("--mode", "selected", "--noise-multiplier", 1), "must have a fixed denominator"),
+        (
+            ("--sampler", "uniform", "--noise-multiplier", 1),
+            "--sampler must draw each client on its own with one probability for a budget, as "
+            "bernoulli or everyone, because",
+        ),
+        (
+            ("--mode", "selected", "--noise-multiplier", 1),
+            "--mode must have a fixed denominator, as unbiased or all_clients, for a private",
+        ),
         (("--algorithm", "scaffold", "--noise-multiplier", 1), "sends a total beside it"),
         ((), "--noise-multiplier must be given to central, or epsilon in its place"),
     ],

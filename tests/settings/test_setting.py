@@ -84,6 +84,16 @@ def test_each_direction_has_its_codec():
         Setting.of({"downlink_bits": 4}).resolved()
 
 
+@pytest.mark.parametrize("prefix", ["", "downlink_"])
+def test_what_cannot_be_fed_back_is_said_by_the_options_names(prefix):
+    room = "downlink" if prefix else "compress"
+    given = {room: "random_k", f"{prefix}share": 0.1, f"{prefix}error_feedback": True}
+    words = f"^{prefix}error_feedback needs {prefix}unbiased to be false for {room} random_k"
+    with pytest.raises(ValueError, match=words):
+        problem.experiment(Setting.of(given).resolved())
+    problem.experiment(Setting.of({**given, f"{prefix}unbiased": False}).resolved())
+
+
 def test_an_optional_room_of_another_ones_face(monkeypatch):
     """Its options have a prefix, by which both may be set at once."""
     monkeypatch.setitem(rooms.ROOMS, "again", Room(compression, optional=True, prefix="again"))

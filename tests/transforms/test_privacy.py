@@ -437,8 +437,9 @@ def test_what_shows_with_a_model_is_refused_by_init(data, algorithm, words):
 
 def test_several_models_are_refused_by_init(data):
     ifca = fs.ifca(linear_loss, optax.sgd(LR), LOCAL, num_models=2)
-    with pytest.raises(ValueError, match="sends ClusterUpdate"):
-        fs.init(fs.privacy.central(ifca, 1.0, 1.0, 3), several_models(), data)
+    for private in (fs.privacy.central(ifca, 1.0, 1.0, 3), fs.privacy.local(ifca, 1.0, 1.0)):
+        with pytest.raises(ValueError, match="sends ClusterUpdate"):
+            fs.init(private, several_models(), data)
 
 
 def test_rules_and_wrappers_that_break_the_bound_are_refused():

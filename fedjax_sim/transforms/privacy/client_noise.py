@@ -6,6 +6,7 @@ from jax.typing import ArrayLike
 from fedjax_sim.core.algorithm import each_seen
 from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, declare
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, PyTree
+from fedjax_sim.transforms.compression.uplink import Encoded
 from fedjax_sim.transforms.privacy.mechanism import (
     CLIP,
     NOISE_MULTIPLIER,
@@ -54,7 +55,7 @@ def local(
     algorithm = check_private(algorithm)
     POSITIVE.check("clip", clip)
     AT_LEAST_0.check("noise_multiplier", noise_multiplier)
-    if algorithm.wire is not None:
+    if isinstance(algorithm.wire, Encoded):
         raise ValueError(
             "algorithm must not be compressed to be private at the clients, because the noise is "
             "of what travels; compress the result: compressed(local(...))"
