@@ -23,7 +23,7 @@ def formula(parameters, total, of_a_client, m):
 def test_a_round_sends_what_the_formula_says():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     run = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.collectives", "2", "3", "4", "5", "6", "7", "8"],
+        [sys.executable, "-m", "tests.helpers.collectives", "2", "3", "5", "8"],
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
@@ -31,7 +31,7 @@ def test_a_round_sends_what_the_formula_says():
     )
     assert run.returncode == 0, run.stderr[-3000:]
     cases = json.loads(run.stdout)
-    assert {devices for devices, *_ in cases} == {2, 3, 4, 5, 6, 7, 8}
+    assert {devices for devices, *_ in cases} == {2, 3, 5, 8}
     for _, parameters, m, name, operations in cases:
         # SCAFFOLD totals the change of its control variates, and keeps one for each client.
         beside = (parameters, parameters) if name == "scaffold" else (0, 0)
