@@ -7,4 +7,7 @@ from fedjax_sim.data.federation import check_data as check_data
 from fedjax_sim.data.sizes import padded_sizes as padded_sizes
 from fedjax_sim.data.source import Source as Source
 from fedjax_sim.data.store import FederatedStore as FederatedStore
+from fedjax_sim.data.window import checked_leaves as checked_leaves
+from fedjax_sim.data.window import read_clients as read_clients
 from fedjax_sim.data.window import read_rows as read_rows
+from fedjax_sim.data.window import usual_rows as usual_rows

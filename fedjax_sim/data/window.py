@@ -1,6 +1,7 @@
 """The rows of a window on some clients, read on the host."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +12,17 @@ from fedjax_sim.core.types import PyTree
 from fedjax_sim.data.checks import as_array, check_values, path_name
 from fedjax_sim.data.source import Source
 
+_USUAL_BYTES = 2**28  # of a window's examples, where nobody says how many it holds
 _MOST_ROWS = np.iinfo(np.int32).max
 _ALIGNMENT = 64  # bytes
+
+
+def usual_rows(source: Source) -> int:
+    """Rows of a window of 256 MiB, or all of the source; what one round reads may be more."""
+    example = sum(
+        math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(source.spec)
+    )
+    return max(1, min(source.total_num_examples, _USUAL_BYTES // max(example, 1)))
 
 
 def rows_of(
@@ -63,33 +73,57 @@ def read_rows(source: Source, ids: np.ndarray, capacity: int) -> PyTree:
     """
     within = np.asarray(source.num_examples)[ids]
     starts = np.cumsum(within) - within
+    clients = read_clients(source, ids)
+    paths, treedef_of_spec = jax.tree_util.tree_flatten_with_path(source.spec)
+    treedef: Any = treedef_of_spec
+    columns = [_aligned_zeros((capacity, *leaf.shape), leaf.dtype) for _, leaf in paths]
+    for k, size, start, examples in zip(ids, within, starts, clients, strict=True):
+        for column, x in zip(columns, checked_leaves(source, k, examples), strict=True):
+            column[start : start + size] = x
+    for (path, _), column in zip(paths, columns, strict=True):
+        check_values(column[: within.sum()], path_name(path), starts, ids)
+    return jax.tree.unflatten(treedef, columns)
+
+
+def read_clients(source: Source, ids: np.ndarray) -> Sequence[PyTree]:
+    """What the source reads of these clients; nothing is asked for of none.
+
+    Raises:
+      ValueError: if they are not as many.
+    """
     clients = source.read(ids) if len(ids) else ()
     if len(clients) != len(ids):
         raise ValueError(
             f"source must read as many clients as it is asked for, {len(ids)}; it reads "
             f"{len(clients)}"
         )
+    return clients
+
+
+def checked_leaves(source: Source, client_id: int, examples: PyTree) -> list[np.ndarray]:
+    """The arrays [n_k, ...] that a source reads of one client, in the order of its spec.
+
+    Raises:
+      ValueError: for what is not of the spec, or of other numbers than it says.
+    """
     paths, treedef_of_spec = jax.tree_util.tree_flatten_with_path(source.spec)
     treedef: Any = treedef_of_spec
-    columns = [_aligned_zeros((capacity, *leaf.shape), leaf.dtype) for _, leaf in paths]
-    for k, size, start, examples in zip(ids, within, starts, clients, strict=True):
-        leaves, structure = jax.tree.flatten(examples)
-        if structure != treedef:
+    leaves, structure = jax.tree.flatten(examples)
+    if structure != treedef:
+        raise ValueError(
+            f"source must read examples of its spec, {treedef}; of client {client_id} it reads "
+            f"{structure}"
+        )
+    size, arrays = int(source.num_examples[client_id]), list[np.ndarray]()
+    for (path, leaf), x in zip(paths, leaves, strict=True):
+        array = as_array(x, f"{path_name(path)} of client {client_id}")
+        if array.shape != (size, *leaf.shape) or array.dtype != leaf.dtype:
             raise ValueError(
-                f"source must read examples of its spec, {treedef}; of client {k} it reads "
-                f"{structure}"
+                f"source must read {leaf.dtype}{[size, *leaf.shape]} for {path_name(path)} of "
+                f"client {client_id}; it reads {array.dtype}{list(array.shape)}"
             )
-        for (path, leaf), column, x in zip(paths, columns, leaves, strict=True):
-            array = as_array(x, f"{path_name(path)} of client {k}")
-            if array.shape != (size, *leaf.shape) or array.dtype != leaf.dtype:
-                raise ValueError(
-                    f"source must read {leaf.dtype}{[int(size), *leaf.shape]} for "
-                    f"{path_name(path)} of client {k}; it reads {array.dtype}{list(array.shape)}"
-                )
-            column[start : start + size] = array
-    for (path, _), column in zip(paths, columns, strict=True):
-        check_values(column[: within.sum()], path_name(path), starts, ids)
-    return jax.tree.unflatten(treedef, columns)
+        arrays.append(array)
+    return arrays
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

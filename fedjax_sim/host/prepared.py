@@ -132,9 +132,14 @@ def prepare(
     if has_states:
         check_on_disk(experiment, shapes)
     windows = _windows(experiment, key, shapes, capacity=capacity, mesh=mesh, has_states=has_states)
+    check_fits(
+        experiment,
+        _devices(mesh),
+        capacity=None if windows is None else windows.capacity,
+        num_states=None if windows is None else windows.most_clients,
+    )
     states = None
     if states_in is None:
-        check_fits(experiment, _devices(mesh))
         state = experiment.start(key)
     else:
         assert windows is not None

@@ -20,12 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.history import History
 from fedjax_sim.core.types import Array, FederatedState, PyTree
-from fedjax_sim.data import Source, read_rows
+from fedjax_sim.data import Source, read_rows, usual_rows
 from fedjax_sim.execution.placing import placed, spread
 from fedjax_sim.host.planning import Cohorts, Planned, staged, taking_part
 from fedjax_sim.training.experiment import Experiment
 
-_WINDOW_BYTES = 2**28  # of examples, by default; at least those of the largest round
 _STATES_BYTES = 2**28  # of clients' states that are held; at least those of the largest round
 _MOST_ROWS = 2**31 - 1
 _LOOK_SECONDS = 0.1  # between two looks at the signals, while a window is waited for
@@ -78,7 +77,7 @@ class Windows:
         Args:
           experiment: whose data is a `Source`, or read as one.
           state: before round 0, or its shapes.
-          capacity: rows; None for `_WINDOW_BYTES` of them.
+          capacity: rows; None for 256 MiB of them, or those of the largest round.
           mesh: where the windows are placed; None for the default device.
           has_states: whether the states of a window's clients are held with it, and those of the
             others not.
@@ -114,11 +113,7 @@ class Windows:
         # An upper bound of what a cohort reads; only if it does not fit are all rounds looked at.
         most_rows = int(sizes.sum() if sampler.size is None else sizes[-sampler.size :].sum())
         if capacity is None:
-            example = sum(
-                int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize
-                for x in jax.tree.leaves(source.spec)
-            )
-            rows = max(1, min(source.total_num_examples, _WINDOW_BYTES // max(example, 1)))
+            rows = usual_rows(source)
             if most_rows > rows:
                 rows = max(rows, self._cohorts.largest_round()[1])
             if rows > _MOST_ROWS:

@@ -1,7 +1,7 @@
 """A federation's examples in blocks of rows, from memory or, within a program, from a disk."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.types import Array, PyTree
-from fedjax_sim.data import FederatedData, Source, check_data, check_whole
+from fedjax_sim.data import (
+    FederatedData,
+    Source,
+    check_data,
+    check_whole,
+    checked_leaves,
+    read_clients,
+)
 
 _MOST = np.iinfo(np.int32).max
 
@@ -74,16 +81,17 @@ def flat(data: FederatedData | Source) -> Flat:
             starts = ends[ids] - sizes[ids]
             own_rows = [slice(max(first - start, 0), last - start) for start in starts]
             parts = [
-                jax.tree.map(lambda x, own=own: x[own], client)
-                for own, client in zip(own_rows, source.read(ids), strict=True)
+                [x[own] for x in checked_leaves(source, k, client)]
+                for k, own, client in zip(ids, own_rows, read_clients(source, ids), strict=True)
             ]
 
-            def joined(dtype: Any, *xs: np.ndarray) -> np.ndarray:
-                column = np.concatenate([np.asarray(x) for x in xs]).astype(dtype, copy=False)
+            def joined(dtype: Any, xs: Sequence[np.ndarray]) -> np.ndarray:
+                column = np.concatenate(xs).astype(dtype, copy=False)
                 padding = [(0, size - len(column))] + [(0, 0)] * (column.ndim - 1)
                 return np.pad(column, padding, mode="edge")
 
-            return jax.tree.map(joined, dtypes, *parts)
+            columns = map(joined, jax.tree.leaves(dtypes), zip(*parts, strict=True))
+            return jax.tree.unflatten(jax.tree.structure(dtypes), columns)
 
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), whole.examples

@@ -5,32 +5,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import PyTree
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, Source, usual_rows
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import carry_bytes, free_memory, gibibytes, update_bytes
+from fedjax_sim.execution.strategy import Strategy
 from fedjax_sim.training.arguments import check_strategy, imagined_answer
 from fedjax_sim.training.experiment import Experiment
 
 
 class Memory(NamedTuple):
-    """Bytes, of all devices together.
+    """Bytes, of all devices of this process together.
 
     What a step computes on its way, the activations of a block and the gradient, is not in it: it
     is known once the program is compiled.
 
     Attributes:
-      data: of the federation's examples, or of a window of a `Source`'s where that is bounded.
-      server: the model and what the server keeps beside it, twice: the state before a round and
-        the one behind it.
-      clients: of all K clients' states.
-      training: the clients side by side, each its model and its optimizer's state, and the states
-        of the cohort that are handed back.
-      updates: the m updates of a rule that sees all of them; 0 of one that averages. Asynchronous
-        rounds hold those of the b clients that train at once.
+      data: of the federation's examples; of a `Source`'s two windows, one that is trained on and
+        one that is read. A CPU's devices share them.
+      server: the model and what the server keeps beside it, twice on each device: the state before
+        a round and the one behind it.
+      clients: of all K clients' states, on each device.
+      training: the clients side by side, each its model and its optimizer's state, and on each
+        device the states of the cohort that are handed back.
+      updates: the m updates of a rule that sees all of them, on each device; 0 of one that
+        averages. Asynchronous rounds hold those of the b clients that train at once.
       pending: of asynchronous rounds what c clients in training will send, and keep.
     """
 
@@ -47,16 +50,26 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def memory(experiment: Experiment) -> Memory:
+def memory(
+    experiment: Experiment, *, capacity: int | None = None, num_states: int | None = None
+) -> Memory:
     """What an experiment needs, by its parts; computes nothing.
 
-        server = 2 |server state|,   clients = K |client state|,
-        training = L |carry| + m |client state|,   updates = m |update| if the rule combines them,
-        pending = c (|update| + |total| + |client state|) in asynchronous rounds
+        data = 2 rows |example| of a source,   server = 2 D |server state|,
+        clients = D K |client state|,   training = L |carry| + D m |client state|,
+        updates = D m |update| if the rule combines them,
+        pending = D c (|update| + |total| + |client state|) in asynchronous rounds
 
-    with L the clients that the strategy trains side by side and m the cohort's slots, or the
-    buffer's b in asynchronous rounds, which train so many at a time. `fs.simulate`
-    compares it with what is free, and refuses before it compiles.
+    with D the devices of this process in the strategy's mesh, 1 without one, L the clients that
+    these train side by side and m the cohort's slots, or the buffer's b in asynchronous rounds,
+    which train so many at a time. `fs.simulate` compares it with what is free, and refuses before
+    it compiles.
+
+    Args:
+      capacity: rows of a window, as of `fs.simulate`; None for those that one on a `Source` has at
+        most where nobody says: 256 MiB of them, or those of the m largest clients.
+      num_states: of how many clients the states are held, where the others are on a disk; None for
+        all K.
 
     >>> import fedjax_sim as fs, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones((3, 100))}] * 50)
@@ -69,14 +82,15 @@ def memory(experiment: Experiment) -> Memory:
     20000
     """
     federation, sampler = experiment.federation, experiment.sampler
-    state = jax.eval_shape(experiment.start, jax.random.key(0))
+    state = jax.eval_shape(lambda key: experiment.start(key, num_states), jax.random.key(0))
     asynchrony = experiment.algorithm.asynchrony
-    slots = federation.num_clients if sampler.size is None else sampler.size
-    slots = slots if asynchrony is None else asynchrony.buffer
+    cohort_size = federation.num_clients if sampler.size is None else sampler.size
+    slots = cohort_size if asynchrony is None else asynchrony.buffer
     cohort = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype), state.clients
     )
     strategy = check_strategy(experiment.execution)
+    devices = _devices(strategy)
     keeps_updates = asynchrony is not None or _combines(experiment, slots)
     training, updates = [0], [0]
 
@@ -85,40 +99,62 @@ def memory(experiment: Experiment) -> Memory:
             message = exchange.broadcast(server, jnp.int32(0))
             engine = Engine(exchange, data, jax.random.key(0), message)
             lanes = strategy.side_by_side(engine, cohort, slots)
-            training.append(lanes * carry_bytes(engine, cohort) + num_bytes(cohort))
+            if strategy.mesh is not None:
+                lanes = lanes * devices.number // strategy.mesh.size
+            states_handed_back = devices.number * num_bytes(cohort)
+            training.append(lanes * carry_bytes(engine, cohort) + states_handed_back)
             if keeps_updates:
-                updates.append(slots * update_bytes(engine, cohort))
+                updates.append(devices.number * slots * update_bytes(engine, cohort))
 
     # In a trace, since the examples may be shapes alone, which a client's probe reads.
     jax.eval_shape(measure, federation, state.server)
+    data = num_bytes(federation.examples)
+    if isinstance(experiment.data, Source) and capacity is None:
+        capacity = _rows(experiment.data, cohort_size)
+    if capacity is not None:
+        data = 2 * capacity * (data // federation.total_num_examples)
     return Memory(
-        data=num_bytes(federation.examples),
-        server=2 * num_bytes(state.server),
-        clients=num_bytes(state.clients),
+        data=data if devices.share_examples else devices.number * data,
+        server=devices.number * 2 * num_bytes(state.server),
+        clients=devices.number * num_bytes(state.clients),
         training=max(training),
         updates=max(updates),
-        pending=num_bytes(state.pending),
+        pending=devices.number * num_bytes(state.pending),
     )
 
 
-def check_fits(experiment: Experiment, devices: Sequence[Any]) -> None:
+def check_fits(
+    experiment: Experiment,
+    devices: Sequence[Any],
+    *,
+    capacity: int | None = None,
+    num_states: int | None = None,
+) -> None:
     """Refuses an experiment that needs more memory than these devices have free.
 
     The examples are not counted where they are there already.
 
+    Args:
+      devices: those of this process.
+      capacity: as of `memory`, as `num_states`.
+
     Raises:
       ValueError: with what is needed, by its parts, and what is free.
     """
-    needed, free = memory(experiment), free_memory(devices)
-    there = all(map(is_concrete, jax.tree.leaves(experiment.federation.examples)))
-    amount = needed.total - (needed.data if there else 0)
+    needed = memory(experiment, capacity=capacity, num_states=num_states)
+    free, examples = free_memory(devices), jax.tree.leaves(experiment.federation.examples)
+    are_there = capacity is None and all(map(is_concrete, examples))
+    more_data = needed.data - (num_bytes(examples) if are_there else 0)
+    amount = needed.total - needed.data + more_data
     if amount <= free:
         return
+    held = experiment.federation.num_clients if num_states is None else num_states
     words = ", ".join(
         f"{gibibytes(size)} {words}"
         for size, words in (
+            (more_data, "for the examples" if capacity is None else "for two windows on them"),
             (needed.server, "for the server's state, before and after"),
-            (needed.clients, f"for the states of {experiment.federation.num_clients} clients"),
+            (needed.clients, f"for the states of {held} clients"),
             (needed.training, "for the clients in training"),
             (needed.updates, "for all updates of a cohort at once"),
             (needed.pending, "for updates that are yet to arrive"),
@@ -130,6 +166,32 @@ def check_fits(experiment: Experiment, devices: Sequence[Any]) -> None:
         f"{words}. Take a smaller cohort, fewer lanes (execution.packed(lanes)), a rule that only "
         "averages, or an algorithm that keeps less of each client"
     )
+
+
+class _Devices(NamedTuple):
+    """Those of this process that an experiment is computed on.
+
+    Attributes:
+      number: how many.
+      share_examples: whether they read one copy of the examples, as those of a CPU do.
+    """
+
+    number: int
+    share_examples: bool
+
+
+def _devices(strategy: Strategy) -> _Devices:
+    if strategy.mesh is None:
+        return _Devices(1, share_examples=True)
+    me = jax.process_index()
+    mine = [device for device in strategy.mesh.devices.flat if device.process_index == me]
+    return _Devices(len(mine), all(device.platform == "cpu" for device in mine))
+
+
+def _rows(source: Source, cohort_size: int) -> int:
+    """Rows of a window by default, at most: of how many one holds, cohorts decide."""
+    largest = np.sort(np.asarray(source.num_examples))[-cohort_size:]
+    return max(usual_rows(source), int(largest.sum()))
 
 
 def _combines(experiment: Experiment, slots: int) -> bool:

@@ -144,6 +144,19 @@ def test_refusals(make, message):
         fs.FederatedData.window(*make())
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_evaluation_refuses_other_numbers_of_examples_than_a_source_says(rows):
+    """Of a client that is none of the three that are looked at before; a block was filled up."""
+
+    def read(ids):
+        return [np.full(rows if k == 1 else 2, k, np.float32) for k in ids]
+
+    source = source_of(read, sizes=(2, 2, 2, 2, 2))
+    message = rf"source must read float32\[2\] for examples of client 1; it reads float32\[{rows}\]"
+    with pytest.raises(Exception, match=message):
+        jax.block_until_ready(fs.evaluate(lambda w, x, key: w * x, 1.0, source))
+
+
 def test_what_needs_all_examples_refuses_a_window(data):
     window = fs.FederatedData.window(fs.data.Source.of(data), [1], capacity=16)
     message = "must hold all its examples; got a window of 16 rows on a federation of 60"
