@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedjax_sim.core.files import SaveError, reason
-from fedjax_sim.core.interrupted import InterruptedRun
+from fedjax_sim.core.interrupted import InterruptedRun, LostProcessError
 from fedjax_sim.results.folder import RUN, SWEEP, RunFolder
 
 
@@ -28,11 +28,14 @@ def saying_what_is_saved(folder: Path) -> Iterator[None]:
     Raises:
       SaveError: if the folder cannot be written; or for an OSError of where else the numbers of
         `fs.simulate` go, TensorBoard's files and the terminal.
+      LostProcessError: the block's own.
     """
     try:
         yield
     except SaveError as error:
         raise SaveError(f"{error}; {saved(folder)}") from error
+    except LostProcessError as error:
+        raise LostProcessError(f"{error}; {saved(folder)}") from error
     except InterruptedRun as error:
         if not isinstance(error.__cause__, OSError):
             raise

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from fedjax_sim import __version__
 from fedjax_sim.cli.signals import INTERRUPTED, second_ends_at_once
 from fedjax_sim.cli.wording import how_to_assign, in_options
+from fedjax_sim.core.interrupted import LostProcessError
 
 
 class Command(NamedTuple):
@@ -94,7 +95,18 @@ class _Parser(argparse.ArgumentParser):
         self.error(refusal + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
     def fail(self, code: int, message: str) -> NoReturn:
-        self.exit(code, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(code, self._line(message))
+
+    def fail_at_once(self, code: int, message: str) -> NoReturn:
+        """As `fail`, without what Python does when it ends: JAX meets all processes of a run there,
+        and waits for one that is gone."""
+        sys.stdout.flush()
+        sys.stderr.write(self._line(message))
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _line(self, message: str) -> str:
+        return f"{self.prog}: error: {' '.join(message.split())}\n"
 
 
 def _of_command(name: str) -> _Parser:
@@ -156,6 +168,8 @@ def _called(module: Any, command: _Parser, options: argparse.Namespace) -> int:
         return 0
     except OSError as error:  # a file that could not be written
         command.fail(1, str(error))
+    except LostProcessError as error:
+        command.fail_at_once(1, str(error))
     except KeyboardInterrupt:
         print("Interrupted before the first rounds were computed.")
         return INTERRUPTED

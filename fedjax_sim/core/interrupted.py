@@ -36,6 +36,13 @@ class InterruptedRun(Exception):
         return self
 
 
+class LostProcessError(RuntimeError):
+    """Another process of a run is gone, so that nothing more can be computed with it.
+
+    What is saved can be resumed by all. This process cannot meet the others at its end, either.
+    """
+
+
 class SecondSignal(KeyboardInterrupt):
     """A run got another signal while it was ending on a first one: it ends at once.
 

@@ -131,6 +131,7 @@ def drive(
 
     Raises:
       SaveError: if a checkpoint, or clients' states, cannot be written.
+      LostProcessError: if another process is gone; what it computed with it is lost.
       InterruptedRun: for what `on_chunk` or `inputs_of` raises, once the rounds done are saved.
         Of either error, `partial` is the rounds done, a `Driven`.
       KeyboardInterrupt, SystemExit: that `on_chunk` raises, likewise; to the other processes it is
@@ -266,10 +267,11 @@ def drive(
             if window is None:
                 break
             inputs, count = window
-        carry, remembered, buffers, count_done, ended = program.advance(
-            inputs, carry, remembered, buffers, rounds_done, count
-        )
-        count, stopped = int(count_done), bool(ended)
+        with processes.computing():
+            carry, remembered, buffers, count_done, ended = program.advance(
+                inputs, carry, remembered, buffers, rounds_done, count
+            )
+            count, stopped = int(count_done), bool(ended)
         seconds = time.perf_counter() - start
         rows.append(jax.tree.map(lambda x, n=count: _cut(x, axis, n), buffers))
         first, rounds_done = rounds_done, rounds_done + count

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim.core.files import SaveError, reason
-from fedjax_sim.core.interrupted import SecondSignal
+from fedjax_sim.core.interrupted import LostProcessError, SecondSignal
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.execution.placing import gather, of_processes, own_copy, own_devices
 
@@ -65,6 +66,11 @@ class Processes:
         decided: T = self.agree(value)
         return decided
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """What fails within, on the devices of all of them, may be the end of another process."""
+        yield
+
     def own_copy(self, tree: PyTree) -> PyTree:
         """What lies on all devices of the run, on those of this process."""
         return tree
@@ -89,7 +95,7 @@ class Several(Processes):
 
         Raises:
           ValueError, SaveError, RuntimeError: what another one failed with, and its index.
-          RuntimeError: if another one is gone.
+          LostProcessError: if another one is gone.
           TypeError: for what is no value of JSON.
         """
         with self.telling():
@@ -97,7 +103,7 @@ class Several(Processes):
         try:
             answers = self._exchange(message)
         except Exception as error:  # whatever the platform's collectives raise
-            raise RuntimeError(
+            raise LostProcessError(
                 "another process of the run is gone or cannot be reached; what is saved can be "
                 f"resumed by all: {reason(error)}"
             ) from error
@@ -121,6 +127,21 @@ class Several(Processes):
             with suppress(Exception):
                 self._exchange(_encoded({"failed": says, "kind": kind or "RuntimeError"}))
             raise
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """See `Processes`.
+
+        Raises:
+          LostProcessError: for whatever the platform fails with.
+        """
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            raise LostProcessError(
+                "a round failed on the devices of several processes, as when one of them is gone; "
+                f"what is saved can be resumed by all: {reason(error)}"
+            ) from error
 
     def own_copy(self, tree: PyTree) -> PyTree:
         """See `Processes`."""

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -18,8 +20,12 @@ SECONDS = 900  # that they may take, of a machine with much else to do
 OPTIONS = ("-K", "12", "-C", "0.5", "-E", "1", "--rounds", "3", "--execution", "vmapped")
 
 
-def start(folder, count, commands):
-    """Starts processes that know each other by the environment; returns (code, output) of each."""
+def start(folder, count, commands, meanwhile=lambda processes: None):
+    """Starts processes that know each other by the environment; returns (code, output) of each.
+
+    Args:
+      meanwhile: is called with the processes once they are started.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -38,6 +44,7 @@ def start(folder, count, commands):
                         env={**environment, "JAX_PROCESS_ID": str(index)},
                     )
                 )
+        meanwhile(processes)
         codes = [process.wait(timeout=SECONDS) for process in processes]
     finally:
         for process in processes:
@@ -70,6 +77,48 @@ def test_four_processes_are_one_run(tmp_path):
         json.loads((tmp_path / f / "summary.json").read_text()) for f in ("shared", "alone")
     ]
     assert summaries[0]["status"] == summaries[1]["status"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_and_what_is_saved_goes_on(tmp_path, victim):
+    """By a line of its own within a minute, be it the one that writes or the other."""
+    shared, rounds = tmp_path / "shared", 100_000
+    seconds = []
+
+    def kill(processes):
+        until = time.monotonic() + SECONDS
+        while not RunFolder(shared).numbers(RUN):
+            assert all(process.poll() is None for process in processes)
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        processes[victim].kill()
+        began = time.monotonic()
+        processes[1 - victim].wait(timeout=SECONDS)
+        seconds.append(time.monotonic() - began)
+
+    options = (*OPTIONS[:-4], "--rounds", rounds, "--execution", "vmapped")
+    answers = start(tmp_path, 2, [(*options, "--out", shared)] * 2, kill)
+    code, output = answers[1 - victim]
+    assert answers[victim][0] == -signal.SIGKILL
+    assert code == 1, output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("fedjax-sim run: error: "), output
+    assert "what is saved can be resumed by all" in last
+    done = RunFolder(shared).numbers(RUN)[-1]
+    assert f"rounds 1 to {done} are saved, and --resume goes on from there" in last
+    assert seconds[0] < 60
+    assert "Traceback" not in output
+
+    resumed = (*OPTIONS[:-4], "--rounds", done + 3, "--execution", "vmapped", "--resume")
+    for code, output in start(tmp_path, 2, [(*resumed, "--out", shared)] * 2):
+        assert code == 0, output
+    whole = (*OPTIONS[:-4], "--rounds", done + 3, "--execution", "vmapped")
+    for code, output in start(tmp_path, 2, [(*whole, "--out", tmp_path / "whole")] * 2):
+        assert code == 0, output
+    models = [jax.tree.leaves(fs.load(path).params) for path in (shared, tmp_path / "whole")]
+    for x, y in zip(*models, strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.slow

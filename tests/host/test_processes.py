@@ -154,7 +154,7 @@ def test_a_process_that_is_gone_is_told(tmp_path):
     with pytest.raises(AssertionError, match="ended with -9"):
         several.start(tmp_path, ["left"])
     message = json.loads((tmp_path / "answers-0.json").read_text())
-    assert message.startswith("RuntimeError: another process of the run is gone")
+    assert message.startswith("LostProcessError: another process of the run is gone")
 
 
 @pytest.mark.slow
