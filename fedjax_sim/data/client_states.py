@@ -2,13 +2,15 @@
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from filelock import FileLock, Timeout
 
 from fedjax_sim.core.files import SaveError, reason
 from fedjax_sim.core.types import PyTree
@@ -47,6 +49,7 @@ class ClientStates:
         self._checksum = np.zeros(num_clients, np.uint32)
         # Rows that this process wrote are not compared with their checksums again.
         self._is_unread = np.zeros(num_clients, bool)
+        self._is_handed_out = False
         self._end = 0  # rows in the file
         self._saved: list[np.ndarray] = []  # the rows of the last versions
         self._is_saved = np.zeros(0, bool)  # of each row, whether a version has it
@@ -71,6 +74,37 @@ class ClientStates:
     def num_written(self) -> int:
         """How many clients have a row."""
         return int(np.count_nonzero(self.is_written))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it no other process writes the file.
+
+        Two that go on from one checkpoint would write other clients to the same rows. The lock is
+        the operating system's, so that a killed process loses it.
+
+        Raises:
+          ValueError: if another process writes it.
+          SaveError: if the lock cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(NotImplementedError):  # a file system without locks, as some mounts
+                    stack.enter_context(FileLock(f"{self.path}.lock", timeout=0))
+            except Timeout:
+                raise ValueError(
+                    "out must be a folder in which no other run is at work; another one writes "
+                    f"{self.path}, the clients' states"
+                ) from None
+            except OSError as error:
+                raise self._not_saved(error) from error
+            yield
+
+    def hand_out(self) -> None:
+        """The run is through: from now on a row is compared with its checksum whenever it is read,
+        because a run that goes on in the folder writes over rows that its checkpoints do not need.
+        """
+        self._is_handed_out = True
 
     def begin(self) -> None:
         """An empty file, in the place of what is there.
@@ -189,12 +223,13 @@ class ClientStates:
         place = int(self._row[client_id]) * self.row_bytes
         file.seek(place)
         is_short = sum(file.readinto(part) for part in parts) < self.row_bytes
-        if is_short or (
-            self._is_unread[client_id] and _checksum(parts) != self._checksum[client_id]
-        ):
+        is_compared = self._is_handed_out or self._is_unread[client_id]
+        if is_short or (is_compared and _checksum(parts) != self._checksum[client_id]):
+            perhaps = " (a run that went on in this folder may have replaced it)"
             raise ValueError(
                 f"{self.path} is damaged: the state of client {client_id}, bytes {place} to "
                 f"{place + self.row_bytes}, is not the one that was saved"
+                f"{perhaps if self._is_handed_out else ''}"
             )
         self._is_unread[client_id] = False
 

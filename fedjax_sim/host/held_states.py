@@ -156,4 +156,5 @@ class StatesOnDisk:
         """What a user gets: the states on the disk, or those held where the disk did not take
         them."""
         is_written = self._here is None or self._written == round
+        self.on_disk.hand_out()
         return self.on_disk if is_written else held_in(carry)

@@ -266,7 +266,8 @@ def _drive(
 ) -> Driven:
     """Does the rounds of a run by `drive`, with a handler of signals and a reader of windows."""
     windows = run.windows
-    with Interrupt() as interrupt, windows or nullcontext():
+    states_alone = nullcontext() if run.states is None else run.states.on_disk.alone()
+    with Interrupt() as interrupt, states_alone, windows or nullcontext():
 
         def inputs_of(first: int, count: int) -> tuple[PyTree, int] | None:
             assert windows is not None

@@ -13,6 +13,7 @@ CONFIGURATION = "configuration.toml"  # the options of the command line
 MODEL = "model.npz"  # a run's model
 CLIENTS = "clients.csv"  # final values of each client of a run
 STATES, ROWS = "client_states", "rows.bin"  # a run's folder of what its clients keep, and the file
+ROWS_LOCK = f"{ROWS}.lock"  # which the process that writes the rows holds
 MODELS = "models"  # a sweep's folder of them, one file a run
 CLAIMS = "claims"  # who computes which batch of a sweep that several processes share
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
@@ -199,7 +200,8 @@ class RunFolder(NamedTuple):
         """
         for name in _RESULTS:
             (self.path / name).unlink(missing_ok=True)
-        self.client_states.unlink(missing_ok=True)
+        for name in (ROWS, ROWS_LOCK):
+            (self.path / STATES / name).unlink(missing_ok=True)
         for path in self._numbered(RUN):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -83,6 +83,36 @@ def test_rows_are_used_again(tmp_path):
         assert disk.path.stat().st_size <= 3 * K * disk.row_bytes, number
 
 
+def test_one_process_writes_at_a_time(tmp_path):
+    disk, other = states(tmp_path), states(tmp_path)
+    with disk.alone():
+        disk.begin()
+        with pytest.raises(ValueError, match=r"no other run is at work; another one writes .*rows"):
+            other.alone().__enter__()
+    with other.alone():
+        other.begin()
+
+
+def test_rows_that_were_handed_out_are_compared_at_each_read(tmp_path):
+    """A run that goes on from them writes over rows that its own checkpoints do not need."""
+    disk, ids = states(tmp_path), np.arange(K)
+    disk.begin()
+    disk.write(ids, disk.read(ids))
+    version = disk.version()
+    disk.saved()
+    disk.hand_out()
+    assert disk.read(ids)["w"][3].tolist() == [0.5, -1]
+    again = states(tmp_path)
+    again.restore(version)
+    for _ in range(4):
+        read = again.read(ids)
+        again.write(ids, {**read, "w": read["w"] + 1})
+        again.version()
+        again.saved()
+    with pytest.raises(ValueError, match=r"a run that went on in this folder may have replaced"):
+        disk.read(ids)
+
+
 def test_what_is_read_and_damaged(tmp_path):
     disk = states(tmp_path)
     disk.begin()

@@ -178,6 +178,32 @@ def test_a_run_that_is_killed_while_it_writes_goes_on(data, whole, tmp_path, mon
     same(on_disk(given, tmp_path, resume=True), whole)
 
 
+def test_states_of_a_run_that_went_on_are_told_and_not_mistaken(data, tmp_path):
+    """Its rows are written over once its checkpoints are gone."""
+    given = experiment(data)
+    part = on_disk(given._replace(num_rounds=3), tmp_path, checkpoint_every=1)
+    ids = np.flatnonzero(part.state.clients.is_written)
+    part.state.clients.read(ids)
+    on_disk(given, tmp_path, checkpoint_every=1, resume=True)
+    with pytest.raises(ValueError, match=r"client \d+.* went on in this folder may have replaced"):
+        part.state.clients.read(ids)
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(data, whole, tmp_path):
+    """Each would write rows that the other one's checkpoints list."""
+    given, refusals = experiment(data), []
+
+    def another_begins(progress):
+        if progress.round == 4:
+            with pytest.raises(ValueError, match="in which no other run is at work") as caught:
+                on_disk(given, tmp_path, resume=True)
+            refusals.append(caught.value)
+
+    run = on_disk(given, tmp_path, checkpoint_every=2, on_progress=another_begins)
+    assert len(refusals) == 1
+    same(run, whole)
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(data, whole, tmp_path):
     given = experiment(data)
