@@ -38,9 +38,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self._damaged = set[int]()  # which `load` passed over
 
     def save(self, number: int, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-        """Writes checkpoint `number`, then removes all but the last two.
+        """Writes checkpoint `number`, then removes all but the last two that are not damaged.
 
         Raises:
           SaveError: saying why it could not be written; nothing that was saved is lost.
@@ -68,10 +69,11 @@ class Checkpoints:
             raise SaveError(
                 f"checkpoint {number} was not saved in {self.folder}: {reason(error)}"
             ) from error
+        self._damaged.discard(number)
         numbers = self.numbers()
-        # The run was resumed before these, so it found them damaged.
-        behind = [n for n in numbers if n > number]
-        for old in [n for n in numbers if n <= number][:-_KEPT] + behind:
+        # Of those behind this one, the run was resumed before them, so it found them damaged.
+        whole = [n for n in numbers if n <= number and n not in self._damaged]
+        for old in {*numbers} - {*whole[-_KEPT:]}:
             shutil.rmtree(self.folder / RUN.part(old), ignore_errors=True)
 
     def numbers(self) -> list[int]:
@@ -88,6 +90,7 @@ class Checkpoints:
             try:
                 return self.read(number)
             except Exception as error:
+                self._damaged.add(number)
                 warnings.warn(
                     f"checkpoint {number} in {self.folder} is damaged and was passed over "
                     f"({reason(error)})",

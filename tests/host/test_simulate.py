@@ -273,6 +273,22 @@ def test_an_early_start_over_keeps_its_own_checkpoints(tmp_path):
     assert checkpoints.numbers() == [20, 30]
 
 
+def test_a_damaged_checkpoint_is_none_of_the_two_that_are_kept(tmp_path):
+    first = Checkpoints(tmp_path)
+    for number in (10, 20):
+        first.save(number, {"x": np.ones(3)}, {"stopped": False})
+    for file in (tmp_path / "000000020").rglob("*"):
+        if file.is_file() and "ocdbt" in str(file):
+            file.write_bytes(b"damaged")
+    again = Checkpoints(tmp_path)
+    with pytest.warns(UserWarning, match="checkpoint 20 .* is damaged"):
+        assert again.load().number == 10
+    again.save(30, {"x": np.ones(3)}, {"stopped": False})
+    assert again.numbers() == [10, 30]
+    again.save(40, {"x": np.ones(3)}, {"stopped": False})
+    assert again.numbers() == [30, 40]
+
+
 def test_the_users_arrays_are_not_donated(data):
     rate = jnp.float32(1)
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
