@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,8 @@ class Claim:
 
     def _touch(self) -> None:
         while not self._ends.wait(self._beat):
-            try:
+            with suppress(OSError):  # as in `give_up`; a file system of a network may come back
                 os.utime(self.path)
-            except OSError:  # as in `give_up`
-                return
 
 
 class Claims:
@@ -169,9 +168,14 @@ def _owner(path: Path) -> dict[str, Any]:
 
 
 def _place() -> str:
-    """Where a process's number means that process: the machine, and its container on Linux."""
+    """Where a process's number means that process: the machine, and its container on Linux.
+
+    Machines may have one name, as copies of an image do, and all number their first namespace
+    alike; the kernel draws an id whenever it starts.
+    """
     try:
-        return f"{platform.node()}/{os.readlink('/proc/self/ns/pid')}"
+        start = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()}/{start}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return platform.node()
 

@@ -1,5 +1,6 @@
 """Who computes which batch: claims alive, given up, lost, and wanted by several at once."""
 
+import json
 import multiprocessing
 import os
 import socket
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +59,43 @@ def test_its_owner_touches_it(tmp_path, monkeypatch):
         while claim.path.stat().st_mtime < 2000:
             assert time.monotonic() < until
             time.sleep(0.01)
+
+
+def test_a_touch_that_fails_is_tried_again(tmp_path, monkeypatch):
+    of_another_machine(monkeypatch)
+    touch, failed = os.utime, []
+
+    def away(path, *times):
+        if len(failed) < 3 and not times:
+            failed.append(path)
+            raise OSError("the folder is away for a moment")
+        touch(path, *times)
+
+    monkeypatch.setattr(claims_module.os, "utime", away)
+    with Claims(tmp_path, beat_seconds=0.01, lost_seconds=100).take(0) as claim:
+        touch(claim.path, (1000, 1000))
+        until = time.monotonic() + 30
+        while claim.path.stat().st_mtime < 2000:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert len(failed) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells which start of a machine it is")
+def test_another_machine_of_the_same_name_is_another_place(tmp_path, monkeypatch):
+    """Its process has a number that none here has, and is alive all the same."""
+    claims = Claims(tmp_path)
+    claim = claims.take(0)
+    owner = json.loads(claim.path.read_text())
+    start = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert start in owner["place"]
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    there = {**owner, "pid": ended.pid, "place": owner["place"].replace(start, "another-start")}
+    claim.path.write_text(json.dumps(there))
+    assert claims.take(0) is None
+    claim.path.write_text(json.dumps({**owner, "pid": ended.pid}))
+    assert claims.take(0).generation == 1
 
 
 def test_the_time_is_that_of_the_files(tmp_path, monkeypatch):
