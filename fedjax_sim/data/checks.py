@@ -143,7 +143,8 @@ def as_array(x: Any, name: str) -> np.ndarray:
     numeric = np.issubdtype(array.dtype, np.number) or array.dtype == bool
     if not numeric and not jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16 is not np.number
         raise ValueError(f"{name} must be numbers; got {array.dtype}")
-    return array
+    # Big-endian numbers, as files of some formats have them, are those of this machine to JAX.
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def check_same_length(leaves: list[np.ndarray], names: list[str], where: str) -> None:

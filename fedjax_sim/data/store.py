@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -106,6 +106,12 @@ class FederatedStore(Source):
         """
         folder = Path(folder).expanduser().absolute()
         manifest, identity = files.read_manifest(folder)
+        with files.naming_manifest(folder):
+            return cls._of_manifest(folder, manifest, identity)
+
+    @classmethod
+    def _of_manifest(cls, folder: Path, manifest: Mapping[str, Any], identity: str) -> Self:
+        """See `open`."""
         for name in (files.SIZES, files.WEIGHTS, files.NAMES):
             if name in manifest["files"]:
                 files.verified(folder / name, manifest["files"][name])

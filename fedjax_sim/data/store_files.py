@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,17 +180,31 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
             f"{path} must be of a {FORMAT!r} of version {VERSION}, which this package reads; it is "
             f"of {name!r} of version {version!r}"
         )
-    for file, about in manifest["files"].items():
+    with naming_manifest(folder):
+        listed = {file: about["bytes"] for file, about in manifest["files"].items()}
+    for file, expected in listed.items():
         try:
             size = (folder / file).stat().st_size
         except OSError as error:
             raise ValueError(f"{folder / file} is missing: {error.strerror}") from error
-        if size != about["bytes"]:
+        if size != expected:
             raise ValueError(
-                f"{folder / file} must have {about['bytes']} bytes, as {MANIFEST} says; it has "
-                f"{size}"
+                f"{folder / file} must have {expected} bytes, as {MANIFEST} says; it has {size}"
             )
     return manifest, hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def naming_manifest(folder: Path) -> Iterator[None]:
+    """What a manifest lacks, or has of another type, is told as damage of it.
+
+    Raises:
+      ValueError: naming the manifest.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST} is damaged: {error!r}") from error
 
 
 def described(structure: Any) -> Any:

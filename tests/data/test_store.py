@@ -81,6 +81,16 @@ def test_types_that_numpy_lacks_keep_their_bits(tmp_path):
     assert flags.tolist() == [True, False, True]
 
 
+def test_numbers_of_the_other_byte_order(tmp_path):
+    x, y = np.array([[1.5, -2.25]], ">f4"), np.array([3], ">i4")
+    store = fs.data.FederatedStore.write(tmp_path / "store", [{"x": x, "y": y}]).verify()
+    (read,) = store.read(np.array([0]))
+    assert (read["x"].tolist(), read["y"].tolist()) == ([[1.5, -2.25]], [3])
+    assert read["x"].dtype.isnative
+    mixed = [{"x": x, "y": y}, {"x": x.astype(np.float32), "y": y.astype(np.int32)}]
+    assert fs.FederatedData.from_clients(mixed).num_clients == 2
+
+
 def damage(path, at, byte):
     with path.open("r+b") as file:
         file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
@@ -105,6 +115,9 @@ def edited(folder, **values):
             lambda f: damage(f / "leaf-0.npy", 10, b"{'descr':'<f8','fortran_order':False,'sh"),
             "leaf-0.npy",
         ),
+        (lambda f: edited(f, files=3), "manifest.json is damaged"),
+        (lambda f: edited(f, leaves=[{}]), "manifest.json is damaged: KeyError"),
+        (lambda f: edited(f, structure=[0]), "manifest.json is damaged"),
         (lambda f: edited(f, examples=6), "sizes.npy must be of 3 clients with 6 examples"),
         (lambda f: damage(f / "sizes.npy", -1, b"\1"), "sizes.npy is damaged: bytes 0 to"),
         (lambda f: damage(f / "weights.npy", -2, b"\1"), "weights.npy is damaged"),
