@@ -56,7 +56,9 @@ def check_chosen(name: str, chosen: Any) -> None:
     )
 
 
-def chosen_paths(name: str, chosen: Chosen, params: Params) -> tuple[str, ...]:
+def chosen_paths(
+    name: str, chosen: Chosen, params: Params, may_be_all: bool = False
+) -> tuple[str, ...]:
     """The paths of the parameters that are chosen, in their order: some of them, and not all.
 
     A pattern chooses what it matches, and all that lies below it: "Dense_1" is every parameter of
@@ -66,6 +68,7 @@ def chosen_paths(name: str, chosen: Chosen, params: Params) -> tuple[str, ...]:
     Args:
       name: of the argument, for errors.
       params: arrays or their shapes.
+      may_be_all: whether all of them may be chosen.
 
     Raises:
       ValueError: for a pattern that chooses nothing, or a choice of nothing or of all, with the
@@ -92,7 +95,7 @@ def chosen_paths(name: str, chosen: Chosen, params: Params) -> tuple[str, ...]:
             names |= matched
     if not names:
         raise ValueError(f"{name} must name some parameters, and names none; {_listed(paths)}")
-    if len(names) == len(paths):
+    if len(names) == len(paths) and not may_be_all:
         raise ValueError(
             f"{name} must leave some of the parameters, and names all of them; {_listed(paths)}"
         )

@@ -5,6 +5,7 @@ clients send it alone, states and noise are of its size, and `merge` makes the w
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.paths import Chosen, by_path, check_chosen, chosen_paths, put
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, LossFn, Params, PyTree
+from fedjax_sim.models.model import OfTokens
 
 
 class Adapter(NamedTuple):
@@ -31,19 +33,41 @@ class Adapter(NamedTuple):
         return fields_of(self)
 
     def loss(self, loss_fn: LossFn) -> LossFn:
-        """The loss of the whole model as one of the trained part."""
+        """The loss of the whole model as one of the trained part.
 
-        def adapted(trained: Params, batch: PyTree, key: Array | None) -> Any:
-            return loss_fn(self.merge(trained), batch, key)
+        One from `fs.models` is of the same kind, so that FedLC finds its logits. A model with batch
+        norm stays in inference mode, because its statistics are frozen with the rest.
+        """
+        if is_dataclass(loss_fn) and any(field.name == "apply" for field in fields(loss_fn)):
+            own_loss: Any = loss_fn
+            return replace(own_loss, apply=_merged_apply(own_loss.apply, self.merge))
+        return Merged(loss_fn, self.merge)
 
-        own_check: Any = getattr(loss_fn, "check", None)
-        if own_check is not None:  # as labels beyond the model's classes, before a run begins
 
-            def check(trained: Params, examples: PyTree) -> None:
-                own_check(jax.eval_shape(self.merge, trained), examples)
+@dataclass(frozen=True, repr=False)
+class Merged:
+    """A function of the whole model's params, a loss or an `apply`, as one of the trained part."""
 
-            adapted.check = check  # type: ignore[attr-defined]  # functions have attributes
-        return adapted
+    function: Any
+    merge: Callable[[Params], Params]
+
+    def __call__(self, trained: Params, *arguments: PyTree) -> Any:
+        return self.function(self.merge(trained), *arguments)
+
+    def check(self, trained: Params, examples: PyTree) -> None:
+        """The loss's own, where it has one, as of labels beyond the model's classes."""
+        own_check: Any = getattr(self.function, "check", None)
+        if own_check is not None:
+            own_check(jax.eval_shape(self.merge, trained), examples)
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
+def _merged_apply(whole_apply: Any, merge: Callable[[Params], Params]) -> Any:
+    if isinstance(whole_apply, OfTokens):  # whose vocabulary the losses look for
+        return replace(whole_apply, apply=Merged(whole_apply.apply, merge))
+    return Merged(whole_apply, merge)
 
 
 def lora(params: Params, chosen: Chosen, rank: int, alpha: float | None = None) -> Adapter:
@@ -82,7 +106,9 @@ def lora(params: Params, chosen: Chosen, rank: int, alpha: float | None = None) 
         check_number("alpha", alpha, lambda x: x >= 0, "at least 0")
     scale = 1.0 if alpha is None else alpha / rank
     leaves = by_path(params)
-    kernels = {path: leaves[path] for path in chosen_paths("chosen", chosen, params)}
+    # All of them, too: a model without biases may be of kernels alone.
+    paths = chosen_paths("chosen", chosen, params, may_be_all=True)
+    kernels = {path: leaves[path] for path in paths}
     for path, kernel in kernels.items():
         if jnp.ndim(kernel) < 2:
             raise ValueError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, LossFn, Params, PyTree
+from fedjax_sim.models.adapters import Merged
 from fedjax_sim.models.model import OfTokens, WithStatistics
 
 
@@ -79,8 +80,8 @@ class MixedPrecision:
     def _computed(self) -> Any:
         loss_fn: Any = self.in_full_precision
         if is_dataclass(loss_fn) and hasattr(loss_fn, "apply") and not isinstance(loss_fn, type):
-            return replace(loss_fn, apply=_cast_apply(loss_fn.apply, self.dtype))
-        return _Cast(loss_fn, self.dtype)
+            return replace(loss_fn, apply=_cast_function(loss_fn.apply, self.dtype))
+        return _cast_function(loss_fn, self.dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,10 +99,14 @@ class _Cast:
         return fields_of(self)
 
 
-def _cast_apply(apply: Any, dtype: Any) -> Any:
-    if isinstance(apply, OfTokens):  # whose vocabulary the losses look for
-        return replace(apply, apply=_Cast(apply.apply, dtype))
-    return _Cast(apply, dtype)
+def _cast_function(function: Any, dtype: Any) -> Any:
+    """A loss, or an `apply`, computed in `dtype`; of an adapter the whole model is, and not the
+    trained part alone, beside which the frozen parameters would make all of it float32."""
+    if isinstance(function, OfTokens):  # whose vocabulary the losses look for
+        return replace(function, apply=_cast_function(function.apply, dtype))
+    if isinstance(function, Merged):
+        return replace(function, function=_cast_function(function.function, dtype))
+    return _Cast(function, dtype)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:

@@ -50,6 +50,18 @@ def test_a_convolutions_window_counts_as_inputs():
     )
 
 
+def test_a_model_of_kernels_alone_may_be_adapted_whole():
+    params = {"in": jnp.ones((4, 3)), "out": jnp.ones((3, 2))}
+    adapter = fs.models.lora(params, "*", rank=1)
+    trained = {
+        name: {"a": jnp.ones((*w.shape[:1], 1)), "b": jnp.ones((1, *w.shape[1:]))}
+        for name, w in params.items()
+    }
+    assert jax.tree.map(jnp.shape, adapter.init(KEY)) == jax.tree.map(jnp.shape, trained)
+    for merged in jax.tree.leaves(adapter.merge(trained)):
+        np.testing.assert_array_equal(merged, np.full(merged.shape, 2.0))
+
+
 @pytest.mark.parametrize(
     "adapter",
     [fs.models.lora(PARAMS, "*/kernel", rank=2), fs.models.trained_part(PARAMS, "layers_3")],
@@ -72,6 +84,16 @@ def test_only_the_adapter_travels_and_the_rest_is_frozen(adapter):
     merged = adapter.merge(state.params)
     assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
     np.testing.assert_array_equal(merged["layers_1"]["bias"], PARAMS["layers_1"]["bias"])
+
+
+def test_what_asks_for_logits_can():
+    adapter = fs.models.lora(PARAMS, "*/kernel", rank=2)
+    loss_fn = adapter.loss(fs.models.cross_entropy(MODEL.apply))
+    trained, examples = adapter.init(KEY), data().examples
+    whole = fs.models.cross_entropy(MODEL.apply).logits(adapter.merge(trained), examples)
+    np.testing.assert_array_equal(loss_fn.logits(trained, examples), whole)
+    with standard_promotion():
+        fs.init(fs.fedlc(loss_fn, optax.sgd(0.1), fs.LocalTraining(), tau=1.0), trained, data())
 
 
 def test_labels_are_checked_through_it():

@@ -1,5 +1,7 @@
 """Losses in few bits, and the parameters of float32 that they are of."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,15 +22,16 @@ def problem():
     return fs.models.mlp((6,), (8,), 2), data
 
 
-def products(jaxpr):
+def products(jaxpr, with_shape=False):
     """The dtypes of all matrix products of a jaxpr."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "bilinear"):
-            yield equation.outvars[0].aval.dtype
+            product = equation.outvars[0].aval
+            yield (product.shape, product.dtype) if with_shape else product.dtype
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from products(inner)
+                yield from products(inner, with_shape)
 
 
 def test_products_are_in_few_bits_and_gradients_in_all():
@@ -48,6 +51,28 @@ def test_products_are_in_few_bits_and_gradients_in_all():
         assert own.dtype == jnp.float32
         # bfloat16 has 8 bits, and a few roundings follow each other.
         np.testing.assert_allclose(own, other, atol=0.05 * np.abs(other).max() + 1e-3)
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["of fs.models", "own"])
+@pytest.mark.parametrize("make", [fs.models.trained_part, partial(fs.models.lora, rank=2)])
+def test_of_an_adapter_the_whole_model_is_in_few_bits(make, is_own):
+    """Its frozen parameters, too, beside which products would be float32; in either order."""
+    model, data = problem()
+    params, batch = model.init(KEY), jax.tree.map(lambda x: x[:5], data.examples)
+    adapter = make(params, "*/kernel")
+    trained = jax.tree.map(lambda x: x + jnp.asarray(0.1, x.dtype), adapter.init(KEY))
+    cross_entropy = fs.models.cross_entropy(model.apply)
+    loss_fn = (lambda w, batch, key: cross_entropy(w, batch, key)[0]) if is_own else cross_entropy
+    losses = (
+        fs.models.mixed_precision(adapter.loss(loss_fn)),
+        adapter.loss(fs.models.mixed_precision(loss_fn)),
+    )
+    with standard_promotion():
+        values = [jax.tree.leaves(loss(trained, batch, None)) for loss in losses]
+        jaxpr = jax.make_jaxpr(lambda w: losses[0](w, batch, None))(trained).jaxpr
+        of_examples = [x for x in products(jaxpr, with_shape=True) if x[0][0] == 5]
+    jax.tree.map(np.testing.assert_array_equal, *values)
+    assert of_examples == [((5, 8), jnp.bfloat16), ((5, 2), jnp.bfloat16)]
 
 
 def test_steps_below_a_rounding_add_up():
