@@ -66,8 +66,8 @@ def check_attackable(algorithm: FederatedAlgorithm, total: PyTree) -> None:
     is_sent_once = algorithm.wire is not None and not isinstance(algorithm.wire, Encoded)
     if is_sent_once and jax.tree.leaves(total):
         raise ValueError(
-            "attack must be None for an algorithm whose clients send once what the server both "
-            "averages and sums, as FedDyn and MIFA, because an attack takes the place of the "
+            "attack must not be given for an algorithm whose clients send once what the server "
+            "both averages and sums, as FedDyn and MIFA, because an attack takes the place of the "
             "update alone, and the sum would be of what malicious clients trained"
         )
 

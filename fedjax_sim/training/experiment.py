@@ -25,6 +25,7 @@ from fedjax_sim.core.types import (
 )
 from fedjax_sim.data import FederatedData, Source, check_data
 from fedjax_sim.sampling import Sampler
+from fedjax_sim.training.arguments import imagined_answer
 from fedjax_sim.training.communication import communication
 from fedjax_sim.training.round import RoundFn, make_round
 from fedjax_sim.training.run import check_evaluate, check_run, next_round, run
@@ -179,6 +180,20 @@ class Experiment(NamedTuple):
             last=self.num_rounds,
         )
 
+    def _ask_rule(self) -> None:
+        """Asks the rule of a cohort of as many slots as rounds have; computes nothing.
+
+        Raises:
+          ValueError: from the rule, as Krum of too few clients.
+        """
+        slots, asynchrony = self.sampler.size, self.algorithm.asynchrony
+        if asynchrony is not None:
+            slots = asynchrony.buffer
+        num_clients = self.federation.num_clients
+        slots = num_clients if slots is None else slots
+        # Its weights alone, because a function, as `combine` is, has no shape.
+        jax.eval_shape(lambda: imagined_answer(self.aggregation, slots, num_clients).weights)
+
     def check(self, key: Array) -> FederatedState:
         """Refuses what cannot run, before anything compiles; returns the state's shapes.
 
@@ -195,6 +210,7 @@ class Experiment(NamedTuple):
             self.num_rounds,
             self.evaluate_every,
         )
+        self._ask_rule()
         if self.clock is not None:
             check_clock(self.clock, self.federation.num_clients)
         check_evaluate(self.evaluate)

@@ -235,6 +235,14 @@ def test_resume_of_nothing_is_said(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(said)
 
 
+def test_a_run_that_its_round_refuses_removes_nothing(finished, capsys):
+    before = {name: read(finished, name) for name in FILES}
+    options = ("--sampler", "power_of_choice", "--candidates", 1000)
+    said = refused(capsys, *SMALL, "--overwrite", *options, out=finished)
+    assert "--candidates must be at most K" in said
+    assert {name: read(finished, name) for name in FILES} == before
+
+
 @pytest.mark.parametrize("overwritten", [[], ["--baselines", "centralised"]])
 def test_a_run_called_like_a_baseline_is_not_overwritten(
     finished, capsys, overwritten, finished_run

@@ -90,6 +90,16 @@ def test_a_rule_bears_the_clients_that_an_attack_has_in_a_round(values, f):
         Setting.of(SMALL | {"attack": "alie", "mode": "krum", "malicious_ids": "1"}).resolved()
 
 
+def test_too_few_clients_for_a_rule_are_refused_before_a_round_is_traced():
+    """Of a round, and of the arrivals of an asynchronous step."""
+    with pytest.raises(ValueError, match=r"krum needs .* got m = 6 with f = 2"):
+        experiment(mode="krum", f=2).check(jax.random.key(0))
+    buffered = {"asynchronous": "fedbuff", "clock": "equal", "fraction": None, "buffer": 3}
+    with pytest.raises(ValueError, match=r"krum needs .* got m = 3 with f = 1"):
+        experiment(mode="krum", f=1, concurrency=5, **buffered).check(jax.random.key(0))
+    experiment(mode="krum", f=1).check(jax.random.key(0))
+
+
 def test_what_cannot_be_built():
     with pytest.raises(ValueError, match=r"krum needs a cohort of m > 2 f \+ 2 .*m = 6 with f = 2"):
         traced(experiment(mode="krum", f=2))

@@ -129,7 +129,7 @@ def call(options: argparse.Namespace) -> int:
     # Of several processes, all have looked into the folder before the first one writes there.
     processes = processes_of(mesh)
     with processes.together():
-        experiment = _experiment(plan, mesh)
+        experiment = _experiment(plan, mesh, traced=options.overwrite)
         writers = _writers(plan, options) if processes.is_writer else []
         for results_folder in (out, *map(out.baseline, plan.baselines)):
             if processes.is_writer:
@@ -149,14 +149,16 @@ def call(options: argparse.Namespace) -> int:
     return 0 if through else INTERRUPTED
 
 
-def _experiment(plan: Plan, mesh: Mesh | None) -> Experiment:
-    """The experiment of a plan's setting, checked without being run."""
+def _experiment(plan: Plan, mesh: Mesh | None, traced: bool = False) -> Experiment:
+    """The experiment of a plan's setting, checked without being run; or with a round traced."""
     import jax
 
     experiment = build.experiment(plan.setting, mesh)
-    state = experiment.check(jax.random.key(plan.setting.seed))
+    state = experiment.check(key := jax.random.key(plan.setting.seed))
     if plan.client_states == ON_DISK:
         check_on_disk(experiment, state)
+    if traced:  # before results are removed for a run that only its round refuses
+        experiment.shapes_of_round(key, state)
     return experiment
 
 
