@@ -55,10 +55,10 @@ class _Mapped:
 
     def __call__(self, ids: np.ndarray) -> list[PyTree]:
         columns = self._columns()
-        ends = self.starts + self.sizes
+        starts, ends = self.starts[ids], self.starts[ids] + self.sizes[ids]
         return [
-            jax.tree.unflatten(self.structure, [x[self.starts[k] : ends[k]] for x in columns])
-            for k in ids
+            jax.tree.unflatten(self.structure, [x[start:end] for x in columns])
+            for start, end in zip(starts, ends, strict=True)
         ]
 
 
