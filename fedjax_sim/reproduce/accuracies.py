@@ -40,7 +40,6 @@ class AccuracyTable(NamedTuple):
     """A table: its heading, which names the publication, its cells, and how it is read.
 
     Attributes:
-      best: whether a run's accuracy is that of its best round; else of its last.
       ordered: whether the methods' order is written below each cell, ours beside the records'.
     """
 
@@ -48,7 +47,6 @@ class AccuracyTable(NamedTuple):
     heading: str
     note: str
     cells: tuple[AccuracyCell, ...]
-    best: bool = False
     ordered: bool = False
 
 
@@ -103,7 +101,7 @@ def rows(table: AccuracyTable, records: Mapping[str, Record]) -> list[str]:
         for whose, figures in each.published.items():
             texts = [figures.get(method, "") for method in methods]
             lines.append(f"| {each.place} | {whose} | {' | '.join(texts)} | | |")
-        ours = {m: accuracies(each, record, m, table.best) for m in each.settings}
+        ours = {m: accuracies(each, record, m) for m in each.settings}
         texts = [_text(ours[m]) if m in ours else "" for m in methods]
         lines.append(
             f"| {each.place} | ours | {' | '.join(texts)} | {record.seeds} | {_minutes(record)} |"
@@ -117,10 +115,10 @@ def rows(table: AccuracyTable, records: Mapping[str, Record]) -> list[str]:
     return [*lines, "", *orders] if orders else lines
 
 
-def accuracies(cell: AccuracyCell, record: Record, method: str, best: bool = False) -> np.ndarray:
-    """[seeds] of a method, in per cent: of the last round, or of each seed's best."""
+def accuracies(cell: AccuracyCell, record: Record, method: str) -> np.ndarray:
+    """[seeds] of a method after the last round, in per cent."""
     curves = [run.measured[cell.score] for run in record.of(method=method)]
-    return np.array([100 * (curve.max() if best else curve[-1]) for curve in curves])
+    return np.array([100 * curve[-1] for curve in curves])
 
 
 def _text(values: np.ndarray) -> str:

@@ -195,12 +195,11 @@ def test_a_cells_accuracies_are_those_of_its_runs(out):
 
 def test_the_rows_by_hand():
     record = record_of(
-        ({"method": method}, seed, {"test_accuracy": [0.1, score + 0.01 * seed, 0.2]})
+        ({"method": method}, seed, {"test_accuracy": [0.1, 0.9, score + 0.01 * seed]})
         for method, score in (("FedAvg", 0.5), ("FedNova", 0.6))
         for seed in (0, 1)
     )
-    best = TABLE._replace(best=True)
-    heading, _, published, ours, *orders = accuracies.rows(best, {CELL.cell.name: record})
+    heading, _, published, ours, *orders = accuracies.rows(TABLE, {CELL.cell.name: record})
     assert heading == "| data and split | whose | FedAvg | FedNova | seeds | minutes |"
     assert published == "| digits, 3 labels | a record | 81.5 ± .2 | 90.0 | | |"
     assert ours == "| digits, 3 labels | ours | 50.50 ± 0.71 | 60.50 ± 0.71 | 2 | 1 |"
@@ -208,8 +207,6 @@ def test_the_rows_by_hand():
         "- digits, 3 labels, ours: FedNova > FedAvg",
         "- digits, 3 labels, a record: FedNova > FedAvg",
     ]
-    last = accuracies.rows(TABLE, {CELL.cell.name: record})[3]
-    assert last == "| digits, 3 labels | ours | 20.00 ± 0.00 | 20.00 ± 0.00 | 2 | 1 |"
 
 
 def test_a_record_is_of_its_cell_alone(out, tmp_path):
