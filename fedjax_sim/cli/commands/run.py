@@ -154,7 +154,8 @@ def _experiment(plan: Plan, mesh: Mesh | None, traced: bool = False) -> Experime
     import jax
 
     experiment = build.experiment(plan.setting, mesh)
-    state = experiment.check(key := jax.random.key(plan.setting.seed))
+    key = jax.random.key(plan.setting.seed)
+    state = experiment.check(key)
     if plan.client_states == ON_DISK:
         check_on_disk(experiment, state)
     if traced:  # before results are removed for a run that only its round refuses
