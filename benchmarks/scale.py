@@ -5,9 +5,9 @@
 `clients` has logistic regressions on 5 to 15 examples of 16 numbers for each of K = 10^3 to 10^6
 clients, FedAvg and SCAFFOLD, whose clients keep 170 numbers each, in memory and from a disk. `data`
 has a 2NN of 784-200-200-10 on clients of 600 examples, 20 of them in a round; the files are dropped
-from the page cache before the first round. `shards` is in `benchmarks.shards`. Every row is a
-process of its own, the fastest of some. Writes records/scale.json and SCALE.md; a part that was not
-run keeps its figures.
+from the page cache before the first round. Every row of these two is a process of its own, the
+fastest of some. `shards` is in `benchmarks.shards`. Writes records/scale.json and SCALE.md; a part
+that was not run keeps its figures.
 """
 
 import argparse
@@ -60,8 +60,8 @@ def large_clients(number: int) -> Iterator[dict[str, np.ndarray]]:
 
 def experiment(data: Any, algorithm: str, cohort: int, rounds: int) -> fs.Experiment:
     """FedAvg or SCAFFOLD on what the data hold."""
-    is_small = jax.tree.leaves(data.spec if isinstance(data, fs.data.Source) else data.examples)
-    is_small = is_small[0].shape[-1] == _FEATURES
+    leaves = jax.tree.leaves(data.spec if isinstance(data, fs.data.Source) else data.examples)
+    is_small = leaves[0].shape[-1] == _FEATURES
     if is_small:
         model = fs.models.logistic_regression((_FEATURES,), num_classes=_CLASSES)
     else:
@@ -210,7 +210,7 @@ def main() -> None:
     add("--data-rounds", type=int, default=60)
     add("--repeats", type=int, default=2)
     add("--folder", help="where the files are for a while; or, of a row, the store")
-    add("--quick", action="store_true", help="writes nothing, prints the page")
+    add("--dry", action="store_true", help="prints the page, and writes nothing")
     for name, default in (("algorithm", "fedavg"), ("kind", "disk")):
         add(f"--{name}", default=default, help="of a row")
     add("--cohort", type=int, default=100, help="of a row")
@@ -227,10 +227,15 @@ def main() -> None:
     for name in options.parts or PARTS:
         load = os.getloadavg()[0]
         rows = PARTS[name](options)
-        record[name] = {"machine": measured_on, "load": load, "rows": rows}
+        record[name] = {
+            "machine": measured_on,
+            "load": load,
+            "repeats": options.repeats,
+            "rows": rows,
+        }
         record = {part: record[part] for part in PARTS if part in record}
         page = scale_page.page(record)
-        if not options.quick:
+        if not options.dry:
             path.write_text(json.dumps(record, indent=1) + "\n")
             (RECORDS / "SCALE.md").write_text(page)
     print(page)

@@ -55,10 +55,10 @@ def _data(rows: Rows) -> Iterator[str]:
 
 def _shards(rows: Rows) -> Iterator[str]:
     yield (
-        "`fedjax-sim sweep --shard I/N`: sixteen learning rates of a 2NN on the digits, each "
-        "process on one core, from the first start to the last end, with the programs in a cache. "
-        "What is killed is killed by SIGKILL at random moments; the others take over what it had "
-        "claimed."
+        "`fedjax-sim sweep --shard I/N`: learning rates of a 2NN on the digits, from "
+        f"{rows[0]['rates'][0]:g} to {rows[0]['rates'][1]:g}, each process on one core, from the "
+        "first start to the last end, with the programs in a cache. What is killed is killed by "
+        "SIGKILL at random moments; the others take over what it had claimed."
     )
     yield ""
     yield (
@@ -87,12 +87,15 @@ def page(record: dict[str, Any]) -> str:
         "# Clients, data and sweeps beyond one process",
         "",
         "`python -m benchmarks.scale` makes this page, a part by its name: "
-        f"{', '.join(f'`{name}`' for name in _PARTS)}. Every row of the first two is a process of "
-        "its own, the faster of two.",
+        f"{', '.join(f'`{name}`' for name in _PARTS)}. A row is the fastest of some repetitions, "
+        "but for the cold one.",
     ]
     for name, part in record.items():
         heading, of_rows = _PARTS[name]
         of_machine = ", ".join(f"{key} {value}" for key, value in part["machine"].items())
         lines += ["", f"## {heading}", "", *of_rows(part["rows"]), ""]
-        lines += [f"`{name}`: {of_machine}, load at its start {part['load']:.1f}."]
+        lines += [
+            f"`{name}`: {of_machine}, {part['repeats']} repetitions, "
+            f"load at its start {part['load']:.1f}."
+        ]
     return "\n".join(lines) + "\n"

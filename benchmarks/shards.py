@@ -55,7 +55,7 @@ def shared(out: Path, count: int, killed: int, cache: Path) -> float:
     chance = random.Random(0)
     victims = chance.sample(processes, killed)
     for victim in victims:
-        while not list((out / "claims").glob("*")):
+        while not list((out / "claims").glob("*")) and victim.poll() is None:
             time.sleep(0.05)
         time.sleep(chance.uniform(0, 4))
         victim.kill()
@@ -90,6 +90,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
                 raise RuntimeError(f"{len(results)} of {len(expected)} configurations are there")
             rows.append(
                 {
+                    "rates": [float(RATES[0]), float(RATES[-1])],
                     "processes": count,
                     "killed": killed,
                     "seconds": min(seconds[1:]),

@@ -31,11 +31,9 @@ To prove what is your own: `fs.testing` checks an algorithm, a rule, a strategy 
 
 Types, to annotate and to write one's own algorithm with: `fs.ClientOutput`, `fs.ClientStatistics`,
 `fs.ClientUpdate`, `fs.Clock`, `fs.Coefficients`, `fs.Cohort`, `fs.Communication`, `fs.Evaluation`,
-`fs.Exchange`,
-`fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.FineTuned`, `fs.History`, `fs.InterruptedRun`,
-`fs.Memory`,
-`fs.RoundContext`,
-`fs.RoundMetrics`, `fs.SaveError`, `fs.Simulation`, `fs.Stop`, `fs.Trained`.
+`fs.Exchange`, `fs.FederatedAlgorithm`, `fs.FederatedState`, `fs.FineTuned`, `fs.History`,
+`fs.InterruptedRun`, `fs.LostProcessError`, `fs.Memory`, `fs.RoundContext`, `fs.RoundMetrics`,
+`fs.SaveError`, `fs.Simulation`, `fs.Stop`, `fs.Trained`.
 
 These are the public names, as `dir(fs)` lists them. What `help(fs)` lists next, as PACKAGE
 CONTENTS, are the package's folders and files; those not named here are internal.
@@ -72,6 +70,7 @@ if TYPE_CHECKING:
     from fedjax_sim.core.history import History as History
     from fedjax_sim.core.history import RoundMetrics as RoundMetrics
     from fedjax_sim.core.interrupted import InterruptedRun as InterruptedRun
+    from fedjax_sim.core.interrupted import LostProcessError as LostProcessError
     from fedjax_sim.core.types import ClientOutput as ClientOutput
     from fedjax_sim.core.types import ClientUpdate as ClientUpdate
     from fedjax_sim.core.types import Coefficients as Coefficients

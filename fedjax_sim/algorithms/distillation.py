@@ -13,7 +13,7 @@ from fedjax_sim.core.trees import cast, widened
 from fedjax_sim.core.types import Array, Params
 
 
-def check_fits(classifier: Any, params: Params, unlabelled: Any) -> None:
+def check_unlabelled_fits(classifier: Any, params: Params, unlabelled: Any) -> None:
     """Refuses examples whose shape the model cannot take.
 
     Raises:
@@ -33,7 +33,13 @@ def distiller(
     optimizer: optax.GradientTransformation,
     batch_size: int | None,
 ) -> Callable[[Params, Params, Array, Array], Params]:
-    """(student, teachers, counted, key) -> the student after its steps; see `feddf`.
+    """(student, teachers, counted, key) -> the student after its steps.
+
+    Each step goes down the mean over a batch of unlabelled examples of
+
+        KL( softmax(mean_k logits(w_k, x)) || softmax(logits(w, x)) )
+
+    with w the student and the mean over those teachers w_k, leaves [m, ...], that are counted.
 
     Args:
       classifier: of `classifier_of`.
@@ -44,7 +50,8 @@ def distiller(
     Raises:
       ValueError: for examples that are none, and a number that is no count.
     """
-    steps = check_count("steps", steps, ", or 0") if steps else 0
+    is_zero = steps == 0 and not isinstance(steps, bool)
+    steps = 0 if is_zero else check_count("steps", steps, ", or 0")
     sizes = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in jax.tree.leaves(unlabelled)}
     if len(sizes) != 1 or 0 in sizes:
         shapes = jax.tree.map(jnp.shape, unlabelled)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from fedjax_sim.core.interrupted import InterruptedRun
 
@@ -139,3 +140,36 @@ def reason(error: BaseException) -> str:
     if "No space left" in text:
         return "No space left on device"
     return (text.splitlines() or [type(error).__name__])[0][:200]
+
+
+def lock_of(path: Path) -> Path:
+    """The lock beside a file that one process writes at a time."""
+    return path.with_name(f"{path.name}.lock")
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Within it no other process holds the lock at this path, whose folder is there.
+
+    The lock is the operating system's, so that a killed process loses it. A file system without
+    locks, as of some mounts, has none.
+
+    Args:
+      refusal: the error's message.
+
+    Raises:
+      ValueError: if another process holds it.
+      OSError: if it cannot be written.
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(refusal) from None
+    except NotImplementedError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()

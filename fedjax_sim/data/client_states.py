@@ -3,16 +3,15 @@
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from filelock import FileLock, Timeout
 
-from fedjax_sim.core.files import SaveError, reason
+from fedjax_sim.core.files import SaveError, lock_of, locked, reason
 from fedjax_sim.core.types import PyTree
 
 _KEPT = 2  # saved versions whose rows stay as they were
@@ -79,23 +78,23 @@ class ClientStates:
     def alone(self) -> Iterator[None]:
         """Within it no other process writes the file.
 
-        Two that go on from one checkpoint would write other clients to the same rows. The lock is
-        the operating system's, so that a killed process loses it.
+        Two that go on from one checkpoint would write other clients to the same rows.
 
         Raises:
           ValueError: if another process writes it.
           SaveError: if the lock cannot be written.
         """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_saved(error) from error
+        refusal = (
+            "out must be a folder in which no other run is at work; another one writes "
+            f"{self.path}, the clients' states"
+        )
         with ExitStack() as stack:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(NotImplementedError):  # a file system without locks, as some mounts
-                    stack.enter_context(FileLock(f"{self.path}.lock", timeout=0))
-            except Timeout:
-                raise ValueError(
-                    "out must be a folder in which no other run is at work; another one writes "
-                    f"{self.path}, the clients' states"
-                ) from None
+                stack.enter_context(locked(lock_of(self.path), refusal))
             except OSError as error:
                 raise self._not_saved(error) from error
             yield

@@ -131,9 +131,10 @@ def drive(
 
     Raises:
       SaveError: if a checkpoint, or clients' states, cannot be written.
-      LostProcessError: if another process is gone; what it computed with it is lost.
       InterruptedRun: for what `on_chunk` or `inputs_of` raises, once the rounds done are saved.
         Of either error, `partial` is the rounds done, a `Driven`.
+      LostProcessError: (a RuntimeError) if another process is gone; the rounds since the last
+        checkpoint are lost.
       KeyboardInterrupt, SystemExit: that `on_chunk` raises, likewise; to the other processes it is
         an `InterruptedRun`.
     """

@@ -101,6 +101,8 @@ def simulate(
       InterruptedRun: for what a writer, `on_progress` or a source's `read` raises, its cause, once
         what was computed is saved in `out`. All writers are closed then; what closing them raises
         is a note on the error. Of either error, `partial` is what was computed, an `fs.Simulation`.
+      LostProcessError: (a RuntimeError) if another process of the run is gone; the rounds since the
+        last checkpoint are lost.
 
     >>> import fedjax_sim as fs, jax, numpy as np, optax
     >>> data = fs.FederatedData.from_clients([{"x": np.ones(3), "y": np.ones(3)}] * 4)

@@ -35,8 +35,9 @@ class Adapter(NamedTuple):
     def loss(self, loss_fn: LossFn) -> LossFn:
         """The loss of the whole model as one of the trained part.
 
-        One from `fs.models` is of the same kind, so that FedLC finds its logits. A model with batch
-        norm stays in inference mode, because its statistics are frozen with the rest.
+        One from `cross_entropy` or `squared_error` is of the same kind, so that FedLC finds its
+        logits; `mixed_precision` goes around an adapter's loss, and not inside it. A model with
+        batch norm stays in inference mode, because its statistics are frozen with the rest.
         """
         if is_dataclass(loss_fn) and any(field.name == "apply" for field in fields(loss_fn)):
             own_loss: Any = loss_fn

@@ -13,9 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from fedjax_sim.core.files import replace_file, to_json
+from fedjax_sim.core.files import locked, replace_file, to_json
 from fedjax_sim.host.manifest import differences
 from fedjax_sim.reproduce.cells import Cell
 
@@ -38,12 +36,7 @@ class Store:
           OSError: if the folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            held_lock = lock.acquire()
-        except Timeout as error:
-            raise ValueError(f"--out {self.folder} is in use by another process") from error
-        with held_lock:
+        with locked(self.folder / ".lock", f"--out {self.folder} is in use by another process"):
             yield
 
     def load(self, cell: Cell) -> dict[str, Any] | None:

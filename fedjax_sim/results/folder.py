@@ -4,8 +4,12 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fedjax_sim.core.files import lock_of, locked
 
 SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"  # written by `Results.save`
 HISTORY, PICTURE = "history.csv", "compare.png"  # a comparison has these, too
@@ -13,7 +17,6 @@ CONFIGURATION = "configuration.toml"  # the options of the command line
 MODEL = "model.npz"  # a run's model
 CLIENTS = "clients.csv"  # final values of each client of a run
 STATES, ROWS = "client_states", "rows.bin"  # a run's folder of what its clients keep, and the file
-ROWS_LOCK = f"{ROWS}.lock"  # which the process that writes the rows holds
 MODELS = "models"  # a sweep's folder of them, one file a run
 CLAIMS = "claims"  # who computes which batch of a sweep that several processes share
 BASELINES = ("centralised", "local_only")  # folders of their names, in a run's
@@ -197,11 +200,33 @@ class RunFolder(NamedTuple):
 
         Results are removed first and manifests last: a folder in which this was interrupted has no
         results that look complete, and can still be cleared or resumed.
+
+        Raises:
+          ValueError: if a run that keeps its clients' states on the disk is at work in the folder.
         """
+        with self._without_writer_of_states():
+            self._clear()
+
+    @contextmanager
+    def _without_writer_of_states(self) -> Iterator[None]:
+        """Within it no run writes the clients' states; removes them and their lock at its end."""
+        rows = self.client_states
+        if not rows.parent.is_dir():
+            yield
+            return
+        refusal = (
+            f"out {self.path} must be a folder in which no other run is at work; another one "
+            f"writes {rows}, the clients' states"
+        )
+        with locked(lock_of(rows), refusal):
+            yield
+            rows.unlink(missing_ok=True)
+            lock_of(rows).unlink(missing_ok=True)
+        _remove_empty(rows.parent)
+
+    def _clear(self) -> None:
         for name in _RESULTS:
             (self.path / name).unlink(missing_ok=True)
-        for name in (ROWS, ROWS_LOCK):
-            (self.path / STATES / name).unlink(missing_ok=True)
         for path in self._numbered(RUN):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -219,7 +244,7 @@ class RunFolder(NamedTuple):
         for path in sorted(self.path.glob("*.part")):  # of a process that was killed
             if path.name[: -len(".00000000.part")] in (*_RESULTS, *_MANIFESTS):
                 path.unlink()
-        others = (self.path / MODELS, self.path / STATES, self.claims)
+        others = (self.path / MODELS, self.claims)
         for folder in (*map(self.parts, _KINDS), *others):
             _remove_empty(folder)
         for baseline in map(self.baseline, BASELINES):  # of the run that is replaced

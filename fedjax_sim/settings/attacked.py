@@ -14,7 +14,7 @@ from fedjax_sim.transforms import attacks
 
 
 class Attacked(NamedTuple):
-    """What an experiment is given; data of an attack on labels are other ones."""
+    """What an experiment is given of an attack; under one on labels the data have other labels."""
 
     data: FederatedData | Source
     attack: Attack | None = None

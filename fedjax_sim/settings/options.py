@@ -14,7 +14,7 @@ from fedjax_sim.settings.common import IN_ORDER
 from fedjax_sim.settings.rooms import OWN_FILES, ROOMS, declarations, named
 
 COMMON = tuple(option for option in IN_ORDER if isinstance(option, Option))
-_OF_DATA = ("dataset", "partition", "partition_seed", "clients", "unlabelled", "validation")
+_OF_DATA = ("dataset", "partition", "partition_seed", "clients", "validation")
 COMMON_NAMES = frozenset(option.name for option in COMMON)
 
 

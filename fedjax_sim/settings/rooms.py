@@ -39,7 +39,10 @@ ROOMS = {
     "sampler": Room(sampling, ("m", "q", "loss_fn")),
     "algorithm": Room(
         algorithms,
-        ("loss_fn", "client_optimizer", "client_lr", "local", "server_optimizer", "server_lr"),
+        (
+            *("loss_fn", "client_optimizer", "client_lr", "local", "server_optimizer"),
+            *("server_lr", "unlabelled"),
+        ),
     ),
     "before": Room(aggregation, ("rule",), optional=True, takes_rule=True),
     "attack": Room(attacks, ("data", "malicious", "num_classes"), optional=True),

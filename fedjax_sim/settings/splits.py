@@ -18,7 +18,7 @@ from fedjax_sim.settings.user_data import keys, load
 
 
 class Split(NamedTuple):
-    """A data set and the client of each of its training examples, without those held out."""
+    """A data set, the client of each example that is trained on, and what no client trains on."""
 
     dataset: Dataset
     client_ids: np.ndarray  # Int[N]
@@ -74,16 +74,21 @@ def _parted(
     return kept, taken
 
 
+def is_natural(choice: DataChoice, dataset: Dataset) -> bool:
+    """Whether the clients are those that the data set itself has."""
+    return choose("partition", choice.partition).takes("ids") and dataset.client_ids is not None
+
+
 def _client_ids(
     key: Array, choice: DataChoice, options: Mapping[str, Any], dataset: Dataset
 ) -> np.ndarray:
     """Int[N], the client of each training example."""
-    declaration = choose("partition", choice.partition)
-    if declaration.takes("ids") and dataset.client_ids is not None:
+    if is_natural(choice, dataset):
         # The split itself would number the clients anew, in order of their first appearance.
+        assert dataset.client_ids is not None
         return dataset.client_ids
     labels = dataset.train["y"]
-    return declaration.call(
+    return choose("partition", choice.partition).call(
         options, key=key, num_examples=len(labels), labels=labels, num_clients=choice.clients
     )
 

@@ -13,7 +13,7 @@ from fedjax_sim.data import FederatedData, FederatedStore, Source
 from fedjax_sim.datasets import Dataset
 from fedjax_sim.execution.machine import loaded
 from fedjax_sim.settings.resolved import DataChoice
-from fedjax_sim.settings.splits import parts_of_clients, split
+from fedjax_sim.settings.splits import is_natural, parts_of_clients, split
 
 TRAIN = "train/manifest.json"  # by which such a folder is told; it is written last
 _PARTS = ("train", "validation", "test")
@@ -116,8 +116,7 @@ def write(choice: DataChoice, folder: Path) -> FederatedStore:
         raise ValueError(f"out {folder} holds a data set already; name another folder")
     dataset, client_ids, *_ = split(choice)
     names = dataset.client_names
-    is_natural = dataset.client_ids is client_ids
-    kept = names[: choice.clients] if names is not None and is_natural else None
+    kept = None if names is None or not is_natural(choice, dataset) else names[: choice.clients]
     own = parts_of_clients(choice)
     train = FederatedData.from_arrays(dataset.train, client_ids, choice.clients)
     parts = {"test": own.test, "validation": own.validation, "train": train}

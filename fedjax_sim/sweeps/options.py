@@ -90,8 +90,8 @@ def make_plan(
         raise ValueError(f"mesh must have one axis; got {mesh.axis_names}")
     if len(own_devices(mesh)) < mesh.size:
         raise ValueError(
-            "mesh must be of devices of this process, as jax.local_devices(): a sweep is of one "
-            "process; got devices of several"
+            "mesh must be of devices of this process, as jax.local_devices(), since several "
+            "processes share a sweep by shard; got devices of several"
         )
     limit = options.memory_limit
     if limit is None:

@@ -55,7 +55,7 @@ def memory(
 ) -> Memory:
     """What an experiment needs, by its parts; computes nothing.
 
-        data = 2 rows |example| of a source,   server = 2 D |server state|,
+        data = N |example| in memory, 2 rows |example| of a source,   server = 2 D |server state|,
         clients = D K |client state|,   training = L |carry| + D m |client state|,
         updates = D m |update| if the rule combines them,
         pending = D c (|update| + |total| + |client state|) in asynchronous rounds

@@ -103,11 +103,11 @@ def test_a_sweep_of_its_numbers_is_one_trace(name, data):
 
 @pytest.mark.parametrize(("declaration", "option"), NUMBERS)
 def test_a_number_out_of_range_is_refused_by_name(declaration, option):
-    """By the factory itself, not the setting alone; the whole numbers by what they are not."""
+    """By the factory itself, in the option's name; the whole numbers by what they are not."""
     refused = [x for x in REFUSED if not option.range.allows(x)]
     if option.kind is int:
         refused = [int(x) for x in refused if np.isfinite(x)]
     assert refused
     for value in refused:
-        with pytest.raises(ValueError, match=rf"^{option.argument} must be .*; got {value}"):
+        with pytest.raises(ValueError, match=rf"^{option.name} must be .*; got {value}"):
             call(declaration, {option.name: value})

@@ -14,6 +14,7 @@ import fedjax_sim as fs
 from fedjax_sim.core.files import SaveError
 from fedjax_sim.data import client_states
 from fedjax_sim.host import windows
+from fedjax_sim.results.folder import RunFolder
 from fedjax_sim.training import from_disk
 from tests.conftest import MESH, linear_loss, zeros
 
@@ -198,10 +199,16 @@ def test_two_runs_at_once_in_one_folder_are_refused(data, whole, tmp_path):
             with pytest.raises(ValueError, match="in which no other run is at work") as caught:
                 on_disk(given, tmp_path, resume=True)
             refusals.append(caught.value)
+            with pytest.raises(ValueError, match="in which no other run is at work") as caught:
+                RunFolder(tmp_path).clear()
+            refusals.append(caught.value)
 
     run = on_disk(given, tmp_path, checkpoint_every=2, on_progress=another_begins)
-    assert len(refusals) == 1
+    assert len(refusals) == 2
     same(run, whole)
+    assert fs.load(tmp_path).round == given.num_rounds
+    RunFolder(tmp_path).clear()
+    assert not (tmp_path / "client_states").exists()
 
 
 @pytest.mark.slow

@@ -271,7 +271,7 @@ def test_every_cell_resolves_and_holds_what_is_published():
         for setting in each.settings.values():
             assert setting.resolved().score == each.score
     by_name = {each.cell.name: each for each in cells}
-    assert len(NIID_BENCH.cells) == 15
+    assert len(NIID_BENCH.cells) == 20
     cifar = by_name["niid-bench-cifar10-dirichlet"].published
     assert [figures["SCAFFOLD"] for figures in cifar.values()] == ["68.1 ± 1.0", "69.8"]
     one_label = by_name["niid-bench-mnist-labels1"].published["Flower's `niid_bench`"]

@@ -16,6 +16,7 @@ from flax.serialization import msgpack_serialize
 import fedjax_sim as fs
 from fedjax_sim.cli import main
 from fedjax_sim.settings import build as problem
+from fedjax_sim.settings import stores
 from fedjax_sim.settings.options import VOCABULARY, vocabulary_of
 from fedjax_sim.settings.setting import Setting
 
@@ -35,6 +36,11 @@ def inert(loss_fn, client_optimizer, local, keep):
 
 def plain(loss_fn, client_lr, local, keep=0.5, alpha=2.0):
     return inert(loss_fn, optax.sgd(client_lr), local, keep)
+
+
+def distils(loss_fn, client_optimizer, local, unlabelled):
+    assert set(unlabelled) == {"x"}
+    return fs.fedavg(loss_fn, client_optimizer, local)
 
 
 def broken(loss_fn, local):
@@ -91,6 +97,13 @@ def test_an_algorithm_of_a_file_is_run_swept_and_reported(mine, tmp_path, capsys
     assert accuracy[0.0] > accuracy[1.0]
     assert main(["report", str(run), str(swept), "--out", str(page)]) == 0
     assert "keep" in page.read_text()
+
+
+def test_one_whose_server_distils_is_given_examples(mine):
+    """Which its clients then have not."""
+    setting = Setting(algorithm=f"{mine}:distils", clients=6, unlabelled=0.3).resolved()
+    assert problem.problem(setting).data.num_examples.sum() == 1437 - round(0.3 * 1437)
+    assert problem.experiment(setting).algorithm.client is not None
 
 
 @pytest.mark.slow
@@ -215,6 +228,16 @@ def test_a_folder_of_data_is_trained_on(tmp_path, capsys, write):
     assert "clients = 2" in configuration
     shapes = {x.shape for layer in fs.load(out).params.values() for x in layer.values()}
     assert shapes == {(2, 3), (3,)}
+
+
+def test_clients_keep_their_names_where_a_part_is_held_out(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        write_npz(tmp_path / "data" / part)
+    setting = Setting(dataset=str(tmp_path / "data"), validation=0.3).resolved()
+    store = stores.write(setting.data, tmp_path / "store")
+    assert store.client_names == ("a", "b")
+    assert store.num_examples.sum() == 7
 
 
 def write_hdf5(folder, part):

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Descent, Server, averaged_descent, checks
-from fedjax_sim.algorithms.distillation import check_fits, distiller
+from fedjax_sim.algorithms.distillation import check_unlabelled_fits, distiller
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.logits import classifier_of
 from fedjax_sim.algorithms.optimizers import Optimizer
@@ -113,7 +113,7 @@ def feddf(
         return base.server_update(server, scaled(update.share, toward), total, context)
 
     def check_unlabelled(params: Any, examples: Any) -> None:
-        check_fits(classifier, params, unlabelled)
+        check_unlabelled_fits(classifier, params, unlabelled)
 
     return base._replace(
         client=base.client._replace(finish=finish),

@@ -52,7 +52,7 @@ def _fields(vocabulary: Vocabulary) -> tuple[str, ...]:
     """Names of the values that all runs of a comparison share."""
     of_rooms = vocabulary.of_room("model", "algorithm", "clock")
     clock = ("clock", *OF_OPTIONAL["clock"])
-    return (*vocabulary.of_data, "model", "algorithm", *clock, *of_rooms, *_SHARED)
+    return (*vocabulary.of_data, "model", "algorithm", "unlabelled", *clock, *of_rooms, *_SHARED)
 
 
 def _of_codecs(vocabulary: Vocabulary) -> tuple[str, ...]:

@@ -153,8 +153,7 @@ def _experiment(plan: Plan, mesh: Mesh | None, traced: bool = False) -> Experime
     """The experiment of a plan's setting, checked without being run; or with a round traced."""
     import jax
 
-    experiment = build.experiment(plan.setting, mesh)
-    key = jax.random.key(plan.setting.seed)
+    experiment, key = build.experiment(plan.setting, mesh), jax.random.key(plan.setting.seed)
     state = experiment.check(key)
     if plan.client_states == ON_DISK:
         check_on_disk(experiment, state)
