@@ -177,6 +177,7 @@ def build(declaration):
         client_optimizer=optax.sgd(LR),
         client_lr=LR,
         local=fs.LocalTraining(2, 2),
+        unlabelled={"x": np.ones((4, 3), np.float32)},
         server_lr=1.0,
         server_optimizer=optax.sgd(1.0),
     )
@@ -190,6 +191,7 @@ REFUSED = {
     "feddyn": dict.fromkeys(("up", "up fed back"), OWN_WIRE),
     "mifa": dict.fromkeys(("up", "up fed back"), OWN_WIRE),
     "ifca": dict.fromkeys(("up", "up fed back"), OWN_WIRE),
+    "feddf": dict.fromkeys(("up", "up fed back"), OWN_WIRE),
 }
 
 
