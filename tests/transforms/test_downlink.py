@@ -186,12 +186,13 @@ def build(declaration):
 # What is refused, and why, of `uplink`, of it with error feedback, and so of `downlink`.
 ONE_EXCHANGE, PROBES = "one exchange in a round", "clients probe"
 OWN_WIRE = "must send its update as it is"
+SEES_ALL = "have a server that sees every model"
 REFUSED = {
     "mime": dict.fromkeys(("up", "up fed back", "down", "down fed back"), ONE_EXCHANGE),
     "feddyn": dict.fromkeys(("up", "up fed back"), OWN_WIRE),
     "mifa": dict.fromkeys(("up", "up fed back"), OWN_WIRE),
     "ifca": dict.fromkeys(("up", "up fed back"), OWN_WIRE),
-    "feddf": dict.fromkeys(("up", "up fed back"), OWN_WIRE),
+    "feddf": dict.fromkeys(("up", "up fed back"), SEES_ALL),
 }
 
 
