@@ -4,7 +4,7 @@ What is trained is a pytree of its own, which takes the place of the model's par
 clients send it alone, states and noise are of its size, and `merge` makes the whole model of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -128,6 +128,8 @@ def lora(params: Params, chosen: Chosen, rank: int, alpha: float | None = None) 
         return trained
 
     def merge(trained: Params) -> Params:
+        _check_trained(trained, paths)
+
         def merged(kernel: Array, adapter: dict[str, Array]) -> Array:
             product = (adapter["a"] @ adapter["b"]).reshape(kernel.shape)
             return kernel + jnp.asarray(scale, kernel.dtype) * product
@@ -157,4 +159,23 @@ def trained_part(params: Params, chosen: Chosen) -> Adapter:
     check_chosen("chosen", chosen)
     leaves = by_path(params)
     first = {path: jnp.asarray(leaves[path]) for path in chosen_paths("chosen", chosen, params)}
-    return Adapter(init=lambda key: first, merge=lambda trained: put(params, trained))
+
+    def merge(trained: Params) -> Params:
+        _check_trained(trained, tuple(first))
+        return put(params, trained)
+
+    return Adapter(init=lambda key: first, merge=merge)
+
+
+def _check_trained(trained: Any, paths: tuple[str, ...]) -> None:
+    """Refuses what is not of an adapter's `init`, as the params of the whole model.
+
+    Raises:
+      ValueError: with the names that there are, and those that were given.
+    """
+    if not isinstance(trained, Mapping) or {*trained} != {*paths}:
+        given = ", ".join(map(str, trained)) if isinstance(trained, Mapping) else type(trained)
+        raise ValueError(
+            f"params must be those of the adapter's init, by the names {', '.join(paths)}; got "
+            f"{given} (give adapter.init where a model's init is asked for)"
+        )

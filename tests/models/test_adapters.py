@@ -127,6 +127,21 @@ def test_what_cannot_be_is_refused(call, message):
         call()
 
 
+@pytest.mark.parametrize(
+    "adapter",
+    [fs.models.lora(PARAMS, "*/kernel", rank=2), fs.models.trained_part(PARAMS, "*/bias")],
+)
+def test_the_whole_model_in_its_place_is_refused(adapter):
+    """Nothing of it would be trained."""
+    algorithm = fs.fedavg(
+        adapter.loss(fs.models.cross_entropy(MODEL.apply)), optax.sgd(0.1), fs.LocalTraining()
+    )
+    for params in (PARAMS, MODEL.init):
+        experiment = fs.Experiment(algorithm, params, data(), fs.sampling.uniform(2), 1)
+        with pytest.raises(ValueError, match="must be those of the adapter's init, by the names"):
+            fs.simulate(experiment, key=0)
+
+
 def test_it_is_saved_and_read(tmp_path):
     adapter = fs.models.lora(PARAMS, "*/kernel", rank=2)
     trained = adapter.init(KEY)
