@@ -35,7 +35,8 @@ def train(
     Returns:
       A line about its result, and whether it ran to its end.
     """
-    baseline, below = _EXPERIMENTS[name](experiment), out / name
+    held = experiment._replace(data=stores.in_memory(experiment.data))
+    baseline, below = _EXPERIMENTS[name](held), out / name
     configuration = {**resolved.values(), "baseline": name}
     with folder.saying_what_is_saved(below):
         with run_progress(baseline.num_rounds, resolved.score) as tell:

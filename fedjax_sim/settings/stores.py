@@ -99,7 +99,7 @@ def in_memory(data: FederatedData | Source) -> FederatedData:
     Raises:
       ValueError: for a source that does not fit, with the figures.
     """
-    because = "clients' own models are measured on it within the program"
+    because = "clients' own models, or baselines, need it within the program"
     return loaded(data, "dataset", because) if isinstance(data, Source) else data
 
 

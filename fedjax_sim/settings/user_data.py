@@ -68,7 +68,8 @@ def _call(
     count = _CLIENTS if clients is None else clients
 
     def call() -> Dataset:
-        key, _ = keys(seed)
+        # Only where it is asked for, because a key starts JAX, before the cores are asked for.
+        key = keys(seed)[0] if dataset.takes("key") else None
         return dataset.call(options, key=key, num_clients=count, num_regions=count)
 
     return called("dataset", dataset.name, call, Dataset, "an fs.datasets.Dataset")

@@ -1,6 +1,9 @@
 """`fedjax-sim data`."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -125,3 +128,23 @@ def test_a_store_trains_as_the_data_that_it_was_written_of(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["run", "--data", str(folder), *options, "--out", str(tmp_path / "other")])
     assert "manifest.json cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_store_is_dealt_over_cores_and_has_baselines(tmp_path):
+    """In a process of its own, in which the command is the first that asks JAX for devices."""
+    folder = tmp_path / "stored"
+    assert main(["data", "store", "--data", "digits", "-K", "6", "--out", str(folder)]) == 0
+    words = ["run", "--data", str(folder), "--rounds", "1", "-E", "1"]
+    words += ["--cores", str(min(2, os.cpu_count() or 1)), "--baselines", "centralised"]
+    words += ["--out", str(tmp_path / "run")]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fedjax_sim.cli", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "centralised: test_accuracy" in done.stdout
+    assert (tmp_path / "run" / "centralised" / "summary.json").exists()
