@@ -1,6 +1,7 @@
 """The budget of a setting's privacy: its noise for an epsilon, and what each round has spent."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,13 +52,25 @@ def with_noise(
             f"epsilon must be given in the place of {NOISE}, and not beside it; got "
             f"{values[EPSILON]:g} and {values[NOISE]:g}"
         )
-    epsilon, rounds = values[EPSILON], values["rounds"]
-    z = accounting.calibrate(asked, epsilon, rounds, delta, clients)
     law = accounting.law_of(asked, clients)
-    # The column of the results rounds up by coarser steps, and shall not exceed what was asked for.
+    q, epsilon = float(np.asarray(law.probability)), values[EPSILON]
+    z = _noise_within(q, law.capacity, epsilon, values["rounds"], delta, clients)
+    return {name: x for name, x in values.items() if name != EPSILON} | {NOISE: z}
+
+
+@lru_cache(
+    maxsize=256
+)  # a sweep resolves a configuration several times, each of which took seconds
+def _noise_within(
+    q: float, capacity: int | None, epsilon: float, rounds: int, delta: float, clients: int
+) -> float:
+    """The least noise multiplier with which the column of the results does not exceed epsilon."""
+    law = Poisson(q, capacity)
+    z = accounting.calibrated(law, epsilon, rounds, delta, clients)
+    # The column rounds up, by coarser steps than the calibration's.
     while accounting.history(law, z, [rounds], delta, clients)[0] > epsilon:
         z *= 1 + _MORE_NOISE
-    return {name: x for name, x in values.items() if name != EPSILON} | {NOISE: z}
+    return z
 
 
 def check_all_can_come(

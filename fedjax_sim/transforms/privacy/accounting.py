@@ -86,6 +86,13 @@ def calibrate(
     POSITIVE.check("epsilon", epsilon)
     WITHIN_0_AND_1.check("delta", delta)
     num_rounds = check_count("num_rounds", num_rounds)
+    return calibrated(law, epsilon, num_rounds, delta, num_clients)
+
+
+def calibrated(
+    law: Poisson, epsilon: float, num_rounds: int, delta: float, num_clients: int | None
+) -> float:
+    """`calibrate` of a law, with arguments that are checked."""
 
     def exceeds(z: float, interval: float) -> float:
         """log(epsilon of z / epsilon), which falls with z."""
