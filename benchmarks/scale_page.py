@@ -58,7 +58,9 @@ def _shards(rows: Rows) -> Iterator[str]:
         "`fedjax-sim sweep --shard I/N`: learning rates of a 2NN on the digits, from "
         f"{rows[0]['rates'][0]:g} to {rows[0]['rates'][1]:g}, each process on one core, from the "
         "first start to the last end, with the programs in a cache. What is killed is killed by "
-        "SIGKILL at random moments; the others take over what it had claimed."
+        "SIGKILL at random moments; the others take over what it had claimed. The rates are those "
+        "at which training is stable: above, it is chaotic, and a batch of another width, which "
+        "rounds otherwise, ends elsewhere."
     )
     yield ""
     yield (
