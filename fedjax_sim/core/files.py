@@ -148,25 +148,28 @@ def lock_of(path: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
+def locked(path: Path, refusal: str, *, or_unlocked: bool = False) -> Iterator[None]:
     """Within it no other process holds the lock at this path, whose folder is there.
 
-    The lock is the operating system's, so that a killed process loses it. A file system without
-    locks, as of some mounts, has none.
+    The lock is the operating system's, so that a killed process loses it.
 
     Args:
       refusal: the error's message.
+      or_unlocked: whether a file system without locks, as of some mounts, will do without one.
 
     Raises:
       ValueError: if another process holds it.
       OSError: if it cannot be written.
+      NotImplementedError: of a file system without locks, unless `or_unlocked`.
     """
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise ValueError(refusal) from None
-    except NotImplementedError:
+    except NotImplementedError:  # a file system without locks, on which a run must work, too
+        if not or_unlocked:
+            raise
         yield
         return
     try:

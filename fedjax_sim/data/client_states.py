@@ -94,7 +94,7 @@ class ClientStates:
         )
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(lock_of(self.path), refusal))
+                stack.enter_context(locked(lock_of(self.path), refusal, or_unlocked=True))
             except OSError as error:
                 raise self._not_saved(error) from error
             yield

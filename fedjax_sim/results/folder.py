@@ -218,7 +218,7 @@ class RunFolder(NamedTuple):
             f"out {self.path} must be a folder in which no other run is at work; another one "
             f"writes {rows}, the clients' states"
         )
-        with locked(lock_of(rows), refusal):
+        with locked(lock_of(rows), refusal, or_unlocked=True):
             yield
             rows.unlink(missing_ok=True)
             lock_of(rows).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from fedjax_sim.settings import stores
 from fedjax_sim.settings.build import problem
 from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ResolvedSetting
-from fedjax_sim.settings.splits import parts_of_clients, split
+from fedjax_sim.settings.splits import is_natural, parts_of_clients, split
 from fedjax_sim.training.evaluation import evaluate
 from fedjax_sim.training.fine_tuning import FineTuning
 from fedjax_sim.training.global_model import has_global_model
@@ -79,14 +79,14 @@ def measure_clients(
 
 def has_own_test_examples(setting: ResolvedSetting) -> bool:
     """Whether the data set says whose each test example is; else they are dealt as the others."""
-    is_natural = choose("partition", setting.data.partition).takes("ids")
-    return is_natural and split(setting.data).dataset.test_client_ids is not None
+    takes_ids = choose("partition", setting.data.partition).takes("ids")
+    return takes_ids and split(setting.data).dataset.test_client_ids is not None
 
 
 def _names(setting: ResolvedSetting, num_clients: int) -> tuple[str, ...]:
     """The clients' names in the data set; their numbers where a split has made the clients."""
-    names = split(setting.data).dataset.client_names
-    is_natural = choose("partition", setting.data.partition).takes("ids")
-    if is_natural and names is not None and len(names) >= num_clients:
+    dataset = split(setting.data).dataset
+    names = dataset.client_names
+    if names is not None and is_natural(setting.data, dataset) and len(names) >= num_clients:
         return tuple(names[:num_clients])
     return tuple(map(str, range(num_clients)))

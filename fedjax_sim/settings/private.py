@@ -58,9 +58,8 @@ def with_noise(
     return {name: x for name, x in values.items() if name != EPSILON} | {NOISE: z}
 
 
-@lru_cache(
-    maxsize=256
-)  # a sweep resolves a configuration several times, each of which took seconds
+# Kept, because a sweep resolves each configuration several times, and an accountant takes seconds.
+@lru_cache(maxsize=256)
 def _noise_within(
     q: float, capacity: int | None, epsilon: float, rounds: int, delta: float, clients: int
 ) -> float:

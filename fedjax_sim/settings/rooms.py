@@ -40,8 +40,13 @@ ROOMS = {
     "algorithm": Room(
         algorithms,
         (
-            *("loss_fn", "client_optimizer", "client_lr", "local", "server_optimizer"),
-            *("server_lr", "unlabelled"),
+            "loss_fn",
+            "client_optimizer",
+            "client_lr",
+            "local",
+            "server_optimizer",
+            "server_lr",
+            "unlabelled",
         ),
     ),
     "before": Room(aggregation, ("rule",), optional=True, takes_rule=True),
