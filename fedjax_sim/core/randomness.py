@@ -114,7 +114,12 @@ def _where(condition: Array, x: Array, y: Array) -> Array:
 
 
 def permute(
-    seeds: Array, positions: Array, size: Array | int, turn: Array | int = 0, rounds: int = 32
+    seeds: Array,
+    positions: Array,
+    size: Array | int,
+    turn: Array | int = 0,
+    rounds: int = 32,
+    written_out: bool = False,
 ) -> Array:
     """Where a keyed random permutation of `[0, size)` sends `positions`.
 
@@ -131,6 +136,10 @@ def permute(
         broadcast to them.
       rounds: a position keeps its place, and a pair its distance, with a probability that is
         2^-rounds above chance, which should be small beside 1 / size.
+      written_out: whether all rounds are one chain of operations, which runs fastest and is for
+        inner loops; else a loop makes them, one after the other. XLA copies a chain into each
+        operation that reads its result: a cohort's, drawn once a round, into nine, which took a
+        third of the time to compile a small round. The bits are the same.
 
     Returns:
       Int[...], the image of each position.
@@ -155,19 +164,27 @@ def permute(
     zero, half = np.int32(0), np.uint32(15)
     multipliers = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 
-    def of_round(numbers: Array, r: int) -> Array:
-        number = lax.squeeze(lax.slice(numbers, (r, *starts), (r + 1, *turns.shape)), (0,))
-        return lax.broadcast_in_dim(number, x.shape, axes) if axes else number
-
-    for r in range(rounds):
-        partner = lax.sub(of_round(pivots, r), x)
+    def next_round(x: Array, numbers: tuple[Array, Array]) -> tuple[Array, None]:
+        pivot, salt = (
+            lax.broadcast_in_dim(number, x.shape, axes) if axes else number for number in numbers
+        )
+        partner = lax.sub(pivot, x)
         partner = _where(lax.lt(partner, zero), lax.add(partner, size), partner)
         # The pair's bit is the top bit of a shorter mix, on which all bits of the input act.
         larger = lax.convert_element_type(lax.max(x, partner), jnp.uint32)
-        bits = lax.mul(lax.bitwise_xor(larger, of_round(salts, r)), multipliers[0])
+        bits = lax.mul(lax.bitwise_xor(larger, salt), multipliers[0])
         bits = lax.bitwise_xor(bits, lax.shift_right_logical(bits, half))
         bits = lax.convert_element_type(lax.mul(bits, multipliers[1]), jnp.int32)
-        x = _where(lax.lt(bits, zero), partner, x)
+        return _where(lax.lt(bits, zero), partner, x), None
+
+    if not written_out:
+        return lax.scan(next_round, x, (pivots, salts))[0]
+
+    def of_round(numbers: Array, r: int) -> Array:
+        return lax.squeeze(lax.slice(numbers, (r, *starts), (r + 1, *turns.shape)), (0,))
+
+    for r in range(rounds):
+        x, _ = next_round(x, (of_round(pivots, r), of_round(salts, r)))
     # Without a barrier XLA's CPU compiler (jax 0.12) fuses the chain into the gather that uses it,
     # and expands it into a tree, whose compile time doubles with every round.
     return cast(Array, lax.optimization_barrier(x))

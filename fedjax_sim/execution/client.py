@@ -183,7 +183,12 @@ class Engine(NamedTuple):
         size = block_size(self.exchange.local, self.data)
         places = jax.vmap(lambda block: self._positions(client, block, size)[0], out_axes=-1)
         return permute(
-            client.seeds, places(blocks), client.num_examples, epochs[None], rounds=_SHUFFLE_ROUNDS
+            client.seeds,
+            places(blocks),
+            client.num_examples,
+            epochs[None],
+            rounds=_SHUFFLE_ROUNDS,
+            written_out=True,
         )
 
     def start(self, client: Client, client_state: PyTree, dynamic: bool = False) -> PyTree:
