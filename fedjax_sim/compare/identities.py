@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.compare.comparison import ResolvedComparison
 from fedjax_sim.compare.measured import Row
-from fedjax_sim.core.types import Array, PyTree, RoundContext
+from fedjax_sim.core.types import PyTree, RoundContext
 from fedjax_sim.training.communication import shapes_exchanged
 from fedjax_sim.training.experiment import Experiment
 
+_STEPS = 2  # of the server; momentum shows in the second
 _SCALE = 0.25  # a power of two, which rounds nothing
 _RELATIVE = 1e-3  # of the distance moved, far above what sums in float32 round
 
@@ -20,54 +22,67 @@ def is_linear(experiment: Experiment) -> bool:
 
     Two steps of the server are taken from its first state with averages drawn at random, and with
     a quarter of them: FedAvg's moves a quarter as far, with momentum too, and FedAdam's does not,
-    whose steps hardly depend on the size of an average.
+    whose steps hardly depend on the size of an average. The model is drawn at random, too.
     """
     algorithm = experiment.algorithm
     if algorithm.aggregation is not None:
         return False  # it makes something else of the rule
     key = jax.random.key(0)
-    params = experiment.params(key) if callable(experiment.params) else experiment.params
-    params = jax.tree.map(jnp.asarray, params)
-    _, sent = shapes_exchanged(algorithm, params, experiment.federation)
-
-    def drawn(shapes: PyTree, key: Array, scale: float) -> PyTree:
-        leaves, structure = jax.tree.flatten(shapes)
-        keys = jax.random.split(key, max(1, len(leaves)))
-        # Positive, as shares and norms among them are.
-        values = [
-            scale * jax.random.uniform(k, x.shape, minval=0.5, maxval=1.5).astype(x.dtype)
-            for k, x in zip(keys, leaves, strict=False)
-        ]
-        return jax.tree.unflatten(structure, values)
+    params = experiment.params
+    shapes = jax.eval_shape(params, key) if callable(params) else jax.eval_shape(_arrays, params)
+    _, sent = shapes_exchanged(algorithm, shapes, experiment.federation)
 
     @jax.jit
-    def moved(scale: float) -> PyTree:
+    def moved(params: PyTree, averages: PyTree, totals: PyTree) -> PyTree:
         server = algorithm.init(params)
-        for number in range(2):
-            for place, (exchange, (update, total)) in enumerate(
-                zip(algorithm.exchanges, sent, strict=True)
-            ):
-                own_key = jax.random.fold_in(jax.random.fold_in(key, number), place)
-                of_rule = scale if exchange.aggregation is None else 1.0
-                context = RoundContext(
-                    round=jnp.int32(number),
-                    num_clients=experiment.federation.num_clients,
-                    num_reporting=jnp.int32(1),
-                    weight_sum=jnp.float32(1),
-                    reporting_share=jnp.float32(1),
-                    key=own_key,
-                    denominator=jnp.float32(1),
-                    largest_weight=jnp.float32(1),
-                )
-                average = drawn(update, own_key, of_rule)
-                fixed = drawn(total, jax.random.fold_in(own_key, 1), 1.0)
-                server = exchange.server_update(server, average, fixed, context)
+        for number in range(_STEPS):
+            context = RoundContext(
+                round=jnp.int32(number),
+                num_clients=experiment.federation.num_clients,
+                num_reporting=jnp.int32(1),
+                weight_sum=jnp.float32(1),
+                reporting_share=jnp.float32(1),
+                key=jax.random.fold_in(key, number),
+                denominator=jnp.float32(1),
+                largest_weight=jnp.float32(1),
+            )
+            for place, exchange in enumerate(algorithm.exchanges):
+                average, total = averages[number][place], totals[number][place]
+                server = exchange.server_update(server, average, total, context)
         return jax.tree.map(jnp.subtract, algorithm.params(server), params)
 
-    whole, quarter = (jax.tree.leaves(moved(scale)) for scale in (1.0, _SCALE))
-    apart = sum(float(jnp.sum((_SCALE * x - y) ** 2)) for x, y in zip(whole, quarter, strict=True))
-    distance = sum(float(jnp.sum((_SCALE * x) ** 2)) for x in whole)
-    return apart <= _RELATIVE**2 * distance
+    # Drawn by NumPy, because each draw of JAX would be a program of its own to compile.
+    rng = np.random.default_rng(0)
+    drawn_params = _drawn(shapes, rng)
+    averages = [[_drawn(update, rng) for update, _ in sent] for _ in range(_STEPS)]
+    totals = [[_drawn(total, rng) for _, total in sent] for _ in range(_STEPS)]
+    quarters = [
+        [
+            average if exchange.aggregation is not None else _scaled(average)
+            for exchange, average in zip(algorithm.exchanges, of_step, strict=True)
+        ]
+        for of_step in averages
+    ]
+    whole, quarter = (
+        [np.asarray(x, np.float64) for x in jax.tree.leaves(moved(drawn_params, given, totals))]
+        for given in (averages, quarters)
+    )
+    apart = sum(np.sum((_SCALE * x - y) ** 2) for x, y in zip(whole, quarter, strict=True))
+    distance = sum(np.sum((_SCALE * x) ** 2) for x in whole)
+    return bool(apart <= _RELATIVE**2 * distance)
+
+
+def _arrays(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def _drawn(shapes: PyTree, rng: np.random.Generator) -> PyTree:
+    """Numbers in [0.5, 1.5], since there are shares and norms among those that are sent."""
+    return jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), shapes)
+
+
+def _scaled(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: (_SCALE * x).astype(x.dtype), tree)
 
 
 def compares_readings(setting: ResolvedComparison) -> bool:

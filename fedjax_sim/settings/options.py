@@ -65,8 +65,10 @@ class Vocabulary(NamedTuple):
           ValueError: with the nearest name, and the declarations it belongs to.
         """
         allowed = self.names if allowed is None else tuple(allowed)
+        if name in allowed:
+            return  # at once: settings are resolved often, and the nearest name costs a millisecond
         near = get_close_matches(name.replace("-", "_"), allowed, 1)
-        if name not in allowed and near and near[0] in self.owners:
+        if near and near[0] in self.owners:
             raise ValueError(
                 f"unknown {kind} {name!r}; did you mean {near[0]!r} (of {self.owners[near[0]]})?"
             )
