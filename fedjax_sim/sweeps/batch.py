@@ -1,6 +1,8 @@
 """A group's compiled program, which runs its batches: some configurations on each device."""
 
+import math
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -9,13 +11,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.history import History
+from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution import automatic, packed
 from fedjax_sim.grid import Grid
 from fedjax_sim.host.checkpoints import Checkpoints
 from fedjax_sim.host.driver import Interrupt, drive
 from fedjax_sim.host.keeping import better, first_best
-from fedjax_sim.host.program import Program, compile_program, trace_step
+from fedjax_sim.host.program import Program, Traced, compile_program, trace_step
 from fedjax_sim.results.columns import columns, named
 from fedjax_sim.sweeps.models import Model, on_host
 from fedjax_sim.sweeps.plan import Batch, Group, build
@@ -28,7 +31,11 @@ Tell = Callable[[float, float, float], None]
 
 
 class Compiled:
-    """A group's program; it is compiled with the first batch that is run."""
+    """A group's program; it is compiled with the first batch that is run, or ahead of it.
+
+    Attributes:
+      ahead: of a thread that prepares it; `run` waits for it.
+    """
 
     def __init__(
         self,
@@ -44,6 +51,8 @@ class Compiled:
         self.experiment, self.mesh = experiment, mesh
         self.key_data, self.impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
         self.program: Program | None = None
+        self.traced: Traced | None = None
+        self.ahead: Future[None] | None = None
         self.keeps_best = group.keep is not None and group.keep.metric is not None
         dealt = PartitionSpec(*mesh.axis_names)
         self.sharding = NamedSharding(mesh, dealt)
@@ -135,6 +144,47 @@ class Compiled:
             data = np.stack([np.asarray(jax.random.key_data(key)) for key in folded])
         return jax.device_put((hyper, data), self.sharding)
 
+    def prepare(self, batch: Batch, most_constants: float = math.inf) -> None:
+        """Traces and compiles what is not yet; holds no state of a run.
+
+        Args:
+          most_constants: bytes of the arrays that the program closes over, above which it is traced
+            and not compiled, because it would hold copies of them.
+
+        Raises:
+          ValueError: if a call holds more than the limit.
+        """
+        if self.program is not None:
+            return
+        inputs = self._inputs(batch)
+        if self.traced is None:
+            carry = self._carry(inputs)
+            self.traced = trace_step(self._step, inputs, carry, self.mesh)
+        if self.mesh.size * num_bytes(self.traced.step.consts) > most_constants:
+            return
+        rounds = self.group.num_rounds or 1
+        program = compile_program(self.traced, inputs, self._carry(inputs), rounds, self.mesh)
+        if program.memory > self.limit:
+            raise ValueError(
+                f"memory_limit must hold a call; got {self.limit / 1e6:,.0f} MB, and "
+                f"{self.group.side_by_side} configurations side by side hold "
+                f"{program.memory / 1e6:,.0f} MB: raise it, or give a smaller side_by_side"
+            )
+        if not self.opaque:
+            self.begin = self.start.lower(inputs).compile()
+        self.program, self.traced = program, None
+
+    def _carry(self, inputs: PyTree) -> PyTree:
+        """The shapes of a batch's carry before round 0, and where it is."""
+        if self.opaque:
+            return ()
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=self.sharding, weak_type=x.weak_type
+            ),
+            jax.eval_shape(self.start, inputs),
+        )
+
     def run(
         self,
         batch: Batch,
@@ -147,18 +197,12 @@ class Compiled:
 
         After an interrupt the columns have fewer rounds; if there is no round, it returns None.
         """
-        inputs = self._inputs(batch)
-        carry = () if self.opaque else self.start(inputs)
-        rounds = self.group.num_rounds or 1
-        if self.program is None:
-            traced = trace_step(self._step, inputs, carry, self.mesh)
-            self.program = compile_program(traced, inputs, carry, rounds, self.mesh)
-            if self.program.memory > self.limit:
-                raise ValueError(
-                    f"memory_limit must hold a call; got {self.limit / 1e6:,.0f} MB, and "
-                    f"{self.group.side_by_side} configurations side by side hold "
-                    f"{self.program.memory / 1e6:,.0f} MB: raise it, or give a smaller side_by_side"
-                )
+        if self.ahead is not None:
+            self.ahead.result()
+        self.prepare(batch)
+        assert self.program is not None
+        inputs, rounds = self._inputs(batch), self.group.num_rounds or 1
+        carry = () if self.opaque else self.begin(inputs)
         width = self.group.side_by_side
         runs = len(batch) * width
 

@@ -12,7 +12,7 @@ from fedjax_sim.sweeps.claims import Claims
 from fedjax_sim.sweeps.options import Plan
 from fedjax_sim.sweeps.shards import Shard
 from fedjax_sim.sweeps.telling import Teller
-from fedjax_sim.sweeps.work import Runs, Work, add_runs, batches, load_batch, results_of, run_batch
+from fedjax_sim.sweeps.work import Runs, Work, add_runs, by_group, load_batch, results_of, run_batch
 
 _WAIT_SECONDS = 2.0  # between two looks at batches that others compute
 
@@ -31,7 +31,7 @@ def run_shared(
     Raises:
       InterruptedRun: if a batch fails once some runs are complete; `partial` has these.
     """
-    pending = shard.order(list(batches(plan)))
+    pending = shard.order([work for works in by_group(plan) for work in works])
     # Before each turn `runs` has the runs of every batch that is not pending, all of them saved.
     while pending:
         others: list[Work] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from fedjax_sim.core.types import Array
 from fedjax_sim.grid import Grid, product
 from fedjax_sim.host.driver import Interrupt
 from fedjax_sim.results import Results
+from fedjax_sim.sweeps.ahead import works_of
 from fedjax_sim.sweeps.checks import keys_of
 from fedjax_sim.sweeps.claims import Claims
 from fedjax_sim.sweeps.options import Options, Plan, make_plan
 from fedjax_sim.sweeps.shards import shard_of
 from fedjax_sim.sweeps.shared_work import holding_complete, run_shared
 from fedjax_sim.sweeps.telling import Swept, Teller
-from fedjax_sim.sweeps.work import Runs, add_runs, batches, load_batch, results_of, run_batch
+from fedjax_sim.sweeps.work import Runs, add_runs, load_batch, results_of, run_batch
 
 
 def sweep(
@@ -174,17 +176,18 @@ def _run_batches(plan: Plan, runs: Runs, interrupt: Interrupt, teller: Teller) -
       InterruptedRun: if a batch fails once some runs are complete; `partial` has these.
     """
     # Before each batch, `runs` has the runs of all batches before it, and the folder their files.
-    for work in batches(plan):
-        columns = load_batch(plan, work)
-        if columns is None and interrupt.received is None:
-            new = len({*work.places} - {*runs})  # padding repeats runs
-            tell = partial(teller.chunk, work.group, new, len(work.places))
-            with holding_complete(plan, runs):
-                columns = run_batch(plan, work, interrupt, tell)
-        if columns is None:
-            return False
-        add_runs(plan, work, columns, runs)
-        teller.through(len(runs))
+    with closing(works_of(plan)) as works:
+        for work in works:
+            columns = load_batch(plan, work)
+            if columns is None and interrupt.received is None:
+                new = len({*work.places} - {*runs})  # padding repeats runs
+                tell = partial(teller.chunk, work.group, new, len(work.places))
+                with holding_complete(plan, runs):
+                    columns = run_batch(plan, work, interrupt, tell)
+            if columns is None:
+                return False
+            add_runs(plan, work, columns, runs)
+            teller.through(len(runs))
     return True
 
 

@@ -32,17 +32,19 @@ class Work(NamedTuple):
     places: list[tuple[int, int]]
 
 
-def batches(plan: Plan) -> Iterator[Work]:
-    """The batches of all groups; a group's program is compiled with the first one that is run."""
+def by_group(plan: Plan) -> Iterator[list[Work]]:
+    """The batches of each group; its program is compiled with the first one that is run."""
     number = 0
     for group in plan.groups:
         compiled = Compiled(
             plan.experiment, plan.grid, group, plan.keys, plan.mesh, plan.opaque, plan.limit
         )
+        works = []
         for batch in group.batches:
             places = [(index, seed) for seed, indices in batch for index in indices]
-            yield Work(group, compiled, batch, number, places)
+            works.append(Work(group, compiled, batch, number, places))
             number += 1
+        yield works
 
 
 def load_batch(plan: Plan, work: Work) -> Columns | None:

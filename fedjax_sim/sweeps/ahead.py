@@ -1,0 +1,47 @@
+"""Compilation beside training: a thread prepares the next group's program."""
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from fedjax_sim.sweeps.options import Plan
+from fedjax_sim.sweeps.work import Work, by_group, load_batch
+
+# Of the memory that a call may hold. Two programs at once each hold a copy of the data.
+_SHARE_OF_CONSTANTS = 0.1
+
+
+def works_of(plan: Plan) -> Generator[Work, None, None]:
+    """The batches of all groups; while those of one run, the next one's program is prepared.
+
+    The thread calls the user's factory, as the batches themselves would later. It lets be what
+    JAX's settings would make otherwise, which a context as `jax.enable_x64` sets for one thread
+    alone. An error is raised by the group's first batch, as without the thread.
+    """
+    settings = _settings()
+    groups = by_group(plan)
+
+    def prepare(works: list[Work]) -> None:
+        if _settings() != settings:
+            return
+        for work in works:
+            if load_batch(plan, work) is None:
+                work.compiled.prepare(work.batch, _SHARE_OF_CONSTANTS * plan.limit)
+                return
+
+    with ThreadPoolExecutor(1, "fedjax_sim") as thread:
+        works = next(groups, None)
+        while works is not None:
+            following = next(groups, None)
+            if following is not None:
+                following[0].compiled.ahead = thread.submit(prepare, following)
+            yield from works
+            works = following
+
+
+def _settings() -> dict[str, Any]:
+    """JAX's settings as this thread has them."""
+    settings = {name: getattr(jax.config, name, None) for name in jax.config.values}
+    return settings | {"mesh": jax.sharding.get_abstract_mesh()}

@@ -1,0 +1,93 @@
+"""Programs that a thread prepares while the batches before train."""
+
+import threading
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import fedjax_sim as fs
+from fedjax_sim.sweeps import ahead, batch
+from tests.sweeps.test_sweep import factory
+
+GRID = {"epochs": [1, 2, 3], "lr": [0.01, 0.02]}
+
+
+def swept(data, traced_by=None, grid=GRID, **options):
+    """The sweep of a factory that notes in which thread each static value is traced."""
+    make = factory(data, rounds=3)
+
+    def experiment(lr, epochs):
+        if traced_by is not None and isinstance(lr, jax.core.Tracer):
+            traced_by.setdefault(epochs, set()).add(threading.current_thread().name)
+        return make(lr, epochs=epochs)
+
+    return fs.sweep(experiment, grid, [0, 1], **options)
+
+
+def is_by_main(traced_by):
+    main = threading.main_thread().name
+    return {epochs: names == {main} for epochs, names in traced_by.items()}
+
+
+def test_the_thread_traces_what_comes_later_and_changes_no_bit(data, monkeypatch):
+    alone, traced_by = {}, {}
+    with monkeypatch.context() as patched:
+        patched.setattr(ahead, "_settings", partial(next, iter([{}, {"a": 1}, {"a": 2}])))
+        sequential = swept(data, alone)
+    results = swept(data, traced_by)
+    assert is_by_main(alone) == {1: True, 2: True, 3: True}
+    assert is_by_main(traced_by) == {1: True, 2: False, 3: False}
+    for run, other in zip(results.runs, sequential.runs, strict=True):
+        for name, values in run.rounds.items():
+            np.testing.assert_array_equal(values, other.rounds[name])
+
+
+@pytest.mark.parametrize(
+    "context", [jax.default_matmul_precision("float32"), jax.numpy_rank_promotion("warn")]
+)
+def test_a_setting_of_this_thread_alone_is_kept(data, context):
+    traced_by = {}
+    with context:
+        swept(data, traced_by)
+    assert is_by_main(traced_by) == {1: True, 2: True, 3: True}
+
+
+def test_much_data_is_not_held_twice(data, monkeypatch):
+    """The thread traces, and the program is compiled when its turn comes."""
+    prepared = []
+    whole = batch.compile_program
+
+    def compiling(*arguments):
+        prepared.append(threading.current_thread().name)
+        return whole(*arguments)
+
+    monkeypatch.setattr(batch, "compile_program", compiling)
+    monkeypatch.setattr(ahead, "_SHARE_OF_CONSTANTS", 0.0)
+    traced_by = {}
+    swept(data, traced_by)
+    assert is_by_main(traced_by) == {1: True, 2: False, 3: False}
+    assert {*prepared} == {threading.main_thread().name}
+
+
+def test_an_error_is_raised_in_its_turn_and_what_was_computed_is_kept(data):
+    make = factory(data, rounds=3)
+    main = threading.main_thread()
+
+    def experiment(lr, epochs):
+        if epochs == 2 and threading.current_thread() is not main:
+            raise RuntimeError("no second epoch")
+        return make(lr, epochs=epochs)
+
+    with pytest.raises(fs.InterruptedRun, match="no second epoch") as e:
+        fs.sweep(experiment, GRID, [0, 1])
+    assert {run.configuration["epochs"] for run in e.value.partial.runs} == {1}
+    assert len(e.value.partial.runs) == 4
+
+
+def test_what_is_saved_is_not_compiled_again(data, tmp_path):
+    traced_by = {}
+    swept(data, out=tmp_path / "sweep")
+    swept(data, traced_by, out=tmp_path / "sweep", resume=True)
+    assert all(is_by_main(traced_by).values())
