@@ -63,7 +63,8 @@ def sweep(
     Args:
       experiment: `experiment(**hyper) -> fs.Experiment`, or `experiment(key, **hyper) -> pytree`
         of arrays, traceable by the hyper-parameters that are traced. The first is saved by the
-        round, the second when a batch is through.
+        round, the second when a batch is through. A second thread may call it, to trace and compile
+        the next static combination while this one's batches train.
       grid: of `fs.grid`, or a dict name -> values for their product.
       keys: typed keys [S], or integers, each a seed for `jax.random.key`.
       out: a folder for results as they come; None for none.
