@@ -1,6 +1,7 @@
 """Keyed permutations and the streams' contract."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +60,13 @@ def swap_or_not(seeds, position, size, turn, rounds):
     return position
 
 
-def test_turns_of_one_call_are_those_of_many():
+@pytest.mark.parametrize("written_out", [True, False])
+def test_turns_of_one_call_are_those_of_many(written_out):
     """The bits of the permutation, by hand: a turn for each column, and one for all."""
+    image_of = partial(permute, rounds=20, written_out=written_out)
     seeds = permutation_seeds(jax.random.key(4))
     positions, turns = jnp.arange(12).reshape(4, 3), jnp.array([[0, 1, 9]])
-    image = np.asarray(permute(seeds, positions, 12, turns, rounds=20))
+    image = np.asarray(image_of(seeds, positions, 12, turns))
     by_hand = [
         [
             swap_or_not(seeds.tolist(), int(x), 12, int(t), 20)
@@ -72,7 +75,7 @@ def test_turns_of_one_call_are_those_of_many():
         for row in positions
     ]
     assert image.tolist() == by_hand
-    np.testing.assert_array_equal(image[:, 2], permute(seeds, positions[:, 2], 12, 9, rounds=20))
+    np.testing.assert_array_equal(image[:, 2], image_of(seeds, positions[:, 2], 12, 9))
 
 
 def test_turns_are_permutations_of_their_own():
