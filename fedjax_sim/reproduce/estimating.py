@@ -33,7 +33,7 @@ def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, floa
     for cell in cells:
         setting = replace(cell.setting, client_lr=None).resolved()
         block = None if setting.local is None else setting.local.batch_size
-        kind = (setting.dataset, setting.model, setting.algorithm, block)
+        kind = (setting.dataset, setting.validation, setting.model, setting.algorithm, block)
         if kind not in paces:
             paces[kind] = _pace_of_client(setting)
         a_pass, an_evaluation = paces[kind]

@@ -17,15 +17,16 @@ from fedjax_sim.host.checkpoints import Checkpoints, checksum
 from fedjax_sim.host.driver import Interrupt, drive
 from fedjax_sim.host.manifest import Manifest
 from fedjax_sim.host.program import Program, compile_program, trace_step
-from fedjax_sim.host.stopping import as_stop, reaches
+from fedjax_sim.host.stopping import Stop, as_stop, reaches
 from fedjax_sim.host.telling import progress_of
 from fedjax_sim.reproduce.cells import RATIO, Cell, named
-from fedjax_sim.reproduce.store import Store, identity_of
+from fedjax_sim.reproduce.store import Store, best_run, chooses, first_seed, identity_of
 from fedjax_sim.results.columns import columns
 from fedjax_sim.results.folder import RUN, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings import build
 from fedjax_sim.settings.resolve import resolve
+from fedjax_sim.settings.resolved import ResolvedSetting
 
 MOST_RATES = 7  # rates that a race tries at most
 # A cell whose run takes longer is run with one seed.
@@ -39,7 +40,8 @@ class Runner(NamedTuple):
     """The compiled program of a cell, for any rate and seed.
 
     Attributes:
-      program: of at most `Cell.most` rounds; it stops at the target.
+      program: of at most `Cell.most` rounds; it stops at the target, with a validation set once
+        that and the test set have reached it.
       start: (rate, seed) -> inputs and carry.
       bytes_down: a round's, of all clients together.
       bytes_up: likewise.
@@ -85,8 +87,7 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
             carry, inputs = jax.device_put((carry, inputs), NamedSharding(mesh, PartitionSpec()))
         return inputs, carry
 
-    assert resolved.target is not None
-    stop = as_stop(reaches(resolved.score, resolved.target))
+    stop = _at_target(resolved)
     inputs, carry = start(cell.rates[0], 0)
     traced = trace_step(step, inputs, carry)
     program = compile_program(traced, inputs, carry, cell.most, stop=stop, place=mesh)
@@ -103,6 +104,26 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     )
 
 
+def _at_target(resolved: ResolvedSetting) -> Stop:
+    """Ends a run when the target is reached on the test set and on the validation set."""
+    assert resolved.target is not None
+    criteria = [
+        as_stop(reaches(name, resolved.target))
+        for name in dict.fromkeys((resolved.score, resolved.test_score))
+    ]
+    if len(criteria) == 1:
+        return criteria[0]
+
+    # The two may be reached in different rounds, and accuracy may fall below the target between.
+    def update(is_reached: Array, row: History) -> tuple[Array, Array]:
+        is_met = jnp.stack([criterion.update((), row)[1] for criterion in criteria])
+        is_reached = is_reached | is_met
+        return is_reached, is_reached.all()
+
+    name = " and ".join(criterion.name for criterion in criteria)
+    return Stop(jnp.zeros(len(criteria), bool), update, name)
+
+
 def race(
     cell: Cell, store: Store, seeds: int, mesh: Mesh | None, interrupt: Interrupt, tell: Tell
 ) -> bool:
@@ -114,6 +135,10 @@ def race(
     is the one with the highest accuracy, and both rates half a step beside it are tried, too:
     McMahan et al.'s grids are of 10^(1/3) or 10^(1/6). The other seeds then run the best rate. A
     run of more than ten minutes is not repeated.
+
+    Where the cell's setting holds back a validation set, all of this is of the accuracy on it. If
+    the best rate's run ended before it reached the target on the test set, too, because another
+    rate had been the best until then, it is run again without that end.
 
     Raises:
       ValueError: if the record is of something else, or the cell it comes after was not run.
@@ -135,22 +160,24 @@ def race(
         labels = {"client_lr": client_lr, "rate": rate, "seed": seed}
         finished_run = _finish_run(cell, runner, store, labels, limit, interrupt, tell)
         if finished_run is not None:
-            record["runs"].append(finished_run)
+            runs = {(each["rate"], each["seed"]): each for each in record["runs"]}
+            record["runs"] = [*(runs | {(rate, seed): finished_run}).values()]
             store.save(cell, record)
             store.through(cell, rate, seed)
         return finished_run
 
     while (rate := _next_rate(cell, record["runs"])) is not None:
         evaluate_every = cell.setting.evaluate_every
-        times = [
-            earlier["reached"]
-            for earlier in _first(record["runs"])
-            if earlier["reached"] is not None
-        ]
+        chosen_by = [chooses(earlier)["reached"] for earlier in first_seed(record["runs"])]
+        times = [time for time in chosen_by if time is not None]
         limits = [evaluate_every * math.ceil(time / evaluate_every) for time in times]
         if run(rate, 0, min([cell.most, *limits])) is None:
             return False
     best = best_run(record["runs"])
+    if best["reached"] is None and best["done"] < cell.most:
+        if run(best["rate"], 0, cell.most) is None:
+            return False
+        best = best_run(record["runs"])
     long = best["seconds"] > LONG_SECONDS
     seeds_done = {earlier["seed"] for earlier in record["runs"] if earlier["rate"] == best["rate"]}
     for seed in set(range(1, 1 if long else seeds)) - seeds_done:
@@ -177,22 +204,8 @@ def is_through(cell: Cell, store: Store, seeds: int) -> bool:
     return record["long"] or record["seeds"] >= seeds
 
 
-def best_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first seed's run that reached the target first, or else the most accurate."""
-    first = _first(runs)
-    reached = [run for run in first if run["reached"] is not None]
-    if reached:
-        return min(reached, key=lambda run: run["reached"])
-    return max(first, key=lambda run: run["best"] if math.isfinite(run["best"]) else -1.0)
-
-
-def _first(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first seed's runs, which choose the rate."""
-    return [run for run in runs if run["seed"] == 0]
-
-
 def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
-    tried = [run["rate"] for run in _first(runs)]
+    tried = [run["rate"] for run in first_seed(runs)]
     middle = len(cell.rates) // 2
     order = sorted(range(len(cell.rates)), key=lambda i: (abs(i - middle), i))
     for i in order:
@@ -200,13 +213,13 @@ def _next_rate(cell: Cell, runs: list[dict[str, Any]]) -> float | None:
             return cell.rates[i]
     if not cell.tuned or len(tried) >= MOST_RATES:
         return None
-    whole = [run for run in _first(runs) if _is_whole(run["rate"] / cell.rates[0])]
+    whole = [run for run in first_seed(runs) if _is_whole(run["rate"] / cell.rates[0])]
     best, rates = best_run(whole), [run["rate"] for run in whole]
     if best["rate"] == max(rates):
         return best["rate"] * RATIO
     if best["rate"] == min(rates):
         return best["rate"] / RATIO
-    if best["reached"] is None:
+    if chooses(best)["reached"] is None:
         for rate in (best["rate"] * math.sqrt(RATIO), best["rate"] / math.sqrt(RATIO)):
             if not any(math.isclose(rate, tried_rate, rel_tol=1e-6) for tried_rate in tried):
                 return rate
@@ -254,26 +267,39 @@ def _finish_run(
     if driven.status == "interrupted":
         return None
     evaluated = np.asarray(driven.history.evaluated)
-    scores = np.asarray(driven.history.evaluation[cell.setting.score])[evaluated]
     at = np.flatnonzero(evaluated) + 1
-    target = cell.setting.target
+    resolved = cell.setting.resolved()
+    target = resolved.target
     assert target is not None
-    finite = scores[np.isfinite(scores)]
-    reached = rounds_to_target(scores, target, at)
-    return {
+
+    def of_set(name: str) -> dict[str, Any]:
+        scores = np.asarray(driven.history.evaluation[name])[evaluated]
+        finite = scores[np.isfinite(scores)]
+        return {
+            "reached": rounds_to_target(scores, target, at),
+            "best": float(finite.max()) if finite.size else math.nan,
+            "scores": [round(float(x), 4) for x in scores],
+        }
+
+    of_test = of_set(resolved.test_score)
+    reached = of_test["reached"]
+    record = {
         "rate": rate,
         "seed": seed,
         "made_by": made_by,
         "reached": reached,
         "done": driven.round,
-        "best": float(finite.max()) if finite.size else math.nan,
+        "best": of_test["best"],
         # Extrapolated from the rounds since the last resume.
         "seconds": spent / timed * driven.round if timed else math.nan,
         "bytes_down": None if reached is None else reached * runner.bytes_down,
         "bytes_up": None if reached is None else reached * runner.bytes_up,
         "rounds": at.tolist(),
-        "scores": [round(float(x), 4) for x in scores],
+        "scores": of_test["scores"],
     }
+    if resolved.validation is not None:
+        record["validation"] = of_set(resolved.score)
+    return record
 
 
 def _best_of_base(name: str, store: Store) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedjax_sim.core.files import locked, replace_file, to_json
 from fedjax_sim.host.manifest import differences
-from fedjax_sim.reproduce.cells import Cell
+from fedjax_sim.reproduce.cells import Cell, held_back
 
 ESTIMATES = "estimates.json"
 
@@ -59,7 +59,10 @@ class Store:
         if differs := differences(saved_identity, identity):
             raise ValueError(f"{path} is of another cell and cannot be resumed: {differs}")
         for run in record["runs"]:  # JSON has no NaN
-            run |= {name: math.nan for name in ("best", "seconds") if run.get(name, 0) is None}
+            for part in (run, run.get("validation", {})):
+                part |= {
+                    name: math.nan for name in ("best", "seconds") if part.get(name, 0) is None
+                }
         return record
 
     def save(self, cell: Cell, record: dict[str, Any]) -> None:
@@ -71,6 +74,13 @@ class Store:
         self.cells.mkdir(parents=True, exist_ok=True)
         text = to_json({"what": identity_of(cell), **record})
         replace_file(self.cells / f"{cell.name}.json", lambda file: file.write(text))
+
+    def held_back(self, cell: Cell) -> list[Cell]:
+        """The cells of `cells.held_back` that have a record here, by their shares."""
+        ending = f"{held_back(cell, 0.5).name.removesuffix('0.5')}*.json"
+        names = [path.stem for path in self.cells.glob(ending)]
+        cells = [held_back(cell, float(name.rsplit("validation", 1)[1])) for name in names]
+        return sorted(cells, key=lambda each: each.setting.validation or 0.0)
 
     def running(self, cell: Cell, rate: float, seed: int) -> Path:
         """The folder of a run's checkpoints while it runs."""
@@ -102,6 +112,34 @@ def identity_of(cell: Cell) -> dict[str, Any]:
         "rates": list(cell.rates),
         "after": cell.after,
     }
+
+
+def best_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first seed's run that reached the target first, or else the most accurate.
+
+    It is the accuracy on the validation set that counts where there is one.
+    """
+    first = first_seed(runs)
+    reached = [run for run in first if chooses(run)["reached"] is not None]
+    if reached:
+        return min(reached, key=lambda run: chooses(run)["reached"])
+
+    def accuracy(run: dict[str, Any]) -> float:
+        best = float(chooses(run)["best"])
+        return best if math.isfinite(best) else -1.0
+
+    return max(first, key=accuracy)
+
+
+def chooses(run: dict[str, Any]) -> dict[str, Any]:
+    """The part of a run by which a rate is chosen: of the validation set if there is one."""
+    part: dict[str, Any] = run.get("validation", run)
+    return part
+
+
+def first_seed(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first seed's runs, which choose the rate."""
+    return [run for run in runs if run["seed"] == 0]
 
 
 def best_runs(record: dict[str, Any]) -> list[dict[str, Any]]:
