@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedjax_sim.core.files import replace_file
 from fedjax_sim.host.driver import span_of
 from fedjax_sim.reproduce import figures, sections
 from fedjax_sim.reproduce.cells import COMPARED, TABLES, Cell, Table
-from fedjax_sim.reproduce.racing import best_run
-from fedjax_sim.reproduce.store import Store, best_runs, mean_rounds
+from fedjax_sim.reproduce.race_tables import held_back_tables, rounds_text, rows
+from fedjax_sim.reproduce.store import Store, best_run, best_runs, mean_rounds
 from fedjax_sim.results.columns import BYTES
 
 PAGE = "PAPERS.md"
@@ -43,8 +41,9 @@ def write(page: Path, store: Store) -> list[Path]:
             parts.append(f"![{table.heading}]({picture.name})\n")
             if table.note:
                 parts.append(f"{table.note}\n")
-            body = _modes(table, records) if table.name == "modes" else _rows(table, records)
+            body = _modes(table, records) if table.name == "modes" else rows(table, records)
             parts.append("\n".join(body) + "\n")
+            parts.extend("\n".join(part) + "\n" for part in held_back_tables(table, store))
         if (remarks := store.folder / f"{table.name}.md").exists():
             parts.append(f"{remarks.read_text(encoding='utf-8').strip()}\n")
         parts.append(_not_run(table, all_records, estimates))
@@ -86,53 +85,11 @@ def lines(cells: Sequence[Cell], store: Store) -> list[str]:
     for cell in cells:
         record = store.load(cell)
         if record is not None and record["complete"]:
-            text = f"{cell.name}: {_rounds(cell, record)} rounds"
+            text = f"{cell.name}: {rounds_text(cell, record)} rounds"
             if cell.published:
                 text += f" ({cell.published:g} published)"
             texts.append(f"{text}, {cell.axis} {record['rate']:.3g}")
     return texts
-
-
-def _rounds(cell: Cell, record: dict[str, Any]) -> str:
-    mean = mean_rounds(record)
-    times = [run["reached"] for run in best_runs(record)]
-    if mean is None:
-        met = sum(time is not None for time in times)
-        return f"> {cell.most}" + (f" ({met} of {len(times)} reached it)" if met else "")
-    if len(times) == 1:
-        return f"{mean:.0f}"
-    return f"{mean:.0f} ({min(times):.0f} to {max(times):.0f})"
-
-
-def _rows(table: Table, records: dict[str, dict[str, Any]]) -> list[str]:
-    names = [name for name, _ in table.cells[0].says]
-    table_lines = [
-        f"| {' | '.join(names)} | published | ours (range) | ours / published | without seed 0 | "
-        "rate (tried) | seeds | best accuracy | minutes |",
-        "|" + "---|" * (len(names) + 8),
-    ]
-    for cell in table.cells:
-        if (record := records.get(cell.name)) is None:
-            continue
-        mean, best = mean_rounds(record), best_runs(record)
-        share = "" if mean is None or not cell.published else f"{mean / cell.published:.2f}"
-        tried = sorted({run["rate"] for run in record["runs"]})
-        rates = f"{record['rate']:.3g} ({tried[0]:.2g} to {tried[-1]:.2g}, {len(tried)})"
-        low, high = (f"{f([run['best'] for run in best]):.4f}" for f in (np.nanmin, np.nanmax))
-        accuracy = high if mean is not None or low == high else f"{low} to {high}"
-        minutes = sum(run["seconds"] for run in record["runs"]) / 60
-        table_lines.append(
-            f"| {' | '.join(word for _, word in cell.says)} | {cell.published:g} | "
-            f"{_rounds(cell, record)} | {share} | {_fresh(best)} | {rates} | "
-            f"{len(best)} | {accuracy} | {'unknown' if math.isnan(minutes) else f'{minutes:.1f}'} |"
-        )
-    return table_lines
-
-
-def _fresh(runs: list[dict[str, Any]]) -> str:
-    """The mean of the seeds that did not choose the rate."""
-    times = [run["reached"] for run in runs if run["seed"] != 0]
-    return f"{sum(times) / len(times):.0f}" if times and None not in times else ""
 
 
 _VARIANTS = (
@@ -228,9 +185,9 @@ def _mean_bytes(record: dict[str, Any], name: str) -> float:
 def _traffic(cell: Cell, record: dict[str, Any]) -> str:
     rate = f", rate {record['rate']:.3g}" if cell.axis == "server_lr" and cell.tuned else ""
     if mean_rounds(record) is None:
-        return f"{_rounds(cell, record)}{rate}"
+        return f"{rounds_text(cell, record)}{rate}"
     down, up = (_mean_bytes(record, name) / 1e6 for name in BYTES)
-    return f"{_rounds(cell, record)}; {down:,.0f} + {up:,.0f} MB{rate}"
+    return f"{rounds_text(cell, record)}; {down:,.0f} + {up:,.0f} MB{rate}"
 
 
 def _not_run(
@@ -297,6 +254,10 @@ so far and interpolated linearly, as the papers have it; accuracy is measured af
 target also those half a step (10^(1/6)) above and below the best, seven at most; a rate gives up
 where it can no longer be the best, and every run at 1.1 times the published rounds. The best rate
 is then run with further seeds, of which there are none where a run takes over ten minutes. Rates
-are chosen by the test set, and seed 0 chose them, so the mean without it stands beside. Seeds
-differ in first model, cohorts and shuffles; the split over clients is one for all.
+are chosen by the test set, and seed 0 chose them, so the mean without it stands beside; where
+`--validation` chose them on examples that clients hold back, a table of its own says so. Seeds
+differ in first model, cohorts and shuffles; the split over clients is one for all. *In time* are
+the seeds that reach the target within 1.1 times the published rounds. *At the published round* is
+the best accuracy until then, mean and range of the seeds; a run that has reached the target ends
+there, and counts with what it reached (>=).
 """

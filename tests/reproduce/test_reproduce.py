@@ -17,9 +17,10 @@ from fedjax_sim.cli import show
 from fedjax_sim.host.driver import Interrupt, Progress
 from fedjax_sim.reproduce import cells as tables
 from fedjax_sim.reproduce import fedprox, race, racing, record, sections, select, selection
-from fedjax_sim.reproduce.cells import RATIO, TABLES, Cell, Table, rates
-from fedjax_sim.reproduce.racing import best_run, is_through
-from fedjax_sim.reproduce.store import Store
+from fedjax_sim.reproduce.cells import RATIO, TABLES, Cell, Table, held_back, rates
+from fedjax_sim.reproduce.race_tables import held_back_tables, rows
+from fedjax_sim.reproduce.racing import is_through
+from fedjax_sim.reproduce.store import Store, best_run
 from fedjax_sim.results import Results, Run
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.settings import build as problem
@@ -207,19 +208,80 @@ def test_between_rates_where_none_reaches_the_target(accuracy, tried, tmp_path, 
         assert is_through(CELL, store, 2)
 
 
+def test_a_rate_is_chosen_on_examples_held_back(tmp_path):
+    """Both curves are those of the runs made one by one; the test set's rounds are reported."""
+    cell = held_back(CELL, 0.25)
+    assert cell.name == "tiny-iid-validation0.25"
+    store = Store(tmp_path)
+    assert race(cell, store, 2, None, Interrupt(), silent)
+    assert is_through(cell, store, 2)
+    assert not (store.cells / "tiny-iid.json").exists()
+    runs = store.load(cell)["runs"]
+    setting = replace(SETTING, validation=0.25, rounds=CELL.most).resolved()
+
+    @jax.jit
+    def curves(rate, key):
+        run = problem.experiment(resolve({**setting.values(), "client_lr": rate})).run(key)
+        return run[1].evaluation
+
+    at = np.arange(2, CELL.most + 1, 2)
+    for run in runs:
+        scores = curves(run["rate"], jax.random.key(run["seed"]))
+        reached = []
+        for part, name in ((run, "test_accuracy"), (run["validation"], "validation_accuracy")):
+            of_set = np.asarray(scores[name])[1::2]
+            np.testing.assert_allclose(part["scores"], of_set[: run["done"] // 2], atol=1e-4)
+            reached.append(rounds_to_target(of_set[: run["done"] // 2], 0.75, at))
+        assert [run["reached"], run["validation"]["reached"]] == reached
+    first = [run for run in runs if run["seed"] == 0 and run["validation"]["reached"] is not None]
+    fastest = min(first, key=lambda run: run["validation"]["reached"])
+    assert store.load(cell)["rate"] == fastest["rate"]
+    assert fastest["reached"] is not None
+    with pytest.raises(StopIteration):
+        tables.named("tiny-iid")
+
+
+def test_the_rate_chosen_by_validation_has_its_rounds_on_the_test_set(tmp_path, monkeypatch):
+    """Its run ended with the rounds of the rate before it, and is run again to the end."""
+    ran = []
+    needs = {-1: (12, 14), 0: (10, 12), 1: (9, 21)}  # rounds on the validation and on the test set
+
+    def one(cell, runner, store, of, most, interrupt, tell):
+        i = round(math.log(of["rate"] / 0.1) / math.log(RATIO))
+        ran.append((i, of["seed"], most))
+        by_validation, by_test = (
+            float(need) if need <= most else None for need in needs.get(i, (30, 30))
+        )
+        return {
+            **{"rate": of["rate"], "seed": of["seed"], "done": min(most, max(needs.get(i, (30,))))},
+            **{"best": 0.8, "seconds": 1.0, "reached": by_test},
+            "validation": {"best": 0.8, "reached": by_validation},
+        }
+
+    monkeypatch.setattr(racing, "_finish_run", one)
+    monkeypatch.setattr(racing, "compiled", lambda *given: None)
+    cell, store = held_back(CELL, 0.1), Store(tmp_path)
+    assert race(cell, store, 2, None, Interrupt(), silent)
+    # The third is the best by validation and the fourth, beyond it, is not; then the third again.
+    assert ran == [(0, 0, 22), (-1, 0, 10), (1, 0, 10), (2, 0, 10), (1, 0, 22), (1, 1, 22)]
+    runs = store.load(cell)["runs"]
+    assert [run["reached"] for run in runs if run["rate"] == store.load(cell)["rate"]] == [21, 21]
+    assert is_through(cell, store, 2)
+
+
 def test_what_json_cannot_hold_is_unknown(tmp_path, monkeypatch):
     """The pace of a run that was killed behind its last checkpoint."""
     monkeypatch.setattr(tables, "TABLES", {"tiny": Table("tiny", "Tiny", (CELL,))})
     monkeypatch.setattr(record, "TABLES", tables.TABLES)
     store = Store(tmp_path)
     run = {"rate": 0.1, "seed": 0, "reached": None, "done": 22, "best": math.nan}
-    run |= {"seconds": math.nan, "made_by": {"jax": "1"}}
+    run |= {"seconds": math.nan, "made_by": {"jax": "1"}, "rounds": [22], "scores": [math.nan]}
     other = run | {"seed": 1, "best": 0.5, "seconds": 60.0}
     through = {"complete": True, "rate": 0.1, "seeds": 2, "long": False}
     store.save(CELL, {"runs": [run, other], **through})
     assert math.isnan(store.load(CELL)["runs"][0]["seconds"])
     record.write(tmp_path / "PAPERS.md", store)
-    assert "| 2 | 0.5000 | unknown |" in (tmp_path / "PAPERS.md").read_text()
+    assert "| 0 of 2 | unknown | 0.5000 | unknown |" in (tmp_path / "PAPERS.md").read_text()
 
 
 def test_off_a_terminal_a_race_tells_each_tenth_of_a_run(capsys):
@@ -331,7 +393,7 @@ def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
     def runs(*times):
         return [
             {"rate": 0.1, "seed": seed, "reached": time, "done": 20, "best": 0.8, "seconds": 60.0}
-            | {"made_by": {"jax": "1"}}
+            | {"made_by": {"jax": "1"}, "rounds": [10, 20, 22], "scores": [0.7, 0.6, 0.8]}
             for seed, time in enumerate(times)
         ]
 
@@ -345,7 +407,9 @@ def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
     names = record.write(tmp_path / "PAPERS.md", store)
     text = (tmp_path / "PAPERS.md").read_text()
     assert "| 0.2 | 1 | 10 | IID | 20 | 10 (9 to 11) | 0.50 | 11 | 0.1 (0.1 to 0.1, 1) |" in text
+    assert "| 2 of 2 | 0.7000 (0.7000 to 0.7000) | 0.8000 | 2.0 |" in text
     assert "| > 22 (1 of 2 reached it) |  |" in text
+    assert "| 1 of 2 | 0.7000 (0.7000 to 0.7000) |" in text
     assert "|\n\nIt was cut short.\n\nNot run" in text
     assert (
         "\n- C = 0.2, E = 1, B = 10, IID: 20 published, up to about 2.0 h"
@@ -353,6 +417,50 @@ def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):
         "rounds; begun: of 2 so far the best, with client_lr 0.1, reaches the target in 9 rounds\n"
     ) in text
     assert names[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_accuracy_at_the_published_round_by_hand(tmp_path):
+    """The best until round 20; a run that has ended by then counts with what it reached."""
+    through = {"complete": True, "rate": 0.1, "seeds": 3, "long": False}
+    curves = {
+        0: ([10, 18, 22], [0.7, 0.6, 0.8]),
+        1: ([10, 18], [0.7, 0.76]),
+        2: ([10, 18, 22], [0.5, 0.65, 0.7]),
+    }
+    runs = [
+        {"rate": 0.1, "seed": seed, "reached": None, "best": max(scores), "seconds": 1.0}
+        | {"rounds": rounds, "scores": scores}
+        for seed, (rounds, scores) in curves.items()
+    ]
+    runs[1]["reached"] = 18.0
+    records = {CELL.name: {"runs": runs, **through}}
+    assert "| 1 of 3 | >= 0.7033 (0.6500 to 0.7600) |" in rows(Table("t", "T", (CELL,)), records)[2]
+    records = {CELL.name: {"runs": runs[1:2], **through}}
+    assert "| 1 of 1 |  |" in rows(Table("t", "T", (CELL,)), records)[2]
+
+
+def test_what_validation_changes_by_hand(tmp_path):
+    cells = (CELL, CELL._replace(name="tiny-other"), CELL._replace(name="tiny-alone"))
+    store = Store(tmp_path)
+
+    def save(cell, rate, *times):
+        runs = [
+            {"rate": rate, "seed": seed, "reached": time, "best": 0.8, "seconds": 1.0}
+            for seed, time in enumerate(times)
+        ]
+        store.save(cell, {"runs": runs, "complete": True, "rate": rate, "seeds": len(times)})
+
+    for cell in cells:
+        save(cell, 0.1, 10.0, 12.0)
+    save(held_back(cells[0], 0.1), 0.1, 11.0, 22.0)
+    save(held_back(cells[1], 0.1), 0.2, 11.0, None)
+    (part,) = held_back_tables(Table("t", "T", cells), store)
+    assert part[0].startswith("Rates chosen on 10 % of each client's examples")
+    assert part[4:6] == [
+        "| 0.2 | 1 | 10 | IID | 11 (10 to 12) | 0.1 | 16 (11 to 22) | 0.1 | 1.50 |",
+        "| 0.2 | 1 | 10 | IID | 11 (10 to 12) | 0.1 | > 22 (1 of 2 reached it) | 0.2 |  |",
+    ]
+    assert part[-1].startswith("The rate is the same in 1 of 2 cells. The rounds are 1.50 to 1.50")
 
 
 def test_the_modes_finding_by_hand(tmp_path):
@@ -446,6 +554,14 @@ def test_the_command_lists_refuses_and_runs(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["reproduce", "table9"])
     assert "TABLE must be one of table1-2nn" in capsys.readouterr().err
+    for arguments, message in (
+        (["table1-2nn", "--validation", "1"], "--validation must be finite and in (0, 1); got 1.0"),
+        (["fedprox", "--validation", "0.1"], "--validation chooses rates, which only the cells of"),
+        (["claims", "table1-2nn", "--validation", "0.1"], "have; got claims-"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["reproduce", *arguments])
+        assert message in capsys.readouterr().err
     only = {"tiny": Table("tiny", "Tiny", (CELL._replace(rates=(0.1,), tuned=False),))}
     monkeypatch.setattr(tables, "TABLES", only)
     monkeypatch.setattr(record, "TABLES", only)

@@ -7,7 +7,7 @@ from typing import Any
 from fedjax_sim.cli import machine
 from fedjax_sim.cli.arguments import folder
 from fedjax_sim.cli.signals import INTERRUPTED
-from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.checks import check_count, check_number
 
 DESCRIPTION = (
     "Runs cells of the papers' tables beside the published figures: rounds to a target with "
@@ -33,6 +33,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "have of themselves in personal and claims (default: 3)",
     )
     add(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help="choose a race's rates on this share of each client's training examples, on which "
+        "nobody trains then, and not on the test set; such a cell has a record of its own",
+    )
+    add(
         "--estimate",
         action="store_true",
         help="measure about how long it takes (all tables, without a TABLE), and run no cell",
@@ -52,18 +59,29 @@ def call(options: argparse.Namespace) -> int:
     """Estimates, runs, writes, prints."""
     from fedjax_sim.reproduce import TABLES, Store, accuracies, fedprox, race, record, shakespeare
     from fedjax_sim.reproduce import swept as sweeps
+    from fedjax_sim.reproduce.cells import held_back
     from fedjax_sim.reproduce.claims import NAME as CLAIMS
     from fedjax_sim.reproduce.estimating import estimate, estimate_swept
     from fedjax_sim.reproduce.racing import is_through
     from fedjax_sim.reproduce.selection import ACCURACIES, CURVES, selected
 
     check_count("seeds", options.seeds)
+    share = options.validation
+    if share is not None:
+        check_number("--validation", share, lambda x: 0 < x < 1, "in (0, 1)")
     if options.estimate:
-        options.tables = options.tables or [*TABLES, *CURVES, *ACCURACIES, CLAIMS]
+        without_rates = () if share is not None else (*CURVES, *ACCURACIES, CLAIMS)
+        options.tables = options.tables or [*TABLES, *without_rates]
     selection = selected(options.tables)
     if options.list or not options.tables:
         return _list(TABLES)
-    cells = selection.races
+    if share is not None and (selection.curves or selection.swept):
+        others = [*selection.curves, *(swept_cell.name for swept_cell in selection.swept)]
+        raise ValueError(
+            f"--validation chooses rates, which only the cells of {', '.join(TABLES)} have; "
+            f"got {', '.join(others)}"
+        )
+    cells = [cell if share is None else held_back(cell, share) for cell in selection.races]
     mesh = machine.use_cores(options.cores)
     from fedjax_sim.cli import show
     from fedjax_sim.host.driver import Interrupt, span_of
