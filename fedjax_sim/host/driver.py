@@ -97,6 +97,7 @@ def drive(
     program: Program,
     inputs: PyTree,
     carry: PyTree,
+    *,
     interrupt: Interrupt,
     on_chunk: Callable[[int, PyTree, float], None],
     checkpoints: Checkpoints | None = None,

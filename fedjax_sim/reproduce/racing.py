@@ -263,7 +263,9 @@ def _finish_run(
             spent, timed = spent + seconds, timed + len(rows.evaluated)
             tell(cell, rate, seed, progress_of(columns(rows), first, limit, seconds))
 
-    driven = drive(program, inputs, carry, interrupt, on_chunk, checkpoints)
+    driven = drive(
+        program, inputs, carry, interrupt=interrupt, on_chunk=on_chunk, checkpoints=checkpoints
+    )
     if driven.status == "interrupted":
         return None
     evaluated = np.asarray(driven.history.evaluated)

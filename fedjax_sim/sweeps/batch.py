@@ -212,7 +212,13 @@ class Compiled:
             tell(share_done, steps, seconds)
 
         driven = drive(
-            self.program, inputs, carry, interrupt, on_chunk, checkpoints, checkpoint_every
+            self.program,
+            inputs,
+            carry,
+            interrupt=interrupt,
+            on_chunk=on_chunk,
+            checkpoints=checkpoints,
+            checkpoint_every=checkpoint_every,
         )
         if not driven.round:
             return None

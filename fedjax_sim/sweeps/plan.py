@@ -62,12 +62,13 @@ def plan(
     experiment: Callable[..., Any],
     grid: Grid,
     keys: Array,
+    *,
     devices: int,
-    static: Sequence[str],
-    opaque: bool,
-    common: bool,
-    side_by_side: int | list[int] | None,
     limit: float,
+    static: Sequence[str] = (),
+    opaque: bool = False,
+    common_random_numbers: bool = True,
+    side_by_side: int | list[int] | None = None,
     keep_models: str | None = None,
     metric: str | None = None,
     shards: int = 1,
@@ -75,6 +76,9 @@ def plan(
     """Makes the groups, each with its batches; refuses hyper-parameters that cannot be traced.
 
     Args:
+      devices: over which a batch is dealt.
+      limit: bytes that a call may hold.
+      opaque: whether `experiment` is a function of the key that returns results.
       side_by_side: of each group, where a sweep is joined or resumed.
       shards: processes among which the batches are dealt.
     """
@@ -136,7 +140,7 @@ def plan(
             limit_width = side_by_side[min(place, len(side_by_side) - 1)]
         elif side_by_side is not None:
             limit_width = side_by_side
-        if not common:
+        if not common_random_numbers:
             limit_width = 1
         # As few blocks as fit, but enough that each device of each shard has one, if there are.
         # How many there were is given by the widths of a sweep that is joined or resumed.
@@ -160,7 +164,7 @@ def plan(
                 batches,
                 num_rounds,
                 exchange,
-                not common,
+                not common_random_numbers,
                 facts,
                 keep,
             )

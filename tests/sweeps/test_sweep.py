@@ -231,9 +231,7 @@ def test_configurations_side_by_side_fit_the_cache(data, monkeypatch):
 
     def widths(cache, limit=1e12, **options):
         monkeypatch.setattr(plan, "cache_bytes", lambda: cache)
-        (group,) = plan.plan(
-            factory(data), grid, keys, 2, (), False, True, options.get("side_by_side"), limit
-        )
+        (group,) = plan.plan(factory(data), grid, keys, devices=2, limit=limit, **options)
         return group.side_by_side
 
     assert widths(2**20) == 20
@@ -255,7 +253,7 @@ def test_values_that_go_together_are_tried_together(data):
 
     def planned(grid):
         keys = jax.random.key(0)[None]
-        return plan.plan(make, grid, keys, 1, (), False, True, None, 1e12)
+        return plan.plan(make, grid, keys, devices=1, limit=1e12)
 
     (group,) = planned(fs.grid.zip(lr=[0.1, 0.01], mu=[1.0, 10.0]))
     assert group.traced == ("lr", "mu")
