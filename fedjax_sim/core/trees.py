@@ -171,6 +171,15 @@ def sum_where(counted: Array, tree: PyTree) -> PyTree:
     return jax.tree.map(total, tree)
 
 
+def shapes_with(tree: PyTree, *leading: int) -> PyTree:
+    """The shapes of leaves [N, ...] with other axes in the place of the first one.
+
+    >>> shapes_with({"x": jnp.ones((6, 2))})  # of a row
+    {'x': ShapeDtypeStruct(shape=(2,), dtype=float32)}
+    """
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype), tree)
+
+
 def num_bytes(tree: PyTree) -> int:
     """Bytes of the leaves, arrays or their shapes, of any dtype."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

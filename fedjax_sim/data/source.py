@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.reprs import fields_of
+from fedjax_sim.core.trees import num_bytes, shapes_with
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.data.checks import check_whole, checked_names, checked_weights
 from fedjax_sim.data.sizes import padded_sizes
@@ -98,7 +99,7 @@ class Source:
 
         return cls(
             num_examples=sizes,
-            spec=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples),
+            spec=shapes_with(examples),
             read=read,
             weights=np.asarray(data.client_weights),
             client_names=data.client_names,
@@ -132,11 +133,7 @@ class Source:
     @property
     def nbytes(self) -> int:
         """Bytes of the examples in memory, with the types that JAX keeps."""
-        per_example = sum(
-            int(np.prod(x.shape)) * jax.dtypes.canonicalize_dtype(x.dtype).itemsize
-            for x in jax.tree.leaves(self.spec)
-        )
-        return per_example * self.total_num_examples
+        return num_bytes(self._kept_examples)
 
     @cached_property
     def in_memory(self) -> "FederatedData":
@@ -176,14 +173,10 @@ class Source:
         place, and no offsets; K, sizes, weights and names are there."""
         from fedjax_sim.data.federation import FederatedData  # which has windows of sources
 
-        def rows(leaf: Any) -> jax.ShapeDtypeStruct:
-            dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-            return jax.ShapeDtypeStruct((self.total_num_examples, *leaf.shape), dtype)
-
         offsets: Any = jax.ShapeDtypeStruct((len(self.num_examples),), jnp.int32)
         with jax.ensure_compile_time_eval():  # values, also where it is first asked for in a trace
             return FederatedData(
-                examples=jax.tree.map(rows, self.spec),
+                examples=self._kept_examples,
                 offsets=offsets,
                 num_examples=jnp.asarray(self.num_examples, jnp.int32),
                 client_weights=jnp.asarray(self.client_weights, jnp.result_type(float)),
@@ -191,3 +184,13 @@ class Source:
                 padded_sizes=self.padded_sizes,
                 client_names=self.client_names,
             )
+
+    @property
+    def _kept_examples(self) -> PyTree:
+        """The shapes of all examples, leaves [N, ...] of the types that JAX keeps."""
+
+        def rows(leaf: Any) -> jax.ShapeDtypeStruct:
+            dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+            return jax.ShapeDtypeStruct((self.total_num_examples, *leaf.shape), dtype)
+
+        return jax.tree.map(rows, self.spec)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.data.checks import as_array, check_values, path_name
 from fedjax_sim.data.source import Source
@@ -19,10 +20,7 @@ _ALIGNMENT = 64  # bytes
 
 def usual_rows(source: Source) -> int:
     """Rows of a window of 256 MiB, or all of the source; what one round reads may be more."""
-    example = sum(
-        math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(source.spec)
-    )
-    return max(1, min(source.total_num_examples, _USUAL_BYTES // max(example, 1)))
+    return max(1, min(source.total_num_examples, _USUAL_BYTES // max(num_bytes(source.spec), 1)))
 
 
 def rows_of(

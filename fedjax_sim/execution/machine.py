@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import is_concrete
+from fedjax_sim.core.trees import num_bytes, shapes_with
 from fedjax_sim.core.types import Array, LocalTraining, PyTree
 from fedjax_sim.data import FederatedData, Source
 from fedjax_sim.execution.cgroup import allowed_cores, free_bytes
@@ -96,9 +97,7 @@ def loaded(source: Source, name: str, because: str) -> FederatedData:
 
 def block_bytes(local: LocalTraining, data: FederatedData) -> int:
     """Bytes of one block of examples."""
-    leaves = jax.tree.leaves(data.examples)
-    example = sum(x.size // x.shape[0] * x.dtype.itemsize for x in leaves)
-    return block_size(local, data) * example
+    return block_size(local, data) * num_bytes(shapes_with(data.examples))
 
 
 def update_bytes(engine: Engine, client_states: PyTree) -> int:
@@ -109,8 +108,7 @@ def update_bytes(engine: Engine, client_states: PyTree) -> int:
         carry = engine.start(client, state)
         return engine.finish(client, carry, state, jnp.int32(1)).update
 
-    shapes = jax.eval_shape(update, jnp.int32(0), client_states)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    return num_bytes(jax.eval_shape(update, jnp.int32(0), client_states))
 
 
 def check_updates_fit(engine: Engine, client_states: PyTree, slots: int, mesh: Mesh | None) -> None:
@@ -147,5 +145,4 @@ def carry_bytes(engine: Engine, client_states: PyTree) -> int:
         first_state = jax.tree.map(lambda x: x[0], client_states)
         return engine.start(engine.client(client_id), first_state)
 
-    carry = jax.eval_shape(start, jnp.int32(0), client_states)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carry))
+    return num_bytes(jax.eval_shape(start, jnp.int32(0), client_states))

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.history import History
+from fedjax_sim.core.trees import num_bytes, shapes_with
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.data import Source, read_rows, usual_rows
 from fedjax_sim.execution.placing import placed, spread
@@ -136,9 +137,7 @@ class Windows:
     def _most_states(self, state: FederatedState) -> int:
         """How many clients' states are held: at least those of each round."""
         clients = self._whole.num_clients
-        size = sum(
-            x.size * np.dtype(x.dtype).itemsize // clients for x in jax.tree.leaves(state.clients)
-        )
+        size = num_bytes(shapes_with(state.clients))
         of_a_round = self._experiment.sampler.size
         if of_a_round is None:
             of_a_round = self._cohorts.most_clients()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.history import Communication
+from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import cache_bytes, carry_bytes, platform_of
@@ -193,8 +194,7 @@ def _width(
     ((platform, carry),) = measured
     limit_width = min(_MOST, 2 * cache_bytes() // carry) if platform == "cpu" else _MOST_ELSEWHERE
     best = state.params if keep is not None and keep.metric is not None else ()
-    num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, best)))
-    return max(1, min(limit_width, int(limit / (4 * devices * num_bytes))))
+    return max(1, min(limit_width, int(limit / (4 * devices * num_bytes((state, best))))))
 
 
 def _hashable(fixed: list[tuple[str, type, Any]]) -> Any:
