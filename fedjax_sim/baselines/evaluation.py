@@ -12,6 +12,7 @@ from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.loss import check_metric, per_example, totals
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import add_to, zero_sum
+from fedjax_sim.core.trees import shapes_with
 from fedjax_sim.core.types import Array, FederatedState, LossFn, Metrics, Params
 from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.training.evaluation import ClientStatistics, client_statistics, evaluate
@@ -88,7 +89,7 @@ def evaluate_local(
         raise ValueError(
             f"clients must be one for each of the {number} models; got {clients.num_clients}"
         )
-    one_model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), models)
+    one_model = shapes_with(models)
     for name, data in (("test", test), ("clients", clients)):
         if data is not None:
             check_metric(metric_fn, one_model, data.examples, None, name)

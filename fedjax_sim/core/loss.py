@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.independence import check_independent
+from fedjax_sim.core.trees import shapes_with
 from fedjax_sim.core.types import Array, LossFn, Metrics, Params, PyTree, accumulator
 
 # Beside the examples of a block in training, where the model's statistics are those of the block.
@@ -112,7 +113,7 @@ def check_loss(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
     except TypeError as error:
         raise ValueError(f"loss_fn must take (params, batch, key): {error}") from None
     check_examples(loss_fn, params, examples)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
+    batch = shapes_with(examples, 3)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     jax.eval_shape(partial(per_example, loss_fn), params, batch, key)
@@ -134,7 +135,7 @@ def check_measures(loss_fn: LossFn, params: Params, examples: PyTree) -> None:
     Raises:
       ValueError: with the loss's own error.
     """
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
+    batch = shapes_with(examples, 3)
     try:
         jax.eval_shape(
             lambda params, batch: per_example(loss_fn, params, batch, None), params, batch

@@ -12,6 +12,7 @@ from fedjax_sim.core.asynchrony import Asynchrony
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.core.files import fingerprint
+from fedjax_sim.core.trees import shapes_with
 from fedjax_sim.core.types import (
     Array,
     Coefficients,
@@ -266,9 +267,7 @@ def _client(
     """One client's phases on one block; and the update and the total that it sends."""
     data = experiment.federation
     size = block_size(exchange.local, data)
-    block = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data.examples
-    )
+    block = shapes_with(data.examples, size)
     # Different values let the checksum distinguish the arrays.
     behind_the_state = 1 + len(jax.tree.leaves(state))
     batch, mask = _stand_in(block, first=behind_the_state), jnp.ones(size, bool)

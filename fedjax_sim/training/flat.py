@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.trees import shapes_with
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.data import (
     FederatedData,
@@ -93,9 +94,7 @@ def flat(data: FederatedData | Source) -> Flat:
             columns = map(joined, jax.tree.leaves(dtypes), zip(*parts, strict=True))
             return jax.tree.unflatten(jax.tree.structure(dtypes), columns)
 
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), whole.examples
-        )
+        shapes = shapes_with(whole.examples, size)
         return jax.pure_callback(read, shapes, number, name, vmap_method="sequential")
 
     offsets = jnp.asarray(ends - sizes, jnp.int32)

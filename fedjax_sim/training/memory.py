@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import is_concrete
-from fedjax_sim.core.trees import num_bytes
+from fedjax_sim.core.trees import num_bytes, shapes_with
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.data import FederatedData, Source, usual_rows
 from fedjax_sim.execution.client import Engine
@@ -86,9 +86,7 @@ def memory(
     asynchrony = experiment.algorithm.asynchrony
     cohort_size = federation.num_clients if sampler.size is None else sampler.size
     slots = cohort_size if asynchrony is None else asynchrony.buffer
-    cohort = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype), state.clients
-    )
+    cohort = shapes_with(state.clients, slots)
     strategy = check_strategy(experiment.execution)
     devices = _devices(strategy)
     keeps_updates = asynchrony is not None or _combines(experiment, slots)

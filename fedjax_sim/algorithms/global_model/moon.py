@@ -17,7 +17,7 @@ from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
 from fedjax_sim.core.loss import per_example
 from fedjax_sim.core.registry import AT_LEAST_0, POSITIVE, Option, declare
-from fedjax_sim.core.trees import difference, widened
+from fedjax_sim.core.trees import difference, shapes_with, widened
 from fedjax_sim.core.types import Array, ClientOutput, FederatedAlgorithm, LocalTraining, LossFn
 
 Features = Callable[[Any, Any], Array]  # (params, batch) -> Float[B, d]
@@ -118,7 +118,7 @@ def _outputs(loss_fn: Any) -> Features:
 
 
 def _check_features(features: Features, params: Any, examples: Any) -> None:
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), examples)
+    batch = shapes_with(examples, 3)
     shape = jnp.shape(jax.eval_shape(features, params, batch))
     if len(shape) != 2 or shape[0] != 3:
         raise ValueError(f"features must return [B, d]; of 3 examples it returns {list(shape)}")

@@ -11,6 +11,7 @@ from fedjax_sim.core.algorithm import as_algorithm, first_start
 from fedjax_sim.core.checks import check_same_spec, has_values
 from fedjax_sim.core.models import model_of, with_model
 from fedjax_sim.core.paths import by_path, map_models, put
+from fedjax_sim.core.trees import shapes_with
 from fedjax_sim.core.types import Array, FederatedAlgorithm, Params, PyTree
 from fedjax_sim.transforms.compression.compressed import is_compressed
 
@@ -47,7 +48,7 @@ def shapes_of_models(
     algorithm: FederatedAlgorithm, params: Params, examples: PyTree
 ) -> dict[str, Any]:
     """The model of the message and that of the clients' carry, or None; computes nothing."""
-    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), examples)
+    first = shapes_with(examples, 1)
 
     def models(params: Params, batch: PyTree) -> dict[str, Any]:
         start = first_start(algorithm, params, batch)
