@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+INT32_MAX = 2**31 - 1  # the largest count, offset or step, since JAX has 64 bits under x64 alone
+
 
 def is_concrete(x: Any) -> bool:
     """Whether x has a value now, and is not being traced."""
@@ -93,6 +95,24 @@ def check_count(name: str, value: Any, otherwise: str = "") -> int:
         value_text = f"an array of shape {shape}" if shape else repr(value)
         raise ValueError(f"{name} must be a whole number, at least 1{otherwise}; got {value_text}")
     return int(value)
+
+
+def check_in_32_bits(must: str, count: int, unit: str = "") -> None:
+    """Refuses a count beyond 32 bits.
+
+    Args:
+      must: the beginning of the message, with the argument's name.
+      unit: what is counted, as " examples".
+
+    Raises:
+      ValueError: with the count and the limit.
+
+    >>> check_in_32_bits("capacity must be", 2**31)
+    Traceback (most recent call last):
+    ValueError: capacity must be at most 2147483647; got 2147483648
+    """
+    if count > INT32_MAX:
+        raise ValueError(f"{must} at most {INT32_MAX}{unit}; got {count}")
 
 
 def check_takes(name: str, function: Callable[..., Any], *arguments: str) -> None:

@@ -6,9 +6,9 @@ before anything must be carried, so a sum over devices is a plain sum, followed 
 
 import jax.numpy as jnp
 
+from fedjax_sim.core.checks import INT32_MAX
 from fedjax_sim.core.types import Array
 
-MOST = 2**31 - 1  # the largest number of an Int[] of the metrics
 _TERMS = 2**15
 
 
@@ -70,4 +70,4 @@ def capped(digits: Array) -> Array:
     """Int[...], the smaller of the count and 2^31 - 1."""
     beyond = (digits[..., 3] | digits[..., 2] | (digits[..., 1] >> 15)) != 0
     low = (digits[..., 0] | (digits[..., 1] << 16)).astype(jnp.int32)
-    return jnp.where(beyond, MOST, low)
+    return jnp.where(beyond, INT32_MAX, low)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.checks import INT32_MAX, check_count
 from fedjax_sim.core.counts import difference, product
 from fedjax_sim.core.types import Array, LocalTraining
 
@@ -32,7 +32,7 @@ def num_blocks(local: LocalTraining, num_examples: Array) -> Array:
 
 def _in_32_bits(batch_size: int) -> int:
     """B, cut to 32 bits, which changes nothing because no client has more examples."""
-    return min(int(batch_size), 2**31 - 1)
+    return min(int(batch_size), INT32_MAX)
 
 
 def num_steps(local: LocalTraining, num_examples: Array, work: Array | None = None) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.checks import has_values
+from fedjax_sim.core.checks import check_in_32_bits, has_values
 from fedjax_sim.core.notebook import card
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.data.checks import (
@@ -23,8 +23,6 @@ from fedjax_sim.data.checks import (
 from fedjax_sim.data.sizes import padded_sizes
 from fedjax_sim.data.source import Source
 from fedjax_sim.data.window import rows_of
-
-_INT32_MAX = np.iinfo(np.int32).max
 
 
 @partial(
@@ -205,8 +203,7 @@ class FederatedData:
         kept_names = checked_names(client_names, num_clients)
         if num_clients is None:
             num_clients = int(ids.max()) + 1 if kept_names is None else len(kept_names)
-        if num_clients > _INT32_MAX:
-            raise ValueError(f"num_clients must be at most {_INT32_MAX}; got {num_clients}")
+        check_in_32_bits("num_clients must be", num_clients)
         wrong = np.flatnonzero((ids < 0) | (ids >= num_clients))
         if wrong.size:
             raise ValueError(
@@ -268,8 +265,7 @@ class FederatedData:
     ) -> Self:
         if sizes.sum() == 0:
             raise ValueError("a federation needs at least one example; all clients are empty")
-        if sizes.sum() > _INT32_MAX:
-            raise ValueError(f"a federation holds at most {_INT32_MAX} examples; got {sizes.sum()}")
+        check_in_32_bits("a federation holds", sizes.sum(), " examples")
         offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         for name, x in zip(names, columns, strict=True):
             check_values(x, name, offsets)

@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.checks import check_count, check_in_32_bits
 from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.data.checks import as_array, check_values, path_name
 from fedjax_sim.data.source import Source
 
 _USUAL_BYTES = 2**28  # of a window's examples, where nobody says how many it holds
-_MOST_ROWS = np.iinfo(np.int32).max
 _ALIGNMENT = 64  # bytes
 
 
@@ -36,8 +35,7 @@ def rows_of(
       ValueError: as `FederatedData.window`.
     """
     capacity, sizes = check_count("capacity", capacity), np.asarray(source.num_examples)
-    if capacity > _MOST_ROWS:
-        raise ValueError(f"capacity must be at most {_MOST_ROWS}; got {capacity}")
+    check_in_32_bits("capacity must be", capacity)
     ids = np.asarray(client_ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
         raise ValueError(

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.batching import largest_of_batch
-from fedjax_sim.core.checks import check_same_spec
-from fedjax_sim.core.counts import MOST
+from fedjax_sim.core.checks import INT32_MAX, check_same_spec
 from fedjax_sim.core.local_training import num_blocks, shuffles
 from fedjax_sim.core.randomness import FINISH, INIT, STEP, permutation_seeds, permute, stream
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
@@ -62,9 +61,9 @@ def check_steps(local: LocalTraining, data: FederatedData) -> None:
       ValueError: with the numbers.
     """
     blocks = max_num_blocks(local, data)
-    if local.epochs * blocks > MOST:
+    if local.epochs * blocks > INT32_MAX:
         raise ValueError(
-            f"local must ask for at most {MOST} steps of a client; got epochs = "
+            f"local must ask for at most {INT32_MAX} steps of a client; got epochs = "
             f"{local.epochs} over the {blocks} blocks of the largest client, "
             f"{local.epochs * blocks} steps"
         )

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.checks import check_count
-from fedjax_sim.core.counts import MOST, carried, constant, exact, product
+from fedjax_sim.core.checks import INT32_MAX, check_count
+from fedjax_sim.core.counts import carried, constant, exact, product
 from fedjax_sim.core.local_training import shuffles
 from fedjax_sim.core.registry import AT_LEAST_1, Option, declare
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
@@ -176,7 +176,7 @@ def _pack(
         return jax.lax.fori_loop(0, -(-times // group), take_group, state)
 
     max_steps = lanes * slots * engine.exchange.local.epochs
-    beyond = max_steps * max_num_blocks(engine.exchange.local, engine.data) > MOST
+    beyond = max_steps * max_num_blocks(engine.exchange.local, engine.data) > INT32_MAX
 
     def steps_taken(before: Array, together: Array, alone: Array) -> Array:
         """Steps of all lanes after some more `together` and some of one lane."""

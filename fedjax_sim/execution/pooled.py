@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.core.checks import INT32_MAX
 from fedjax_sim.core.loss import totals
 from fedjax_sim.core.randomness import STEP, stream
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
@@ -67,7 +68,7 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
 
     limit = _CPU_BLOCK if platform_of(engine) == "cpu" else _BLOCK
     max_examples = min(
-        slots * data.max_num_examples, data.total_num_examples, 2**31 - 1 - 2 * limit
+        slots * data.max_num_examples, data.total_num_examples, INT32_MAX - 2 * limit
     )
     blocks = -(-max_examples // limit)
     size = -(-max_examples // blocks)  # the largest cohort fills all of its blocks

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.checks import check_count, check_in_32_bits
 from fedjax_sim.core.history import History
 from fedjax_sim.core.trees import num_bytes, shapes_with
 from fedjax_sim.core.types import Array, FederatedState, PyTree
@@ -27,7 +27,6 @@ from fedjax_sim.host.planning import Cohorts, Planned, staged, taking_part
 from fedjax_sim.training.experiment import Experiment
 
 _STATES_BYTES = 2**28  # of clients' states that are held; at least those of the largest round
-_MOST_ROWS = 2**31 - 1
 _LOOK_SECONDS = 0.1  # between two looks at the signals, while a window is waited for
 
 # (experiment, round, carry) -> (carry, row), as a program's step, of an experiment in memory.
@@ -117,14 +116,10 @@ class Windows:
             rows = usual_rows(source)
             if most_rows > rows:
                 rows = max(rows, self._cohorts.largest_round()[1])
-            if rows > _MOST_ROWS:
-                raise ValueError(
-                    f"sampler must draw cohorts of at most {_MOST_ROWS} examples; got one of {rows}"
-                )
+            check_in_32_bits("sampler must draw cohorts of", rows, " examples")
             return rows
         capacity = check_count("capacity", capacity, ", or None")
-        if capacity > _MOST_ROWS:
-            raise ValueError(f"capacity must be at most {_MOST_ROWS}; got {capacity}")
+        check_in_32_bits("capacity must be", capacity)
         if most_rows > capacity:
             largest, rows = self._cohorts.largest_round()
             if rows > capacity:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.checks import check_in_32_bits
 from fedjax_sim.core.trees import shapes_with
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.data import (
@@ -19,8 +20,6 @@ from fedjax_sim.data import (
     checked_leaves,
     read_clients,
 )
-
-_MOST = np.iinfo(np.int32).max
 
 
 class Flat(NamedTuple):
@@ -48,10 +47,8 @@ def check_flat(data: Any, name: str) -> None:
     """
     if not isinstance(data, Source):
         check_whole(check_data(data, name), name)
-    elif data.total_num_examples > _MOST:
-        raise ValueError(
-            f"{name} must have at most {_MOST} examples; got {data.total_num_examples}"
-        )
+    else:
+        check_in_32_bits(f"{name} must have", data.total_num_examples, " examples")
 
 
 def flat(data: FederatedData | Source) -> Flat:

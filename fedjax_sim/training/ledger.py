@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fedjax_sim.core.counts import MOST, capped, carried, exact, total
+from fedjax_sim.core.checks import INT32_MAX
+from fedjax_sim.core.counts import capped, carried, exact, total
 from fedjax_sim.core.local_training import digits_seen, num_seen
 from fedjax_sim.core.types import Array, LocalTraining
 from fedjax_sim.data import FederatedData
@@ -41,9 +42,9 @@ def local_work(
     most_steps = sum(x.local.epochs * max_num_blocks(x.local, data) for x in exchanged)
     most_examples = sum(x.local.epochs * data.max_num_examples for x in exchanged)
     digits = {}
-    if slots * most_steps > MOST:
+    if slots * most_steps > INT32_MAX:
         digits["client_steps"] = _added([total(exact(x.steps)) for x in exchanged])
-    if slots * most_examples > MOST:
+    if slots * most_examples > INT32_MAX:
         digits["examples"] = _added(
             [total(digits_seen(x.local, sizes, x.steps)) for x in exchanged]
         )
