@@ -45,6 +45,23 @@ def platform_of(engine: Engine) -> str:
     return default if isinstance(default, str) else default.platform
 
 
+def own_devices(mesh: Mesh) -> list[Any]:
+    """Those of a mesh that are this process's, in the mesh's order.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    me = jax.process_index()
+    mine = [device for device in mesh.devices.flat if device.process_index == me]
+    if not mine:
+        others = sorted({device.process_index for device in mesh.devices.flat})
+        raise ValueError(
+            f"mesh must have a device of the process that uses it, which is process {me}; got "
+            f"devices of {', '.join(f'process {index}' for index in others)}"
+        )
+    return mine
+
+
 def cache_bytes() -> int:
     """The size of a core's second-level cache by Linux; 1 MiB on other systems."""
     try:
@@ -121,7 +138,7 @@ def check_updates_fit(engine: Engine, client_states: PyTree, slots: int, mesh: M
     """
     devices = jax.local_devices(backend=platform_of(engine))[:1]
     if mesh is not None:
-        devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+        devices = own_devices(mesh)
     size = update_bytes(engine, client_states)
     needed, free = len(devices) * slots * size, free_memory(devices)
     if needed > free:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Array, PyTree
-from fedjax_sim.execution.machine import num_cores
+from fedjax_sim.execution.machine import num_cores, own_devices
 
 AXIS = "clients"
 _PROCESSES = "processes"
@@ -136,23 +136,6 @@ def own_copy(tree: PyTree, mesh: Mesh) -> PyTree:
         return jax.make_array_from_single_device_arrays(x.shape, mine, parts)
 
     return jax.tree.map(on_own_devices, tree)
-
-
-def own_devices(mesh: Mesh) -> list[Any]:
-    """Those of a mesh that are this process's, in the mesh's order.
-
-    Raises:
-      ValueError: if there is none.
-    """
-    me = jax.process_index()
-    mine = [device for device in mesh.devices.flat if device.process_index == me]
-    if not mine:
-        others = sorted({device.process_index for device in mesh.devices.flat})
-        raise ValueError(
-            f"mesh must have a device of the process that uses it, which is process {me}; got "
-            f"devices of {', '.join(f'process {index}' for index in others)}"
-        )
-    return mine
 
 
 def of_processes(mesh: Mesh) -> Mesh:

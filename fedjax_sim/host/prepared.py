@@ -12,6 +12,7 @@ from fedjax_sim.core.history import Communication, History
 from fedjax_sim.core.randomness import as_key
 from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.data import Source
+from fedjax_sim.execution.machine import own_devices
 from fedjax_sim.execution.placing import placed
 from fedjax_sim.host.driver import Driven
 from fedjax_sim.host.held_states import ON_DISK, StatesOnDisk, check_on_disk
@@ -181,9 +182,7 @@ def prepare(
 
 def _devices(mesh: Mesh | None) -> list[Any]:
     """Those of this process that will hold the run."""
-    if mesh is None:
-        return [*jnp.zeros(()).devices()]
-    return [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return [*jnp.zeros(()).devices()] if mesh is None else own_devices(mesh)
 
 
 def _windows(

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from fedjax_sim.core.files import SaveError, reason
 from fedjax_sim.core.interrupted import LostProcessError, SecondSignal
 from fedjax_sim.core.types import PyTree
-from fedjax_sim.execution.placing import gather, of_processes, own_copy, own_devices
+from fedjax_sim.execution.machine import own_devices
+from fedjax_sim.execution.placing import gather, of_processes, own_copy
 
 T = TypeVar("T")
 

@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Array
 from fedjax_sim.core.versions import versions
-from fedjax_sim.execution.machine import free_memory
-from fedjax_sim.execution.placing import own_devices
+from fedjax_sim.execution.machine import free_memory, own_devices
 from fedjax_sim.grid import Grid
 from fedjax_sim.host.identity import program
 from fedjax_sim.sweeps.checks import check_labels, check_names, label_of, takes_key

@@ -12,7 +12,13 @@ from fedjax_sim.core.trees import num_bytes, shapes_with
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.data import FederatedData, Source, usual_rows
 from fedjax_sim.execution.client import Engine
-from fedjax_sim.execution.machine import carry_bytes, free_memory, gibibytes, update_bytes
+from fedjax_sim.execution.machine import (
+    carry_bytes,
+    free_memory,
+    gibibytes,
+    own_devices,
+    update_bytes,
+)
 from fedjax_sim.execution.strategy import Strategy
 from fedjax_sim.training.arguments import check_strategy, imagined_answer
 from fedjax_sim.training.experiment import Experiment
@@ -181,8 +187,7 @@ class _Devices(NamedTuple):
 def _devices(strategy: Strategy) -> _Devices:
     if strategy.mesh is None:
         return _Devices(1, share_examples=True)
-    me = jax.process_index()
-    mine = [device for device in strategy.mesh.devices.flat if device.process_index == me]
+    mine = own_devices(strategy.mesh)
     return _Devices(len(mine), all(device.platform == "cpu" for device in mine))
 
 
