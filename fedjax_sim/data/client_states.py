@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_sim.core.files import SaveError, lock_of, locked, reason
 from fedjax_sim.core.types import PyTree
 
-_KEPT = 2  # saved versions whose rows stay as they were
+_SNAPSHOTS = 2  # kept ones, whose rows stay as they were
 _NOWHERE = -1  # in place of the row of a client that was never written
 
 
@@ -23,9 +23,9 @@ class ClientStates:
 
     A client that was never written has the state that all have before they are first picked. The
     file has one row for each of the others, so that it grows with the clients that took part and
-    not with K; of a client, memory holds 13 bytes. What a saved version has is never written over:
-    a changed state goes to a row that neither of the last two versions has, and a version is the
-    list of rows. So a run that is killed at any moment finds the states of its last checkpoint, of
+    not with K; of a client, memory holds 13 bytes. What a kept snapshot has is never written over:
+    a changed state goes to a row that neither of the last two has, and a snapshot is the list of
+    rows. So a run that is killed at any moment finds the states of its last checkpoint, of
     which none was copied.
 
     Rows are read and written, and not mapped, because a disk that is full then says so where a map
@@ -48,10 +48,10 @@ class ClientStates:
         self._checksum = np.zeros(num_clients, np.uint32)
         # Rows that this process wrote are not compared with their checksums again.
         self._is_unread = np.zeros(num_clients, bool)
-        self._is_handed_out = False
+        self._compares_each_read = False
         self._end = 0  # rows in the file
-        self._saved: list[np.ndarray] = []  # the rows of the last versions
-        self._is_saved = np.zeros(0, bool)  # of each row, whether a version has it
+        self._kept: list[np.ndarray] = []  # the rows of each kept snapshot
+        self._is_kept = np.zeros(0, bool)  # of each row, whether one of them has it
         self._free: list[int] = []
 
     def __repr__(self) -> str:
@@ -99,11 +99,12 @@ class ClientStates:
                 raise self._not_saved(error) from error
             yield
 
-    def hand_out(self) -> None:
-        """The run is through: from now on a row is compared with its checksum whenever it is read,
-        because a run that goes on in the folder writes over rows that its checkpoints do not need.
+    def compare_each_read(self) -> None:
+        """From now on, the run being through, a row is compared with its checksum whenever it is
+        read, because a run that goes on in the folder writes over rows that its checkpoints do not
+        need.
         """
-        self._is_handed_out = True
+        self._compares_each_read = True
 
     def begin(self) -> None:
         """An empty file, in the place of what is there.
@@ -118,7 +119,7 @@ class ClientStates:
             raise self._not_saved(error) from error
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Goes back to a version, as `version` returned it.
+        """Goes back to what `snapshot` returned.
 
         Raises:
           ValueError: naming the file, if it is missing or has fewer rows.
@@ -135,12 +136,12 @@ class ClientStates:
                 f"{self.path}, the clients' states, must have at least {rows * self.row_bytes} "
                 f"bytes, as the checkpoint says; it {size_text}"
             )
-        # Which rows the version before has is not known: all that are there stay for two versions.
+        # Which rows the snapshot before has is not known: all that are there stay for two of them.
         self._end = -(-size // self.row_bytes)
-        self._saved, self._free = [np.arange(self._end)], []
-        self._is_saved = np.ones(self._end, bool)
+        self._kept, self._free = [np.arange(self._end)], []
+        self._is_kept = np.ones(self._end, bool)
 
-    def version(self) -> dict[str, np.ndarray]:
+    def snapshot(self) -> dict[str, np.ndarray]:
         """The rows as they are, on the disk before this returns: what `restore` takes.
 
         Raises:
@@ -154,14 +155,14 @@ class ClientStates:
         ids = np.flatnonzero(self.is_written)
         return {"client_ids": ids, "rows": self._row[ids], "checksums": self._checksum[ids]}
 
-    def saved(self) -> None:
-        """What `version` returned last is saved: its rows stay, and those of the last but two
-        versions are free."""
-        self._saved = [*self._saved, self._row[self.is_written]][-_KEPT:]
-        self._is_saved = np.zeros(self._end, bool)
-        for rows in self._saved:
-            self._is_saved[rows] = True
-        is_used = self._is_saved.copy()
+    def keep_snapshot(self) -> None:
+        """What `snapshot` returned last is in a checkpoint: its rows stay, and those that only
+        older ones than the last two have are free."""
+        self._kept = [*self._kept, self._row[self.is_written]][-_SNAPSHOTS:]
+        self._is_kept = np.zeros(self._end, bool)
+        for rows in self._kept:
+            self._is_kept[rows] = True
+        is_used = self._is_kept.copy()
         is_used[self._row[self.is_written]] = True
         self._free = np.flatnonzero(~is_used)[::-1].tolist()
 
@@ -194,7 +195,7 @@ class ClientStates:
           states: leaves [c, ...].
 
         Raises:
-          SaveError: if the disk does not take them; those of saved versions are as they were.
+          SaveError: if the disk does not take them; those of kept snapshots are as they were.
         """
         ids = self._checked(client_ids)
         columns = [np.asarray(x, order="C") for x in jax.tree.leaves(states)]
@@ -209,9 +210,9 @@ class ClientStates:
             raise self._not_saved(error) from error
 
     def _place_for(self, client_id: int) -> int:
-        """The client's own row, unless a saved version has it: then a free one, or a new one."""
+        """The client's own row, unless a kept snapshot has it: then a free one, or a new one."""
         row = int(self._row[client_id])
-        if row != _NOWHERE and not (row < len(self._is_saved) and self._is_saved[row]):
+        if row != _NOWHERE and not (row < len(self._is_kept) and self._is_kept[row]):
             return row
         if self._free:
             return self._free.pop()
@@ -222,13 +223,13 @@ class ClientStates:
         place = int(self._row[client_id]) * self.row_bytes
         file.seek(place)
         is_short = sum(file.readinto(part) for part in parts) < self.row_bytes
-        is_compared = self._is_handed_out or self._is_unread[client_id]
+        is_compared = self._compares_each_read or self._is_unread[client_id]
         if is_short or (is_compared and _checksum(parts) != self._checksum[client_id]):
             perhaps = " (a run that went on in this folder may have replaced it)"
             raise ValueError(
                 f"{self.path} is damaged: the state of client {client_id}, bytes {place} to "
                 f"{place + self.row_bytes}, is not the one that was saved"
-                f"{perhaps if self._is_handed_out else ''}"
+                f"{perhaps if self._compares_each_read else ''}"
             )
         self._is_unread[client_id] = False
 

@@ -196,7 +196,7 @@ def drive(
             arrays |= flatten("stop", processes.own_copy(remembered))
             folder.save(number, arrays, facts)
             if states is not None:
-                states.on_disk.saved()
+                states.on_disk.keep_snapshot()
 
         try:
             processes.by_writer(write)

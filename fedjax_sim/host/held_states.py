@@ -148,13 +148,13 @@ class StatesOnDisk:
           SaveError: if they are not written.
         """
         self._write(carry, round)
-        version = self.on_disk.version()
-        own = {f"client_states.{name}": version[name] for name in _NAMES}
+        snapshot = self.on_disk.snapshot()
+        own = {f"client_states.{name}": snapshot[name] for name in _NAMES}
         return flatten("carry", with_held(carry, ())) | own
 
     def clients(self, carry: PyTree, round: int) -> Any:
         """What a user gets: the states on the disk, or those held where the disk did not take
         them."""
         is_written = self._here is None or self._written == round
-        self.on_disk.hand_out()
+        self.on_disk.compare_each_read()
         return self.on_disk if is_written else held_in(carry)

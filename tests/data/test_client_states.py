@@ -1,4 +1,4 @@
-"""Rows of clients' states on a disk: any order of writes, versions and returns to them."""
+"""Rows of clients' states on a disk: any order of writes, snapshots and returns to them."""
 
 import numpy as np
 import pytest
@@ -33,13 +33,13 @@ def value(number):
 
 @settings(max_examples=60, deadline=None)
 @given(actions=ACTIONS)
-def test_versions_are_what_they_were(tmp_path_factory, actions):
-    """Of two versions that are kept, either can be gone back to, whatever was written since."""
+def test_snapshots_are_what_they_were(tmp_path_factory, actions):
+    """Of two snapshots that are kept, either can be gone back to, whatever was written since."""
     folder = tmp_path_factory.mktemp("rows")
     disk, now, saved, number = states(folder), dict.fromkeys(range(K), None), [], 0
     disk.begin()
-    saved.append((disk.version(), dict(now)))
-    disk.saved()
+    saved.append((disk.snapshot(), dict(now)))
+    disk.keep_snapshot()
     for action, ids in actions:
         if action == "write":
             number += 1
@@ -53,14 +53,14 @@ def test_versions_are_what_they_were(tmp_path_factory, actions):
                 },
             )
         elif action == "save":
-            saved.append((disk.version(), dict(now)))
-            disk.saved()
+            saved.append((disk.snapshot(), dict(now)))
+            disk.keep_snapshot()
         else:
             if action != "killed" and len(saved) > 1:
                 saved.pop()
             disk = states(folder)
-            version, now = saved[-1][0], dict(saved[-1][1])
-            disk.restore(version)
+            snapshot, now = saved[-1][0], dict(saved[-1][1])
+            disk.restore(snapshot)
             saved = saved[-1:] if action != "killed" else saved
         saved = saved[-2:]
         read = disk.read(np.arange(K))
@@ -72,14 +72,14 @@ def test_versions_are_what_they_were(tmp_path_factory, actions):
 
 
 def test_rows_are_used_again(tmp_path):
-    """A file has at most the rows of two versions and those that were written since."""
+    """A file has at most the rows of two snapshots and those that were written since."""
     disk, ids = states(tmp_path), np.arange(K)
     disk.begin()
     for number in range(20):
         for _ in range(3):
             disk.write(ids, disk.read(ids))
-        disk.version()
-        disk.saved()
+        disk.snapshot()
+        disk.keep_snapshot()
         assert disk.path.stat().st_size <= 3 * K * disk.row_bytes, number
 
 
@@ -98,17 +98,17 @@ def test_rows_that_were_handed_out_are_compared_at_each_read(tmp_path):
     disk, ids = states(tmp_path), np.arange(K)
     disk.begin()
     disk.write(ids, disk.read(ids))
-    version = disk.version()
-    disk.saved()
-    disk.hand_out()
+    snapshot = disk.snapshot()
+    disk.keep_snapshot()
+    disk.compare_each_read()
     assert disk.read(ids)["w"][3].tolist() == [0.5, -1]
     again = states(tmp_path)
-    again.restore(version)
+    again.restore(snapshot)
     for _ in range(4):
         read = again.read(ids)
         again.write(ids, {**read, "w": read["w"] + 1})
-        again.version()
-        again.saved()
+        again.snapshot()
+        again.keep_snapshot()
     with pytest.raises(ValueError, match=r"a run that went on in this folder may have replaced"):
         disk.read(ids)
 
@@ -118,10 +118,10 @@ def test_what_is_read_and_damaged(tmp_path):
     disk.begin()
     assert disk.read(np.array([4, 1]), num_rows=3)["w"].tolist() == [[0.5, -1], [0.5, -1], [0, 0]]
     disk.write(np.array([4]), disk.read(np.array([4])))
-    version = disk.version()
+    snapshot = disk.snapshot()
     disk.path.write_bytes(b"\1" * disk.row_bytes)
     again = states(tmp_path)
-    again.restore(version)
+    again.restore(snapshot)
     with pytest.raises(ValueError, match=r"rows.bin is damaged: the state of client 4, bytes 0"):
         again.read(np.array([4]))
     for ids, message in [([6], "got 6"), ([-1], "got -1"), ([0.5], "float64"), ([[1]], "one axis")]:
