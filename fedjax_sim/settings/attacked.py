@@ -38,7 +38,7 @@ def attacked(setting: ResolvedSetting, data: FederatedData | Source) -> Attacked
         malicious = attacks.malicious_of(client_ids(ids), setting.clients)
     if not attack.takes("data"):
         return Attacked(data, attack.call(setting.options), malicious)
-    num_classes = split(setting.data)[0].num_classes
+    num_classes = split(setting.data).dataset.num_classes
     if num_classes is None:
         raise ValueError(f"attack {attack.name} needs labels; {setting.dataset} has none")
     return Attacked(attack.call({}, data=data, malicious=malicious, num_classes=num_classes))

@@ -63,19 +63,20 @@ def _problem(
 ) -> Problem:
     # A sweep may call this while it traces; the data must be concrete all the same.
     with jax.ensure_compile_time_eval():
-        dataset, client_ids, _, unlabelled = split(choice)
-        data = stores.federation(choice, dataset, client_ids)
+        dealt = split(choice)
+        dataset = dealt.dataset
+        data = stores.federation(choice, dataset, dealt.client_ids)
         test = FederatedData.from_clients([dataset.test])
         held_out = dataset.validation
         validation = None if held_out is None else FederatedData.from_clients([held_out])
     model = _model(model_name, dataset, dict(model_options))
     if dataset.num_classes is None:
         loss_fn = models.squared_error(model.apply)
-        parts = {"validation": dataset.validation, "test": dataset.test}
-        variances = {k: float(np.var(part["y"])) for k, part in parts.items() if part is not None}
-        return Problem(data, test, model.init, loss_fn, variances, validation, unlabelled)
+        measured = {"validation": dataset.validation, "test": dataset.test}
+        variances = {k: float(np.var(x["y"])) for k, x in measured.items() if x is not None}
+        return Problem(data, test, model.init, loss_fn, variances, validation, dealt.unlabelled)
     cross_entropy = models.cross_entropy(model.apply)
-    return Problem(data, test, model.init, cross_entropy, {}, validation, unlabelled)
+    return Problem(data, test, model.init, cross_entropy, {}, validation, dealt.unlabelled)
 
 
 def _model(name: str, dataset: Dataset, options: Mapping[str, Any] | None = None) -> models.Model:

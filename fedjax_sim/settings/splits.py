@@ -108,8 +108,9 @@ def parts_of_clients(choice: DataChoice) -> Parts:
     set is split as the training set is, so that a client is tested on the classes it trains on.
     """
     with jax.ensure_compile_time_eval():  # a sweep may call this while it traces
-        dataset, client_ids, validation_ids, _ = split(choice)
-        test_ids = _test_ids(choice, dataset, client_ids)
+        dealt = split(choice)
+        dataset, validation_ids = dealt.dataset, dealt.validation_ids
+        test_ids = _test_ids(choice, dataset, dealt.client_ids)
         # A client that has test examples and no training examples has no model.
         has_model = test_ids < choice.clients
         test = {name: x[has_model] for name, x in dataset.test.items()}

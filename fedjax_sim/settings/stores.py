@@ -114,11 +114,12 @@ def write(choice: DataChoice, folder: Path) -> FederatedStore:
     """
     if (folder / TRAIN).exists():
         raise ValueError(f"out {folder} holds a data set already; name another folder")
-    dataset, client_ids, *_ = split(choice)
+    dealt = split(choice)
+    dataset = dealt.dataset
     names = dataset.client_names
     kept = None if names is None or not is_natural(choice, dataset) else names[: choice.clients]
     own = parts_of_clients(choice)
-    train = FederatedData.from_arrays(dataset.train, client_ids, choice.clients)
+    train = FederatedData.from_arrays(dataset.train, dealt.client_ids, choice.clients)
     parts = {"test": own.test, "validation": own.validation, "train": train}
     folder.mkdir(parents=True, exist_ok=True)
     facts = to_json({"num_classes": dataset.num_classes})

@@ -39,10 +39,12 @@ def call(options: argparse.Namespace) -> int:
     if out is not None and out.exists() and not options.overwrite:
         raise ValueError(f"out {out} exists already; give --overwrite or another name")
     resolved = setting(setting_options(options), options.vocabulary).resolved()
-    dataset, client_ids, *_ = splits.split(resolved.data)
-    labels = dataset.train["y"]
-    by_label = dataset.num_classes is not None and labels.ndim == 1
-    description = partition.describe(client_ids, labels if by_label else None, resolved.clients)
+    dealt = splits.split(resolved.data)
+    labels = dealt.dataset.train["y"]
+    by_label = dealt.dataset.num_classes is not None and labels.ndim == 1
+    description = partition.describe(
+        dealt.client_ids, labels if by_label else None, resolved.clients
+    )
     for line in _lines(resolved, description, options.vocabulary):
         print(line)
     if out is not None:
