@@ -5,8 +5,9 @@ import numpy as np
 from fedjax_sim.cli.run_plan import Plan
 from fedjax_sim.host.simulation import Simulation
 from fedjax_sim.results.clients import Clients, worst_tenth
-from fedjax_sim.settings.clients import has_own_test_examples, measure_clients
+from fedjax_sim.settings.clients import measure_clients
 from fedjax_sim.settings.resolved import ResolvedSetting
+from fedjax_sim.settings.splits import parts_of_clients
 from fedjax_sim.training.experiment import Experiment
 
 _WORDS = {"global": "global model", "personal": "own models", "tuned": "fine-tuned"}
@@ -36,7 +37,7 @@ def lines(setting: ResolvedSetting, clients: Clients) -> list[str]:
     num_clients = int(np.sum(clients.test_examples > 0))
     whose = (
         "its own test examples"
-        if has_own_test_examples(setting)
+        if parts_of_clients(setting.data).has_own_test
         else "its part of the test set, which is dealt as the training set is"
     )
     return [f"{metric.capitalize()} of a client on {whose}, mean of {num_clients}: {values}."]

@@ -9,9 +9,8 @@ from fedjax_sim.core.types import FederatedAlgorithm, FederatedState, LocalTrain
 from fedjax_sim.results.clients import Clients
 from fedjax_sim.settings import stores
 from fedjax_sim.settings.build import problem
-from fedjax_sim.settings.options import choose
 from fedjax_sim.settings.resolved import ResolvedSetting
-from fedjax_sim.settings.splits import is_natural, parts_of_clients, split
+from fedjax_sim.settings.splits import parts_of_clients
 from fedjax_sim.training.evaluation import evaluate
 from fedjax_sim.training.fine_tuning import FineTuning
 from fedjax_sim.training.global_model import has_global_model
@@ -48,7 +47,8 @@ def measure_clients(
       fine_tune: epochs that each client's model is trained further on its own examples; None for
         no values of that.
     """
-    parts, test = problem(setting), parts_of_clients(setting.data).test
+    parts, own_parts = problem(setting), parts_of_clients(setting.data)
+    test = own_parts.test
     data = stores.in_memory(parts.data)
     tuning = None if fine_tune is None else check_fine_tune(setting, fine_tune)
     # A run over several devices leaves its state on all of them, and the test set is on one.
@@ -65,7 +65,7 @@ def measure_clients(
     if has_global_model(algorithm, state, data):
         evaluations = {"global": evaluate(parts.loss_fn, state.params, test), **evaluations}
     return Clients(
-        names=_names(setting, data.num_clients),
+        names=_names(own_parts.client_names, data.num_clients),
         train_examples=np.asarray(data.num_examples),
         test_examples=np.asarray(test.num_examples),
         columns={
@@ -77,16 +77,8 @@ def measure_clients(
     )
 
 
-def has_own_test_examples(setting: ResolvedSetting) -> bool:
-    """Whether the data set says whose each test example is; else they are dealt as the others."""
-    takes_ids = choose("partition", setting.data.partition).takes("ids")
-    return takes_ids and split(setting.data).dataset.test_client_ids is not None
-
-
-def _names(setting: ResolvedSetting, num_clients: int) -> tuple[str, ...]:
+def _names(in_data_set: tuple[str, ...] | None, num_clients: int) -> tuple[str, ...]:
     """The clients' names in the data set; their numbers where a split has made the clients."""
-    dataset = split(setting.data).dataset
-    names = dataset.client_names
-    if names is not None and is_natural(setting.data, dataset) and len(names) >= num_clients:
-        return tuple(names[:num_clients])
+    if in_data_set is not None and len(in_data_set) >= num_clients:
+        return in_data_set[:num_clients]
     return tuple(map(str, range(num_clients)))

@@ -94,10 +94,20 @@ def _client_ids(
 
 
 class Parts(NamedTuple):
-    """Of each client its own part of what it does not train on."""
+    """Of each client its own part of what it does not train on.
+
+    Attributes:
+      test: the test set.
+      validation: the validation set; None where there is none, or nobody says whose it is.
+      has_own_test: whether the data set says whose each test example is; else they are dealt as
+        those that are trained on.
+      client_names: in the data set; None where a split has made the clients.
+    """
 
     test: FederatedData
     validation: FederatedData | None
+    has_own_test: bool
+    client_names: tuple[str, ...] | None
 
 
 @lru_cache(maxsize=4)  # few, because each entry holds a copy of the test set
@@ -110,7 +120,8 @@ def parts_of_clients(choice: DataChoice) -> Parts:
     with jax.ensure_compile_time_eval():  # a sweep may call this while it traces
         dealt = split(choice)
         dataset, validation_ids = dealt.dataset, dealt.validation_ids
-        test_ids = _test_ids(choice, dataset, dealt.client_ids)
+        own_ids = _own_test_ids(choice, dataset)
+        test_ids = _dealt_test_ids(choice, dealt) if own_ids is None else own_ids
         # A client that has test examples and no training examples has no model.
         has_model = test_ids < choice.clients
         test = {name: x[has_model] for name, x in dataset.test.items()}
@@ -125,21 +136,30 @@ def parts_of_clients(choice: DataChoice) -> Parts:
                 validation_ids[trains],
                 choice.clients,
             )
+        names = dataset.client_names if is_natural(choice, dataset) else None
         return Parts(
-            FederatedData.from_arrays(test, test_ids[has_model], choice.clients), validation
+            test=FederatedData.from_arrays(test, test_ids[has_model], choice.clients),
+            validation=validation,
+            has_own_test=own_ids is not None,
+            client_names=None if names is None else tuple(names[: choice.clients]),
         )
 
 
-def _test_ids(choice: DataChoice, dataset: Dataset, client_ids: np.ndarray) -> np.ndarray:
-    """Int[N'], the client of each test example."""
+def _own_test_ids(choice: DataChoice, dataset: Dataset) -> np.ndarray | None:
+    """Int[N'], the client of each test example, where the data set says so and is split by that."""
     natural_ids = dataset.test_client_ids
-    if choose("partition", choice.partition).takes("ids") and natural_ids is not None:
-        return np.asarray(natural_ids)
+    takes_ids = choose("partition", choice.partition).takes("ids")
+    return np.asarray(natural_ids) if takes_ids and natural_ids is not None else None
+
+
+def _dealt_test_ids(choice: DataChoice, dealt: Split) -> np.ndarray:
+    """Int[N'], the client of each test example, as those that are trained on are dealt."""
+    dataset = dealt.dataset
     labels, test_labels = dataset.train["y"], dataset.test["y"]
     of_classes = dataset.num_classes is not None and np.ndim(labels) == 1
     return partition.apply_to(
         stream(jax.random.key(choice.partition_seed), TEST_PARTS),
-        client_ids,
+        dealt.client_ids,
         len(test_labels),
         labels=labels if of_classes else None,
         other_labels=test_labels if of_classes else None,

@@ -13,7 +13,7 @@ from fedjax_sim.data import FederatedData, FederatedStore, Source
 from fedjax_sim.datasets import Dataset
 from fedjax_sim.execution.machine import loaded
 from fedjax_sim.settings.resolved import DataChoice
-from fedjax_sim.settings.splits import is_natural, parts_of_clients, split
+from fedjax_sim.settings.splits import parts_of_clients, split
 
 TRAIN = "train/manifest.json"  # by which such a folder is told; it is written last
 _PARTS = ("train", "validation", "test")
@@ -116,8 +116,6 @@ def write(choice: DataChoice, folder: Path) -> FederatedStore:
         raise ValueError(f"out {folder} holds a data set already; name another folder")
     dealt = split(choice)
     dataset = dealt.dataset
-    names = dataset.client_names
-    kept = None if names is None or not is_natural(choice, dataset) else names[: choice.clients]
     own = parts_of_clients(choice)
     train = FederatedData.from_arrays(dataset.train, dealt.client_ids, choice.clients)
     parts = {"test": own.test, "validation": own.validation, "train": train}
@@ -126,5 +124,5 @@ def write(choice: DataChoice, folder: Path) -> FederatedStore:
     replace_file(folder / _FACTS, lambda file: file.write(facts))
     for part, data in parts.items():
         if data is not None:
-            FederatedStore.write(folder / part, data, client_names=kept)
+            FederatedStore.write(folder / part, data, client_names=own.client_names)
     return FederatedStore.open(folder / "train")
