@@ -17,6 +17,6 @@ def classifier_of(loss_fn: LossFn, why: str) -> Any:
     if not all(callable(getattr(loss_fn, name, None)) for name in ("logits", "of_logits")):
         raise ValueError(
             "loss_fn must tell its logits, as fs.models.cross_entropy(apply) does, because they "
-            f"are what is {why}; got {loss_fn!r}"
+            f"are what is {why}, and a regression has none; got {loss_fn!r}"
         )
     return loss_fn

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedjax_sim.core.files import replace_file
 from fedjax_sim.host.manifest import MORE_ROUNDS, differences
-from fedjax_sim.results.folder import CONFIGURATION
+from fedjax_sim.results.folder import CONFIGURATION, RunFolder
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -59,7 +59,9 @@ def check_same(
 
 @contextmanager
 def written(folder: Path, values: Mapping[str, Any]) -> Iterator[None]:
-    """Writes configuration.toml, and restores the one before it if the block raises ValueError.
+    """Writes configuration.toml, and puts back what was there if the block raises ValueError.
+
+    Where there was none it is removed, unless the block began something that it is needed for.
 
     Raises:
       ValueError: the block's own.
@@ -72,6 +74,8 @@ def written(folder: Path, values: Mapping[str, Any]) -> Iterator[None]:
     except ValueError:
         if previous is not None:
             replace_file(path, lambda file: file.write(previous))
+        elif RunFolder(folder).held() == [CONFIGURATION]:
+            path.unlink()
         raise
 
 

@@ -2,6 +2,10 @@
 
 import os
 import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -10,10 +14,13 @@ import platformdirs
 from jax.sharding import Mesh
 
 from fedjax_sim import execution
+from fedjax_sim.cli.signals import first_ends_at_once
 from fedjax_sim.execution.placing import AXIS, make_cores_devices
 
 # A process that gives no sign of life for so long is gone, and JAX ends the others.
 _HEARTBEAT_SECONDS = 30
+_MEETING_SECONDS = 300  # that processes wait for each other before they begin
+_PATIENCE_SECONDS = 5.0  # after which one says what it waits for
 
 
 def use_cores(cores: int | None) -> Mesh | None:
@@ -48,11 +55,13 @@ def join_processes(cores: int | None) -> Mesh:
         )
     make_cores_devices(cores)
     try:
-        jax.distributed.initialize(
-            num_processes=numbers[0],
-            process_id=numbers[1],
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
+        with _saying_that_it_waits(numbers[0]):
+            jax.distributed.initialize(
+                num_processes=numbers[0],
+                process_id=numbers[1],
+                initialization_timeout=_MEETING_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
     except Exception as error:  # whatever its detection of clusters raises
         raise ValueError(
             "distributed needs processes that JAX finds, as those of srun, mpirun or an indexed "
@@ -61,6 +70,25 @@ def join_processes(cores: int | None) -> Mesh:
         ) from error
     devices = jax.devices() if cores is None else jax.devices("cpu")
     return Mesh(np.array(devices), (AXIS,))
+
+
+@contextmanager
+def _saying_that_it_waits(count: int | None) -> Iterator[None]:
+    """Says after some seconds for whom this process waits; the first signal ends it then."""
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    others = "the other processes" if count is None else f"all {count} processes"
+    where = "" if address is None else f" at {address}"
+    line = f"Waits for {others} of this run{where}, for at most {_MEETING_SECONDS} s."
+    say = threading.Timer(_PATIENCE_SECONDS, print, [line], {"file": sys.stderr, "flush": True})
+    say.daemon = True
+    say.start()
+    try:
+        with first_ends_at_once(
+            "Interrupted while it waited for other processes; nothing is begun."
+        ):
+            yield
+    finally:
+        say.cancel()
 
 
 def _number_in(name: str) -> int | None:

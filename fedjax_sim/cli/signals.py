@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from fedjax_sim.results import Results
 
 INTERRUPTED = 130
+_waits: list[str] = []  # what a process says that waits where it has begun nothing
 
 
 @contextmanager
@@ -33,7 +35,9 @@ def second_ends_at_once() -> Iterator[None]:
         count = 0
         while byte := reader.recv(1):
             count += byte[0] in (signal.SIGINT, signal.SIGTERM)
-            if count == 2:
+            if count and _waits:
+                print(_waits[-1], file=sys.stderr, flush=True)
+            if count == 2 or (count and _waits):
                 os._exit(INTERRUPTED)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -48,6 +52,19 @@ def second_ends_at_once() -> Iterator[None]:
         writer.close()
         thread.join()
         reader.close()
+
+
+@contextmanager
+def first_ends_at_once(line: str) -> Iterator[None]:
+    """Within it the first signal is enough, and ends the process with a line.
+
+    It is for waiting in an XLA call before anything is begun that a second signal would spare.
+    """
+    _waits.append(line)
+    try:
+        yield
+    finally:
+        _waits.pop()
 
 
 def runs_with_rounds(results: "Results", total: int) -> tuple["Results", bool]:

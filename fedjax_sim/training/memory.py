@@ -165,10 +165,15 @@ def check_fits(
         )
         if size
     )
+    on_disk = (
+        ', or keep what clients keep on a disk (client_states="disk")'
+        if needed.clients and num_states is None
+        else ""
+    )
     raise ValueError(
         f"the experiment needs {gibibytes(amount)} of memory, and {gibibytes(free)} are free: "
         f"{words}. Take a smaller cohort, fewer lanes (execution.packed(lanes)), a rule that only "
-        "averages, or an algorithm that keeps less of each client"
+        f"averages, or an algorithm that keeps less of each client{on_disk}"
     )
 
 

@@ -691,6 +691,27 @@ def test_report(tmp_path, capsys, page):
     assert page == [(["a", "b"], False), (["a", "b"], True)]
 
 
+def test_a_report_of_a_sweep_of_which_nothing_is_complete(tmp_path, capsys, monkeypatch, page):
+    """As of shards that have begun; it is told in a line and no page is written."""
+    folder = RunFolder(tmp_path / "sweep")
+    options = ["-K", "12", "--rounds", "1", "--grid", "client_lr=0.1", "--shard", "1/1"]
+
+    def stopped(*given):
+        raise ValueError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedjax_sim.sweeps.shared_work.run_batch", stopped)
+        with pytest.raises(SystemExit):
+            main(["sweep", *options, "--cores", "1", "--out", str(folder.path)])
+    folder.claims.mkdir(exist_ok=True)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        main(["report", str(folder.path), "--out", str(tmp_path / "page.html")])
+    assert exit.value.code == 2
+    assert "sweep has nothing to report yet: no batch of its sweep is" in capsys.readouterr().err
+    assert not page
+
+
 # The models declare themselves where flax, which imports rich, defines them.
 OF_HELP = {
     "run": {"orbax", "matplotlib", "pandas"},

@@ -24,6 +24,7 @@ def start(folder, count, commands, meanwhile=lambda processes: None):
     """Starts processes that know each other by the environment; returns (code, output) of each.
 
     Args:
+      count: how many they are told that they are.
       meanwhile: is called with the processes once they are started.
     """
     with socket.socket() as free:
@@ -31,7 +32,7 @@ def start(folder, count, commands, meanwhile=lambda processes: None):
         address = f"localhost:{free.getsockname()[1]}"
     environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": address}
     environment["JAX_NUM_PROCESSES"] = str(count)
-    logs, processes = [folder / f"log-{index}.txt" for index in range(count)], []
+    logs, processes = [folder / f"log-{index}.txt" for index in range(len(commands))], []
     try:
         for index, (log, options) in enumerate(zip(logs, commands, strict=True)):
             command = [sys.executable, "-m", "fedjax_sim.cli", "run", *map(str, options)]
@@ -131,6 +132,25 @@ def test_processes_that_were_given_different_runs(tmp_path):
         assert "client_lr is 0.1 at process 0 and 0.2 at process 1" in output.replace(
             "--client-lr", "client_lr"
         )
+    assert not RunFolder(tmp_path / "shared").held()  # so that the right command needs no option
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_says_so_and_ends_at_the_first_signal(tmp_path):
+    def end(processes):
+        until = time.monotonic() + SECONDS
+        while "Waits for all 2 processes" not in (tmp_path / "log-0.txt").read_text():
+            assert processes[0].poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        processes[0].send_signal(signal.SIGTERM)
+
+    ((code, output),) = start(tmp_path, 2, [(*OPTIONS, "--out", tmp_path / "out")], end)
+    assert code == 130
+    lines = output.strip().splitlines()
+    assert lines[-2].startswith("Waits for all 2 processes of this run at localhost:")
+    assert lines[-1].startswith("Interrupted while it waited for other processes")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -42,7 +42,11 @@ def call(options: argparse.Namespace) -> int:
 
 
 def _merge_shards(folder: RunFolder) -> None:
-    """Writes the tables of a sweep that several processes share and have not completed yet."""
+    """Writes the tables of a sweep that several processes share and have not completed yet.
+
+    Raises:
+      ValueError: if nothing of it is complete.
+    """
     if not folder.claims.is_dir() or folder.is_complete():
         return
     from fedjax_sim.cli import files
@@ -55,4 +59,7 @@ def _merge_shards(folder: RunFolder) -> None:
         summary["score"] = values.get("metric")
         of_the_sweep = COMMANDS["sweep"].names
         summary["configuration"] = {k: x for k, x in values.items() if k not in of_the_sweep}
-    merge(folder.path, **summary)
+    if not merge(folder.path, **summary):
+        raise ValueError(
+            f"{folder.path} has nothing to report yet: no batch of its sweep is complete"
+        )
