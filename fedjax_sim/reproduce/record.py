@@ -259,5 +259,5 @@ are chosen by the test set, and seed 0 chose them, so the mean without it stands
 differ in first model, cohorts and shuffles; the split over clients is one for all. *In time* are
 the seeds that reach the target within 1.1 times the published rounds. *At the published round* is
 the best accuracy until then, mean and range of the seeds; a run that has reached the target ends
-there, and counts with what it reached (>=).
+there and counts with what it reached (>=), and where all have, nothing is written.
 """

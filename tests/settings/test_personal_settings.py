@@ -23,10 +23,10 @@ def test_a_client_is_tested_on_the_classes_that_it_trains_on():
     chosen = FEDPER.resolved().data
     data = build.problem(FEDPER.resolved()).data
     parts = splits.parts_of_clients(chosen)
-    dataset, *_ = splits.split(chosen)
+    dataset = splits.split(chosen).dataset
     assert parts.test.num_clients == parts.validation.num_clients == 10
     assert parts.test.total_num_examples == len(dataset.test["y"])
-    for part in parts:
+    for part in (parts.test, parts.validation):
         for k in range(10):
             own, other = (
                 np.asarray(each.examples["y"])[
@@ -41,7 +41,7 @@ def test_a_client_is_tested_on_the_classes_that_it_trains_on():
 
 def test_natural_clients_have_their_own_test_examples():
     resolved = Setting(dataset="synthetic", clients=5, rounds=1).resolved()
-    dataset, *_ = splits.split(resolved.data)
+    dataset = splits.split(resolved.data).dataset
     parts = splits.parts_of_clients(resolved.data)
     assert parts.validation is None
     expected = np.bincount(dataset.test_client_ids, minlength=5)
