@@ -26,6 +26,8 @@ def test_a_client_is_tested_on_the_classes_that_it_trains_on():
     dataset = splits.split(chosen).dataset
     assert parts.test.num_clients == parts.validation.num_clients == 10
     assert parts.test.total_num_examples == len(dataset.test["y"])
+    assert not parts.has_own_test
+    assert parts.client_names is None
     for part in (parts.test, parts.validation):
         for k in range(10):
             own, other = (
@@ -44,6 +46,7 @@ def test_natural_clients_have_their_own_test_examples():
     dataset = splits.split(resolved.data).dataset
     parts = splits.parts_of_clients(resolved.data)
     assert parts.validation is None
+    assert parts.has_own_test
     expected = np.bincount(dataset.test_client_ids, minlength=5)
     np.testing.assert_array_equal(parts.test.num_examples, expected)
 
