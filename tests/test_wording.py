@@ -12,6 +12,7 @@ from fedjax_sim.cli.commands import data_describe
 from fedjax_sim.cli.parser import COMMANDS
 from fedjax_sim.cli.wording import in_options
 from fedjax_sim.settings.options import NAMES
+from fedjax_sim.settings.rooms import ROOMS, declarations
 
 MODULES = {**{name: one.load() for name, one in COMMANDS.items()}, "data describe": data_describe}
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in NAMES}
@@ -102,6 +103,20 @@ def test_names_become_options_where_they_are_arguments(message, said):
     if said is None:
         said = message.replace("out ", "--out ", 1).replace(": rounds", ": --rounds")
     assert in_options(message, flags, ["a/client_lr", "a/rounds"]) == said
+
+
+# Errors name functions of these rooms that no setting chooses, as fs.models.cross_entropy; and an
+# algorithm's public name has no room in it, as fs.fedavg.
+STAY = {"algorithms", "datasets", "models", "partition"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_choice_of_any_room_is_its_name_alone(room):
+    path = ROOMS[room].face.__name__.removeprefix("fedjax_sim.").removeprefix("transforms.")
+    for name in declarations(room):
+        message = f"it must be fs.{path}.{name}(1), or none"
+        expected = message if path in STAY else f"it must be {name}, or none"
+        assert in_options(message, {}) == expected
 
 
 @settings(max_examples=25)
