@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from fedjax_sim.core.words import span_of
 from fedjax_sim.host import driver
 from fedjax_sim.results import Mean, ranked
 from fedjax_sim.sweeps import Swept
@@ -165,7 +166,7 @@ def left(seconds: float) -> str:
     >>> left(61.3), left(math.nan)
     ('about 61 s left', '')
     """
-    return "" if math.isnan(seconds) else f"about {driver.span_of(seconds)} left"
+    return "" if math.isnan(seconds) else f"about {span_of(seconds)} left"
 
 
 def value(x: Any) -> str:

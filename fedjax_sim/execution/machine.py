@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.trees import num_bytes, shapes_with
 from fedjax_sim.core.types import Array, LocalTraining, PyTree
+from fedjax_sim.core.words import gibibytes
 from fedjax_sim.data import FederatedData, Source
 from fedjax_sim.execution.cgroup import allowed_cores, free_bytes
 from fedjax_sim.execution.client import Engine, block_size
@@ -148,11 +149,6 @@ def check_updates_fit(engine: Engine, client_states: PyTree, slots: int, mesh: M
             f"{gibibytes(free)} are free. Take a smaller cohort, or a rule that only averages, "
             "without an attack"
         )
-
-
-def gibibytes(size: float) -> str:
-    """Bytes as a message has them."""
-    return f"{size / 2**30:.3g} GiB"
 
 
 def carry_bytes(engine: Engine, client_states: PyTree) -> int:

@@ -311,14 +311,3 @@ def _put_like(tree: PyTree, like: PyTree) -> PyTree:
 def _cut(x: Array, axis: int, count: int) -> np.ndarray:
     """The first rounds of a buffer, copied: the buffer itself is donated next."""
     return np.array(np.asarray(x)[(slice(None),) * axis + (slice(0, count),)])
-
-
-def span_of(seconds: float) -> str:
-    """A number of seconds as a text, in the unit that fits it.
-
-    >>> span_of(61.3), span_of(600), span_of(9000)
-    ('61 s', '10 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.files import replace_file
-from fedjax_sim.host.driver import span_of
+from fedjax_sim.core.words import span_of
 from fedjax_sim.reproduce import figures, sections
 from fedjax_sim.reproduce.cells import COMPARED, TABLES, Cell, Table
 from fedjax_sim.reproduce.race_tables import held_back_tables, rounds_text, rows

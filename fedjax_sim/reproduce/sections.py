@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fedjax_sim.host.driver import span_of
+from fedjax_sim.core.words import span_of
 from fedjax_sim.reproduce import accuracies, claims, fedprox, figures, shakespeare, swept
 from fedjax_sim.reproduce.accuracies import AccuracyTable
 from fedjax_sim.reproduce.selection import ACCURACIES

@@ -10,12 +10,12 @@ import numpy as np
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.trees import num_bytes, shapes_with
 from fedjax_sim.core.types import PyTree
+from fedjax_sim.core.words import gibibytes
 from fedjax_sim.data import FederatedData, Source, usual_rows
 from fedjax_sim.execution.client import Engine
 from fedjax_sim.execution.machine import (
     carry_bytes,
     free_memory,
-    gibibytes,
     own_devices,
     update_bytes,
 )

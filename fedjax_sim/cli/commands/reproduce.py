@@ -8,6 +8,7 @@ from fedjax_sim.cli import machine
 from fedjax_sim.cli.arguments import folder
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.core.checks import check_count, check_number
+from fedjax_sim.core.words import span_of
 
 DESCRIPTION = (
     "Runs cells of the papers' tables beside the published figures: rounds to a target with "
@@ -84,7 +85,7 @@ def call(options: argparse.Namespace) -> int:
     cells = [cell if share is None else held_back(cell, share) for cell in selection.races]
     mesh = machine.use_cores(options.cores)
     from fedjax_sim.cli import show
-    from fedjax_sim.host.driver import Interrupt, span_of
+    from fedjax_sim.host.driver import Interrupt
 
     console = show.console()
     store = Store(options.out)
@@ -192,7 +193,6 @@ def call(options: argparse.Namespace) -> int:
 
 def _list(tables: dict[str, Any]) -> int:
     from fedjax_sim.cli import show
-    from fedjax_sim.host.driver import span_of
     from fedjax_sim.reproduce import claims, fedprox, shakespeare
     from fedjax_sim.reproduce.selection import ACCURACIES
 
