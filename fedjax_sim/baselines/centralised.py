@@ -16,7 +16,7 @@ from fedjax_sim.execution.automatic import Automatic
 from fedjax_sim.execution.packed import Packed
 from fedjax_sim.execution.sharded import Sharded
 from fedjax_sim.sampling import Sampler
-from fedjax_sim.training.experiment import Experiment
+from fedjax_sim.training.experiment import Experiment, check_experiment
 
 
 def centralised(experiment: Experiment) -> Experiment:
@@ -58,8 +58,7 @@ def centralised(experiment: Experiment) -> Experiment:
     >>> history.rounds.client_steps.tolist()  # 2 epochs of ceil(3 / 2) + ceil(5 / 2)
     [10, 10, 10]
     """
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
+    check_experiment(experiment)
     algorithm, sampler = experiment.algorithm, experiment.sampler
     data = check_data(experiment.data, "experiment.data")
     check_whole(data, "experiment.data")

@@ -24,7 +24,7 @@ from fedjax_sim.core.types import (
     RoundContext,
     accumulator,
 )
-from fedjax_sim.training.experiment import Experiment
+from fedjax_sim.training.experiment import Experiment, check_experiment
 
 
 @partial(
@@ -84,8 +84,7 @@ def local_only(experiment: Experiment) -> Experiment:
     >>> fs.baselines.local_models(state).tolist()
     [1.0, 2.0]
     """
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
+    check_experiment(experiment)
     if experiment.sampler.with_replacement:
         raise ValueError(
             "experiment.sampler must not draw with replacement, since a client drawn twice would "

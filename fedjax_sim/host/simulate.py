@@ -28,7 +28,7 @@ from fedjax_sim.host.simulation import Simulation, save_model
 from fedjax_sim.host.stopping import Criterion, as_stop
 from fedjax_sim.host.telling import Teller, Writer
 from fedjax_sim.results.folder import MODEL, RUN, RunFolder
-from fedjax_sim.training.experiment import Experiment
+from fedjax_sim.training.experiment import Experiment, check_experiment
 
 
 def simulate(
@@ -113,8 +113,7 @@ def simulate(
     >>> round(float(simulation.state.params), 3), simulation.status
     (0.488, 'finished')
     """
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
+    check_experiment(experiment)
     mesh = None if experiment.execution is None else as_strategy(experiment.execution).mesh
     processes = processes_of(mesh)
     with processes.telling():

@@ -219,6 +219,16 @@ class Experiment(NamedTuple):
         return state
 
 
+def check_experiment(experiment: Experiment) -> None:
+    """Refuses what is no experiment.
+
+    Raises:
+      ValueError: with its type.
+    """
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment must be an fs.Experiment; got {type(experiment).__name__}")
+
+
 def carry_of(state: FederatedState) -> PyTree:
     """What a loop over rounds carries: all of a state but the round's number."""
     carry = state.server, state.clients

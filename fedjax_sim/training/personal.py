@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_takes, has_values
-from fedjax_sim.core.client_states import numbers_of_clients
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
 from fedjax_sim.data import ClientStates, FederatedData, Source, check_data, check_whole
@@ -25,6 +24,7 @@ from fedjax_sim.training.own_models import (
     own_model,
     probe_of,
 )
+from fedjax_sim.training.state import check_clients_of, check_from_init
 
 
 def personal_params(
@@ -205,14 +205,9 @@ def evaluate_clients(
 
 def _check(state: FederatedState, data: FederatedData, unseen: bool = False) -> None:
     check_data(data)
-    if not isinstance(state, FederatedState):
-        raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
-    for number in () if unseen else numbers_of_clients(state.clients):
-        if number != data.num_clients:
-            raise ValueError(
-                f"state must come from fs.init with this federation of {data.num_clients} "
-                f"clients; it holds states of {number}"
-            )
+    check_from_init(state)
+    if not unseen:
+        check_clients_of(state, data)
 
 
 def _check_within(data: FederatedData, test: FederatedData, ids: Array) -> None:

@@ -18,6 +18,7 @@ from fedjax_sim.core.types import Array, FederatedState, PyTree
 from fedjax_sim.data import FederatedData, check_data, check_whole
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.round import RoundFn
+from fedjax_sim.training.state import check_from_init
 
 
 def run(
@@ -155,8 +156,7 @@ def check_run(
     if not callable(round_fn):
         raise ValueError(f"round_fn must come from fs.make_round; got {type(round_fn).__name__}")
     check_takes("round_fn", round_fn, "key", "state", "data", "cohort")
-    if not isinstance(state, FederatedState):
-        raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
+    check_from_init(state)
     check_count("num_rounds", num_rounds)
     check_count("evaluate_every", evaluate_every)
     names = (*declared(sampling), "available", "custom", "deadline")

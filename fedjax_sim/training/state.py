@@ -78,6 +78,30 @@ def _nodes(tree: PyTree) -> list[Any]:
     return [tree, *jax.tree.leaves(tree, is_leaf=lambda x: x is not tree)]
 
 
+def check_from_init(state: FederatedState) -> None:
+    """Refuses what is no state.
+
+    Raises:
+      ValueError: with its type.
+    """
+    if not isinstance(state, FederatedState):
+        raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
+
+
+def check_clients_of(state: FederatedState, data: FederatedData) -> None:
+    """Refuses a state that holds those of another number of clients.
+
+    Raises:
+      ValueError: with both numbers.
+    """
+    for number in numbers_of_clients(state.clients):
+        if number != data.num_clients:
+            raise ValueError(
+                f"state must come from fs.init with this federation of {data.num_clients} "
+                f"clients; it holds states of {number}"
+            )
+
+
 def check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: FederatedData) -> None:
     """Refuses a state of another algorithm or federation.
 
@@ -87,14 +111,8 @@ def check_state(algorithm: FederatedAlgorithm, state: FederatedState, data: Fede
     check_data(data)
     for exchange in algorithm.exchanges:
         check_steps(exchange.local, data)
-    if not isinstance(state, FederatedState):
-        raise ValueError(f"state must come from fs.init; got {type(state).__name__}")
-    for number in numbers_of_clients(state.clients):
-        if number != data.num_clients:
-            raise ValueError(
-                f"state must come from fs.init with this federation of {data.num_clients} "
-                f"clients; it holds states of {number}"
-            )
+    check_from_init(state)
+    check_clients_of(state, data)
     check_pending(algorithm, state)
     another = ValueError(
         "state must come from fs.init with this algorithm: its server state has another "
