@@ -115,14 +115,9 @@ def plan(
                     "execution must not be sharded in a sweep, which deals whole configurations "
                     "over the devices; leave it None, or give the inner strategy"
                 )
-            # A factory may refuse a value. Each is built in a configuration that has it, because it
-            # may be refused beside the values of another one.
-            having: dict[Any, int] = {}
-            for i in indices:
-                for name in traced:
-                    having.setdefault((name, grid.configurations[i][name]), i)
-            for i in dict.fromkeys(having.values()):
-                build(experiment, grid.configurations[i], keys[0], opaque)
+            configurations = [grid.configurations[i] for i in indices]
+            for configuration in _with_each_value(configurations, traced):
+                build(experiment, configuration, keys[0], opaque)  # which may refuse a value
             num_rounds = first_experiment.num_rounds
             exchange = communication(
                 first_experiment.algorithm, state.params, first_experiment.data
@@ -149,28 +144,49 @@ def plan(
         least = 1 if isinstance(side_by_side, list) else least
         blocks = max(-(-len(indices) // limit_width), min(least, len(indices)))
         width = -(-len(indices) // blocks)
-        units = []
-        for b in range(0, len(indices), width):
-            block = indices[b : b + width]
-            block = [*block, *[block[-1]] * (width - len(block))]
-            units += [(seed, tuple(block)) for seed in range(len(keys))]
-        units += [units[-1]] * (-len(units) % devices)
-        batches = tuple(tuple(units[i : i + devices]) for i in range(0, len(units), devices))
         groups.append(
             Group(
-                fixed,
-                traced,
-                tuple(indices),
-                width,
-                batches,
-                num_rounds,
-                exchange,
-                not common_random_numbers,
-                facts,
-                keep,
+                static=fixed,
+                traced=traced,
+                indices=tuple(indices),
+                side_by_side=width,
+                batches=_batches(indices, width, len(keys), devices),
+                num_rounds=num_rounds,
+                exchange=exchange,
+                fold=not common_random_numbers,
+                facts=facts,
+                keep=keep,
             )
         )
     return groups
+
+
+def _with_each_value(
+    configurations: Sequence[dict[str, Any]], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """For each value of these names the first configuration that has it, each once.
+
+    A value may be refused beside the values of another configuration, and not beside its own.
+    """
+    having: dict[Any, int] = {}
+    for place, configuration in enumerate(configurations):
+        for name in names:
+            having.setdefault((name, configuration[name]), place)
+    return [configurations[place] for place in dict.fromkeys(having.values())]
+
+
+def _batches(indices: Sequence[int], width: int, seeds: int, devices: int) -> tuple[Batch, ...]:
+    """Blocks of `width` configurations, each for every seed, dealt over the devices.
+
+    The last block repeats its last configuration, and the last batch its last block.
+    """
+    units = []
+    for b in range(0, len(indices), width):
+        block = indices[b : b + width]
+        block = [*block, *[block[-1]] * (width - len(block))]
+        units += [(seed, tuple(block)) for seed in range(seeds)]
+    units += [units[-1]] * (-len(units) % devices)
+    return tuple(tuple(units[i : i + devices]) for i in range(0, len(units), devices))
 
 
 def _width(
