@@ -4,6 +4,9 @@ A stream is folded by purpose, round and client id, and never by slot, lane or p
 client draws the same numbers whatever strategy and devices it runs on.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import cast
 
 import jax
@@ -113,13 +116,31 @@ def _where(condition: Array, x: Array, y: Array) -> Array:
     return lax.select(condition, x, y)
 
 
+# Whether every permutation is traced as one chain of operations.
+_in_chains = ContextVar("_in_chains", default=False)
+
+
+@contextmanager
+def in_chains() -> Iterator[None]:
+    """Within it permutations are traced as chains, for the checksum of a program.
+
+    Saved runs have the checksum of chains, and of the two forms, whose bits are the same, either
+    may continue the other.
+    """
+    token = _in_chains.set(True)
+    try:
+        yield
+    finally:
+        _in_chains.reset(token)
+
+
 def permute(
     seeds: Array,
     positions: Array,
     size: Array | int,
     turn: Array | int = 0,
     rounds: int = 32,
-    written_out: bool = False,
+    chain: bool = False,
 ) -> Array:
     """Where a keyed random permutation of `[0, size)` sends `positions`.
 
@@ -136,10 +157,10 @@ def permute(
         broadcast to them.
       rounds: a position keeps its place, and a pair its distance, with a probability that is
         2^-rounds above chance, which should be small beside 1 / size.
-      written_out: whether all rounds are one chain of operations, which runs fastest and is for
-        inner loops; else a loop makes them, one after the other. XLA copies a chain into each
-        operation that reads its result: a cohort's, drawn once a round, into nine, which took a
-        third of the time to compile a small round. The bits are the same.
+      chain: whether the rounds are one chain of operations, for inner loops; else a loop makes
+        them, one after the other. XLA copies a chain into each operation that reads its result: a
+        cohort's, drawn once a round, into nine, which took a third of the time to compile a small
+        round. The bits are the same.
 
     Returns:
       Int[...], the image of each position.
@@ -177,7 +198,7 @@ def permute(
         bits = lax.convert_element_type(lax.mul(bits, multipliers[1]), jnp.int32)
         return _where(lax.lt(bits, zero), partner, x), None
 
-    if not written_out:
+    if not (chain or _in_chains.get()):
         return lax.scan(next_round, x, (pivots, salts))[0]
 
     def of_round(numbers: Array, r: int) -> Array:

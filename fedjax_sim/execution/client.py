@@ -187,7 +187,7 @@ class Engine(NamedTuple):
             client.num_examples,
             epochs[None],
             rounds=_SHUFFLE_ROUNDS,
-            written_out=True,
+            chain=True,
         )
 
     def start(self, client: Client, client_state: PyTree, dynamic: bool = False) -> PyTree:

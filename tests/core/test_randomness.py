@@ -60,10 +60,10 @@ def swap_or_not(seeds, position, size, turn, rounds):
     return position
 
 
-@pytest.mark.parametrize("written_out", [True, False])
-def test_turns_of_one_call_are_those_of_many(written_out):
+@pytest.mark.parametrize("chain", [True, False])
+def test_turns_of_one_call_are_those_of_many(chain):
     """The bits of the permutation, by hand: a turn for each column, and one for all."""
-    image_of = partial(permute, rounds=20, written_out=written_out)
+    image_of = partial(permute, rounds=20, chain=chain)
     seeds = permutation_seeds(jax.random.key(4))
     positions, turns = jnp.arange(12).reshape(4, 3), jnp.array([[0, 1, 9]])
     image = np.asarray(image_of(seeds, positions, 12, turns))
