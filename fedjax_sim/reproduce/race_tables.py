@@ -136,13 +136,17 @@ def _held_back(
             "" if ratio is None else f"{ratio:.2f}",
         )
         lines.append(_line([*(word for _, word in cell.says), *values]))
-    spread = f" The rounds are {min(ratios):.2f} to {max(ratios):.2f} times." if ratios else ""
+    spread = (
+        f" By validation they are {min(ratios):.2f} to {max(ratios):.2f} times the rounds."
+        if ratios
+        else ""
+    )
     return [
         f"Rates chosen on {100 * share:g} % of each client's examples, which nobody trains on "
         f"(`--validation {share:g}`), and rounds to the target on the test set in both:",
         "",
         *lines,
         "",
-        f"The rate is the same in {num_same} of {len(records)} cells.{spread} Clients that hold "
-        "examples back train on fewer, so rounds differ by that, too.",
+        f"The rate is the same in {num_same} of the {len(records)} cells that were run both ways."
+        f"{spread} Clients that hold examples back train on fewer, so rounds differ by that, too.",
     ]

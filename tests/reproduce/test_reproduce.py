@@ -460,7 +460,10 @@ def test_what_validation_changes_by_hand(tmp_path):
         "| 0.2 | 1 | 10 | IID | 11 (10 to 12) | 0.1 | 16 (11 to 22) | 0.1 | 1.50 |",
         "| 0.2 | 1 | 10 | IID | 11 (10 to 12) | 0.1 | > 22 (1 of 2 reached it) | 0.2 |  |",
     ]
-    assert part[-1].startswith("The rate is the same in 1 of 2 cells. The rounds are 1.50 to 1.50")
+    assert part[-1].startswith(
+        "The rate is the same in 1 of the 2 cells that were run both ways. By validation they are "
+        "1.50 to 1.50 times the rounds."
+    )
 
 
 def test_the_modes_finding_by_hand(tmp_path):
