@@ -696,7 +696,7 @@ def test_refused_by_the_round(data):
     refused("another structure", state=other)
     refused("state must come from fs.init with this federation of 2", data=mean_clients([1], [2]))
     refused(
-        "unbiased rule needs cohort.inclusion",
+        "unbiased rule needs the probability pi_k of each client",
         round_fn=fs.make_round(algorithm, fs.aggregation.unbiased),
     )
     refused(
