@@ -109,10 +109,10 @@ def unbiased(cohort: Cohort, client_weights: Array, all_client_weights: Array) -
     """
     if cohort.inclusion is None:
         raise ValueError(
-            "the unbiased rule needs the probability pi_k of each client to be picked, the cohort's "
-            "inclusion; got None (the samplers of fs.sampling give it; it is not known of a draw by "
-            "the model's loss, nor of clients that are not always available, unless they are so "
-            "by fs.sampling.traces.bernoulli)"
+            "the unbiased rule needs the probability pi_k of each client to be picked, the "
+            "cohort's inclusion; got None (the samplers of fs.sampling give it; it is not known of "
+            "a draw by the model's loss, nor of clients that are not always available, unless they "
+            "are so by fs.sampling.traces.bernoulli)"
         )
     shares = client_weights / jnp.sum(all_client_weights)
     inclusion = jnp.asarray(cohort.inclusion, shares.dtype)

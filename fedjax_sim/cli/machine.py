@@ -53,6 +53,7 @@ def join_processes(cores: int | None) -> Mesh:
         raise ValueError(
             f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES, {numbers[0]}; got {numbers[1]}"
         )
+    _check_address(os.environ.get("JAX_COORDINATOR_ADDRESS"))
     make_cores_devices(cores)
     try:
         with _saying_that_it_waits(numbers[0]):
@@ -89,6 +90,21 @@ def _saying_that_it_waits(count: int | None) -> Iterator[None]:
             yield
     finally:
         say.cancel()
+
+
+def _check_address(address: str | None) -> None:
+    """Refuses what is no address, at some of which JAX ends the process without a word.
+
+    Raises:
+      ValueError: with the address.
+    """
+    if address is None:
+        return
+    match = re.fullmatch(r"\S+:([0-9]{1,5})", address)
+    if match is None or not 1 <= int(match.group(1)) <= 65535:
+        raise ValueError(
+            f"JAX_COORDINATOR_ADDRESS must be host:port, with a port of 1 to 65535; got {address!r}"
+        )
 
 
 def _number_in(name: str) -> int | None:

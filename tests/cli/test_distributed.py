@@ -182,3 +182,7 @@ def test_what_is_refused(refused, monkeypatch):
     assert "JAX_PROCESS_ID must be below JAX_NUM_PROCESSES, 2; got 2" in says
     says = refused(JAX_NUM_PROCESSES="two")
     assert "JAX_NUM_PROCESSES must be a number; got 'two'" in says
+    for address in ("localhost", "localhost:abc", "localhost:0", "localhost:70000"):
+        says = refused(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0", JAX_COORDINATOR_ADDRESS=address)
+        assert "JAX_COORDINATOR_ADDRESS must be host:port" in says
+        assert f"got '{address}'" in says
