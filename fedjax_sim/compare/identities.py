@@ -8,7 +8,8 @@ import numpy as np
 
 from fedjax_sim.compare.comparison import ResolvedComparison
 from fedjax_sim.compare.measured import Row
-from fedjax_sim.core.types import PyTree, RoundContext
+from fedjax_sim.core.trees import scaled
+from fedjax_sim.core.types import Array, PyTree, RoundContext
 from fedjax_sim.training.communication import shapes_exchanged
 from fedjax_sim.training.experiment import Experiment
 
@@ -33,7 +34,7 @@ def is_linear(experiment: Experiment) -> bool:
     _, sent = shapes_exchanged(algorithm, shapes, experiment.federation)
 
     @jax.jit
-    def moved(params: PyTree, averages: PyTree, totals: PyTree) -> PyTree:
+    def moved(scale: Array, params: PyTree, averages: PyTree, totals: PyTree) -> PyTree:
         server = algorithm.init(params)
         for number in range(_STEPS):
             context = RoundContext(
@@ -48,24 +49,18 @@ def is_linear(experiment: Experiment) -> bool:
             )
             for place, exchange in enumerate(algorithm.exchanges):
                 average, total = averages[number][place], totals[number][place]
+                if exchange.aggregation is None:
+                    average = scaled(scale, average)
                 server = exchange.server_update(server, average, total, context)
         return jax.tree.map(jnp.subtract, algorithm.params(server), params)
 
     # Drawn by NumPy, because each draw of JAX would be a program of its own to compile.
     rng = np.random.default_rng(0)
-    drawn_params = _drawn(shapes, rng)
-    averages = [[_drawn(update, rng) for update, _ in sent] for _ in range(_STEPS)]
-    totals = [[_drawn(total, rng) for _, total in sent] for _ in range(_STEPS)]
-    quarters = [
-        [
-            average if exchange.aggregation is not None else _scaled(average)
-            for exchange, average in zip(algorithm.exchanges, of_step, strict=True)
-        ]
-        for of_step in averages
-    ]
+    averages, totals = ([[tree[i] for tree in sent] for _ in range(_STEPS)] for i in range(2))
+    drawn = _drawn((shapes, averages, totals), rng)
     whole, quarter = (
-        [np.asarray(x, np.float64) for x in jax.tree.leaves(moved(drawn_params, given, totals))]
-        for given in (averages, quarters)
+        [np.asarray(x, np.float64) for x in jax.tree.leaves(moved(scale, *drawn))]
+        for scale in (jnp.float32(1), jnp.float32(_SCALE))
     )
     apart = sum(np.sum((_SCALE * x - y) ** 2) for x, y in zip(whole, quarter, strict=True))
     distance = sum(np.sum((_SCALE * x) ** 2) for x in whole)
@@ -79,10 +74,6 @@ def _arrays(tree: PyTree) -> PyTree:
 def _drawn(shapes: PyTree, rng: np.random.Generator) -> PyTree:
     """Numbers in [0.5, 1.5], since there are shares and norms among those that are sent."""
     return jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), shapes)
-
-
-def _scaled(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: (_SCALE * x).astype(x.dtype), tree)
 
 
 def compares_readings(setting: ResolvedComparison) -> bool:

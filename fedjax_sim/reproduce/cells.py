@@ -10,7 +10,7 @@ from fedjax_sim.settings.setting import FULL, Setting
 
 RATIO = 10 ** (1 / 3)  # of neighbours in McMahan et al.'s grid of learning rates
 COMPARED = ("mode", "server")  # columns in which cells of the same C, E, B and clients differ
-_HELD_BACK = "-validation"  # and the share, behind the name of a cell that chooses by it
+HELD_BACK = "-validation"  # and the share, behind the name of a cell that chooses by it
 _POINTS = 100  # evaluations until the published rounds, or one a round if these are fewer
 
 
@@ -260,7 +260,7 @@ TABLES: dict[str, Table] = {
 
 def named(name: str) -> Cell:
     """The cell of that name, which may be one that `held_back` made."""
-    name, _, share = name.partition(_HELD_BACK)
+    name, _, share = name.partition(HELD_BACK)
     cell = next(cell for table in TABLES.values() for cell in table.cells if cell.name == name)
     return held_back(cell, float(share)) if share else cell
 
@@ -277,9 +277,9 @@ def held_back(cell: Cell, share: float) -> Cell:
     'table1-2nn-iid-C0-E1-B10-validation0.1'
     """
     return cell._replace(
-        name=f"{cell.name}{_HELD_BACK}{share}",
+        name=f"{cell.name}{HELD_BACK}{share}",
         setting=replace(cell.setting, validation=share),
-        after=None if cell.after is None else f"{cell.after}{_HELD_BACK}{share}",
+        after=None if cell.after is None else f"{cell.after}{HELD_BACK}{share}",
     )
 
 

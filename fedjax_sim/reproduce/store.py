@@ -15,7 +15,7 @@ from typing import Any
 
 from fedjax_sim.core.files import locked, replace_file, to_json
 from fedjax_sim.host.manifest import differences
-from fedjax_sim.reproduce.cells import Cell, held_back
+from fedjax_sim.reproduce.cells import HELD_BACK, Cell, held_back
 
 ESTIMATES = "estimates.json"
 
@@ -77,10 +77,10 @@ class Store:
 
     def held_back(self, cell: Cell) -> list[Cell]:
         """The cells of `cells.held_back` that have a record here, by their shares."""
-        ending = f"{held_back(cell, 0.5).name.removesuffix('0.5')}*.json"
-        names = [path.stem for path in self.cells.glob(ending)]
-        cells = [held_back(cell, float(name.rsplit("validation", 1)[1])) for name in names]
-        return sorted(cells, key=lambda each: each.setting.validation or 0.0)
+        prefix = f"{cell.name}{HELD_BACK}"
+        paths = self.cells.glob(f"{prefix}*.json")
+        shares = sorted(float(path.stem.removeprefix(prefix)) for path in paths)
+        return [held_back(cell, share) for share in shares]
 
     def running(self, cell: Cell, rate: float, seed: int) -> Path:
         """The folder of a run's checkpoints while it runs."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from fedjax_sim.sweeps.options import Plan
-from fedjax_sim.sweeps.work import Work, by_group, load_batch
+from fedjax_sim.sweeps.work import Work, by_group, is_saved
 
 # Of the memory that a call may hold. Two programs at once each hold a copy of the data.
 _SHARE_OF_CONSTANTS = 0.1
@@ -27,7 +27,7 @@ def works_of(plan: Plan) -> Generator[Work, None, None]:
         if _settings() != settings:
             return
         for work in works:
-            if load_batch(plan, work) is None:
+            if not is_saved(plan, work):  # read in its turn, and told of once if it is damaged
                 work.compiled.prepare(work.batch, _SHARE_OF_CONSTANTS * plan.limit)
                 return
 

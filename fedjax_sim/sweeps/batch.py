@@ -67,6 +67,7 @@ class Compiled:
                 check_vma=False,
             )
         )
+        self.begin: Callable[[PyTree], PyTree] = self.start  # until it is compiled, too
 
     def _made(self, hyper: dict[str, Array], data: Array) -> tuple[Any, Array]:
         """The experiment of one configuration, or its results, inside the trace; and its key."""
@@ -157,13 +158,13 @@ class Compiled:
         if self.program is not None:
             return
         inputs = self._inputs(batch)
+        carry = self._carry(inputs)
         if self.traced is None:
-            carry = self._carry(inputs)
             self.traced = trace_step(self._step, inputs, carry, self.mesh)
         if self.mesh.size * num_bytes(self.traced.step.consts) > most_constants:
             return
         rounds = self.group.num_rounds or 1
-        program = compile_program(self.traced, inputs, self._carry(inputs), rounds, self.mesh)
+        program = compile_program(self.traced, inputs, carry, rounds, self.mesh)
         if program.memory > self.limit:
             raise ValueError(
                 f"memory_limit must hold a call; got {self.limit / 1e6:,.0f} MB, and "

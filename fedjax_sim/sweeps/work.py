@@ -47,6 +47,11 @@ def by_group(plan: Plan) -> Iterator[list[Work]]:
         yield works
 
 
+def is_saved(plan: Plan, work: Work) -> bool:
+    """Whether a batch has a file; it is not read, and may be damaged or lack a model."""
+    return plan.store is not None and plan.store.folder.batch(work.number).exists()
+
+
 def load_batch(plan: Plan, work: Work) -> Columns | None:
     """The columns of a batch that is saved; None if there are none."""
     return None if plan.store is None else plan.store.load(work.number, _model_files(plan, work))

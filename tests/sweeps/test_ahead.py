@@ -1,6 +1,7 @@
 """Programs that a thread prepares while the batches before train."""
 
 import threading
+import warnings
 from functools import partial
 
 import jax
@@ -91,3 +92,15 @@ def test_what_is_saved_is_not_compiled_again(data, tmp_path):
     swept(data, out=tmp_path / "sweep")
     swept(data, traced_by, out=tmp_path / "sweep", resume=True)
     assert all(is_by_main(traced_by).values())
+
+
+def test_a_damaged_batch_is_told_of_once(data, tmp_path):
+    """The thread looks for what is missing and reads nothing."""
+    whole = swept(data, out=tmp_path / "sweep")
+    file = sorted((tmp_path / "sweep" / "batches").glob("*.npz"))[-1]
+    file.write_bytes(file.read_bytes()[:100])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = swept(data, out=tmp_path / "sweep", resume=True)
+    assert sum("is damaged and is computed again" in str(each.message) for each in caught) == 1
+    assert again.table() == whole.table()
