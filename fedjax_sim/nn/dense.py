@@ -1,6 +1,7 @@
 """A matrix product for flax's dense layers whose gradient by the kernel is fast on a CPU."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 from math import prod
 from typing import Any
 
@@ -12,13 +13,18 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.core.types import Array
+from fedjax_sim.nn.bilinear import bind
 
 # XLA's CPU compiler computes x^T d element by element if the result has few columns, and rewrites
 # (d^T x)^T as x^T d unless a barrier is between.
 _NARROW = 16
-# It hands other products to a library, which is faster if x^T is laid out first, except for sizes
-# where the copy costs more than it gains (`python -m benchmarks.layers`).
-_FEW_ROWS, _FEW_COLUMNS, _WIDE = 16, 128, 2
+# It hands other products to a library. Of so few rows x^T d is faster as a sum of outer products,
+# which is one loop over the kernel's elements that the optimizer's step joins; in more columns
+# the rows of d displace each other in the cache (`python -m benchmarks.layers`).
+_FEW_ROWS, _MOST_COLUMNS = 16, 512
+# The library is faster if x^T is laid out first, except for sizes where the copy costs more than
+# it gains.
+_FEW_COLUMNS, _WIDE = 128, 2
 
 # The transpose of the last two axes; on a CPU with a barrier before or after it, so that no
 # product on that side can swallow it.
@@ -50,6 +56,70 @@ mlir.register_lowering(_flip, mlir.lower_fun(_swap, multiple_results=False))
 mlir.register_lowering(_flip, mlir.lower_fun(_swap_behind, multiple_results=False), platform="cpu")
 ad.deflinear2(_flip, lambda ct, x, *, barrier: [_flip.bind(ct, barrier=_TRANSPOSED[barrier])])
 batching.primitive_batchers[_flip] = _batch
+
+
+# The product of few rows and its kernel's gradient are primitives, each the transpose of the other:
+#
+#     y = multiply(x, W),    W = pull_kernel(x, y),    [..., B, K], [..., K, N], [..., B, N].
+
+
+def _product_of_rows(x: Array, w: Array, *, precision: Any) -> Array:
+    return jnp.matmul(x, w, precision=precision)
+
+
+def _kernel_of_rows(x: Array, y: Array, *, precision: Any) -> Array:
+    return jnp.matmul(jnp.swapaxes(x, -1, -2), y, precision=precision)
+
+
+def _sum_of_outer_products(x: Array, y: Array, *, precision: Any) -> Array:
+    # The loop would make each of y's elements anew for each of the K rows: XLA takes all that is
+    # cheap into a loop, and its barriers are gone by then. A gather is not cheap to it.
+    rows = lax.optimization_barrier(jnp.arange(x.shape[-2], dtype=jnp.int32))
+    x, y = (z.at[..., rows, :].get(mode="promise_in_bounds") for z in (x, y))
+    terms = (x[..., b, :, None] * y[..., b, None, :] for b in range(x.shape[-2]))
+    return reduce(jnp.add, terms)
+
+
+def _primitive(name: str, function: Callable[..., Array]) -> Primitive:
+    """A bilinear primitive that is `function`, and so is its batch where one operand has none."""
+    primitive = Primitive(name)
+
+    def shape(a: Any, b: Any, **params: Any) -> Any:
+        like = jax.eval_shape(partial(function, **params), *(_plain(x) for x in (a, b)))
+        return a.update(shape=like.shape)
+
+    def batch(args: Any, dims: Any, **params: Any) -> tuple[Array, int]:
+        if None in dims:  # one product over all lanes
+            return jax.vmap(partial(function, **params), in_axes=tuple(dims))(*args), 0
+        leading = (jnp.moveaxis(x, dim, 0) for x, dim in zip(args, dims, strict=True))
+        return bind(primitive, *leading, **params), 0
+
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="precision"))
+    primitive.def_abstract_eval(shape)
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+def _plain(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+_multiply = _primitive("multiply_rows", _product_of_rows)
+_pull_kernel = _primitive("pull_kernel_of_rows", _kernel_of_rows)
+_summed = mlir.lower_fun(_sum_of_outer_products, multiple_results=False)
+mlir.register_lowering(_pull_kernel, _summed, platform="cpu")
+
+ad.defbilinear(
+    _multiply,
+    lambda ct, x, w, **params: _product_of_rows(ct, jnp.swapaxes(w, -1, -2), **params),
+    lambda ct, x, w, **params: bind(_pull_kernel, x, ct, **params),
+)
+ad.defbilinear(
+    _pull_kernel,
+    lambda ct, x, y, **params: _product_of_rows(y, jnp.swapaxes(ct, -1, -2), **params),
+    lambda ct, x, y, **params: bind(_multiply, x, ct, **params),
+)
 
 
 def weigh(x: Array, w: Array, **options: Any) -> Array:
@@ -89,8 +159,9 @@ def dot_general(
     `y = x W`. For flax's layers: `linen.Dense(..., dot_general=dot_general)`, and so in
     nnx. Values, arguments and derivatives (either mode, any order) are those of `jax.lax`.
     Where W is a matrix, its gradient `x^T d` is computed in the form that XLA's CPU
-    compiler has a fast kernel for: as `(d^T x)^T` if W has at most 16 columns; with x^T laid
-    out first if x has fewer than 16 rows, or W at most 128 columns or twice as many as rows.
+    compiler has a fast kernel for: as `(d^T x)^T` if W has at most 16 columns; as a sum of outer
+    products if x has at most 16 rows and W at most 512 columns; else with x^T laid out first if x
+    has fewer than 16 rows, or W at most 128 columns or more than twice as many as rows.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = nn.Dense(10, dot_general=dot_general)
@@ -106,9 +177,19 @@ def dot_general(
             dimension_numbers = (contracted, (1,)), batch
         elif tuple(contracted) == (lhs.ndim - 1,) and not kwargs and _is_real(lhs, rhs):
             rows = prod(lhs.shape[:-1])
+            if 0 < rows <= _FEW_ROWS and width <= _MOST_COLUMNS and _is_summed(lhs, options):
+                flat = lhs.reshape(rows, height)
+                product = bind(_multiply, flat, rhs, precision=precision)
+                return product.reshape(*lhs.shape[:-1], width)
             if rows < _FEW_ROWS or width <= _FEW_COLUMNS or width > _WIDE * height:
                 return _product(lhs, rhs, tuple(options.items()))
     return lax.dot_general(lhs, rhs, dimension_numbers, **options, **kwargs)
+
+
+def _is_summed(lhs: Array, options: dict[str, Any]) -> bool:
+    """Whether sums of this type are those of a product: 16 bits would be rounded at each term."""
+    of_kind = options["preferred_element_type"] in (None, lhs.dtype)
+    return of_kind and jnp.finfo(lhs.dtype).bits >= 32
 
 
 def _is_real(lhs: Array, rhs: Array) -> bool:
