@@ -74,7 +74,7 @@ def sweep(name: str, rates: int, seeds: int, rounds: int, width: int | None) -> 
 
 
 def overhead(rounds: int) -> dict[str, Any]:
-    """Seconds of a run as one scan, and as a simulation, warm, interleaved."""
+    """Seconds of a run as one scan, a call a round, and a simulation; warm, interleaved."""
     import jax
 
     import fedjax_sim as fs
@@ -92,11 +92,20 @@ def overhead(rounds: int) -> dict[str, Any]:
     state = fs.execution.replicate(experiment.start(key), mesh)
     compiled = jax.jit(scan).lower(experiment.data, state).compile()
     jax.block_until_ready(compiled(experiment.data, state))
-    seconds_of: dict[str, Any] = {"scan": [], "simulate": [], "saved": []}
+    one_round = jax.jit(
+        lambda data, state: fs.run(experiment.round_fn, key, state, data, experiment.sampler, 1)
+    )
+    jax.block_until_ready(one_round(experiment.data, state))
+    seconds_of: dict[str, Any] = {"scan": [], "calls": [], "simulate": [], "saved": []}
     for _ in range(REPEATS):
         start = time.perf_counter()
         jax.block_until_ready(compiled(experiment.data, state))
         seconds_of["scan"].append(time.perf_counter() - start)
+        start, after = time.perf_counter(), state
+        for _ in range(rounds):
+            after, _row = one_round(experiment.data, after)
+        jax.block_until_ready(after)
+        seconds_of["calls"].append(time.perf_counter() - start)
         with tempfile.TemporaryDirectory() as folder:
             marks: list[float] = []
 
@@ -176,11 +185,20 @@ def width_section() -> str:
 def overhead_section() -> str:
     rounds = 500
     measured = fresh("overhead", rounds)
-    scan, driven = (statistics.median(measured[name]) for name in ("scan", "simulate"))
+    lines = []
+    for name, says in (
+        ("scan", "one scan"),
+        ("calls", "a call a round"),
+        ("simulate", "`fs.simulate` with progress and checkpoints (one each 15 s or so)"),
+    ):
+        middle, times = statistics.median(measured[name]), sorted(measured[name])
+        beside = middle / statistics.median(measured["scan"])
+        lines.append(
+            f"| {says} | {middle:.1f} ({times[0]:.1f} to {times[-1]:.1f}) | {beside:.3f} |"
+        )
     return (
-        f"## What driving costs\n\n{rounds} rounds of `2nn` in one scan: {scan:.1f} s; by "
-        f"`fs.simulate` with progress and checkpoints (one each 15 s or so): {driven:.1f} s, "
-        f"{driven / scan - 1:+.1%}. Warm, interleaved, medians of {REPEATS}.\n"
+        f"## What driving costs\n\n{rounds} rounds of `2nn`. Warm, interleaved, medians of "
+        f"{REPEATS}.\n\n| | seconds | ratio |\n|---|---|---|\n" + "\n".join(lines) + "\n"
     )
 
 

@@ -34,6 +34,11 @@ class Job:
     sampled: bool = False  # ours draws its cohorts itself, as a user would
     algorithm: str = "fedavg"  # or scaffold, ditto, apfl, fedrep, with the numbers below
 
+    @property
+    def has_lanes(self) -> bool:
+        """Whether ours is timed by lanes, too: plain FedAvg in given cohorts."""
+        return self.algorithm == "fedavg" and self.sweep == 1 and not self.sampled
+
     def sizes(self) -> np.ndarray:
         """n_k of each of the K clients."""
         return self.make_sizes(np.random.default_rng(1))
@@ -184,9 +189,22 @@ JOBS = {
         Job("ragged-2nn", "2nn", _RAGGED, m=50, rounds=2),
         Job("skewed-2nn", "2nn", _SKEWED, m=20, rounds=2),
         Job("lstm", "lstm", _LINES, m=10, rounds=1, learning_rate=0.5),
-        Job(
-            "sweep", "lr", _equal(1000, 60), m=10, rounds=20, sweep=64, peers=("pytorch", "fedjax")
-        ),
+        *[
+            Job(
+                name,
+                model,
+                _equal(clients, size),
+                m=10,
+                rounds=rounds,
+                sweep=rates,
+                peers=("pytorch", "fedjax"),
+            )
+            for name, model, clients, size, rounds, rates in (
+                ("sweep", "lr", 1000, 60, 20, 64),
+                ("sweep-2nn", "2nn", 100, 600, 1, 64),
+                ("sweep-cnn", "cnn", 100, 600, 1, 8),
+            )
+        ],
         *[
             Job(
                 f"{algorithm}-{model}",

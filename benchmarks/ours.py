@@ -14,7 +14,7 @@ import fedjax_sim as fs
 from benchmarks.jobs import ALPHA, CHARACTERS, CLASSES, HEAD_EPOCHS, HIDDEN, LAM, Job, Weights
 from benchmarks.worker import Worker, serve
 
-SIDE_BY_SIDE = 32  # configurations of a sweep on one device
+SIDE_BY_SIDE = {"lr": 32}  # configurations of a sweep on one device, as `fs.sweep` chooses; or 1
 
 
 @cache  # the devices of `cores` are made once
@@ -108,15 +108,16 @@ class Ours(Worker):
         return fs.fedavg(loss_fn, optax.sgd(rate), local)
 
     def swept(self, run: Any) -> Any:
-        """The configurations dealt over the devices, and some side by side on each.
+        """The configurations dealt over the devices, and those of a small model side by side.
 
         They share the examples of a step, so their products are one product.
         """
         if self.mesh is None:
             return jax.vmap(run, in_axes=(0, None, None))
+        width = SIDE_BY_SIDE.get(self.job.model)
 
         def share(rates: jax.Array, data: Any, cohorts: jax.Array) -> Any:
-            return jax.lax.map(lambda r: run(r, data, cohorts), rates, batch_size=SIDE_BY_SIDE)
+            return jax.lax.map(lambda r: run(r, data, cohorts), rates, batch_size=width)
 
         (axis,) = self.mesh.axis_names
         specs = (PartitionSpec(axis), PartitionSpec(), PartitionSpec())

@@ -183,6 +183,8 @@ def _machines(results: dict[str, Any]) -> str:
         for e in result["entries"]:
             versions |= e.get("versions", {})
     lines.append("- Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + ".")
+    repeats = sorted({str(r["repeats"]) for r in results.values()})
+    lines.append(f"- Medians of {' or '.join(repeats)} repetitions.")
     peaks = [r["ceilings"]["matmul"] / 1e9 for r in results.values()]
     rates = [r["ceilings"]["bandwidth"] / 1e9 for r in results.values()]
     lines.append(

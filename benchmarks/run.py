@@ -191,7 +191,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peers", default=",".join(environments.PEERS), help="comma-separated")
     parser.add_argument("--ours", default="default", help="settings, comma-separated; '' for none")
-    parser.add_argument("--lanes", action="store_true", help="and ours by lanes, on one device")
+    parser.add_argument(
+        "--lanes", action="store_true", help="and FedAvg of ours by lanes, on one device"
+    )
     parser.add_argument("--quick", action="store_true", help="twice each; writes nothing")
     options = parser.parse_args()
     repeats = 2 if options.quick else options.repeats
@@ -220,7 +222,7 @@ def main() -> None:
             "sweep": job.sweep,
             "floor_us": floor.seconds(job, 1, measured) * 1e6,
         }
-        if options.lanes and job.sweep == 1:
+        if options.lanes and job.has_lanes:
             by_lanes = run_job(job, [("ours", s) for s in lane_settings(job)], repeats)
             result["lanes"] = lanes_table(job, by_lanes)
         results[name] = result
