@@ -5,7 +5,6 @@ several repeats; the processes are interleaved twice and the smaller kept.
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,22 +14,10 @@ from importlib.metadata import version
 from typing import Any
 
 from benchmarks import RECORDS
+from benchmarks.layer_parts import BATCH, dense, pooling, recurrence, smallest, step_of_cnn
 from benchmarks.run import machine
 
-BATCH, STEPS, PROCESSES = 10, 20, 2
-PRODUCTS = (  # clients, rows, inputs, units
-    (1, 10, 784, 10),
-    (1, 600, 784, 10),
-    (10, 10, 784, 10),
-    (1, 10, 784, 200),
-    (1, 10, 200, 200),
-    (10, 10, 200, 200),
-    (1, 50, 784, 200),
-    (1, 600, 784, 200),
-    (1, 10, 256, 1024),
-    (1, 800, 256, 1024),
-    (1, 800, 256, 86),
-)
+STEPS, PROCESSES = 20, 2
 MODELS = {"CNN": ("ours", "flax"), "character LSTM": ("ours", "flax")}
 SETTINGS = {  # lanes (0: no loop), devices
     "outside a loop": (0, 1),
@@ -67,17 +54,6 @@ def model_of(name: str, library: str) -> tuple[Any, Any, Any]:
 
 def _flax_pool(nn: Any, x: Any) -> Any:
     return nn.max_pool(x, (2, 2), (2, 2))
-
-
-def smallest(run: Callable[[], Any], repeats: int = 5) -> float:
-    import jax
-
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def measure(name: str, library: str, lanes: int, devices: int) -> dict[str, float]:
@@ -138,136 +114,6 @@ def measure(name: str, library: str, lanes: int, devices: int) -> dict[str, floa
     return {"ms": smallest(run) / (steps * lanes * devices) * 1e3, "compile": seconds}
 
 
-def pooling() -> dict[str, float]:
-    """Microseconds for value and gradient at the CNN's first pool."""
-    import jax
-    import jax.numpy as jnp
-    from flax import linen as nn
-
-    import fedjax_sim as fs
-
-    x = jax.random.normal(jax.random.key(0), (BATCH, 28, 28, 32))
-    pools = {
-        "max, ours": lambda x: fs.nn.max_pool(x, (2, 2), (2, 2)),
-        "max, flax's": lambda x: nn.max_pool(x, (2, 2), (2, 2)),
-        "average, flax's": lambda x: nn.avg_pool(x, (2, 2), (2, 2)),
-    }
-    us_of = {}
-    for name, pool in pools.items():
-        forward_and_back = jax.jit(
-            lambda x, pool=pool: jax.vjp(pool, x)[1](jnp.ones((BATCH, 14, 14, 32)))
-        )
-        jax.block_until_ready(forward_and_back(x))
-
-        def twenty(forward_and_back: Any = forward_and_back) -> Any:
-            for _ in range(20):  # one result at a time, or it is memory that is measured
-                result = forward_and_back(x)
-            return result
-
-        us_of[name] = smallest(twenty) / 20 * 1e6
-    return us_of
-
-
-def _on_one_core() -> None:
-    """As a device of `cores()` has; before JAX starts."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
-def recurrence() -> dict[str, list[float]]:
-    """Milliseconds and GFLOP/s, on one core, of the parts of a layer of LSTM with 256 units."""
-    _on_one_core()
-    import jax
-    import jax.numpy as jnp
-
-    import fedjax_sim as fs
-
-    units, length = 256, 80
-    keys = jax.random.split(jax.random.key(0), 4)
-    x, g = (jax.random.normal(k, (length, BATCH, n)) for k, n in ((keys[0], 256), (keys[1], 1024)))
-    w = 0.05 * jax.random.normal(keys[2], (units, 4 * units))
-    zeros, bias = jnp.zeros((BATCH, units)), jnp.zeros(4 * units)
-
-    def forward(g: Any, w: Any) -> Any:
-        return jax.lax.scan(lambda h, z: ((z + h @ w)[:, :units], None), zeros, g)[0]
-
-    def backward(g: Any, w: Any) -> Any:
-        back = w.T
-        return jax.lax.scan(lambda h, z: ((z + jnp.tile(h, (1, 4))) @ back, None), zeros, g)[0]
-
-    def gates(g: Any, w: Any) -> Any:
-        def step(c: Any, z: Any) -> Any:
-            i, f, new, o = jnp.split(jnp.tanh(z), 4, axis=-1)
-            c = f * c + i * new
-            return c, o * jnp.tanh(c)
-
-        return jax.lax.scan(step, zeros, g)
-
-    def layer(x: Any, w: Any) -> Any:
-        return jnp.sum(fs.nn.lstm(jnp.swapaxes(x, 0, 1), w, w, bias)[0] ** 2)
-
-    product = 2 * BATCH * length * units * 4 * units
-    parts: dict[str, tuple[Any, tuple[Any, Any], float]] = {
-        "x W of all steps, one product": (lambda x, w: x.reshape(-1, units) @ w, (x, w), product),
-        "x^T d of all steps, one product": (
-            lambda x, g: x.reshape(-1, units).T @ g.reshape(-1, 4 * units),
-            (x, g),
-            product,
-        ),
-        "h U, step by step": (forward, (g, w), product),
-        "d U^T, step by step": (backward, (g, w), product),
-        "the gates, step by step": (gates, (g, w), 0),
-        "the layer, forward": (layer, (x, w), 2 * product),
-        "the layer, forward and all gradients": (jax.grad(layer, (0, 1)), (x, w), 6 * product),
-        "a product of 1000 x 1000 matrices": (jnp.matmul, (jnp.ones((1000, 1000)),) * 2, 2e9),
-    }
-    ms_and_gflops = {}
-    for name, (part, arguments, flops) in parts.items():
-        run = partial(jax.jit(part), *arguments)
-        jax.block_until_ready(run())
-        seconds = smallest(run, 20)
-        ms_and_gflops[name] = [seconds * 1e3, flops / seconds / 1e9]
-    return ms_and_gflops
-
-
-def dense() -> dict[str, list[float]]:
-    """Microseconds of a step that adds x^T d to W, in a scan: lax's own product, and ours."""
-    _on_one_core()
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    import fedjax_sim as fs
-
-    def train(product: Any, clients: int, steps: int) -> Any:
-        def step(w: Any, x: Any, d: Any) -> Any:
-            y = lambda w: product(x, w, (((1,), (0,)), ((), ())))
-            return w - jax.vjp(y, w)[1](d)[0] / 100
-
-        def all_steps(w: Any, x: Any, d: Any) -> Any:
-            return jax.vmap(step)(w, x, d) if clients > 1 else step(w[0], x[0], d[0])[None]
-
-        def body(carry: Any, _: None) -> Any:
-            w, x, d = carry  # all change, so that nothing is hoisted out of the loop
-            return (all_steps(w, x, d), x * 0.999, d * 0.999), None
-
-        return jax.jit(lambda *arrays: jax.lax.scan(body, arrays, length=steps)[0])
-
-    us_of = {}
-    for clients, rows, inputs, units in PRODUCTS:
-        rng = np.random.default_rng(0)
-        shapes = ((inputs, units), (rows, inputs), (rows, units))
-        arrays = [rng.standard_normal((clients, *s), dtype=np.float32) / 30 for s in shapes]
-        steps = max(20, int(1.5e9 / (clients * rows * inputs * units)))
-        label = f"{clients} x " * (clients > 1) + f"[{rows}, {inputs}] by [{inputs}, {units}]"
-        us_of[label] = []
-        for product in (jax.lax.dot_general, fs.nn.dot_general):
-            run = partial(train(product, clients, steps), *map(jnp.asarray, arrays))
-            jax.block_until_ready(run())
-            us_of[label].append(smallest(run, 9) / steps * 1e6)
-    return us_of
-
-
 def peak() -> dict[str, float]:
     from benchmarks.ceilings import matmul_peak
 
@@ -288,6 +134,7 @@ def main() -> None:
             "pooling": pooling,
             "dense": dense,
             "recurrence": recurrence,
+            "step_of_cnn": step_of_cnn,
             "peak": peak,
         }
         print(json.dumps(parts[name](*arguments)))
@@ -331,12 +178,16 @@ def main() -> None:
     lines += ["", "## Dense layers", "", "The kernel's gradient and its step, in a scan.", ""]
     lines += ["| product | lax's, microseconds | `nn.dot_general` |", "|---|---|---|"]
     lines += [f"| {name} | {a:.1f} | {b:.1f} |" for name, (a, b) in fresh("dense").items()]
-    lines += ["", "## A layer of LSTM", "", "256 units, 80 steps, on one core.", ""]
-    lines += ["| part | milliseconds | GFLOP/s |", "|---|---|---|"]
-    for name, (ms, gflops) in fresh("recurrence").items():
-        lines.append(
-            f"| {name} | {ms:.2f} | {gflops:.0f} |" if gflops else f"| {name} | {ms:.2f} | |"
-        )
+    for heading, says, part in (
+        ("A layer of LSTM", "256 units, 80 steps, on one core.", "recurrence"),
+        ("A step of the CNN", "On one core, with nothing beside it.", "step_of_cnn"),
+    ):
+        lines += ["", f"## {heading}", "", says, "", "| part | milliseconds | GFLOP/s |"]
+        lines.append("|---|---|---|")
+        for name, (ms, gflops) in fresh(part).items():
+            lines.append(
+                f"| {name} | {ms:.2f} | {gflops:.0f} |" if gflops else f"| {name} | {ms:.2f} | |"
+            )
     text = "\n".join(lines) + "\n"
     (RECORDS / "LAYERS.md").write_text(text)
     print(text)
