@@ -109,15 +109,29 @@ class Job:
         return sum(prod(shape) for shape in _shapes(self).values())
 
     def flops(self) -> int:
-        """Of the products of one client-step: forward, and backward but for the inputs'."""
-        total = 0
-        for i, (name, shape) in enumerate(_shapes(self).items()):
-            if len(shape) == 1 or name == "embedding":
-                continue
-            positions = {"conv0": 28 * 28, "conv1": 14 * 14}.get(name, 1)
-            positions = POSITIONS if self.model == "lstm" else positions
-            total += 2 * prod(shape) * positions * (2 if i == 0 else 3)
+        """Of the products of one client-step: forward, and backward but for the inputs'.
+
+        Of FedRep the mean over its steps: those of the head have no gradient of the base, and the
+        others none of the head.
+        """
+        forward = [
+            2 * prod(shape) * self._positions(name)
+            for name, shape in _shapes(self).items()
+            if len(shape) > 1 and name != "embedding"
+        ]
+        first = 0 if next(iter(_shapes(self))) == "embedding" else forward[0]
+        total = 3 * sum(forward) - first
+        if self.algorithm == "fedrep":
+            of_head, of_base = sum(forward) + forward[-1], total - forward[-1]
+            others = self.epochs - HEAD_EPOCHS
+            total = (HEAD_EPOCHS * of_head + others * of_base) // self.epochs
         return total * self.batch_size
+
+    def _positions(self, layer: str) -> int:
+        """At how many places of an example a layer's kernel is multiplied."""
+        if self.model == "lstm":
+            return POSITIONS
+        return {"conv0": 28 * 28, "conv1": 14 * 14}.get(layer, 1)
 
     def learning_rates(self) -> np.ndarray:
         if self.sweep == 1:

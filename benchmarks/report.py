@@ -23,6 +23,22 @@ of the first round, data made and programs compiled.
 """
 
 
+# Each was measured beside what is there, on a CPU; docs/decisions.md says more of them.
+TRIED = """## Tried, and not faster
+
+- `d W^T`, the gradient by the inputs, and `x W` of few rows in four forms each: as XLA has them.
+- x^T d of few rows as a sum of outer products that XLA joins with what makes d, which it then makes
+  anew for each row of the kernel. Behind a gather the sum is faster: `nn.dot_general` has it so.
+- A convolution as a product of patches: slower than XLA's kernel for channels-last images, which is
+  at a core's matmul peak ([LAYERS.md](LAYERS.md), which has the parts of a step of the CNN and of
+  a layer of LSTM, and so where the rest of their time goes).
+- Configurations of the 2NN side by side ([EXPERIMENTS.md](EXPERIMENTS.md)).
+- To compile sooner: XLA's flags (its older emitters are sooner, and their rounds slower), a few
+  rounds of a permutation in one turn of its loop, powers of two from their bits. Shuffles as loops
+  inside training compile sooner on a CPU, and launch more on a GPU: not taken.
+"""
+
+
 def best_of(result: dict[str, Any], ours: bool) -> dict[str, Any] | None:
     timed = [e for e in result["entries"] if "us" in e and (e["implementation"] == "ours") == ours]
     return min(timed, key=lambda e: e["us"], default=None)
@@ -202,7 +218,9 @@ def markdown(results: dict[str, Any]) -> str:
         "A peer's sweep is some of the learning rates one by one, scaled to all; its compilation "
         "is never counted.\nA thread setting much slower than the peer's best was timed once.\n",
         _machines(results),
-        "\n## Every implementation and setting",
+        "",
+        TRIED,
+        "## Every implementation and setting",
         table(results),
         "\n## Ours by lanes, on one device",
         lanes(results),
