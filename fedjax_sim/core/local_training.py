@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.checks import INT32_MAX, check_count
 from fedjax_sim.core.counts import difference, product
+from fedjax_sim.core.division import num_groups, quotient
 from fedjax_sim.core.types import Array, LocalTraining
 
 
@@ -27,7 +28,7 @@ def num_blocks(local: LocalTraining, num_examples: Array) -> Array:
     """Blocks in one pass: `ceil(n_k / B)`."""
     if local.batch_size is None:
         return jnp.minimum(num_examples, 1)
-    return -(-num_examples // _in_32_bits(local.batch_size))
+    return num_groups(num_examples, _in_32_bits(local.batch_size))
 
 
 def _in_32_bits(batch_size: int) -> int:
@@ -78,7 +79,7 @@ def _short_blocks(
     # This is blocks * size - n_k without the product, which may exceed 32 bits.
     lacking = size - (num_examples - (blocks - 1) * size)
     if local.order == "epochs":
-        return size, steps // blocks, lacking
+        return size, quotient(steps, blocks), lacking
     # E (blocks - 1) fits in 32 bits because it is less than the client's number of steps.
     return size, jnp.maximum(steps - (blocks - 1) * local.epochs, 0), lacking
 

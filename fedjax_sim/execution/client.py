@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.batching import largest_of_batch
 from fedjax_sim.core.checks import INT32_MAX, check_same_spec
+from fedjax_sim.core.division import quotient, remainder
 from fedjax_sim.core.local_training import num_blocks, shuffles
 from fedjax_sim.core.randomness import FINISH, INIT, STEP, permutation_seeds, permute, stream
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
@@ -166,8 +167,8 @@ class Engine(NamedTuple):
         local = self.exchange.local
         if local.order == "epochs":
             blocks = jnp.maximum(self._num_blocks(client), 1)
-            return step // blocks, step % blocks
-        return jnp.zeros_like(step), step // local.epochs
+            return quotient(step, blocks), remainder(step, blocks)
+        return jnp.zeros_like(step), quotient(step, local.epochs)
 
     def shuffled(self, client: Client, steps: Array) -> Array | None:
         """Int[B, G], which of the client's examples these G local steps see.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.checks import INT32_MAX, check_count
 from fedjax_sim.core.counts import carried, constant, exact, product
+from fedjax_sim.core.division import num_groups
 from fedjax_sim.core.local_training import shuffles
 from fedjax_sim.core.registry import AT_LEAST_1, Option, declare
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
@@ -173,7 +174,7 @@ def _pack(
         def take_group(g: Array, state: _Lanes) -> _Lanes:
             return take(jnp.minimum(group, times - g * group), state)
 
-        return jax.lax.fori_loop(0, -(-times // group), take_group, state)
+        return jax.lax.fori_loop(0, num_groups(times, group), take_group, state)
 
     max_steps = lanes * slots * engine.exchange.local.epochs
     beyond = max_steps * max_num_blocks(engine.exchange.local, engine.data) > INT32_MAX

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.checks import INT32_MAX
+from fedjax_sim.core.division import num_groups, quotient, remainder
 from fedjax_sim.core.loss import totals
 from fedjax_sim.core.randomness import STEP, stream
 from fedjax_sim.core.sums import FEW_REPORTED, Sum, add_to, zero_sum
@@ -77,10 +78,10 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
     # Clients with a weight come first; the others follow from the next whole block on.
     lengths = jnp.concatenate([jnp.where(weighs, sizes, 0), jnp.where(weighs, 0, sizes)])
     ends = jnp.cumsum(lengths)
-    border = -(-ends[slots - 1] // size)  # the first block of the others
+    border = num_groups(ends[slots - 1], size)  # the first block of the others
     last = jnp.where(ends[-1] > ends[slots - 1], border * size - ends[slots - 1], 0) + ends[-1] - 1
     ends = ends.at[slots:].add(border * size - ends[slots - 1])
-    filled = (last + size) // size  # blocks
+    filled = quotient(last + size, size)  # blocks
 
     def at(position: Array) -> Array:
         """The index of the stretch of `lengths` that has the position, or of the next one."""
@@ -95,7 +96,7 @@ def pooled(engine: Engine, client_states: PyTree, tasks: Tasks, dynamic: bool) -
         repeated = jnp.minimum(block * size, jnp.maximum(last, 0))
         positions = jnp.where(mask, positions, repeated)
         place = jnp.where(mask, place, at(repeated))
-        slot, within = place % slots, positions - (ends - lengths)[place]
+        slot, within = remainder(place, slots), positions - (ends - lengths)[place]
         rows = clients.offset[slot] + within
         batch = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), data.examples)
         keys = jax.vmap(lambda key, i: stream(key, STEP, i))(clients.key[slot], within)

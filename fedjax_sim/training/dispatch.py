@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedjax_sim.core.asynchrony import Asynchrony, Pending
 from fedjax_sim.core.client_states import states_of
 from fedjax_sim.core.counts import carried, exact
+from fedjax_sim.core.division import num_groups
 from fedjax_sim.core.models import model_of
 from fedjax_sim.core.randomness import permutation_seeds, permute
 from fedjax_sim.core.tasks import Executed, Options, Tasks
@@ -176,7 +177,7 @@ def train(
     start = Trained(state.pending, metrics, jnp.zeros(4, jnp.uint32))
     if asynchrony.buffer == asynchrony.concurrency:
         return train_group(first, start)
-    return jax.lax.fori_loop(0, -(-sent.number // size), train_group, start)
+    return jax.lax.fori_loop(0, num_groups(sent.number, size), train_group, start)
 
 
 def _sent_model(engine: Engine, state: FederatedState) -> Params:

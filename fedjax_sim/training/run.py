@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_sim import sampling
 from fedjax_sim.core.asynchrony import Pending
 from fedjax_sim.core.checks import check_count, check_not_a_name, check_takes
+from fedjax_sim.core.division import remainder
 from fedjax_sim.core.evaluate import Evaluate, subject_of
 from fedjax_sim.core.history import History
 from fedjax_sim.core.randomness import check_key
@@ -101,7 +102,7 @@ def next_round(
     subject = subject_of(evaluate, state)
     if evaluate_every == 1:
         return state, History(metrics, evaluate(subject), jnp.array(True))
-    due = state.round % evaluate_every == 0
+    due = remainder(state.round, evaluate_every) == 0
     if last is not None:
         due |= state.round == last
 
