@@ -92,14 +92,11 @@ def spread(tree: PyTree, mesh: Mesh) -> PyTree:
     def put(x: Any) -> Array:
         if is_whole and any(d.platform != "cpu" for d in mine):
             return jax.device_put(x, sharding)
-        if _is_key(x):
-            bits = put(jax.random.key_data(x))
-            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
         host = _on_host(x)
         parts = [jax.device_put(host, d, may_alias=True) for d in mine]
         return jax.make_array_from_single_device_arrays(host.shape, sharding, parts)
 
-    return jax.tree.map(put, tree)
+    return _map_bits(put, tree)
 
 
 def placed(tree: PyTree, sharding: Sharding) -> PyTree:
@@ -111,15 +108,12 @@ def placed(tree: PyTree, sharding: Sharding) -> PyTree:
         return jax.device_put(tree, sharding)
 
     def put(x: Any) -> Array:
-        if _is_key(x):
-            bits = put(jax.random.key_data(x))
-            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
         host = _on_host(x)
         return jax.make_array_from_callback(
             host.shape, sharding, lambda index: np.array(host[index])
         )
 
-    return jax.tree.map(put, tree)
+    return _map_bits(put, tree)
 
 
 def own_copy(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -129,13 +123,21 @@ def own_copy(tree: PyTree, mesh: Mesh) -> PyTree:
     def on_own_devices(x: Any) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return x
-        if _is_key(x):
-            bits = on_own_devices(jax.random.key_data(x))
-            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
         parts = [shard.data for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(x.shape, mine, parts)
 
-    return jax.tree.map(on_own_devices, tree)
+    return _map_bits(on_own_devices, tree)
+
+
+def _map_bits(place: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """`place` of each array, and of a key's bits, which become a key again."""
+
+    def placed_one(x: Any) -> Any:
+        if not _is_key(x):
+            return place(x)
+        return jax.random.wrap_key_data(place(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+
+    return jax.tree.map(placed_one, tree)
 
 
 def of_processes(mesh: Mesh) -> Mesh:
