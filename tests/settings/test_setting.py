@@ -175,17 +175,18 @@ def test_the_fewest_examples_of_a_client(split):
     assert "min_examples" not in setting.resolved().values()
     for fewest in (None, 0, 1, 20):
         chosen = setting.but(min_examples=fewest).resolved()
-        dataset, ids, *_ = splits.split(chosen.data)
+        dealt = splits.split(chosen.data)
         _, key = splits.keys(0)
         more = {} if fewest is None else {"min_examples": fewest}
-        labels = dataset.train["y"]
+        labels = dealt.dataset.train["y"]
         expected = (
             fs.partition.dirichlet(key, labels, 20, 0.3, **more)
             if split == "dirichlet"
             else fs.partition.quantity(key, len(labels), 20, **more)
         )
-        np.testing.assert_array_equal(ids, expected)
-        assert np.bincount(ids, minlength=20).min() >= (1 if fewest is None else fewest)
+        np.testing.assert_array_equal(dealt.client_ids, expected)
+        fewest_dealt = np.bincount(dealt.client_ids, minlength=20).min()
+        assert fewest_dealt >= (1 if fewest is None else fewest)
 
 
 @pytest.mark.slow

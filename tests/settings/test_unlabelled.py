@@ -29,16 +29,18 @@ def run(values):
 def test_the_server_has_what_clients_have_not():
     """A fifth of each client's examples, without labels; every example is somewhere once."""
     choice = SETTING.but(unlabelled=0.2, validation=0.25).resolved().data
-    dataset, client_ids, validation_ids, unlabelled = splits.split(choice)
-    plain, all_ids, *_ = splits.split(Setting(clients=6, fraction=0.5).resolved().data)
-    sizes = np.bincount(all_ids, minlength=6)
-    of_server = sizes - np.bincount(client_ids, minlength=6) - np.bincount(validation_ids)
-    np.testing.assert_allclose(of_server, 0.2 * sizes, atol=1)
-    assert set(unlabelled) == {"x"}
-    parts = (dataset.train["x"], dataset.validation["x"], unlabelled["x"])
-    together = np.sort(np.concatenate(parts).reshape(len(all_ids), -1), axis=0)
-    np.testing.assert_array_equal(together, np.sort(plain.train["x"].reshape(len(all_ids), -1), 0))
-    np.testing.assert_array_equal(dataset.test["x"], plain.test["x"])
+    held = splits.split(choice)
+    plain = splits.split(Setting(clients=6, fraction=0.5).resolved().data)
+    sizes = np.bincount(plain.client_ids, minlength=6)
+    of_clients = np.bincount(held.client_ids, minlength=6) + np.bincount(held.validation_ids)
+    np.testing.assert_allclose(sizes - of_clients, 0.2 * sizes, atol=1)
+    assert set(held.unlabelled) == {"x"}
+    parts = (held.dataset.train["x"], held.dataset.validation["x"], held.unlabelled["x"])
+    total = len(plain.client_ids)
+    together = np.sort(np.concatenate(parts).reshape(total, -1), axis=0)
+    everything = np.sort(plain.dataset.train["x"].reshape(total, -1), axis=0)
+    np.testing.assert_array_equal(together, everything)
+    np.testing.assert_array_equal(held.dataset.test["x"], plain.dataset.test["x"])
 
 
 def test_it_is_the_algorithm_of_python():
