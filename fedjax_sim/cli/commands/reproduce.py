@@ -1,14 +1,23 @@
 """`fedjax-sim reproduce`: the papers' tables, cell by cell."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_sim.cli import machine
 from fedjax_sim.cli.arguments import folder
 from fedjax_sim.cli.signals import INTERRUPTED
 from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.words import span_of
+
+if TYPE_CHECKING:  # the tables are imported where they are used: `--help` waits for none
+    from fedjax_sim.reproduce import Store
+    from fedjax_sim.reproduce.accuracies import AccuracyCell
+    from fedjax_sim.reproduce.cells import Cell
+    from fedjax_sim.reproduce.selection import Selection
+    from fedjax_sim.reproduce.swept import SweptCell
 
 DESCRIPTION = (
     "Runs cells of the papers' tables beside the published figures: rounds to a target with "
@@ -58,12 +67,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace) -> int:
     """Estimates, runs, writes, prints."""
-    from fedjax_sim.reproduce import TABLES, Store, accuracies, fedprox, race, record, shakespeare
-    from fedjax_sim.reproduce import swept as sweeps
-    from fedjax_sim.reproduce.cells import held_back
+    from fedjax_sim.reproduce import TABLES, Store, record
     from fedjax_sim.reproduce.claims import NAME as CLAIMS
-    from fedjax_sim.reproduce.estimating import estimate, estimate_swept
-    from fedjax_sim.reproduce.racing import is_through
     from fedjax_sim.reproduce.selection import ACCURACIES, CURVES, selected
 
     check_count("seeds", options.seeds)
@@ -76,42 +81,93 @@ def call(options: argparse.Namespace) -> int:
     selection = selected(options.tables)
     if options.list or not options.tables:
         return _list(TABLES)
-    if share is not None and (selection.curves or selection.swept):
+    cells = _races(selection, share)
+    mesh = machine.use_cores(options.cores)
+    store = Store(options.out)
+    left = _left(selection, cells, store, options)
+    page = options.record or options.out / record.PAGE
+    record.check(page, "--out" if options.record is None else "--record")
+    _estimate(selection, cells, left, store, options, mesh)
+    if options.estimate:
+        return 0
+    through = _run(left, store, page, options, mesh)
+    _conclude(selection, cells, store, page, through)
+    return 0 if through else INTERRUPTED
+
+
+class _Left(NamedTuple):
+    """What of a selection is not through."""
+
+    races: list["Cell"]
+    curves: list[str]
+    swept: list["SweptCell"]
+    accuracies: list["AccuracyCell"]  # those of the sweeps that are of a table of accuracies
+
+
+def _races(selection: "Selection", share: float | None) -> list["Cell"]:
+    """The cells whose rates race to a target, on the test set or on a share that is held out."""
+    from fedjax_sim.reproduce import TABLES
+    from fedjax_sim.reproduce.cells import held_back
+
+    if share is None:
+        return selection.races
+    if selection.curves or selection.swept:
         others = [*selection.curves, *(swept_cell.name for swept_cell in selection.swept)]
         raise ValueError(
             f"--validation chooses rates, which only the cells of {', '.join(TABLES)} have; "
             f"got {', '.join(others)}"
         )
-    cells = [cell if share is None else held_back(cell, share) for cell in selection.races]
-    mesh = machine.use_cores(options.cores)
-    from fedjax_sim.cli import show
-    from fedjax_sim.host.driver import Interrupt
+    return [held_back(cell, share) for cell in selection.races]
 
-    console = show.console()
-    store = Store(options.out)
-    is_through_by_name = {
+
+def _left(
+    selection: "Selection", cells: list["Cell"], store: "Store", options: argparse.Namespace
+) -> _Left:
+    """What is not through. Data that it needs and that is not there is refused."""
+    from fedjax_sim.reproduce import accuracies, fedprox, shakespeare
+    from fedjax_sim.reproduce import swept as sweeps
+    from fedjax_sim.reproduce.racing import is_through
+
+    curve_is_through = {
         fedprox.NAME: lambda: fedprox.is_through(options.out / fedprox.NAME, options.seeds),
         shakespeare.NAME: lambda: shakespeare.is_through(options.out / shakespeare.NAME),
     }
-    left = [name for name in selection.curves if not is_through_by_name[name]()]
-    missing = [cell for cell in cells if not is_through(cell, store, options.seeds)]
-    swept_left = [
+    swept = [
         cell for cell in selection.swept if not sweeps.is_through(cell, options.out, options.seeds)
     ]
-    page = options.record or options.out / record.PAGE
-    record.check(page, "--out" if options.record is None else "--record")
-    accuracies_left = [each for each in selection.accuracies if each.cell in swept_left]
-    accuracies.check_data(accuracies_left)
-    if missing:
-        estimates = estimate(missing, options.seeds, mesh)
+    left = _Left(
+        races=[cell for cell in cells if not is_through(cell, store, options.seeds)],
+        curves=[name for name in selection.curves if not curve_is_through[name]()],
+        swept=swept,
+        accuracies=[each for each in selection.accuracies if each.cell in swept],
+    )
+    accuracies.check_data(left.accuracies)
+    return left
+
+
+def _estimate(
+    selection: "Selection",
+    cells: list["Cell"],
+    left: _Left,
+    store: "Store",
+    options: argparse.Namespace,
+    mesh: Any,
+) -> None:
+    """Says how long what is left takes, which for races and accuracies is measured."""
+    from fedjax_sim.cli import show
+    from fedjax_sim.reproduce.estimating import estimate, estimate_swept
+
+    console = show.console()
+    if left.races:
+        estimates = estimate(left.races, options.seeds, mesh)
         with store.alone():
             store.save_estimates(estimates)
-        for cell in missing if options.estimate else ():
+        for cell in left.races if options.estimate else ():
             console.print(
                 f"{cell.name}: up to about {span_of(estimates[cell.name])}", soft_wrap=True
             )
         console.print(
-            f"{len(missing)} of {len(cells)} cells to run: up to about "
+            f"{len(left.races)} of {len(cells)} cells to run: up to about "
             f"{span_of(sum(estimates.values()))}, if no run reaches its target before its end.",
             soft_wrap=True,
         )
@@ -119,64 +175,82 @@ def call(options: argparse.Namespace) -> int:
         console.print(f"0 of {len(cells)} cells to run: all are there.")
     for name in selection.curves:
         estimate_text = (
-            "no estimate, its progress says the time left." if name in left else "all there."
+            "no estimate, its progress says the time left." if name in left.curves else "all there."
         )
         console.print(f"{name}: {estimate_text}")
-    if swept_left:
+    if left.swept:
         seconds_of = {claim.cell.name: claim.seconds for claim in selection.claims}
-        if accuracies_left:
-            estimates = estimate_swept(accuracies_left, options.seeds, mesh)
+        if left.accuracies:
+            estimates = estimate_swept(left.accuracies, options.seeds, mesh)
             with store.alone():
                 store.save_estimates(estimates)
             seconds_of |= estimates
-        for swept_cell in swept_left:
+        for swept_cell in left.swept:
             console.print(
                 f"{swept_cell.name}: about {span_of(seconds_of[swept_cell.name])}", soft_wrap=True
             )
-        total_text = span_of(sum(seconds_of[swept_cell.name] for swept_cell in swept_left))
+        total_text = span_of(sum(seconds_of[swept_cell.name] for swept_cell in left.swept))
         console.print(
-            f"{len(swept_left)} of {len(selection.swept)} sweeps to run: about {total_text}."
+            f"{len(left.swept)} of {len(selection.swept)} sweeps to run: about {total_text}."
         )
     elif selection.swept:
         console.print(f"0 of {len(selection.swept)} sweeps to run: all are there.")
-    if options.estimate:
-        return 0
-    through = True
+
+
+def _run(left: _Left, store: "Store", page: Path, options: argparse.Namespace, mesh: Any) -> bool:
+    """Runs what is left, the page anew behind each cell; whether all of it is through."""
+    from fedjax_sim.cli import show
+    from fedjax_sim.host.driver import Interrupt
+    from fedjax_sim.reproduce import fedprox, race, record, shakespeare
+    from fedjax_sim.reproduce import swept as sweeps
+
+    def run_fedprox() -> bool:
+        total = fedprox.NUM_CURVES * options.seeds
+        with show.sweep_progress(total) as tell_curves:
+            results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, tell_curves)
+        return sum(run.done == run.num_rounds for run in results.runs) == total
+
+    def run_shakespeare() -> bool:
+        with show.run_progress(shakespeare.ROUNDS, "test_accuracy") as tell_run:
+            return shakespeare.run(options.out / shakespeare.NAME, mesh, tell_run)
+
+    def run_swept(cell: "SweptCell") -> bool:
+        show.console().print(cell.name, soft_wrap=True)
+        with show.sweep_progress(sweeps.num_runs(cell, options.seeds)) as tell_sweep:
+            through = sweeps.run(cell, options.out, options.seeds, mesh, tell_sweep)
+        if through:
+            record.write(page, store)
+        return through
+
+    run_curve = {fedprox.NAME: run_fedprox, shakespeare.NAME: run_shakespeare}
     with store.alone(), Interrupt() as interrupt:
-        with show.cells_progress(len(missing)) as (tell, cell_done):
-            for cell in missing:
-                through = race(cell, store, options.seeds, mesh, interrupt, tell)
-                if not through:
-                    break
+        with show.cells_progress(len(left.races)) as (tell, cell_done):
+            for cell in left.races:
+                if not race(cell, store, options.seeds, mesh, interrupt, tell):
+                    return False
                 cell_done(cell)
                 record.write(page, store)
-        if left or swept_left:
-            through = through and interrupt.received is None
-        if through and fedprox.NAME in left:
-            total = fedprox.NUM_CURVES * options.seeds
-            with show.sweep_progress(total) as tell_curves:
-                results = fedprox.run(options.out / fedprox.NAME, options.seeds, mesh, tell_curves)
-            through = sum(run.done == run.num_rounds for run in results.runs) == total
-        if left[-1:] == [shakespeare.NAME]:
-            through = through and interrupt.received is None
-        if through and shakespeare.NAME in left:
-            with show.run_progress(shakespeare.ROUNDS, "test_accuracy") as tell_run:
-                through = shakespeare.run(options.out / shakespeare.NAME, mesh, tell_run)
-        for swept_cell in swept_left:
-            if not through or interrupt.received is not None:
-                through = False
-                break
-            console.print(swept_cell.name, soft_wrap=True)
-            total = sweeps.num_runs(swept_cell, options.seeds)
-            with show.sweep_progress(total) as tell_sweep:
-                through = sweeps.run(swept_cell, options.out, options.seeds, mesh, tell_sweep)
-            if through:
-                record.write(page, store)
+        others: list[Callable[[], bool]] = [
+            *(run_curve[name] for name in run_curve if name in left.curves),
+            *(partial(run_swept, cell) for cell in left.swept),
+        ]
+        return all(interrupt.received is None and run() for run in others)
+
+
+def _conclude(
+    selection: "Selection", cells: list["Cell"], store: "Store", page: Path, through: bool
+) -> None:
+    """Writes the page, and says what the cells and claims show."""
+    from fedjax_sim.cli import show
+    from fedjax_sim.reproduce import record
+    from fedjax_sim.reproduce import swept as sweeps
+
+    console = show.console()
     names = record.write(page, store)
     for line in record.lines(cells, store):
         console.print(line, soft_wrap=True)
     for claim in selection.claims:
-        if (claimed := sweeps.load(claim.cell, options.out)) is not None:
+        if (claimed := sweeps.load(claim.cell, store.folder)) is not None:
             verdict = claim.judge(claimed)
             answer = "yes" if verdict.holds else "no"
             console.print(
@@ -184,11 +258,10 @@ def call(options: argparse.Namespace) -> int:
             )
     if not through:
         console.print(
-            f"Interrupted: what was computed is saved in {options.out}; the same command goes on.",
+            f"Interrupted: what was computed is saved in {store.folder}; the same command goes on.",
             soft_wrap=True,
         )
     console.print(f"Wrote {', '.join(map(str, names))}", soft_wrap=True)
-    return 0 if through else INTERRUPTED
 
 
 def _list(tables: dict[str, Any]) -> int:
