@@ -7,8 +7,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from fedjax_sim import aggregation, grid
+from fedjax_sim import aggregation
 from fedjax_sim.core.checks import check_count, check_number
+from fedjax_sim.grid import Grid, product
 from fedjax_sim.results import Results
 from fedjax_sim.settings.common import FULL
 from fedjax_sim.settings.configurations import resolved_each, resolved_one
@@ -90,6 +91,17 @@ class ResolvedComparison:
         """The setting of the runs of one fraction, mode and codec."""
         return resolved_one(self.shared, self.values_of(fraction, mode, codec))
 
+    @property
+    def grid(self) -> Grid:
+        """All fractions with all modes, and codecs where any is used."""
+        axes: dict[str, Any] = {"fraction": self.fractions, MODE: self.modes}
+        return product(**axes, **({"compress": self.compress} if self.is_of_codecs else {}))
+
+    def of(self, configuration: Mapping[str, Any]) -> ResolvedSetting:
+        """The setting of the runs of a configuration of the grid."""
+        codec = configuration.get("compress", NONE)
+        return self.at(configuration["fraction"], configuration[MODE], codec)
+
     @staticmethod
     def values_of(fraction: float, mode: str, codec: str) -> dict[str, Any]:
         """The values in which runs differ."""
@@ -163,20 +175,13 @@ def compare(
     The modes of one seed and fraction share initial model, cohorts and shuffles (common random
     numbers), so that they differ by aggregation alone. The arguments are those of `fs.sweep`.
     """
-
-    def resolved(values: Mapping[str, Any]) -> ResolvedSetting:
-        return setting.at(values["fraction"], values[MODE], values.get("compress", NONE))
-
-    axes: dict[str, Any] = {"fraction": setting.fractions, MODE: setting.modes}
-    if setting.is_of_codecs:
-        axes["compress"] = setting.compress
-    settings = [resolved(configuration) for configuration in grid.product(**axes)]
-    configurations = with_numbered_modes(grid.product(**axes), settings)
+    settings = [setting.of(configuration) for configuration in setting.grid]
+    configurations = with_numbered_modes(setting.grid, settings)
     return sweep(
-        lambda **hyper: experiment_of(configurations, hyper, resolved),
+        lambda **hyper: experiment_of(configurations, hyper, setting.of),
         configurations,
         range(setting.seeds),
-        static=tuple(name for name in axes if name != MODE),
+        static=tuple(name for name in setting.grid.names if name != MODE),
         mesh=mesh,
         out=out,
         resume=resume,

@@ -1,6 +1,6 @@
 """The experiment of a setting: its data, model, algorithm and measures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -131,6 +131,13 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
         # An asynchronous algorithm has the clock itself.
         clock=clock(setting) if setting.choices.asynchronous is None else None,
     )
+
+
+def check_rounds(settings: Iterable[ResolvedSetting]) -> None:
+    """Traces a round of each setting, which may refuse it; computes nothing."""
+    for setting in settings:
+        of_setting, key = experiment(setting), jax.random.key(setting.seed)
+        of_setting.shapes_of_round(key, of_setting.check(key))
 
 
 def metrics(experiment: Experiment) -> tuple[str, ...]:

@@ -125,6 +125,22 @@ def test_a_bad_file_ends_with_one_line_and_code_2(tmp_path, capsys, text, messag
     assert not (tmp_path / "out").exists()
 
 
+def test_a_comparison_that_is_refused_removes_nothing(tmp_path, capsys):
+    options = (*SMALL, "--modes", "selected", "--rounds", "1", "--fractions", "0.2")
+    assert compare(*options, out=tmp_path / "out") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    (tmp_path / "narrow.py").write_text(
+        "import fedjax_sim as fs\n\n\ndef model(input_shape):\n"
+        "    return fs.models.logistic_regression(input_shape, 3)\n"
+    )
+    model = f"{tmp_path / 'narrow.py'}:model"
+    with pytest.raises(SystemExit):
+        compare(*options, "--model", model, "--overwrite", out=tmp_path / "out")
+    assert "must lie in [0, 3), the classes of the model" in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert after == before
+
+
 def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
     options = (*SMALL, "--modes", "selected", "--rounds", "1", "--fractions", "0.2")
     assert compare(*options, out=tmp_path) == 0

@@ -104,6 +104,17 @@ def test_models_are_kept_when_asked(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_sweep_that_its_rounds_refuse_removes_nothing(tmp_path, capsys):
+    options = ("--rounds", "1", "--grid", "client_lr=0.05,0.1")
+    assert sweep(*options, out=tmp_path) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    refusing = ("--sampler", "power_of_choice", "--candidates", "1000")
+    said = refused(capsys, *options, *refusing, "--overwrite", out=tmp_path)
+    assert "--candidates must be at most K" in said
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert after == before
+
+
 def test_a_configuration_is_a_run(tmp_path):
     assert sweep(*SMALL, "--grid", "client_lr=0.05,0.5", "--seed", 3, out=tmp_path / "many") == 0
     options = (*SMALL, "--client-lr", "0.5", "--seed", "3")

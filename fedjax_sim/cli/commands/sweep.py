@@ -1,7 +1,7 @@
 """`fedjax-sim sweep`: configurations times seeds."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +65,12 @@ class Plan(NamedTuple):
             for name in self.grid.names
             if not options[name].traced and not isinstance(values[name], Numbered)
         ]
+
+    @property
+    def of_each_program(self) -> Collection[ResolvedSetting]:
+        """The setting of one configuration of each compiled program."""
+        programs = (tuple(values[name] for name in self.static) for values in self.grid)
+        return dict(zip(programs, self.settings, strict=True)).values()
 
     @property
     def keys(self) -> range:
@@ -164,6 +170,8 @@ def call(options: argparse.Namespace) -> int:
         build.problem(configuration)  # refuses a split that cannot be made, before anything runs
     metrics = build.metrics(build.experiment(plan.settings[0]))
     check_known(plan.metric, metrics, "metric")
+    if options.overwrite and out.held():  # which a sweep that its rounds refuse must keep
+        build.check_rounds(plan.of_each_program)
     out.prepare(options.overwrite)
     files.write(options.out, plan.values())
 
@@ -253,7 +261,7 @@ def _before(plan: Plan) -> list[str]:
     names = plan.grid.names
     static = plan.static
     traced = [name for name in names if name not in static]
-    groups = len({tuple(configuration[name] for name in static) for configuration in plan.grid})
+    groups = len(plan.of_each_program)
     runs = len(plan.grid) * plan.seeds
     return [
         f"{len(plan.grid)} configuration{'s' * (len(plan.grid) > 1)} x {plan.seeds} "
