@@ -103,8 +103,7 @@ def overhead(rounds: int) -> dict[str, Any]:
         seconds_of["scan"].append(time.perf_counter() - start)
         start, after = time.perf_counter(), state
         for _ in range(rounds):
-            after, _row = one_round(experiment.data, after)
-        jax.block_until_ready(after)
+            after, _row = jax.block_until_ready(one_round(experiment.data, after))
         seconds_of["calls"].append(time.perf_counter() - start)
         with tempfile.TemporaryDirectory() as folder:
             marks: list[float] = []

@@ -1,8 +1,9 @@
 """Where arrays are put: on all devices of a mesh, of one process or of several."""
 
 import contextlib
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -34,13 +35,31 @@ def cores(n: int | None = None) -> Mesh:
         devices.
     """
     num_devices = make_cores_devices(n)
-    devices = jax.local_devices(backend="cpu")[:num_devices]
+    with _threads(2 * num_devices):
+        devices = jax.local_devices(backend="cpu")[:num_devices]
     if n is not None and len(devices) < num_devices:
         raise ValueError(
             f"n = {n} cores must be asked for before JAX is first used, or by the environment: "
             f"JAX_NUM_CPU_DEVICES={n}; JAX already runs with {len(devices)}"
         )
     return Mesh(np.array(devices), (AXIS,))
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Within it JAX starts with so many threads for its CPU devices, where NPROC does not say.
+
+    It has one for each core. A thread is held wherever a device waits for the others in a sum; a
+    round that is called before the last one is through then finds none, and JAX ends the process.
+    """
+    if "NPROC" in os.environ:
+        yield
+        return
+    os.environ["NPROC"] = str(number)
+    try:
+        yield
+    finally:
+        del os.environ["NPROC"]
 
 
 def make_cores_devices(n: int | None = None) -> int:
