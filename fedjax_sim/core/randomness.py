@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from fedjax_sim.core.types import Array
+from fedjax_sim.core.varying import vary_alike
 
 # Purposes. The numbers are part of the contract: changing one changes every result.
 CLIENT = 1  # a client's local training
@@ -199,6 +200,7 @@ def permute(
         return _where(lax.lt(bits, zero), partner, x), None
 
     if not (chain or _in_chains.get()):
+        x, pivots, salts = vary_alike(x, pivots, salts)
         return lax.scan(next_round, x, (pivots, salts))[0]
 
     def of_round(numbers: Array, r: int) -> Array:

@@ -25,7 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.core.types import Array
-from fedjax_sim.nn.varying import vary_alike
+from fedjax_sim.core.varying import vary_alike
 
 
 class Geometry(NamedTuple):
@@ -59,6 +59,13 @@ class Geometry(NamedTuple):
 def dilate(sizes: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
     """The sizes with factor - 1 holes between neighbours."""
     return tuple(1 + (n - 1) * d if n else 0 for n, d in zip(sizes, factors, strict=True))
+
+
+def precision_of(precision: Any) -> Any:
+    """What JAX would take a precision for where it is traced; it can be hashed."""
+    if precision is None:
+        return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return tuple(precision) if isinstance(precision, list) else precision
 
 
 def bind(primitive: Primitive, a: Array, b: Array, **params: Any) -> Array:
@@ -142,16 +149,9 @@ def _loop(f: Callable[..., Array], a: Array, b: Array) -> Array:
 # The primitives. `lanes`: both operands and the result have a leading axis over lanes.
 
 
-def _primitive(name: str) -> Primitive:
-    primitive = Primitive(name)
-    jitted = jax.jit(primitive.bind, static_argnames=("geometry", "lanes"))
-    primitive.def_impl(jitted)
-    return primitive
-
-
-convolve = _primitive("convolve")
-pull_image = _primitive("pull_image")
-pull_kernel = _primitive("pull_kernel")
+convolve = Primitive("convolve")
+pull_image = Primitive("pull_image")
+pull_kernel = Primitive("pull_kernel")
 
 
 def _convolve_shape(x: Any, w: Any, *, geometry: Geometry, lanes: bool) -> Any:
@@ -168,12 +168,15 @@ def _kernel_shape(x: Any, y: Any, *, geometry: Geometry, lanes: bool) -> Any:
     return x.update(shape=(*x.shape[:lanes], *geometry.window, *channels))
 
 
-def _lower(function: Callable[..., Array], over: Callable[..., Callable[..., Array]]) -> Any:
-    def lowered(a: Array, b: Array, *, geometry: Geometry, lanes: bool) -> Array:
+def _of_lanes(function: Callable[..., Array], over: Callable[..., Callable[..., Array]]) -> Any:
+    def of_lanes(a: Array, b: Array, *, geometry: Geometry, lanes: bool) -> Array:
         for_one_lane = partial(function, g=geometry)
         return over(for_one_lane)(a, b) if lanes else for_one_lane(a, b)
 
-    return mlir.lower_fun(lowered, multiple_results=False)
+    return of_lanes
+
+
+_lower = partial(mlir.lower_fun, multiple_results=False)
 
 
 for _map, _shape, _everywhere, _cpu in (
@@ -182,8 +185,10 @@ for _map, _shape, _everywhere, _cpu in (
     (pull_kernel, _kernel_shape, _own_kernel, _fast_kernel),
 ):
     _map.def_abstract_eval(_shape)
-    mlir.register_lowering(_map, _lower(_everywhere, jax.vmap))
-    mlir.register_lowering(_map, _lower(_cpu, lambda f: partial(_loop, f)), platform="cpu")
+    _map.def_impl(_of_lanes(_everywhere, jax.vmap))
+    mlir.register_lowering(_map, _lower(_of_lanes(_everywhere, jax.vmap)))
+    by_loop = _of_lanes(_cpu, lambda f: partial(_loop, f))
+    mlir.register_lowering(_map, _lower(by_loop), platform="cpu")
 
 ad.defbilinear(
     convolve,

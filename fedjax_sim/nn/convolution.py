@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim.core.types import Array
-from fedjax_sim.nn.bilinear import Geometry, bind, convolve, dilate
+from fedjax_sim.nn.bilinear import Geometry, bind, convolve, dilate, precision_of
 
 
 def conv_general_dilated(
@@ -103,7 +103,7 @@ def conv_general_dilated(
         tuple(lhs_dilation or ones),
         rhs_dilation,
         feature_group_count,
-        precision,
+        precision_of(precision),
     )
     lhs = jnp.transpose(lhs, (batch, *image, features))
     rhs = jnp.transpose(rhs, (*window, inputs, outputs))

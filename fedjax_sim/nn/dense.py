@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.core.types import Array
-from fedjax_sim.nn.bilinear import bind
+from fedjax_sim.nn.bilinear import bind, precision_of
 
 # XLA's CPU compiler computes x^T d element by element if the result has few columns, and rewrites
 # (d^T x)^T as x^T d unless a barrier is between.
@@ -86,7 +86,7 @@ def _primitive(name: str, function: Callable[..., Array]) -> Primitive:
 
     def shape(a: Any, b: Any, **params: Any) -> Any:
         like = jax.eval_shape(partial(function, **params), *(_plain(x) for x in (a, b)))
-        return a.update(shape=like.shape)
+        return a.update(shape=like.shape, weak_type=a.weak_type and b.weak_type)
 
     def batch(args: Any, dims: Any, **params: Any) -> tuple[Array, int]:
         if None in dims:  # one product over all lanes
@@ -94,7 +94,7 @@ def _primitive(name: str, function: Callable[..., Array]) -> Primitive:
         leading = (jnp.moveaxis(x, dim, 0) for x, dim in zip(args, dims, strict=True))
         return bind(primitive, *leading, **params), 0
 
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames="precision"))
+    primitive.def_impl(function)
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
     batching.primitive_batchers[primitive] = batch
@@ -170,7 +170,8 @@ def dot_general(
     """
     options = {"precision": precision, "preferred_element_type": preferred_element_type}
     (contracted, rhs_contracted), batch = dimension_numbers
-    if tuple(rhs_contracted) == (0,) and not any(map(len, batch)) and rhs.ndim == 2:
+    is_by_matrix = tuple(rhs_contracted) == (0,) and not any(map(len, batch)) and rhs.ndim == 2
+    if is_by_matrix and _has_plain_shape(lhs) and _has_plain_shape(rhs):
         height, width = rhs.shape
         if width <= _NARROW:
             rhs = _flip.bind(rhs, barrier="none")
@@ -179,11 +180,18 @@ def dot_general(
             rows = prod(lhs.shape[:-1])
             if 0 < rows <= _FEW_ROWS and width <= _MOST_COLUMNS and _is_summed(lhs, options):
                 flat = lhs.reshape(rows, height)
-                product = bind(_multiply, flat, rhs, precision=precision)
+                product = bind(_multiply, flat, rhs, precision=precision_of(precision))
                 return product.reshape(*lhs.shape[:-1], width)
             if rows < _FEW_ROWS or width <= _FEW_COLUMNS or width > _WIDE * height:
                 return _product(lhs, rhs, tuple(options.items()))
     return lax.dot_general(lhs, rhs, dimension_numbers, **options, **kwargs)
+
+
+def _has_plain_shape(x: Array) -> bool:
+    """Whether no size is a symbol of an export, nor an axis dealt over an explicit mesh."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    is_dealt = sharding is not None and any(axis is not None for axis in sharding.spec)
+    return not is_dealt and all(isinstance(size, int) for size in x.shape)
 
 
 def _is_summed(lhs: Array, options: dict[str, Any]) -> bool:

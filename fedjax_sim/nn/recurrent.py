@@ -14,8 +14,8 @@ import numpy as np
 from flax import linen
 
 from fedjax_sim.core.types import Array
+from fedjax_sim.core.varying import vary_alike
 from fedjax_sim.nn.dense import dot_general, weigh
-from fedjax_sim.nn.varying import vary_alike
 
 Carry = tuple[Array, Array]  # c [..., H], h [..., H]
 

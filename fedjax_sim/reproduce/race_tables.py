@@ -94,7 +94,8 @@ def _at_published(cell: Cell, runs: list[dict[str, Any]]) -> str:
 def held_back_tables(table: Table, store: Store) -> list[list[str]]:
     """Rates chosen on the test set beside those chosen on held-back examples, by their share.
 
-    Of the cells that have both, each table with a sentence that says what the choice changes.
+    Of the cells with a choice on held-back examples; the other one's columns are empty where it was
+    not run. Each table has a sentence that says what the choice changes.
     """
     pairs: dict[float, list[tuple[Cell, Cell]]] = {}
     for cell in table.cells:
@@ -106,9 +107,9 @@ def held_back_tables(table: Table, store: Store) -> list[list[str]]:
     for share, cells in pairs.items():
         records = [(cell, store.load(cell), store.load(other)) for cell, other in cells]
         complete = [
-            (cell, by_test, by_held_back)
+            (cell, by_test if by_test and by_test["complete"] else None, by_held_back)
             for cell, by_test, by_held_back in records
-            if by_test and by_held_back and by_test["complete"] and by_held_back["complete"]
+            if by_held_back and by_held_back["complete"]
         ]
         if complete:
             parts.append(_held_back(share, complete))
@@ -116,21 +117,24 @@ def held_back_tables(table: Table, store: Store) -> list[list[str]]:
 
 
 def _held_back(
-    share: float, records: list[tuple[Cell, dict[str, Any], dict[str, Any]]]
+    share: float, records: list[tuple[Cell, dict[str, Any] | None, dict[str, Any]]]
 ) -> list[str]:
     names = [name for name, _ in records[0][0].says]
     columns = ("by the test set", "rate", "by validation", "rate", "ratio")
     lines = [_line([*names, *columns]), "|" + "---|" * (len(names) + len(columns))]
-    ratios, num_same = [], 0
+    ratios, num_same, num_both = [], 0, 0
     for cell, by_test, by_held_back in records:
-        means = mean_rounds(by_held_back), mean_rounds(by_test)
-        ratio = None if means[0] is None or means[1] is None else means[0] / means[1]
+        ratio, of_test = None, ("", "")
+        if by_test is not None:
+            means = mean_rounds(by_held_back), mean_rounds(by_test)
+            ratio = None if means[0] is None or means[1] is None else means[0] / means[1]
+            of_test = rounds_text(cell, by_test), f"{by_test['rate']:.3g}"
+            num_same += math.isclose(by_test["rate"], by_held_back["rate"], rel_tol=1e-6)
+            num_both += 1
         if ratio is not None:
             ratios.append(ratio)
-        num_same += math.isclose(by_test["rate"], by_held_back["rate"], rel_tol=1e-6)
         values = (
-            rounds_text(cell, by_test),
-            f"{by_test['rate']:.3g}",
+            *of_test,
             rounds_text(cell, by_held_back),
             f"{by_held_back['rate']:.3g}",
             "" if ratio is None else f"{ratio:.2f}",
@@ -147,6 +151,6 @@ def _held_back(
         "",
         *lines,
         "",
-        f"The rate is the same in {num_same} of the {len(records)} cells that were run both ways."
+        f"The rate is the same in {num_same} of the {num_both} cells that were run both ways."
         f"{spread} Clients that hold examples back train on fewer, so rounds differ by that, too.",
     ]

@@ -31,7 +31,8 @@ def write(page: Path, store: Store) -> list[Path]:
         records = {
             name: record for name, record in all_records.items() if record and record["complete"]
         }
-        if not records and not any(cell.name in estimates for cell in table.cells):
+        on_held_back = held_back_tables(table, store)
+        if not (records or on_held_back or any(cell.name in estimates for cell in table.cells)):
             continue
         parts.append(f"## {table.heading}\n")
         if records:
@@ -43,7 +44,7 @@ def write(page: Path, store: Store) -> list[Path]:
                 parts.append(f"{table.note}\n")
             body = _modes(table, records) if table.name == "modes" else rows(table, records)
             parts.append("\n".join(body) + "\n")
-            parts.extend("\n".join(part) + "\n" for part in held_back_tables(table, store))
+        parts.extend("\n".join(part) + "\n" for part in on_held_back)
         if (remarks := store.folder / f"{table.name}.md").exists():
             parts.append(f"{remarks.read_text(encoding='utf-8').strip()}\n")
         parts.append(_not_run(table, all_records, estimates))

@@ -2,6 +2,8 @@
 
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import jax
@@ -18,7 +20,8 @@ def works_of(plan: Plan) -> Generator[Work, None, None]:
 
     The thread calls the user's factory, as the batches themselves would later. It lets be what
     JAX's settings would make otherwise, which a context as `jax.enable_x64` sets for one thread
-    alone. An error is raised by the group's first batch, as without the thread.
+    alone. Of an error the thread says nothing: the group's first batch prepares again what could
+    not be, and raises what it cannot either.
     """
     settings = _settings()
     groups = by_group(plan)
@@ -31,14 +34,21 @@ def works_of(plan: Plan) -> Generator[Work, None, None]:
                 work.compiled.prepare(work.batch, _SHARE_OF_CONSTANTS * plan.limit)
                 return
 
-    with ThreadPoolExecutor(1, "fedjax_sim") as thread:
+    thread = ThreadPoolExecutor(1, "fedjax_sim")
+    try:
         works = next(groups, None)
         while works is not None:
             following = next(groups, None)
             if following is not None:
-                following[0].compiled.ahead = thread.submit(prepare, following)
+                # While Python ends it takes no more work; then nothing is prepared ahead.
+                with suppress(RuntimeError):
+                    in_context = copy_context().run
+                    following[0].compiled.ahead = thread.submit(in_context, prepare, following)
             yield from works
             works = following
+    finally:
+        # A compilation cannot be stopped, and after an interrupt nobody needs it.
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _settings() -> dict[str, Any]:

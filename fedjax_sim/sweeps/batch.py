@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
@@ -198,8 +198,9 @@ class Compiled:
 
         After an interrupt the columns have fewer rounds; if there is no round, it returns None.
         """
-        if self.ahead is not None:
-            self.ahead.result()
+        while self.ahead is not None and wait([self.ahead], timeout=0.1).not_done:
+            if interrupt.received is not None:
+                return None
         self.prepare(batch)
         assert self.program is not None
         inputs, rounds = self._inputs(batch), self.group.num_rounds or 1

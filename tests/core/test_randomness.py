@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_sim.core import randomness
 from fedjax_sim.core.randomness import check_key, permutation_seeds, permute
@@ -76,6 +77,18 @@ def test_turns_of_one_call_are_those_of_many(chain):
     ]
     assert image.tolist() == by_hand
     np.testing.assert_array_equal(image[:, 2], image_of(seeds, positions[:, 2], 12, 9))
+
+
+def test_a_permutation_inside_shard_map():
+    seeds = jax.vmap(permutation_seeds)(jax.random.split(jax.random.key(1), 2))
+    mesh = Mesh(jax.devices()[:2], ("d",))
+
+    def draw(seeds):
+        return permute(seeds[0], jnp.arange(9), 9)[None]
+
+    spec = PartitionSpec("d")
+    sharded = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=spec, out_specs=spec))(seeds)
+    np.testing.assert_array_equal(sharded, jnp.stack([draw(seeds[i : i + 1])[0] for i in (0, 1)]))
 
 
 def test_turns_are_permutations_of_their_own():

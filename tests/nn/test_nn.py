@@ -542,3 +542,80 @@ def test_dense_product_inside_shard_map():
     )
     whole = jax.grad(lambda x, w: jnp.sum(jnp.sin(x @ w)), (0, 1))
     close(jax.jit(sharded)(xs, w), whole(xs, w))
+
+
+def conv_of(precision=None):
+    return partial(
+        fs.nn.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=NHWC,
+        precision=precision,
+    )
+
+
+def dense_of(precision=None):
+    return partial(
+        fs.nn.dot_general, dimension_numbers=(((1,), (0,)), ((), ())), precision=precision
+    )
+
+
+@pytest.mark.parametrize("of", [dense_of, conv_of])
+def test_eager_products_without_jit_and_under_debug_nans(of):
+    """Op by op, as JAX runs them where it looks for a NaN, and names one."""
+    x, w = (normal(0, 5, 7), normal(1, 7, 20))
+    if of is conv_of:
+        x, w = normal(0, 2, 4, 4, 3), normal(1, 3, 3, 3, 5)
+    expected = jax.jit(of())(x, w)
+    with jax.disable_jit():
+        close(of()(x, w), expected)
+        jax.grad(lambda w: jnp.sum(of()(x, w) ** 2))(w)
+    with jax.debug_nans(True):
+        close(of()(x, w), expected)
+        for product in (of(), jax.jit(of())):
+            with pytest.raises(FloatingPointError):
+                product(x * jnp.nan, w)
+
+
+@pytest.mark.parametrize("of", [dense_of, conv_of])
+def test_a_precision_is_that_of_where_a_product_is_traced(of):
+    x, w = (normal(0, 5, 7), normal(1, 7, 20))
+    if of is conv_of:
+        x, w = normal(0, 2, 4, 4, 3), normal(1, 3, 3, 3, 5)
+
+    def loss(w):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(of()(x, w) ** 2)
+
+    for function in (loss, jax.grad(loss)):
+        text = jax.jit(function).lower(w).as_text()
+        products = [x for x in text.splitlines() if "dot_general" in x or "convolution(" in x]
+        assert products
+        assert all("HIGHEST" in line and "DEFAULT" not in line for line in products), products
+    close(of(["high", "highest"])(x, w), of()(x, w))
+
+
+def test_a_weak_operand_does_not_weaken_a_strong_one():
+    weak = jnp.broadcast_to(1.0, (5, 7))
+    for lhs, rhs, is_weak in (
+        (weak, jnp.ones((7, 20), weak.dtype), False),
+        (weak, jnp.broadcast_to(1.0, (7, 20)), True),
+    ):
+        assert jax.eval_shape(dense_of(), lhs, rhs).weak_type == is_weak
+
+
+def test_a_dense_layer_is_exported_for_any_number_of_rows():
+    (rows,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((rows, 7), jnp.float32)
+    w = jnp.ones((7, 20), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: dense_of()(x, w)))(x)
+    np.testing.assert_allclose(exported.call(jnp.ones((3, 7), jnp.float32)), 7.0)
+
+
+def test_a_dense_layer_over_an_explicit_mesh_is_lax_own():
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x, w = normal(0, 5, 7), normal(1, 7, 20)
+    with jax.set_mesh(mesh):
+        dealt = jax.device_put(w, jax.NamedSharding(mesh, PartitionSpec(None, "d")))
+        gradient = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(dense_of()(x, w)))))(dealt)
+    close(gradient, jax.grad(lambda w: jnp.sum(jnp.sin(x @ w)))(w))

@@ -466,6 +466,17 @@ def test_what_validation_changes_by_hand(tmp_path):
     )
 
 
+def test_a_cell_that_was_run_with_validation_alone_is_on_the_page(tmp_path):
+    cell = tables.TABLES["table1-2nn"].cells[0]
+    runs = [{"rate": 0.1, "seed": 0, "reached": 11.0, "best": 0.98, "seconds": 1.0, "made_by": {}}]
+    store = Store(tmp_path)
+    store.save(held_back(cell, 0.1), {"runs": runs, "complete": True, "rate": 0.1, "seeds": 1})
+    record.write(tmp_path / record.PAGE, store)
+    page = (tmp_path / record.PAGE).read_text()
+    assert "|  |  | 11 | 0.1 |  |" in page
+    assert "The rate is the same in 0 of the 0 cells that were run both ways." in page
+
+
 def test_the_modes_finding_by_hand(tmp_path):
     """Rounds of selected, selected tuned, all_clients, all_clients tuned; bytes 10 or 1000 each."""
     cells = tables.TABLES["modes"].cells

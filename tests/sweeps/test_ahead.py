@@ -1,5 +1,7 @@
 """Programs that a thread prepares while the batches before train."""
 
+import contextvars
+import signal
 import threading
 import warnings
 from functools import partial
@@ -75,9 +77,11 @@ def test_much_data_is_not_held_twice(data, monkeypatch):
 def test_an_error_is_raised_in_its_turn_and_what_was_computed_is_kept(data):
     make = factory(data, rounds=3)
     main = threading.main_thread()
+    failed = []
 
     def experiment(lr, epochs):
-        if epochs == 2 and threading.current_thread() is not main:
+        if epochs == 2 and (failed or threading.current_thread() is not main):
+            failed.append(threading.current_thread())
             raise RuntimeError("no second epoch")
         return make(lr, epochs=epochs)
 
@@ -85,6 +89,93 @@ def test_an_error_is_raised_in_its_turn_and_what_was_computed_is_kept(data):
         fs.sweep(experiment, GRID, [0, 1])
     assert {run.configuration["epochs"] for run in e.value.partial.runs} == {1}
     assert len(e.value.partial.runs) == 4
+    assert failed[-1] is main
+
+
+def test_what_the_thread_alone_cannot_do_is_done_in_its_turn(data):
+    make = factory(data, rounds=3)
+    main, failed = threading.main_thread(), []
+
+    def experiment(lr, epochs):
+        if threading.current_thread() is not main:
+            failed.append(epochs)
+            raise RuntimeError("not in a thread")
+        return make(lr, epochs=epochs)
+
+    assert len(fs.sweep(experiment, GRID, [0, 1]).runs) == 12
+    assert failed == [2, 3]
+
+
+def test_the_thread_has_the_context_of_the_caller(data):
+    make, rounds = factory(data, rounds=3), contextvars.ContextVar("rounds")
+    rounds.set(3)
+    threads = set()
+
+    def experiment(lr, epochs):
+        assert rounds.get() == 3
+        threads.add(threading.current_thread().name)
+        return make(lr, epochs=epochs)
+
+    fs.sweep(experiment, GRID, [0, 1])
+    assert len(threads) == 2
+
+
+def test_a_sweep_that_ends_early_does_not_wait_for_the_thread(data):
+    """As after an interrupt: what the thread is at cannot be stopped, and nobody needs it."""
+    make, main = factory(data, rounds=3), threading.main_thread()
+    begun, may_end = threading.Event(), threading.Event()
+
+    def experiment(lr, epochs):
+        if threading.current_thread() is not main:
+            begun.set()
+            may_end.wait(60)
+        return make(lr, epochs=epochs)
+
+    def fail(swept):
+        begun.wait(60)
+        raise RuntimeError("enough")
+
+    try:
+        with pytest.raises(fs.InterruptedRun):
+            fs.sweep(experiment, GRID, [0, 1], on_progress=fail)
+        assert begun.is_set()
+        assert not may_end.is_set()
+        is_waiting = [t.name for t in threading.enumerate() if t.name.startswith("fedjax_sim")]
+        assert is_waiting
+    finally:
+        may_end.set()
+
+
+def test_an_interrupt_ends_the_wait_for_a_program(data):
+    make, main = factory(data, rounds=3), threading.main_thread()
+    begun, may_end = threading.Event(), threading.Event()
+
+    def experiment(lr, epochs):
+        if threading.current_thread() is not main and not begun.is_set():
+            begun.set()
+            signal.raise_signal(signal.SIGINT)
+            may_end.wait(60)
+        return make(lr, epochs=epochs)
+
+    try:
+        results = fs.sweep(experiment, {"epochs": [1, 2], "lr": [0.01]}, [0])
+        assert begun.is_set()
+        assert not may_end.is_set()
+    finally:
+        may_end.set()
+    assert {run.configuration["epochs"] for run in results.runs} <= {1}
+
+
+def test_a_sweep_goes_on_where_no_thread_can_start(data, monkeypatch):
+    """As in a thread that is left when the interpreter ends."""
+
+    def refuse(self, *arguments):
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(ahead.ThreadPoolExecutor, "submit", refuse)
+    traced_by = {}
+    assert len(swept(data, traced_by).runs) == 12
+    assert all(is_by_main(traced_by).values())
 
 
 def test_what_is_saved_is_not_compiled_again(data, tmp_path):
