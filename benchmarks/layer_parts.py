@@ -33,6 +33,18 @@ def smallest(run: Callable[[], Any], repeats: int = 5) -> float:
     return min(times)
 
 
+def step_of_sgd(loss_fn: Any) -> Callable[[Any, Any], Any]:
+    """(params, batch) -> the parameters after a step."""
+    import jax
+    import jax.numpy as jnp
+
+    def step(params: Any, batch: Any) -> Any:
+        gradient = jax.grad(lambda p: jnp.mean(loss_fn(p, batch, None)[0]))(params)
+        return jax.tree.map(lambda w, g: w - 0.01 * g, params, gradient)
+
+    return step
+
+
 def pooling() -> dict[str, float]:
     """Microseconds for value and gradient at the CNN's first pool."""
     import jax
@@ -121,13 +133,8 @@ def step_of_cnn() -> dict[str, list[float]]:
             parts[f"{name}, gradient of the inputs"] = to_inputs, (w, y), flops
         parts[f"{name}, gradient of the kernel and its step"] = step, (w, x, y), flops
     model = fs.models.cnn((28, 28, 1), 10)
-    loss_fn = fs.models.cross_entropy(model.apply)
+    whole = step_of_sgd(fs.models.cross_entropy(model.apply))
     batch = {"x": draw(BATCH, 28, 28, 1), "y": jnp.arange(BATCH, dtype=jnp.int32)}
-
-    def whole(params: Any, batch: Any) -> Any:
-        gradient = jax.grad(lambda p: jnp.mean(loss_fn(p, batch, None)[0]))(params)
-        return jax.tree.map(lambda w, g: w - 0.01 * g, params, gradient)
-
     total = sum(flops for _, _, flops in parts.values())
     parts["the whole step"] = whole, (model.init(jax.random.key(0)), batch), total
     parts["a product of 1000 x 1000 matrices"] = jnp.matmul, (jnp.ones((1000, 1000)),) * 2, 2e9

@@ -14,7 +14,15 @@ from importlib.metadata import version
 from typing import Any
 
 from benchmarks import RECORDS
-from benchmarks.layer_parts import BATCH, dense, pooling, recurrence, smallest, step_of_cnn
+from benchmarks.layer_parts import (
+    BATCH,
+    dense,
+    pooling,
+    recurrence,
+    smallest,
+    step_of_cnn,
+    step_of_sgd,
+)
 from benchmarks.run import machine
 
 STEPS, PROCESSES = 20, 2
@@ -67,13 +75,8 @@ def measure(name: str, library: str, lanes: int, devices: int) -> dict[str, floa
 
     jax.config.update("jax_num_cpu_devices", devices)
     model, x, y = model_of(name, library)
-    loss_fn = fs.models.cross_entropy(model.apply)
+    step = step_of_sgd(fs.models.cross_entropy(model.apply))
     params = model.init(jax.random.key(1))
-
-    def step(params: Any, batch: Any) -> Any:
-        gradient = jax.grad(lambda p: jnp.mean(loss_fn(p, batch, None)[0]))(params)
-        return jax.tree.map(lambda w, g: w - 0.01 * g, params, gradient)
-
     steps = STEPS if library == "ours" or lanes == 0 else 4
     batches = {"x": x(steps), "y": y(steps)}
     if lanes == 0:

@@ -200,7 +200,7 @@ def _machines(results: dict[str, Any]) -> str:
             versions |= e.get("versions", {})
     lines.append("- Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + ".")
     repeats = sorted({str(r["repeats"]) for r in results.values()})
-    lines.append(f"- Medians of {' or '.join(repeats)} repetitions.")
+    lines.append(f"- Medians of {' or '.join(repeats)} repetitions (`--repeats`).")
     peaks = [r["ceilings"]["matmul"] / 1e9 for r in results.values()]
     rates = [r["ceilings"]["bandwidth"] / 1e9 for r in results.values()]
     lines.append(

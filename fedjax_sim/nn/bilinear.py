@@ -64,6 +64,7 @@ def dilate(sizes: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
 def precision_of(precision: Any) -> Any:
     """What JAX would take a precision for where it is traced; it can be hashed."""
     if precision is None:
+        # JAX adds its options to its configuration when it is imported, where no type sees them.
         return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return tuple(precision) if isinstance(precision, list) else precision
 
@@ -185,9 +186,10 @@ for _map, _shape, _everywhere, _cpu in (
     (pull_kernel, _kernel_shape, _own_kernel, _fast_kernel),
 ):
     _map.def_abstract_eval(_shape)
-    _map.def_impl(_of_lanes(_everywhere, jax.vmap))
-    mlir.register_lowering(_map, _lower(_of_lanes(_everywhere, jax.vmap)))
+    by_vmap = _of_lanes(_everywhere, jax.vmap)
     by_loop = _of_lanes(_cpu, lambda f: partial(_loop, f))
+    _map.def_impl(by_vmap)
+    mlir.register_lowering(_map, _lower(by_vmap))
     mlir.register_lowering(_map, _lower(by_loop), platform="cpu")
 
 ad.defbilinear(

@@ -10,10 +10,10 @@ import os
 import jax, numpy as np, optax
 import fedjax_sim as fs
 
-mesh = fs.execution.cores({cores})
+mesh = fs.execution.cores()
 assert "NPROC" not in os.environ
 rng = np.random.default_rng(0)
-clients = [{{"x": rng.normal(size=(60, 32)), "y": rng.integers(0, 10, 60)}} for _ in range(20)]
+clients = [{"x": rng.normal(size=(60, 32)), "y": rng.integers(0, 10, 60)} for _ in range(20)]
 data = fs.FederatedData.from_clients(clients)
 model = fs.models.mlp((32,), (64,), 10)
 algorithm = fs.fedavg(
@@ -33,6 +33,6 @@ assert int(jax.block_until_ready(state).round) == 2000
 @pytest.mark.slow
 def test_rounds_in_a_loop_need_not_be_awaited():
     """With a thread for each core JAX hung, and ended the process after a minute."""
-    command = [sys.executable, "-c", LOOP.format(cores="")]
+    command = [sys.executable, "-c", LOOP]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
