@@ -4,7 +4,7 @@ Writes records/EXPERIMENTS.md; parts that are not run keep their figures. `sweep
 64 learning rates and 4 seeds of `lr-mnist`, 100 rounds, as one `fs.sweep` in a fresh process,
 beside loops over the same configurations in fedjax and PyTorch (`python -m benchmarks.peers`
 makes them), timed on a part. `width`: configurations side by side. `overhead`: `fs.simulate` with
-progress and checkpoints beside one scan.
+progress and checkpoints beside one scan. `evaluation`: what a test set takes beside a round.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from benchmarks.worker import SWEPT
 
 RATES, SEEDS, ROUNDS, M = 64, 4, 100, 10
 REPEATS = 3
+TEST_IMAGES = 10_000
 
 
 def experiment_of(name: str, rounds: int) -> Any:
@@ -119,6 +120,47 @@ def overhead(rounds: int) -> dict[str, Any]:
     return seconds_of
 
 
+def evaluation() -> dict[str, list[float]]:
+    """Seconds of a round of `cnn` and of 10,000 images measured after it; warm, interleaved."""
+    import jax
+    import numpy as np
+
+    import fedjax_sim as fs
+    from benchmarks.ours import make_model
+
+    mesh = fs.execution.cores()
+    job = JOBS["cnn"]
+    experiment = experiment_of("cnn", 1)(0.05)
+    model = make_model(job)
+    rng = np.random.default_rng(0)
+    images = rng.random((TEST_IMAGES, *job.examples()[0].shape[1:]), np.float32)
+    labels = rng.integers(0, 10, TEST_IMAGES)
+    test = fs.FederatedData.from_clients([{"x": images, "y": labels}])
+    loss_fn = fs.models.cross_entropy(model.apply)
+    key = jax.random.key(0)
+    data, test, state = fs.execution.replicate((experiment.data, test, experiment.start(key)), mesh)
+    round_fn = jax.jit(experiment._replace(execution=fs.execution.sharded(mesh)).round_fn)
+    cohort = experiment.sampler.sample(key, 0, data)
+
+    def measure(over: Any) -> Any:
+        compiled = jax.jit(lambda p, test: fs.evaluate(loss_fn, p, test, mesh=over).mean)
+        return lambda: compiled(state.params, test)
+
+    calls = {
+        "round": lambda: round_fn(key, state, data, cohort),
+        "whole": measure(None),
+        "dealt": measure(mesh),
+    }
+    seconds_of: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(REPEATS + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn:  # the first turn compiles
+                seconds_of[name].append(time.perf_counter() - start)
+    return seconds_of
+
+
 def fresh(*arguments: Any) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.experiments", "--part", json.dumps(arguments)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -201,7 +243,33 @@ def overhead_section() -> str:
     )
 
 
-SECTIONS = {"sweep": sweep_section, "width": width_section, "overhead": overhead_section}
+def evaluation_section() -> str:
+    measured = fresh("evaluation")
+    a_round = statistics.median(measured["round"])
+    lines = []
+    for name, says in (
+        ("round", "a round of `cnn`, ten clients"),
+        ("whole", "its evaluation, all of it on every device"),
+        ("dealt", "its evaluation, dealt over the devices (`fs.evaluate(..., mesh=mesh)`)"),
+    ):
+        middle, times = statistics.median(measured[name]), sorted(measured[name])
+        span = f"{times[0]:.2f} to {times[-1]:.2f}"
+        lines.append(f"| {says} | {middle:.2f} ({span}) | {middle / a_round:.2f} |")
+    return (
+        f"## What evaluation costs\n\n{TEST_IMAGES:,} test images over two devices. Warm, "
+        f"interleaved, medians of {REPEATS}.\n\n| | seconds | ratio |\n|---|---|---|\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+SECTIONS = {
+    "sweep": sweep_section,
+    "width": width_section,
+    "overhead": overhead_section,
+    "evaluation": evaluation_section,
+}
+PARTS = {"sweep": sweep, "overhead": overhead, "evaluation": evaluation}
 
 
 def main() -> None:
@@ -211,7 +279,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.part:
         name, *arguments = json.loads(options.part)
-        print(json.dumps({"sweep": sweep, "overhead": overhead}[name](*arguments)))
+        print(json.dumps(PARTS[name](*arguments)))
         return
     if unknown := set(options.parts) - set(SECTIONS):
         parser.error(f"PART must be one of {', '.join(SECTIONS)}; got {', '.join(unknown)}")

@@ -4,9 +4,6 @@ A stream is folded by purpose, round and client id, and never by slot, lane or p
 client draws the same numbers whatever strategy and devices it runs on.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import cast
 
 import jax
@@ -14,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjax_sim.core.plain import is_plain
 from fedjax_sim.core.types import Array
 from fedjax_sim.core.varying import vary_alike
 
@@ -117,24 +115,6 @@ def _where(condition: Array, x: Array, y: Array) -> Array:
     return lax.select(condition, x, y)
 
 
-# Whether every permutation is traced as one chain of operations.
-_in_chains = ContextVar("_in_chains", default=False)
-
-
-@contextmanager
-def in_chains() -> Iterator[None]:
-    """Within it permutations are traced as chains, for the checksum of a program.
-
-    Saved runs have the checksum of chains, and of the two forms, whose bits are the same, either
-    may continue the other.
-    """
-    token = _in_chains.set(True)
-    try:
-        yield
-    finally:
-        _in_chains.reset(token)
-
-
 def permute(
     seeds: Array,
     positions: Array,
@@ -199,7 +179,7 @@ def permute(
         bits = lax.convert_element_type(lax.mul(bits, multipliers[1]), jnp.int32)
         return _where(lax.lt(bits, zero), partner, x), None
 
-    if not (chain or _in_chains.get()):
+    if not (chain or is_plain()):
         x, pivots, salts = vary_alike(x, pivots, salts)
         return lax.scan(next_round, x, (pivots, salts))[0]
 

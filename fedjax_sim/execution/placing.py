@@ -45,6 +45,25 @@ def cores(n: int | None = None) -> Mesh:
     return Mesh(np.array(devices), (AXIS,))
 
 
+def check_mesh(mesh: Mesh, name: str = "mesh") -> None:
+    """Refuses what is no mesh, and a mesh without a client axis.
+
+    Raises:
+      ValueError: naming the argument.
+    """
+    if not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"{name} must be a jax.sharding.Mesh, as execution.cores() makes; got {mesh!r}"
+        )
+    if len(mesh.axis_names) != 1 and AXIS not in mesh.axis_names:
+        raise ValueError(f'{name} must have one axis, or one named "{AXIS}"; got {mesh.axis_names}')
+
+
+def client_axis(mesh: Mesh) -> str:
+    """The axis of a mesh over which clients are dealt: the one named "clients", or its only one."""
+    return AXIS if AXIS in mesh.axis_names else mesh.axis_names[0]
+
+
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[None]:
     """Within it JAX starts with so many threads for its CPU devices, where NPROC does not say.

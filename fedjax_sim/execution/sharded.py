@@ -16,7 +16,7 @@ from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.data import FederatedData
 from fedjax_sim.execution.automatic import automatic
 from fedjax_sim.execution.client import Engine
-from fedjax_sim.execution.placing import AXIS
+from fedjax_sim.execution.placing import check_mesh, client_axis
 from fedjax_sim.execution.pooled import takes_pooled
 from fedjax_sim.execution.strategy import Strategy, as_strategy
 
@@ -38,12 +38,7 @@ def sharded(mesh: Mesh, inner: Callable[..., Executed] | None = None) -> "Sharde
     Raises:
       ValueError: for a mesh without a client axis, or an inner strategy that is none.
     """
-    if not isinstance(mesh, Mesh):
-        raise ValueError(
-            f"mesh must be a jax.sharding.Mesh, as execution.cores() makes; got {mesh!r}"
-        )
-    if len(mesh.axis_names) != 1 and AXIS not in mesh.axis_names:
-        raise ValueError(f'mesh must have one axis, or one named "{AXIS}"; got {mesh.axis_names}')
+    check_mesh(mesh)
     inner = automatic() if inner is None else inner
     if not callable(inner) or isinstance(inner, (type, Sharded)):
         raise ValueError(
@@ -70,7 +65,7 @@ class Sharded(Strategy):
     def __call__(
         self, engine: Engine, client_states: PyTree, tasks: Tasks, options: Options
     ) -> Executed:
-        axis = AXIS if AXIS in self.mesh.axis_names else self.mesh.axis_names[0]
+        axis = client_axis(self.mesh)
         devices = self.mesh.shape[axis]
         platform = self.mesh.devices.flat[0].platform
         exchange, engine = engine.exchange, engine._replace(platform=platform)

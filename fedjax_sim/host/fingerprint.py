@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from fedjax_sim.core.randomness import in_chains
+from fedjax_sim.core.plain import plainly
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.host_code import parts
@@ -69,7 +69,7 @@ def traced(
     >>> twice["a"] == thrice["a"], twice["b"] == thrice["b"]
     (True, False)
     """
-    with in_chains():
+    with plainly():
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     places = {id(x): place for place, x in enumerate(jax.tree.leaves(known))}
     outputs = iter(_Walk(places).outputs(closed.jaxpr, closed.consts))

@@ -38,11 +38,14 @@ def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, floa
             paces[kind] = _pace_of_client(setting)
         a_pass, an_evaluation = paces[kind]
         clients = setting.slots * (1 if setting.local is None else setting.local.epochs)
-        share = 1.0 if mesh is None else 1 / min(mesh.size, setting.slots)
+        devices = 1 if mesh is None or setting.slots == 1 else mesh.size
+        share = 1 / min(devices, setting.slots)
         # If no run reaches the target, the grid may be extended until it has MOST_RATES.
         runs = (MOST_RATES if cell.tuned else 1) + seeds - 1
         seconds_of[cell.name] = (
-            runs * cell.most * (clients * a_pass * share + an_evaluation / setting.evaluate_every)
+            runs
+            * cell.most
+            * (clients * a_pass * share + an_evaluation / devices / setting.evaluate_every)
         )
     return seconds_of
 

@@ -106,7 +106,8 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
     """The experiment of a setting, whose options may be traced if they are declared so.
 
     Args:
-      mesh: the devices over which each cohort is dealt; None leaves the choice to the caller.
+      mesh: the devices over which each cohort is dealt, and what is measured; None leaves the
+        choice to the caller.
     """
     parts = problem(setting)
     inner = strategy(setting.execution)
@@ -124,7 +125,7 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
         num_rounds=setting.rounds,
         aggregation=rule(setting),
         execution=execution.sharded(mesh, inner) if mesh else None if automatic else inner,
-        evaluate=_evaluate(setting, parts, algorithm),
+        evaluate=_evaluate(setting, parts, algorithm, mesh),
         evaluate_every=setting.evaluate_every,
         attack=under.attack,
         malicious=under.malicious,
@@ -161,7 +162,9 @@ def _first_params(
     return lambda key: jax.vmap(init)(jax.random.split(key, number))
 
 
-def _evaluate(setting: ResolvedSetting, parts: Problem, algorithm: FederatedAlgorithm) -> Evaluate:
+def _evaluate(
+    setting: ResolvedSetting, parts: Problem, algorithm: FederatedAlgorithm, mesh: Mesh | None
+) -> Evaluate:
     """The measures of a setting: of the global model, or of the clients' own where they have any.
 
     A client's own is measured on the client's own part of the test and the validation set.
@@ -169,7 +172,9 @@ def _evaluate(setting: ResolvedSetting, parts: Problem, algorithm: FederatedAlgo
     clients = parts.data if setting.per_client else None
     measure: Evaluate
     if algorithm.personal is None:
-        measure = evaluator(parts.loss_fn, parts.test, clients, validation=parts.validation)
+        measure = evaluator(
+            parts.loss_fn, parts.test, clients, validation=parts.validation, mesh=mesh
+        )
     else:
         own = parts_of_clients(setting.data)
         measure = evaluator(
@@ -179,6 +184,7 @@ def _evaluate(setting: ResolvedSetting, parts: Problem, algorithm: FederatedAlgo
             validation=own.validation,
             personal=algorithm,
             train=stores.in_memory(parts.data),
+            mesh=mesh,
         )
     if not parts.variances:
         return measure

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.loss import check_metric, per_example
@@ -11,6 +12,8 @@ from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import of_stretches
 from fedjax_sim.core.types import Array, LossFn, Params, accumulator
 from fedjax_sim.data import FederatedData, Source
+from fedjax_sim.execution.mapped import map_numbers
+from fedjax_sim.execution.placing import check_mesh
 from fedjax_sim.training.flat import check_flat, flat, looked_at
 
 
@@ -36,6 +39,7 @@ def evaluate(
     *,
     key: Array | None = None,
     batch_size: int = 1024,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """The model's loss and metrics on every example, in one pass over the flat data.
 
@@ -50,12 +54,15 @@ def evaluate(
         `fs.FederatedData.from_clients([test])`. A `Source` is read block by block, with the bits
         of the same in memory, which then holds a number for each example and no examples.
       key: folded by block and handed to metric_fn; None hands it None.
-      batch_size: examples at a time, which bounds the memory.
+      batch_size: examples at a time, on each device, which bounds the memory.
+      mesh: over whose devices the blocks are dealt, as `fs.execution.cores()` makes one; None for
+        one device. Examples have the same values. Place params and data by `replicate`.
 
     Raises:
-      ValueError: if batch_size < 1, metric_fn does not return values of shape [B] or mixes the
-        examples of a block, as a batch norm does and `fs.init` refuses, too, or, of a loss from
-        `fs.models`, the examples do not fit the model: a label that is none of its classes.
+      ValueError: if batch_size < 1, mesh is none or has no client axis, metric_fn does not return
+        values of shape [B] or mixes the examples of a block, as a batch norm does and `fs.init`
+        refuses, too, or, of a loss from `fs.models`, the examples do not fit the model: a label
+        that is none of its classes.
 
     >>> import numpy as np
     >>> data = FederatedData.from_clients([np.array([1.0, 3.0]), np.array([5.0])])
@@ -65,6 +72,8 @@ def evaluate(
     """
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
+    if mesh is not None:
+        check_mesh(mesh)
     check_flat(data, "data")
     for examples in looked_at(data):
         check_metric(metric_fn, params, examples, key, "data")
@@ -79,7 +88,7 @@ def evaluate(
         values = per_example(metric_fn, params, batch, block_key, "metric_fn")
         return {name: v.astype(accumulator(v.dtype)) for name, v in values.items()}
 
-    values = jax.lax.map(block, jnp.arange(blocks, dtype=jnp.int32))
+    values = map_numbers(block, jnp.arange(blocks, dtype=jnp.int32), mesh)
     values = {name: v.reshape(-1)[:total] for name, v in values.items()}
 
     def by_client(value: Array) -> Array:

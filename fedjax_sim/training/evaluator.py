@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.evaluate import OfState
 from fedjax_sim.core.loss import check_examples
 from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
 from fedjax_sim.data import FederatedData, Source, check_data, check_whole
+from fedjax_sim.execution.placing import check_mesh
 from fedjax_sim.training.evaluation import Evaluation, client_statistics, evaluate
 from fedjax_sim.training.flat import check_flat, looked_at
 from fedjax_sim.training.global_model import has_global_model
@@ -29,6 +31,7 @@ def evaluator(
     train: FederatedData | None = ...,
     lower_is_better: tuple[str, ...] = ...,
     batch_size: int = ...,
+    mesh: Mesh | None = ...,
 ) -> Callable[[Params], dict[str, Array]]: ...
 
 
@@ -43,6 +46,7 @@ def evaluator(
     train: FederatedData | None = ...,
     lower_is_better: tuple[str, ...] = ...,
     batch_size: int = ...,
+    mesh: Mesh | None = ...,
 ) -> OfState: ...
 
 
@@ -56,6 +60,7 @@ def evaluator(
     train: FederatedData | None = None,
     lower_is_better: tuple[str, ...] = ("loss",),
     batch_size: int = 1024,
+    mesh: Mesh | None = None,
 ) -> Callable[[Params], dict[str, Array]] | OfState:
     """A function of the model, for `fs.run`, `fs.simulate` and `fs.sweep`: scalars by name.
 
@@ -82,7 +87,9 @@ def evaluator(
       personal: the algorithm, for its clients' own models; None for the global model.
       train: what the clients train on, which is to be given with `personal`.
       lower_is_better: metrics of which the highest are the worst.
-      batch_size: examples at a time.
+      batch_size: examples at a time, on each device.
+      mesh: over whose devices the examples are dealt, or with `personal` the clients, as by
+        `evaluate`: the one of the run's `execution.sharded`.
 
     Raises:
       ValueError: if there is neither `test` nor `clients` nor `validation`; for `personal` without
@@ -113,6 +120,8 @@ def evaluator(
             "and what they train on"
         )
     batch_size = check_count("batch_size", batch_size)
+    if mesh is not None:
+        check_mesh(mesh)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
 
     def scores(measure: Callable[[Any], Evaluation]) -> dict[str, Array]:
@@ -137,7 +146,9 @@ def evaluator(
             if data is not None:
                 for examples in looked_at(data):
                     check_examples(metric_fn, params, examples, name)
-        return scores(lambda data: evaluate(metric_fn, params, data, batch_size=batch_size))
+        return scores(
+            lambda data: evaluate(metric_fn, params, data, batch_size=batch_size, mesh=mesh)
+        )
 
     def of_clients(state: FederatedState) -> dict[str, Array]:
         assert personal is not None
@@ -148,7 +159,13 @@ def evaluator(
 
         def measure(data: FederatedData) -> Evaluation:
             evaluation = evaluate_clients(
-                metric_fn, algorithm, state, trained_on, test=data, batch_size=batch_size
+                metric_fn,
+                algorithm,
+                state,
+                trained_on,
+                test=data,
+                batch_size=batch_size,
+                mesh=mesh,
             )
             if data is test:
                 personal_on_test.append(evaluation)
@@ -160,7 +177,7 @@ def evaluator(
         assert isinstance(test, FederatedData)  # as of `personal`
         values |= _spread("personal", personal_on_test[0], test, lower_is_better)
         if has_global_model(algorithm, state, trained_on):
-            of_global = evaluate(metric_fn, state.params, test, batch_size=batch_size)
+            of_global = evaluate(metric_fn, state.params, test, batch_size=batch_size, mesh=mesh)
             values |= _spread("global", of_global, test, lower_is_better)
         return values
 

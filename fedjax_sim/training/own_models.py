@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import has_values
 from fedjax_sim.core.client_states import states_of
@@ -26,6 +27,7 @@ from fedjax_sim.core.types import (
 )
 from fedjax_sim.data import FederatedData, Source, check_data, check_whole
 from fedjax_sim.execution.client import Engine
+from fedjax_sim.execution.mapped import map_numbers
 from fedjax_sim.training.evaluation import Evaluation, quotient
 from fedjax_sim.training.fine_tuning import FineTuning, check_fine_tuning, fine_tuned
 
@@ -44,6 +46,7 @@ class Measures(NamedTuple):
     key: Array
     batch_size: int
     lanes: int
+    mesh: Mesh | None
 
     def sums(
         self, state: FederatedState, data: FederatedData, test: FederatedData, ids: Array
@@ -68,7 +71,7 @@ class Measures(NamedTuple):
             return [measured(client_id, params) for params in models]
 
         lanes = None if self.lanes == 1 else self.lanes
-        return jax.lax.map(measure, ids, batch_size=lanes)
+        return map_numbers(measure, ids, self.mesh, batch_size=lanes)
 
 
 def check_measured(

@@ -7,11 +7,13 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_sim.core.checks import check_count, check_takes, has_values
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
 from fedjax_sim.data import ClientStates, FederatedData, Source, check_data, check_whole
+from fedjax_sim.execution.placing import check_mesh
 from fedjax_sim.training.evaluation import Evaluation
 from fedjax_sim.training.fine_tuning import FineTuned, FineTuning
 from fedjax_sim.training.from_disk import evaluate_from_disk
@@ -87,6 +89,7 @@ def evaluate_clients(
     key: Array | None = ...,
     batch_size: int = ...,
     lanes: int = ...,
+    mesh: Mesh | None = ...,
 ) -> Evaluation: ...
 
 
@@ -104,6 +107,7 @@ def evaluate_clients(
     key: Array | None = ...,
     batch_size: int = ...,
     lanes: int = ...,
+    mesh: Mesh | None = ...,
 ) -> FineTuned: ...
 
 
@@ -120,12 +124,14 @@ def evaluate_clients(
     key: Array | None = None,
     batch_size: int = 1024,
     lanes: int = 1,
+    mesh: Mesh | None = None,
 ) -> Evaluation | FineTuned:
     """Each client's own model on the client's own examples.
 
     The model is the algorithm's `personal`, or the global one where it has none. For client k the
     mean is `(1/n_k) sum_{i of k} value_i`, and overall `(1/sum n_k) sum_k sum_{i of k} value_i`.
-    No more than `lanes` models are in memory at a time. Outside of `jax.jit` each call traces anew.
+    No more than `lanes` models are in a device's memory at a time. Outside of `jax.jit` each call
+    traces anew.
 
     Args:
       metric_fn: as `loss_fn`, of one model: (params, batch, key) -> losses[B], or
@@ -143,6 +149,7 @@ def evaluate_clients(
       key: of what fine-tuning shuffles and draws, by client; None for `jax.random.key(0)`.
       batch_size: examples of a client at a time.
       lanes: clients side by side; 1 is best on a CPU.
+      mesh: over whose devices the clients are dealt, as by `evaluate`; None for one device.
 
     Returns:
       `Evaluation`: `mean`, name -> Float[], over all examples of these clients; `clients`,
@@ -176,13 +183,15 @@ def evaluate_clients(
     if not isinstance(unseen, bool):
         raise ValueError(f"unseen must be True or False; got {unseen!r}")
     batch_size, lanes = check_count("batch_size", batch_size), check_count("lanes", lanes)
+    if mesh is not None:
+        check_mesh(mesh)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
     if isinstance(getattr(state, "clients", None), ClientStates) or any(
         isinstance(x, Source) for x in (data, test)
     ):
         key = jax.random.key(0) if key is None else key
         check_key(key)
-        measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes)
+        measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes, mesh)
         return evaluate_from_disk(measures, state, data, test, clients)
     data = check_data(data)
     test = None if test is None else check_data(test)
@@ -198,7 +207,7 @@ def evaluate_clients(
     )
     key = jax.random.key(0) if key is None else key
     check_key(key)
-    measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes)
+    measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes, mesh)
     evaluations = [means(of_models) for of_models in measures.sums(state, data, test, ids)]
     return evaluations[0] if fine_tune is None else FineTuned(*evaluations)
 
