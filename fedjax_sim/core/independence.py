@@ -234,6 +234,15 @@ def _inner(equation: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
                 yield part
 
 
+def operations(computation: ClosedJaxpr | Jaxpr) -> Iterator[str]:
+    """The names of a computation's operations, and of those inside them."""
+    graph = computation.jaxpr if isinstance(computation, ClosedJaxpr) else computation
+    for equation in graph.eqns:
+        yield equation.primitive.name
+        for inner in _inner(equation):
+            yield from operations(inner)
+
+
 def _numbers(computation: ClosedJaxpr | Jaxpr) -> Iterator[str]:
     """The numbers written into a computation, in order."""
     consts = computation.consts if isinstance(computation, ClosedJaxpr) else []

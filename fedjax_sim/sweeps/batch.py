@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim.core.history import History
+from fedjax_sim.core.independence import operations
 from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution import automatic, packed
@@ -153,7 +154,8 @@ class Compiled:
             and not compiled, because it would hold copies of them.
 
         Raises:
-          ValueError: if a call holds more than the limit.
+          ValueError: if what the sweep calls is itself dealt over devices, or a call holds more
+            than the limit.
         """
         if self.program is not None:
             return
@@ -161,6 +163,11 @@ class Compiled:
         carry = self._carry(inputs)
         if self.traced is None:
             self.traced = trace_step(self._step, inputs, carry, self.mesh)
+            if "shard_map" in operations(self.traced.step):
+                raise ValueError(
+                    "mesh must be None in what a sweep calls, which deals whole configurations "
+                    "over the devices: of fs.evaluator, fs.evaluate, or a shard_map of your own"
+                )
         if self.mesh.size * num_bytes(self.traced.step.consts) > most_constants:
             return
         rounds = self.group.num_rounds or 1

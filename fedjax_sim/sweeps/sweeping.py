@@ -102,8 +102,8 @@ def sweep(
       ValueError: for a name that `experiment` does not take (and the nearest it does), or that
         the results have a column of; a traced axis that it cannot take (which axis, and what
         making it static would mean); a configuration that a factory refuses; a sharded
-        strategy; results in `out` that are not to be resumed, or of another sweep (what differs),
-        or on which shards are at work; a shard outside 1 to n.
+        strategy, or an evaluation with a mesh; results in `out` that are not to be resumed, or of
+        another sweep (what differs), or on which shards are at work; a shard outside 1 to n.
       SaveError: (an OSError) if `out` cannot be written: what was saved is as it was.
       InterruptedRun: for what `on_progress` raises, or anything once some runs are through, its
         cause. Of either error, `partial` is the `fs.Results` of the batches before; if only the

@@ -293,6 +293,12 @@ def test_bad_sweeps_are_refused_before_anything_runs(data, tmp_path):
         experiment=lambda lr: make(lr)._replace(execution=fs.execution.sharded(MESH)),
     )
     refused(
+        "mesh must be None in what a sweep calls",
+        experiment=lambda lr: make(lr)._replace(
+            evaluate=fs.evaluator(linear_loss, data, mesh=MESH)
+        ),
+    )
+    refused(
         r"grid axis mu cannot be traced.*static=\('mu',\)",
         experiment=lambda lr, mu: make(lr, mu=1.0 if mu > 0.5 else 0.0),
         grid={"lr": [0.1], "mu": [0.1, 0.9]},
