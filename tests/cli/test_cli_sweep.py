@@ -103,7 +103,6 @@ def test_models_are_kept_when_asked(tmp_path, capsys):
     assert "keep_models must be final or best; got True" in said
 
 
-@pytest.mark.slow
 def test_a_sweep_that_its_rounds_refuse_removes_nothing(tmp_path, capsys):
     options = ("--rounds", "1", "--grid", "client_lr=0.05,0.1")
     assert sweep(*options, out=tmp_path) == 0
@@ -115,6 +114,7 @@ def test_a_sweep_that_its_rounds_refuse_removes_nothing(tmp_path, capsys):
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_configuration_is_a_run(tmp_path):
     assert sweep(*SMALL, "--grid", "client_lr=0.05,0.5", "--seed", 3, out=tmp_path / "many") == 0
     options = (*SMALL, "--client-lr", "0.5", "--seed", "3")
