@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.files import fingerprint
+from fedjax_sim.core.graphs import inner_of, is_used
 from fedjax_sim.core.types import Array, Params, PyTree
 
 # (params, batch, key) -> {name: values[B]}
@@ -226,23 +227,6 @@ def _drawn(params: Params) -> Params:
     return jax.tree.map(draw, params)
 
 
-def _inner(equation: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
-    """The computations inside an equation: of a loop, a branch or a compiled function."""
-    for value in equation.params.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(part, (ClosedJaxpr, Jaxpr)):
-                yield part
-
-
-def operations(computation: ClosedJaxpr | Jaxpr) -> Iterator[str]:
-    """The names of a computation's operations, and of those inside them."""
-    graph = computation.jaxpr if isinstance(computation, ClosedJaxpr) else computation
-    for equation in graph.eqns:
-        yield equation.primitive.name
-        for inner in _inner(equation):
-            yield from operations(inner)
-
-
 def _numbers(computation: ClosedJaxpr | Jaxpr) -> Iterator[str]:
     """The numbers written into a computation, in order."""
     consts = computation.consts if isinstance(computation, ClosedJaxpr) else []
@@ -250,23 +234,9 @@ def _numbers(computation: ClosedJaxpr | Jaxpr) -> Iterator[str]:
     graph = computation.jaxpr if isinstance(computation, ClosedJaxpr) else computation
     for equation in graph.eqns:
         yield from (repr(x.val) for x in equation.invars if isinstance(x, Literal))
-        for inner in _inner(equation):
+        for inner in inner_of(equation):
             yield from _numbers(inner)
 
 
 def _is_number(x: Any) -> bool:
     return is_concrete(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def is_used(graph: Jaxpr, variable: Any) -> bool:
-    """Whether an operation takes this variable, also inside compiled functions."""
-    for equation in graph.eqns:
-        places = [i for i, x in enumerate(equation.invars) if x is variable]
-        called = list(_inner(equation)) if equation.primitive.name in ("jit", "pjit") else []
-        if places and not called:
-            return True
-        for inner in called:
-            body = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-            if any(is_used(body, body.invars[i]) for i in places):
-                return True
-    return any(x is variable for x in graph.outvars)

@@ -11,7 +11,7 @@ from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution.placing import client_axis
 
 
-def map_numbers(
+def map_over_devices(
     of_number: Callable[[Array], PyTree],
     numbers: Array,
     mesh: Mesh | None = None,
@@ -33,12 +33,12 @@ def map_numbers(
     # The last devices repeat the last number where the others leave them none.
     places = jnp.minimum(jnp.arange(-(-count // devices) * devices), count - 1)
 
-    def of_own(numbers: Array) -> PyTree:
+    def own_share(numbers: Array) -> PyTree:
         values = jax.lax.map(of_number, numbers, batch_size=batch_size)
         return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), values)
 
     dealt = jax.shard_map(
-        of_own,
+        own_share,
         mesh=mesh,
         in_specs=PartitionSpec(axis),
         out_specs=PartitionSpec(),

@@ -45,18 +45,24 @@ def cores(n: int | None = None) -> Mesh:
     return Mesh(np.array(devices), (AXIS,))
 
 
-def check_mesh(mesh: Mesh, name: str = "mesh") -> None:
-    """Refuses what is no mesh, and a mesh without a client axis.
+def check_mesh(mesh: Mesh) -> None:
+    """Refuses what is not a mesh, and a mesh without a client axis.
 
     Raises:
-      ValueError: naming the argument.
+      ValueError: naming the argument, `mesh`.
     """
     if not isinstance(mesh, Mesh):
         raise ValueError(
-            f"{name} must be a jax.sharding.Mesh, as execution.cores() makes; got {mesh!r}"
+            f"mesh must be a jax.sharding.Mesh, as execution.cores() makes; got {mesh!r}"
         )
     if len(mesh.axis_names) != 1 and AXIS not in mesh.axis_names:
-        raise ValueError(f'{name} must have one axis, or one named "{AXIS}"; got {mesh.axis_names}')
+        raise ValueError(f'mesh must have one axis, or one named "{AXIS}"; got {mesh.axis_names}')
+
+
+def check_mesh_or_none(mesh: Mesh | None) -> None:
+    """As `check_mesh`, of an argument that may be left out."""
+    if mesh is not None:
+        check_mesh(mesh)
 
 
 def client_axis(mesh: Mesh) -> str:

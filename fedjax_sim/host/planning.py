@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.cohort import as_arrays
-from fedjax_sim.core.independence import is_used
+from fedjax_sim.core.graphs import is_used
 from fedjax_sim.core.types import Array, Cohort
 from fedjax_sim.data import FederatedData
 from fedjax_sim.sampling import Sampler

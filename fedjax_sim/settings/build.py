@@ -106,8 +106,8 @@ def experiment(setting: ResolvedSetting, mesh: Mesh | None = None) -> Experiment
     """The experiment of a setting, whose options may be traced if they are declared so.
 
     Args:
-      mesh: the devices over which each cohort is dealt, and what is measured; None leaves the
-        choice to the caller.
+      mesh: the devices over which each cohort is dealt, and what is measured; None: one device
+        measures, and who runs the experiment chooses for the cohort.
     """
     parts = problem(setting)
     inner = strategy(setting.execution)

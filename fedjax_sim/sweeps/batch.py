@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_sim.core.graphs import operations
 from fedjax_sim.core.history import History
-from fedjax_sim.core.independence import operations
 from fedjax_sim.core.trees import num_bytes
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution import automatic, packed

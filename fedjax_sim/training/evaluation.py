@@ -12,8 +12,8 @@ from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import of_stretches
 from fedjax_sim.core.types import Array, LossFn, Params, accumulator
 from fedjax_sim.data import FederatedData, Source
-from fedjax_sim.execution.mapped import map_numbers
-from fedjax_sim.execution.placing import check_mesh
+from fedjax_sim.execution.mapped import map_over_devices
+from fedjax_sim.execution.placing import check_mesh_or_none
 from fedjax_sim.training.flat import check_flat, flat, looked_at
 
 
@@ -59,10 +59,10 @@ def evaluate(
         one device. Examples have the same values. Place params and data by `replicate`.
 
     Raises:
-      ValueError: if batch_size < 1, mesh is none or has no client axis, metric_fn does not return
-        values of shape [B] or mixes the examples of a block, as a batch norm does and `fs.init`
-        refuses, too, or, of a loss from `fs.models`, the examples do not fit the model: a label
-        that is none of its classes.
+      ValueError: if batch_size < 1, mesh is not a `jax.sharding.Mesh` or has several axes of which
+        none is named "clients", metric_fn does not return values of shape [B] or mixes the examples
+        of a block, as a batch norm does and `fs.init` refuses, too, or, of a loss from `fs.models`,
+        the examples do not fit the model: a label that is none of its classes.
 
     >>> import numpy as np
     >>> data = FederatedData.from_clients([np.array([1.0, 3.0]), np.array([5.0])])
@@ -72,8 +72,7 @@ def evaluate(
     """
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
-    if mesh is not None:
-        check_mesh(mesh)
+    check_mesh_or_none(mesh)
     check_flat(data, "data")
     for examples in looked_at(data):
         check_metric(metric_fn, params, examples, key, "data")
@@ -88,25 +87,30 @@ def evaluate(
         values = per_example(metric_fn, params, batch, block_key, "metric_fn")
         return {name: v.astype(accumulator(v.dtype)) for name, v in values.items()}
 
-    values = map_numbers(block, jnp.arange(blocks, dtype=jnp.int32), mesh)
+    values = map_over_devices(block, jnp.arange(blocks, dtype=jnp.int32), mesh)
     values = {name: v.reshape(-1)[:total] for name, v in values.items()}
 
     def by_client(value: Array) -> Array:
         sums = of_stretches(value, data.offsets, data.num_examples, data.max_num_examples)
         has_examples = data.num_examples > 0
         sizes = jnp.where(has_examples, data.num_examples, 1).astype(value.dtype)
-        return jnp.where(has_examples, quotient(sums, sizes), jnp.nan)
+        return jnp.where(has_examples, ratio_rounded_once(sums, sizes), jnp.nan)
 
     return Evaluation(
-        mean={name: quotient(jnp.sum(v), jnp.array(total, v.dtype)) for name, v in values.items()},
+        mean={
+            name: ratio_rounded_once(jnp.sum(v), jnp.array(total, v.dtype))
+            for name, v in values.items()
+        },
         clients={name: by_client(v) for name, v in values.items()},
     )
 
 
-def quotient(sums: Array, sizes: Array) -> Array:
-    """Rounded once. XLA would multiply by the reciprocal of sizes that it knows, or of one size of
-    many sums under `vmap`: 9700 of 10,000 right would be an accuracy below 0.97, and not reach that
-    target."""
+def ratio_rounded_once(sums: Array, sizes: Array) -> Array:
+    """`sums / sizes`, Float[...] of two that broadcast, each rounded once.
+
+    XLA would multiply by the reciprocal of sizes that it knows, or of one size of many sums under
+    `vmap`: 9700 of 10,000 right would be an accuracy below 0.97, and not reach that target.
+    """
     return sums / jax.lax.optimization_barrier(jnp.where(sums == sums, sizes, sizes))
 
 

@@ -13,7 +13,7 @@ from fedjax_sim.core.evaluate import OfState
 from fedjax_sim.core.loss import check_examples
 from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
 from fedjax_sim.data import FederatedData, Source, check_data, check_whole
-from fedjax_sim.execution.placing import check_mesh
+from fedjax_sim.execution.placing import check_mesh_or_none
 from fedjax_sim.training.evaluation import Evaluation, client_statistics, evaluate
 from fedjax_sim.training.flat import check_flat, looked_at
 from fedjax_sim.training.global_model import has_global_model
@@ -120,8 +120,7 @@ def evaluator(
             "and what they train on"
         )
     batch_size = check_count("batch_size", batch_size)
-    if mesh is not None:
-        check_mesh(mesh)
+    check_mesh_or_none(mesh)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
 
     def scores(measure: Callable[[Any], Evaluation]) -> dict[str, Array]:

@@ -27,8 +27,8 @@ from fedjax_sim.core.types import (
 )
 from fedjax_sim.data import FederatedData, Source, check_data, check_whole
 from fedjax_sim.execution.client import Engine
-from fedjax_sim.execution.mapped import map_numbers
-from fedjax_sim.training.evaluation import Evaluation, quotient
+from fedjax_sim.execution.mapped import map_over_devices
+from fedjax_sim.training.evaluation import Evaluation, ratio_rounded_once
 from fedjax_sim.training.fine_tuning import FineTuning, check_fine_tuning, fine_tuned
 
 
@@ -71,7 +71,7 @@ class Measures(NamedTuple):
             return [measured(client_id, params) for params in models]
 
         lanes = None if self.lanes == 1 else self.lanes
-        return map_numbers(measure, ids, self.mesh, batch_size=lanes)
+        return map_over_devices(measure, ids, self.mesh, batch_size=lanes)
 
 
 def check_measured(
@@ -108,7 +108,9 @@ def means(sums: Metrics) -> Evaluation:
     """Of sums and counts by client, [c] each."""
 
     def mean(total: Array, count: Array) -> Array:
-        return jnp.where(count > 0, quotient(total, jnp.where(count > 0, count, 1)), jnp.nan)
+        return jnp.where(
+            count > 0, ratio_rounded_once(total, jnp.where(count > 0, count, 1)), jnp.nan
+        )
 
     return Evaluation(
         mean={name: mean(jnp.sum(total), jnp.sum(n)) for name, (total, n) in sums.items()},

@@ -13,7 +13,7 @@ from fedjax_sim.core.checks import check_count, check_takes, has_values
 from fedjax_sim.core.randomness import check_key
 from fedjax_sim.core.types import Array, FederatedAlgorithm, FederatedState, LossFn, Params
 from fedjax_sim.data import ClientStates, FederatedData, Source, check_data, check_whole
-from fedjax_sim.execution.placing import check_mesh
+from fedjax_sim.execution.placing import check_mesh_or_none
 from fedjax_sim.training.evaluation import Evaluation
 from fedjax_sim.training.fine_tuning import FineTuned, FineTuning
 from fedjax_sim.training.from_disk import evaluate_from_disk
@@ -183,15 +183,23 @@ def evaluate_clients(
     if not isinstance(unseen, bool):
         raise ValueError(f"unseen must be True or False; got {unseen!r}")
     batch_size, lanes = check_count("batch_size", batch_size), check_count("lanes", lanes)
-    if mesh is not None:
-        check_mesh(mesh)
+    check_mesh_or_none(mesh)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
+    key = jax.random.key(0) if key is None else key
+    check_key(key)
+    measures = Measures(
+        metric_fn=metric_fn,
+        algorithm=algorithm,
+        fine_tune=fine_tune,
+        unseen=unseen,
+        key=key,
+        batch_size=batch_size,
+        lanes=lanes,
+        mesh=mesh,
+    )
     if isinstance(getattr(state, "clients", None), ClientStates) or any(
         isinstance(x, Source) for x in (data, test)
     ):
-        key = jax.random.key(0) if key is None else key
-        check_key(key)
-        measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes, mesh)
         return evaluate_from_disk(measures, state, data, test, clients)
     data = check_data(data)
     test = None if test is None else check_data(test)
@@ -205,9 +213,7 @@ def evaluate_clients(
     fine_tune = check_measured(
         metric_fn, algorithm, state, data, test, name=name, fine_tune=fine_tune, unseen=unseen
     )
-    key = jax.random.key(0) if key is None else key
-    check_key(key)
-    measures = Measures(metric_fn, algorithm, fine_tune, unseen, key, batch_size, lanes, mesh)
+    measures = measures._replace(fine_tune=fine_tune)
     evaluations = [means(of_models) for of_models in measures.sums(state, data, test, ids)]
     return evaluations[0] if fine_tune is None else FineTuned(*evaluations)
 

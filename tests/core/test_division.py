@@ -42,7 +42,7 @@ def test_it_is_one_operation():
 
 
 @pytest.mark.parametrize(
-    "function, pythons",
+    ("function", "pythons"),
     [
         (quotient, lambda number, divisor: number // divisor),
         (remainder, lambda number, divisor: number % divisor),

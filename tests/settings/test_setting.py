@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
+from fedjax_sim.core.graphs import operations
 from fedjax_sim.settings import build as problem
 from fedjax_sim.settings import rooms, splits
 from fedjax_sim.settings.options import TRACED
@@ -312,9 +313,11 @@ def test_data_are_split_once():
     jax.eval_shape(inside, jnp.zeros(()))
 
 
-def test_a_mesh_deals_the_cohort():
+def test_a_mesh_deals_the_cohort_and_what_is_measured():
     experiment = problem.experiment(SMALL.resolved(), MESH)
     assert experiment.execution.mesh is MESH
+    params = jax.eval_shape(experiment.params, jax.random.key(0))
+    assert "shard_map" in operations(jax.make_jaxpr(experiment.evaluate)(params))
     assert problem.experiment(SMALL.resolved()).execution is None
     named = problem.experiment(replace(SMALL, execution="packed:2").resolved())
     assert named.execution.lanes == 2

@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import Mesh
 
 import fedjax_sim as fs
-from fedjax_sim.execution.mapped import map_numbers
+from fedjax_sim.core.graphs import operations
+from fedjax_sim.execution.mapped import map_over_devices
 from fedjax_sim.host.fingerprint import traced
+from tests.conftest import MESH
 
-MESH = Mesh(np.array(jax.devices()[:2]), ("clients",))
-WITH_A_MODEL_AXIS = Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ("clients", "model"))
+WITH_A_MODEL_AXIS = Mesh(MESH.devices.reshape(-1, 1), ("clients", "model"))
 SIZES = [5, 0, 3, 9, 1]
 
 
@@ -39,14 +40,23 @@ def same(these, those):
     jax.tree.map(np.testing.assert_array_equal, these, those)
 
 
+def dealt(measure, mesh, argument):
+    """What `measure(mesh)` is of the argument, which with a mesh has to be dealt over it."""
+    graph = jax.make_jaxpr(measure(mesh))(argument)
+    assert ("shard_map" in operations(graph)) == (mesh is not None)
+    return jax.jit(measure(mesh))(argument)
+
+
 @pytest.mark.parametrize("mesh", [MESH, WITH_A_MODEL_AXIS])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_numbers_are_mapped_once_each_and_in_their_order(count, mesh):
-    squares = jax.jit(lambda n: map_numbers(lambda i: {"square": i * i}, n, mesh))
-    found = squares(jnp.arange(3, 3 + count))["square"]
-    np.testing.assert_array_equal(found, np.arange(3, 3 + count) ** 2)
-    assert found.sharding.is_fully_replicated
-    assert "shard_map" in str(jax.make_jaxpr(squares)(jnp.arange(count)))
+    squares = dealt(
+        lambda mesh: partial(map_over_devices, lambda i: {"square": i * i}, mesh=mesh),
+        mesh,
+        jnp.arange(3, 3 + count),
+    )["square"]
+    np.testing.assert_array_equal(squares, np.arange(3, 3 + count) ** 2)
+    assert squares.sharding.is_fully_replicated
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -56,41 +66,36 @@ def test_evaluate_over_devices_is_that_of_one(batch_size):
         return losses, {**metrics, "draw": jax.random.uniform(key, losses.shape)}
 
     def measure(mesh):
-        key = jax.random.key(7)
-        return jax.jit(
-            lambda params: fs.evaluate(
-                noisy, params, TEST, key=key, batch_size=batch_size, mesh=mesh
-            )
-        )(PARAMS)
+        options = {"key": jax.random.key(7), "batch_size": batch_size, "mesh": mesh}
+        return lambda params: fs.evaluate(noisy, params, TEST, **options)
 
-    same(measure(MESH), measure(None))
+    same(dealt(measure, MESH, PARAMS), dealt(measure, None, PARAMS))
 
 
 def test_a_source_over_devices_is_that_in_memory():
-    source = fs.data.Source.of(TEST)
+    def measure_of(data):
+        options = {"data": data, "batch_size": 6}
+        return lambda mesh: lambda params: fs.evaluate(LOSS, params, **options, mesh=mesh)
 
-    def measure(data, mesh):
-        return jax.jit(lambda p: fs.evaluate(LOSS, p, data, batch_size=6, mesh=mesh))(PARAMS)
-
-    same(measure(source, MESH), measure(TEST, None))
+    in_memory = dealt(measure_of(TEST), None, PARAMS)
+    same(dealt(measure_of(fs.data.Source.of(TEST)), MESH, PARAMS), in_memory)
 
 
 @pytest.mark.parametrize("personal", [False, True])
 def test_a_run_measured_over_its_devices_is_that_of_one(personal):
     sgd = optax.sgd(0.1)
     local = fs.LocalTraining(1, 2)
-    algorithm = fs.fedper(LOSS, sgd, local, personal="*bias") if personal else None
-    algorithm = algorithm or fs.fedavg(LOSS, sgd, local)
+    algorithm = fs.fedavg(LOSS, sgd, local)
+    own = {}
+    if personal:
+        algorithm = fs.fedper(LOSS, sgd, local, personal="*bias")
+        own = {"personal": algorithm, "train": DATA}
+    state = fs.init(algorithm, PARAMS, DATA)
+
+    def measure(mesh):
+        return fs.evaluator(LOSS, TEST, DATA, **own, batch_size=4, mesh=mesh)
 
     def run(mesh):
-        evaluate = fs.evaluator(
-            LOSS,
-            TEST,
-            DATA,
-            **({"personal": algorithm, "train": DATA} if personal else {}),
-            batch_size=4,
-            mesh=mesh,
-        )
         experiment = fs.Experiment(
             algorithm,
             PARAMS,
@@ -98,48 +103,52 @@ def test_a_run_measured_over_its_devices_is_that_of_one(personal):
             fs.sampling.uniform(3),
             num_rounds=3,
             execution=fs.execution.sharded(MESH),
-            evaluate=evaluate,
+            evaluate=measure(mesh),
         )
         return fs.simulate(experiment, jax.random.key(3)).history
 
     # To rounding, because XLA compiles the statistics together with what is before them.
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), run(MESH), run(None))
+    close = partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(close, run(MESH), run(None))
+    subject = state if personal else state.params
+    jax.tree.map(close, dealt(measure, MESH, subject), dealt(measure, None, subject))
 
 
 def test_fine_tuning_over_devices_is_that_of_one():
     algorithm = fs.fedavg(LOSS, optax.sgd(0.1), fs.LocalTraining(1, 2))
     state = fs.init(algorithm, PARAMS, DATA)
-    tuning = fs.FineTuning(optax.sgd(0.2), fs.LocalTraining(2, 2))
+    options = {"test": TEST, "fine_tune": fs.FineTuning(optax.sgd(0.2), fs.LocalTraining(2, 2))}
 
     def measure(mesh):
-        return jax.jit(
-            lambda state: fs.evaluate_clients(
-                LOSS, algorithm, state, DATA, test=TEST, fine_tune=tuning, mesh=mesh
-            )
-        )(state)
+        return lambda state: fs.evaluate_clients(LOSS, algorithm, state, DATA, **options, mesh=mesh)
 
-    same(measure(MESH), measure(None))
+    one_device = dealt(measure, None, state)
+    same(dealt(measure, MESH, state), one_device)
+    read = fs.evaluate_clients(
+        LOSS, algorithm, state, fs.data.Source.of(DATA), **options, mesh=MESH
+    )
+    same(read, one_device)
 
 
 def test_a_saved_run_goes_on_over_other_devices():
     """A run's checksum is of what is measured, and not of where."""
 
-    def checksums(mesh):
-        return traced(lambda p: {"mean": fs.evaluate(LOSS, p, TEST, mesh=mesh).mean}, PARAMS)
+    def checksum(test, mesh=None):
+        return traced(lambda p: {"mean": fs.evaluate(LOSS, p, test, mesh=mesh).mean}, PARAMS)
 
-    assert checksums(MESH) == checksums(None)
-    assert checksums(None) != traced(lambda p: {"mean": fs.evaluate(LOSS, p, DATA).mean}, PARAMS)
+    assert checksum(TEST, MESH) == checksum(TEST)
+    assert checksum(DATA) != checksum(TEST)
 
 
-def test_a_mesh_that_is_none_is_refused():
+def test_what_is_not_a_mesh_of_clients_is_refused():
     algorithm = fs.fedavg(LOSS, optax.sgd(0.1), fs.LocalTraining(1, 2))
     state = fs.init(algorithm, PARAMS, DATA)
-    without_clients = Mesh(np.array(jax.devices()[:2]).reshape(1, 2), ("a", "b"))
-    for mesh, said in ((2, "jax.sharding.Mesh.*got 2"), (without_clients, "one axis")):
+    without_clients = Mesh(MESH.devices.reshape(1, -1), ("a", "b"))
+    for mesh, message in ((2, "jax.sharding.Mesh.*got 2"), (without_clients, "one axis")):
         for call in (
             lambda mesh: fs.evaluate(LOSS, PARAMS, TEST, mesh=mesh),
             lambda mesh: fs.evaluator(LOSS, TEST, mesh=mesh),
             lambda mesh: fs.evaluate_clients(LOSS, algorithm, state, DATA, mesh=mesh),
         ):
-            with pytest.raises(ValueError, match=f"mesh must .*{said}"):
+            with pytest.raises(ValueError, match=f"mesh must .*{message}"):
                 call(mesh)
