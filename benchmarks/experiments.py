@@ -120,8 +120,8 @@ def overhead(rounds: int) -> dict[str, Any]:
     return seconds_of
 
 
-def evaluation() -> dict[str, list[float]]:
-    """Seconds of a round of `cnn` and of 10,000 images measured after it; warm, interleaved."""
+def evaluation() -> dict[str, Any]:
+    """Seconds of a round of `cnn` and of what is measured after it, interleaved; and devices."""
     import jax
     import numpy as np
 
@@ -158,7 +158,7 @@ def evaluation() -> dict[str, list[float]]:
             jax.block_until_ready(call())
             if turn:  # the first turn compiles
                 seconds_of[name].append(time.perf_counter() - start)
-    return seconds_of
+    return {**seconds_of, "devices": mesh.size}
 
 
 def fresh(*arguments: Any) -> dict[str, Any]:
@@ -225,41 +225,47 @@ def width_section() -> str:
 
 def overhead_section() -> str:
     rounds = 500
-    measured = fresh("overhead", rounds)
-    lines = []
-    for name, says in (
-        ("scan", "one scan"),
-        ("calls", "a call a round"),
-        ("simulate", "`fs.simulate` with progress and checkpoints (one each 15 s or so)"),
-    ):
-        middle, times = statistics.median(measured[name]), sorted(measured[name])
-        beside = middle / statistics.median(measured["scan"])
-        lines.append(
-            f"| {says} | {middle:.1f} ({times[0]:.1f} to {times[-1]:.1f}) | {beside:.3f} |"
-        )
-    return (
-        f"## What driving costs\n\n{rounds} rounds of `2nn`. Warm, interleaved, medians of "
-        f"{REPEATS}.\n\n| | seconds | ratio |\n|---|---|---|\n" + "\n".join(lines) + "\n"
+    table = _times(
+        fresh("overhead", rounds),
+        {
+            "scan": "one scan",
+            "calls": "a call a round",
+            "simulate": "`fs.simulate` with progress and checkpoints (one each 15 s or so)",
+        },
     )
+    return f"## What driving costs\n\n{rounds} rounds of `2nn`. {table}"
 
 
 def evaluation_section() -> str:
     measured = fresh("evaluation")
-    a_round = statistics.median(measured["round"])
+    devices = measured.pop("devices")
+    table = _times(
+        measured,
+        {
+            "round": "a round of `cnn`, ten clients",
+            "whole": "its evaluation, all of it on every device",
+            "dealt": "its evaluation, dealt over the devices (`fs.evaluate(..., mesh=mesh)`)",
+        },
+    )
+    return f"## What evaluation costs\n\n{TEST_IMAGES:,} test images, {devices} devices. {table}"
+
+
+def _times(measured: dict[str, list[float]], texts: dict[str, str]) -> str:
+    """Medians and spans as a table, beside the first.
+
+    Args:
+      measured: name -> seconds, one for each repetition.
+      texts: name -> what the table calls it, in the table's order.
+    """
+    first = statistics.median(measured[next(iter(texts))])
     lines = []
-    for name, says in (
-        ("round", "a round of `cnn`, ten clients"),
-        ("whole", "its evaluation, all of it on every device"),
-        ("dealt", "its evaluation, dealt over the devices (`fs.evaluate(..., mesh=mesh)`)"),
-    ):
-        middle, times = statistics.median(measured[name]), sorted(measured[name])
-        span = f"{times[0]:.2f} to {times[-1]:.2f}"
-        lines.append(f"| {says} | {middle:.2f} ({span}) | {middle / a_round:.2f} |")
+    for name, text in texts.items():
+        middle, seconds = statistics.median(measured[name]), measured[name]
+        span = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        lines.append(f"| {text} | {middle:.2f} ({span}) | {middle / first:.3f} |\n")
     return (
-        f"## What evaluation costs\n\n{TEST_IMAGES:,} test images over two devices. Warm, "
-        f"interleaved, medians of {REPEATS}.\n\n| | seconds | ratio |\n|---|---|---|\n"
-        + "\n".join(lines)
-        + "\n"
+        f"Warm, interleaved, medians of {REPEATS}.\n\n| | seconds | ratio |\n|---|---|---|\n"
+        + "".join(lines)
     )
 
 

@@ -14,7 +14,9 @@ import fedjax_sim as fs
 from benchmarks.jobs import ALPHA, CHARACTERS, CLASSES, HEAD_EPOCHS, HIDDEN, LAM, Job, Weights
 from benchmarks.worker import Worker, serve
 
-SIDE_BY_SIDE = {"lr": 32}  # configurations of a sweep on one device, as `fs.sweep` chooses; or 1
+# Model -> configurations of a sweep side by side on one device, as `fs.sweep` chooses; others run
+# one by one.
+SIDE_BY_SIDE = {"lr": 32}
 
 
 @cache  # the devices of `cores` are made once

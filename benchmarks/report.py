@@ -23,12 +23,12 @@ of the first round, data made and programs compiled.
 """
 
 
-# Each was measured beside what is there, on a CPU; docs/decisions.md says more of them.
+# Each was measured beside what is there, on a CPU.
 TRIED = """## Tried, and not faster
 
 - `d W^T`, the gradient by the inputs, and `x W` of few rows in four forms each: as XLA has them.
 - x^T d of few rows as a sum of outer products that XLA joins with what makes d, which it then makes
-  anew for each row of the kernel. Behind a gather the sum is faster: `nn.dot_general` has it so.
+  anew for each row of the kernel. What is there instead: [decisions](../../docs/decisions.md).
 - A convolution as a product of patches: slower than XLA's kernel for channels-last images, which is
   at a core's matmul peak ([LAYERS.md](LAYERS.md), which has the parts of a step of the CNN and of
   a layer of LSTM, and so where the rest of their time goes).

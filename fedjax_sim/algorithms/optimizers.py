@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.core.checks import check_number, check_same_spec, check_takes
 from fedjax_sim.core.paths import key_name
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.types import Array, Params, PyTree
 
 # An optax transformation, or a function of the round returning one.
@@ -111,7 +112,7 @@ def _check_no_key(name: str, state: PyTree) -> None:
     """Refuses an optimizer's state that holds a key, typed or raw, wherever in it."""
     for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
         words = {word for part in path for word in key_name(part).split("_")}
-        typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        typed = is_key(x)
         raw = x.dtype == jnp.uint32 and (
             x.shape[-1:] in [(size,) for size in _RAW_KEY_SIZES] or not _KEY_NAMES.isdisjoint(words)
         )

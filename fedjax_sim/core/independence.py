@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.files import fingerprint
 from fedjax_sim.core.graphs import inner_of, is_used
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.types import Array, Params, PyTree
 
 # (params, batch, key) -> {name: values[B]}
@@ -239,4 +240,4 @@ def _numbers(computation: ClosedJaxpr | Jaxpr) -> Iterator[str]:
 
 
 def _is_number(x: Any) -> bool:
-    return is_concrete(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return is_concrete(x) and not is_key(x)

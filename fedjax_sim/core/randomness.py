@@ -4,7 +4,7 @@ A stream is folded by purpose, round and client id, and never by slot, lane or p
 client draws the same numbers whatever strategy and devices it runs on.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,12 @@ def as_key(key: Array | int) -> tuple[Array, int | None]:
     return jax.random.key(int(key)), int(key)
 
 
+def is_key(x: Any) -> bool:
+    """Whether it is a typed key, or an array or shape of them."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def check_key(key: Array) -> None:
     """Refuses what is not one typed key of a counter-based generator.
 
@@ -68,8 +74,8 @@ def check_key(key: Array) -> None:
       ValueError: for old-style `uint32` keys, for a batch of keys, and for `rbg` keys,
         which ignore all but the first key under `vmap`.
     """
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if not is_key(key):
+        dtype = getattr(key, "dtype", None)
         raise ValueError(
             "key must be a typed key, as jax.random.key(seed) makes; got "
             f"{type(key).__name__ if dtype is None else f'an array of {dtype}'}"

@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.types import Array, PyTree
 from fedjax_sim.execution.machine import num_cores, own_devices
 
@@ -177,7 +177,7 @@ def _map_bits(place: Callable[[Any], Any], tree: PyTree) -> PyTree:
     """`place` of each array, and of a key's bits, which become a key again."""
 
     def placed_one(x: Any) -> Any:
-        if not _is_key(x):
+        if not is_key(x):
             return place(x)
         return jax.random.wrap_key_data(place(jax.random.key_data(x)), impl=jax.random.key_impl(x))
 
@@ -217,7 +217,7 @@ def _gatherer(processes: Mesh) -> Callable[[Array], Array]:
 
 def _check_alike(tree: PyTree, processes: Mesh) -> None:
     """Refuses arrays that differ between processes, on all of them."""
-    leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
+    leaves = [jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(tree)]
     specs, values = 0, 0
     for x in map(_on_host, leaves):
         specs = zlib.crc32(f"{x.dtype}{list(x.shape)}".encode(), specs)
@@ -242,7 +242,3 @@ def _on_host(x: Any) -> np.ndarray:
             f"{x.dtype}{list(x.shape)} that is dealt over several processes, as {x.sharding}"
         )
     return np.asarray(x)
-
-
-def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

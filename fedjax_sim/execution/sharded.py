@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.registry import declare
 from fedjax_sim.core.tasks import Executed, Options, Tasks
 from fedjax_sim.core.trees import where
@@ -120,20 +121,16 @@ class Sharded(Strategy):
         return executed._replace(client_states=_with_keys_of(client_states, executed.client_states))
 
 
-def _is_key(x: Array) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
 def _as_numbers(tree: PyTree) -> PyTree:
     """The tree with the bits of its keys, which can be summed, in place of the keys."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
 
 
 def _with_keys_of(like: PyTree, tree: PyTree) -> PyTree:
     """The inverse of `_as_numbers`: keys where `like` has them."""
 
     def restore(old: Array, new: Array) -> Array:
-        if not _is_key(old):
+        if not is_key(old):
             return new
         return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.files import SaveError, reason
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.host.processes import Processes
 from fedjax_sim.results.folder import RUN
@@ -168,7 +169,7 @@ def flatten(name: str, tree: PyTree) -> dict[str, np.ndarray]:
     """The leaves of a pytree as numpy arrays, named by their order; random keys as their bits."""
 
     def on_host(x: Any) -> np.ndarray:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if is_key(x):
             x = jax.random.key_data(x)
         return np.array(x)
 
@@ -184,7 +185,7 @@ def unflatten(name: str, like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
     leaves, treedef = jax.tree.flatten(like)
     restored = []
     for i, x in enumerate(leaves):
-        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        key = is_key(x)
         spec: Any = jax.eval_shape(jax.random.key_data, x) if key else x
         saved = arrays.get(f"{name}.{i:04d}")
         if saved is None or saved.shape != spec.shape or saved.dtype != spec.dtype:

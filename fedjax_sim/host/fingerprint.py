@@ -14,11 +14,11 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fedjax_sim.core.plain import plainly
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.types import PyTree
 from fedjax_sim.host.checkpoints import checksum
 from fedjax_sim.host.host_code import parts
@@ -158,9 +158,7 @@ class _Walk:
             return _array(x)
         if isinstance(x, Enum):
             return f"{type(x).__name__}.{x.name}"
-        if isinstance(x, (np.dtype, jax.core.ShapedArray)) or jnp.issubdtype(
-            getattr(x, "dtype", np.dtype(bool)), jax.dtypes.prng_key
-        ):
+        if isinstance(x, (np.dtype, jax.core.ShapedArray)) or is_key(x):
             weak = " weak" if getattr(x, "weak_type", False) else ""
             return f"{getattr(x, 'dtype', x)}{list(getattr(x, 'shape', ()))}{weak}"
         if isinstance(x, Mapping):
@@ -195,6 +193,6 @@ def _is_reference(x: Any) -> bool:
 
 
 def _array(x: Any) -> str:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_key(x):
         return f"{x.dtype} {_array(jax.random.key_data(x))}"
     return f"{x.dtype}{list(x.shape)} {checksum(x)}"

@@ -10,6 +10,7 @@ from jax.sharding import Sharding
 
 from fedjax_sim.core.client_states import HeldStates, held_in, with_held
 from fedjax_sim.core.evaluate import OfState
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.types import FederatedState, PyTree
 from fedjax_sim.data import ClientStates
 from fedjax_sim.execution.placing import placed
@@ -45,7 +46,7 @@ def check_on_disk(experiment: Experiment, state: FederatedState) -> None:
     leaves = jax.tree.leaves(state.clients)
     if not leaves:
         raise ValueError(f"{where} where the algorithm's clients keep nothing; got {ON_DISK!r}")
-    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves):
+    if any(map(is_key, leaves)):
         raise ValueError(f"{where} where clients keep random keys; got {ON_DISK!r}")
     if isinstance(experiment.evaluate, OfState):
         raise ValueError(

@@ -12,6 +12,7 @@ from fedjax_sim.core.asynchrony import Asynchrony
 from fedjax_sim.core.cohort import as_arrays
 from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.core.files import fingerprint
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.trees import shapes_with
 from fedjax_sim.core.types import (
     Array,
@@ -296,7 +297,7 @@ def _stand_in(shapes: PyTree, first: int = 1) -> PyTree:
     leaves, structure = jax.tree.flatten(shapes)
 
     def filled(x: Any, number: int) -> Array:
-        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if not is_key(x):
             # Numbers are cut to the range of the type: 8 bits, or a boolean.
             values = 2 if x.dtype == bool else 128 if x.dtype.itemsize == 1 else number + 1
             return jnp.full(x.shape, number % values, x.dtype)

@@ -25,7 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.core.types import Array
-from fedjax_sim.core.varying import vary_alike
+from fedjax_sim.nn.primitives import bind, lower
 
 
 class Geometry(NamedTuple):
@@ -59,19 +59,6 @@ class Geometry(NamedTuple):
 def dilate(sizes: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
     """The sizes with factor - 1 holes between neighbours."""
     return tuple(1 + (n - 1) * d if n else 0 for n, d in zip(sizes, factors, strict=True))
-
-
-def precision_of(precision: Any) -> Any:
-    """What JAX would take a precision for where it is traced; it can be hashed."""
-    if precision is None:
-        # JAX adds its options to its configuration when it is imported, where no type sees them.
-        return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return tuple(precision) if isinstance(precision, list) else precision
-
-
-def bind(primitive: Primitive, a: Array, b: Array, **params: Any) -> Array:
-    """The primitive of both operands, inside `shard_map` too."""
-    return primitive.bind(*vary_alike(a, b), **params)
 
 
 # The maps as plain functions, without an axis over lanes.
@@ -177,20 +164,17 @@ def _of_lanes(function: Callable[..., Array], over: Callable[..., Callable[..., 
     return of_lanes
 
 
-_lower = partial(mlir.lower_fun, multiple_results=False)
-
-
 for _map, _shape, _everywhere, _cpu in (
     (convolve, _convolve_shape, _own, _own),
     (pull_image, _image_shape, _own_image, _fast_image),
     (pull_kernel, _kernel_shape, _own_kernel, _fast_kernel),
 ):
     _map.def_abstract_eval(_shape)
-    by_vmap = _of_lanes(_everywhere, jax.vmap)
-    by_loop = _of_lanes(_cpu, lambda f: partial(_loop, f))
-    _map.def_impl(by_vmap)
-    mlir.register_lowering(_map, _lower(by_vmap))
-    mlir.register_lowering(_map, _lower(by_loop), platform="cpu")
+    _by_vmap = _of_lanes(_everywhere, jax.vmap)
+    _by_loop = _of_lanes(_cpu, lambda f: partial(_loop, f))
+    _map.def_impl(_by_vmap)  # outside of a compiled function there is no loop to be fast in
+    mlir.register_lowering(_map, lower(_by_vmap))
+    mlir.register_lowering(_map, lower(_by_loop), platform="cpu")
 
 ad.defbilinear(
     convolve,

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim.core.types import Array
-from fedjax_sim.nn.bilinear import Geometry, bind, convolve, dilate, precision_of
+from fedjax_sim.nn.bilinear import Geometry, convolve, dilate
+from fedjax_sim.nn.primitives import bind, precision_of
 
 
 def conv_general_dilated(

@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim.core.types import Array
-from fedjax_sim.nn.bilinear import bind, precision_of
+from fedjax_sim.nn.primitives import bind, lower, precision_of
 
 # XLA's CPU compiler computes x^T d element by element if the result has few columns, and rewrites
 # (d^T x)^T as x^T d unless a barrier is between.
@@ -52,8 +52,8 @@ def _batch(args: Any, dims: Any, *, barrier: str) -> tuple[Array, int]:
 
 _flip.def_impl(_swap)
 _flip.def_abstract_eval(_abstract)
-mlir.register_lowering(_flip, mlir.lower_fun(_swap, multiple_results=False))
-mlir.register_lowering(_flip, mlir.lower_fun(_swap_behind, multiple_results=False), platform="cpu")
+mlir.register_lowering(_flip, lower(_swap))
+mlir.register_lowering(_flip, lower(_swap_behind), platform="cpu")
 ad.deflinear2(_flip, lambda ct, x, *, barrier: [_flip.bind(ct, barrier=_TRANSPOSED[barrier])])
 batching.primitive_batchers[_flip] = _batch
 
@@ -96,7 +96,7 @@ def _primitive(name: str, function: Callable[..., Array]) -> Primitive:
 
     primitive.def_impl(function)
     primitive.def_abstract_eval(shape)
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    mlir.register_lowering(primitive, lower(function))
     batching.primitive_batchers[primitive] = batch
     return primitive
 
@@ -107,7 +107,7 @@ def _plain(x: Any) -> jax.ShapeDtypeStruct:
 
 _multiply = _primitive("multiply_rows", _product_of_rows)
 _pull_kernel = _primitive("pull_kernel_of_rows", _kernel_of_rows)
-_summed = mlir.lower_fun(_sum_of_outer_products, multiple_results=False)
+_summed = lower(_sum_of_outer_products)
 mlir.register_lowering(_pull_kernel, _summed, platform="cpu")
 
 ad.defbilinear(
@@ -160,8 +160,9 @@ def dot_general(
     nnx. Values, arguments and derivatives (either mode, any order) are those of `jax.lax`.
     Where W is a matrix, its gradient `x^T d` is computed in the form that XLA's CPU
     compiler has a fast kernel for: as `(d^T x)^T` if W has at most 16 columns; as a sum of outer
-    products if x has at most 16 rows and W at most 512 columns; else with x^T laid out first if x
-    has fewer than 16 rows, or W at most 128 columns or more than twice as many as rows.
+    products if x has at most 16 rows, W at most 512 columns and both 32 bits or more; else with
+    x^T laid out first if x has fewer than 16 rows, or W at most 128 columns or more than twice as
+    many as rows.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = nn.Dense(10, dot_general=dot_general)

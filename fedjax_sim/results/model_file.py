@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.files import reason, replace_file
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.types import Params, PyTree
 
 ABOUT = "about.json"  # a member of the archive beside the arrays
@@ -196,8 +197,7 @@ def _array(leaf: Any, keys: LeafPath) -> np.ndarray:
     refusal = f"params must be arrays of numbers; got {_name(keys)!r}, which is "
     if isinstance(leaf, jax.core.Tracer):
         raise ValueError(f"{refusal}being traced: save what a compiled function returns")
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         raise ValueError(f"{refusal}a key: leave it out, or save jax.random.key_data of it")
     number = isinstance(leaf, (bool, int, float, complex))
     array = np.asarray(leaf, jnp.result_type(leaf) if number else None)  # a number as JAX takes it

@@ -18,10 +18,10 @@ _SHARE_OF_CONSTANTS = 0.1
 def works_of(plan: Plan) -> Generator[Work, None, None]:
     """The batches of all groups; while those of one run, the next one's program is prepared.
 
-    The thread calls the user's factory, as the batches themselves would later. It lets be what
-    JAX's settings would make otherwise, which a context as `jax.enable_x64` sets for one thread
-    alone. Of an error the thread says nothing: the group's first batch prepares again what could
-    not be, and raises what it cannot either.
+    The thread calls the user's factory, as the batches themselves would later. It prepares nothing
+    if JAX's settings differ in it, because a context such as `jax.enable_x64` sets them for one
+    thread alone. Of an error the thread says nothing: the group's first batch prepares once more,
+    and raises what it meets.
     """
     settings = _settings()
     groups = by_group(plan)

@@ -68,7 +68,8 @@ class Compiled:
                 check_vma=False,
             )
         )
-        self.begin: Callable[[PyTree], PyTree] = self.start  # until it is compiled, too
+        # `prepare` compiles it, so that a thread pays for it, and not the first batch.
+        self.begin: Callable[[PyTree], PyTree] = self.start
 
     def _made(self, hyper: dict[str, Array], data: Array) -> tuple[Any, Array]:
         """The experiment of one configuration, or its results, inside the trace; and its key."""

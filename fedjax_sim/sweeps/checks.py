@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.randomness import check_key
+from fedjax_sim.core.randomness import check_key, is_key
 from fedjax_sim.core.types import Array
 from fedjax_sim.data import Source
 from fedjax_sim.execution.machine import loaded
@@ -148,7 +148,7 @@ def keys_of(keys: Array | Sequence[int]) -> tuple[list[int], Array]:
     Raises:
       ValueError: for values that are neither keys nor different whole numbers.
     """
-    if isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+    if isinstance(keys, jax.Array) and is_key(keys):
         if keys.ndim != 1 or not len(keys):
             raise ValueError(f"keys must be an array [S] of keys; got shape {keys.shape}")
         check_key(keys[0])

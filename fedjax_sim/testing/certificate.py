@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core.randomness import is_key
 from fedjax_sim.core.types import PyTree
 
 
@@ -58,7 +59,7 @@ def numbers_of(tree: PyTree) -> list[tuple[str, np.ndarray]]:
     """The leaves with their paths, those of numbers in float64; keys are left out."""
     leaves = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if not is_key(leaf):
             name = jax.tree_util.keystr(path) or "the value"
             leaves.append((name, np.asarray(leaf).astype(np.float64)))
     return leaves
@@ -92,6 +93,6 @@ def same_bits(tree: PyTree, expected: PyTree) -> bool:
 
 
 def _bits(leaf: Any) -> bytes:
-    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf).tobytes()

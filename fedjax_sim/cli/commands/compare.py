@@ -129,7 +129,8 @@ def call(options: argparse.Namespace) -> int:
         for codec in resolved.compress
         if codec != NONE
     }
-    if options.overwrite and out.held():  # which a comparison that its rounds refuse must keep
+    # A round may refuse the new setting, so rounds are traced before results are removed.
+    if options.overwrite and out.held():
         build.check_rounds(map(resolved.of, resolved.grid))
     out.prepare(options.overwrite)
     files.write(options.out, _values(resolved, names))

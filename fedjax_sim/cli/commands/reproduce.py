@@ -158,43 +158,52 @@ def _estimate(
     from fedjax_sim.reproduce.estimating import estimate, estimate_swept
 
     console = show.console()
-    if left.races:
-        estimates = estimate(left.races, options.seeds, mesh)
-        with store.alone():
-            store.save_estimates(estimates)
-        for cell in left.races if options.estimate else ():
-            console.print(
-                f"{cell.name}: up to about {span_of(estimates[cell.name])}", soft_wrap=True
-            )
-        console.print(
-            f"{len(left.races)} of {len(cells)} cells to run: up to about "
-            f"{span_of(sum(estimates.values()))}, if no run reaches its target before its end.",
-            soft_wrap=True,
-        )
-    elif cells:
-        console.print(f"0 of {len(cells)} cells to run: all are there.")
+
+    def say(lines: list[str]) -> None:
+        for line in lines:
+            console.print(line, soft_wrap=True)
+
+    if cells:
+        seconds_of = estimate(left.races, options.seeds, mesh) if left.races else {}
+        _save(seconds_of, store)
+        say(_about_races(len(cells), seconds_of, each=options.estimate))
     for name in selection.curves:
-        estimate_text = (
-            "no estimate, its progress says the time left." if name in left.curves else "all there."
-        )
-        console.print(f"{name}: {estimate_text}")
-    if left.swept:
-        seconds_of = {claim.cell.name: claim.seconds for claim in selection.claims}
-        if left.accuracies:
-            estimates = estimate_swept(left.accuracies, options.seeds, mesh)
-            with store.alone():
-                store.save_estimates(estimates)
-            seconds_of |= estimates
-        for swept_cell in left.swept:
-            console.print(
-                f"{swept_cell.name}: about {span_of(seconds_of[swept_cell.name])}", soft_wrap=True
-            )
-        total_text = span_of(sum(seconds_of[swept_cell.name] for swept_cell in left.swept))
-        console.print(
-            f"{len(left.swept)} of {len(selection.swept)} sweeps to run: about {total_text}."
-        )
-    elif selection.swept:
-        console.print(f"0 of {len(selection.swept)} sweeps to run: all are there.")
+        left_text = "no estimate, its progress says the time left."
+        say([f"{name}: {left_text if name in left.curves else 'all there.'}"])
+    if selection.swept:
+        measured = estimate_swept(left.accuracies, options.seeds, mesh) if left.accuracies else {}
+        _save(measured, store)
+        of_claims = {claim.cell.name: claim.seconds for claim in selection.claims}
+        seconds_of = {cell.name: (of_claims | measured)[cell.name] for cell in left.swept}
+        say(_about_sweeps(len(selection.swept), seconds_of))
+
+
+def _save(seconds_of: dict[str, float], store: "Store") -> None:
+    if seconds_of:
+        with store.alone():
+            store.save_estimates(seconds_of)
+
+
+def _about_races(total: int, seconds_of: dict[str, float], each: bool) -> list[str]:
+    """Lines of how long the cells take that are left, of so many in all."""
+    if not seconds_of:
+        return [f"0 of {total} cells to run: all are there."]
+    lines = [f"{name}: up to about {span_of(seconds)}" for name, seconds in seconds_of.items()]
+    return [
+        *(lines if each else ()),
+        f"{len(seconds_of)} of {total} cells to run: up to about "
+        f"{span_of(sum(seconds_of.values()))}, if no run reaches its target before its end.",
+    ]
+
+
+def _about_sweeps(total: int, seconds_of: dict[str, float]) -> list[str]:
+    """Lines of how long the sweeps take that are left, of so many in all."""
+    if not seconds_of:
+        return [f"0 of {total} sweeps to run: all are there."]
+    return [
+        *(f"{name}: about {span_of(seconds)}" for name, seconds in seconds_of.items()),
+        f"{len(seconds_of)} of {total} sweeps to run: about {span_of(sum(seconds_of.values()))}.",
+    ]
 
 
 def _run(left: _Left, store: "Store", page: Path, options: argparse.Namespace, mesh: Any) -> bool:

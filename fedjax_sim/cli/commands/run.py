@@ -129,7 +129,7 @@ def call(options: argparse.Namespace) -> int:
     # Of several processes, all have looked into the folder before the first one writes there.
     processes = processes_of(mesh)
     with processes.together():
-        experiment = _experiment(plan, mesh, traced=options.overwrite)
+        experiment = _experiment(plan, mesh, traced=options.overwrite and bool(out.held()))
         writers = _writers(plan, options) if processes.is_writer else []
         for results_folder in (out, *map(out.baseline, plan.baselines)):
             if processes.is_writer:
@@ -157,7 +157,8 @@ def _experiment(plan: Plan, mesh: Mesh | None, traced: bool = False) -> Experime
     state = experiment.check(key)
     if plan.client_states == ON_DISK:
         check_on_disk(experiment, state)
-    if traced:  # before results are removed for a run that only its round refuses
+    # A round may refuse the new setting, so one is traced before results are removed.
+    if traced:
         experiment.shapes_of_round(key, state)
     return experiment
 

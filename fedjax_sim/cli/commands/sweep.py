@@ -170,7 +170,8 @@ def call(options: argparse.Namespace) -> int:
         build.problem(configuration)  # refuses a split that cannot be made, before anything runs
     metrics = build.metrics(build.experiment(plan.settings[0]))
     check_known(plan.metric, metrics, "metric")
-    if options.overwrite and out.held():  # which a sweep that its rounds refuse must keep
+    # A round may refuse the new setting, so rounds are traced before results are removed.
+    if options.overwrite and out.held():
         build.check_rounds(plan.of_each_program)
     out.prepare(options.overwrite)
     files.write(options.out, plan.values())
