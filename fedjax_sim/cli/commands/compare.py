@@ -129,8 +129,7 @@ def call(options: argparse.Namespace) -> int:
         for codec in resolved.compress
         if codec != NONE
     }
-    # A round may refuse the new setting, so rounds are traced before results are removed.
-    if options.overwrite and out.held():
+    if options.overwrite and out.held():  # A round may refuse what results are removed for.
         build.check_rounds(map(resolved.of, resolved.grid))
     out.prepare(options.overwrite)
     files.write(options.out, _values(resolved, names))

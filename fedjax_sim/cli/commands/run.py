@@ -157,8 +157,7 @@ def _experiment(plan: Plan, mesh: Mesh | None, traced: bool = False) -> Experime
     state = experiment.check(key)
     if plan.client_states == ON_DISK:
         check_on_disk(experiment, state)
-    # A round may refuse the new setting, so one is traced before results are removed.
-    if traced:
+    if traced:  # because a round may refuse the setting, for which results would be removed
         experiment.shapes_of_round(key, state)
     return experiment
 

@@ -170,8 +170,7 @@ def call(options: argparse.Namespace) -> int:
         build.problem(configuration)  # refuses a split that cannot be made, before anything runs
     metrics = build.metrics(build.experiment(plan.settings[0]))
     check_known(plan.metric, metrics, "metric")
-    # A round may refuse the new setting, so rounds are traced before results are removed.
-    if options.overwrite and out.held():
+    if options.overwrite and out.held():  # A round may refuse what results are removed for.
         build.check_rounds(plan.of_each_program)
     out.prepare(options.overwrite)
     files.write(options.out, plan.values())
