@@ -1,5 +1,6 @@
 """Grids of hyper-parameters: products, zips and random draws."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,14 +111,15 @@ def zip(**axes: Sequence[Any]) -> Grid:
 
 
 def random(key: Array, num: int, **axes: Uniform | LogUniform | Choice) -> Grid:
-    """`num` configurations, each value drawn on its own.
+    """`num` different configurations, each value drawn on its own.
 
     Args:
       key: one typed key; the same key draws the same grid.
       axes: name -> `uniform`, `log_uniform` or `choice`.
 
     Raises:
-      ValueError: if num < 1, or for an axis that is no distribution.
+      ValueError: if num < 1 or more than choices can make, without an axis, or for one that is no
+        distribution.
 
     >>> configurations = list(random(jax.random.key(0), 2, lr=log_uniform(1e-3, 1.0)))
     >>> all(1e-3 <= configuration["lr"] < 1 for configuration in configurations)
@@ -128,8 +130,19 @@ def random(key: Array, num: int, **axes: Uniform | LogUniform | Choice) -> Grid:
     for name, axis in axes.items():
         if not isinstance(axis, (Uniform, LogUniform, Choice)):
             raise ValueError(f"{name} must be grid.uniform, .log_uniform or .choice; got {axis!r}")
+    if not axes:
+        raise ValueError("axes must be one or more, as lr=grid.log_uniform(1e-3, 1.0)")
+    sizes = [len({*map(repr, x.values)}) for x in axes.values() if isinstance(x, Choice)]
+    if len(sizes) == len(axes) and num > math.prod(sizes):
+        raise ValueError(
+            f"num must be at most {math.prod(sizes)}, the combinations of the choices; got {num}"
+        )
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    return Grid([{name: axis.draw(rng) for name, axis in axes.items()} for _ in range(num)])
+    configurations: dict[str, dict[str, Any]] = {}
+    while len(configurations) < num:
+        configuration = {name: axis.draw(rng) for name, axis in axes.items()}
+        configurations.setdefault(repr(configuration), configuration)
+    return Grid([*configurations.values()])
 
 
 def uniform(low: float, high: float) -> Uniform:

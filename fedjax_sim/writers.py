@@ -8,6 +8,7 @@ are written again, with the same values; each writer's docstring says how it han
 import csv as csv_files
 import io
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -138,6 +139,7 @@ def tensorboard(folder: str | Path) -> "TensorBoard":
 
     Raises:
       ImportError: naming the extra, if tensorboardX is missing.
+      ValueError: if the folder cannot be written.
     """
     return TensorBoard(folder)
 
@@ -153,6 +155,12 @@ class TensorBoard:
                 "writers.tensorboard needs tensorboardX: pip install fedjax-sim[tensorboard]"
             ) from error
         self.folder = Path(folder)
+        try:  # here, and not with the first round, for which earlier results may be removed
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"folder {folder} cannot be written: {error.strerror}") from error
         self._make = SummaryWriter
         self._events: Any = None
         self._last = 0

@@ -77,6 +77,10 @@ def checked(tables: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> d
                 raise ValueError(f"random.{name} must be a whole number; got {value!r}")
         check_count("random.num", num)
         draws = {k: v for k, v in table.items() if k not in ("num", "seed")}
+        if not draws:
+            raise ValueError(
+                "random must have an axis behind its number, as client_lr=loguniform(0.01,1)"
+            )
         for name, text in draws.items():
             _draw(name, text, vocabulary)
         typed_tables["random"] = {"num": num, "seed": seed, **draws}

@@ -15,7 +15,7 @@ from fedjax_sim.core.checks import check_count, check_number
 from fedjax_sim.core.paths import Chosen, by_path, check_chosen, chosen_paths, put
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, LossFn, Params, PyTree
-from fedjax_sim.models.model import OfTokens
+from fedjax_sim.models.model import OfTokens, WithDropout
 
 
 class Adapter(NamedTuple):
@@ -67,7 +67,9 @@ class Merged:
 
 def _merged_apply(whole_apply: Any, merge: Callable[[Params], Params]) -> Any:
     if isinstance(whole_apply, OfTokens):  # whose vocabulary the losses look for
-        return replace(whole_apply, apply=Merged(whole_apply.apply, merge))
+        return replace(whole_apply, apply=_merged_apply(whole_apply.apply, merge))
+    if isinstance(whole_apply, WithDropout):  # which the losses train by its own function
+        return whole_apply.wrapped(lambda function: Merged(function, merge))
     return Merged(whole_apply, merge)
 
 

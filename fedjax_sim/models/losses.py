@@ -13,7 +13,7 @@ from fedjax_sim.core.checks import is_concrete
 from fedjax_sim.core.loss import TRAINING_MASK
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, Params, PyTree
-from fedjax_sim.models.model import OfTokens, WithStatistics
+from fedjax_sim.models.model import OfTokens, WithDropout, WithStatistics
 
 
 def cross_entropy(apply: Callable[[Params, Array], Array]) -> "CrossEntropy":
@@ -53,11 +53,11 @@ class CrossEntropy:
     def __call__(
         self, params: Params, batch: PyTree, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
-        return self.of_logits(self.logits(params, batch), batch)
+        return self.of_logits(self.logits(params, batch, key), batch)
 
-    def logits(self, params: Params, batch: PyTree) -> Array:
-        """Float[B, ..., classes], the model's outputs."""
-        return _apply(self.apply, params, batch)
+    def logits(self, params: Params, batch: PyTree, key: Array | None = None) -> Array:
+        """Float[B, ..., classes], the model's outputs; with a key those of its dropout."""
+        return _apply(self.apply, params, batch, key)
 
     def of_logits(self, logits: Array, batch: PyTree) -> tuple[Array, dict[str, Array]]:
         """The losses [B] of these outputs, and the accuracies [B]."""
@@ -103,7 +103,7 @@ class SquaredError:
         return fields_of(self)
 
     def __call__(self, params: Params, batch: PyTree, key: Array | None) -> Array:
-        outputs = _apply(self.apply, params, batch)
+        outputs = _apply(self.apply, params, batch, key)
         error = outputs - batch["y"].reshape(outputs.shape)
         return jnp.mean(jnp.square(error).reshape(error.shape[0], -1), axis=1)
 
@@ -119,8 +119,16 @@ class SquaredError:
             raise ValueError(f'targets ("y") must have shape [N, *{outputs}]; got [N, *{targets}]')
 
 
-def _apply(apply: Callable[[Params, Array], Array], params: Params, batch: PyTree) -> Array:
-    """The outputs; in training, of a model with batch norm, by the block's own statistics."""
+def _apply(
+    apply: Callable[[Params, Array], Array], params: Params, batch: PyTree, key: Array | None
+) -> Array:
+    """The outputs; in training those of batch norm by the block's own statistics, and of dropout.
+
+    Args:
+      key: of a local step, for dropout; None in an evaluation.
+    """
+    if key is not None and isinstance(apply, WithDropout):
+        return apply.with_key(params, batch["x"], key)
     if TRAINING_MASK in batch and isinstance(apply, WithStatistics):
         return apply.train(params, batch["x"], batch[TRAINING_MASK])[0]
     return apply(params, batch["x"])

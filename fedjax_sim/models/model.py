@@ -96,6 +96,31 @@ class WithStatistics:
         return fields_of(self)
 
 
+@dataclass(frozen=True, repr=False)
+class WithDropout:
+    """An `apply` of a model with dropout. Called, it is in inference mode, and drops nothing.
+
+    The losses of `fs.models` call `with_key` where they have one, as in every local step.
+
+    Attributes:
+      apply: (params, x) -> outputs, of the model in inference mode.
+      with_key: (params, x, key) -> outputs, without what the key's draws drop.
+    """
+
+    apply: Callable[[Params, Array], Array]
+    with_key: Callable[[Params, Array, Array], Array]
+
+    def __call__(self, params: Params, x: Array) -> Array:
+        return self.apply(params, x)
+
+    def wrapped(self, wrap: Callable[[Any], Any]) -> "WithDropout":
+        """Of both functions what `wrap` makes of them."""
+        return WithDropout(wrap(self.apply), wrap(self.with_key))
+
+    def __repr__(self) -> str:
+        return fields_of(self)
+
+
 def _without_slope(params: Params) -> Params:
     """The same params, of whose running statistics there is no derivative."""
     return {**params, "batch_stats": jax.lax.stop_gradient(params["batch_stats"])}
@@ -107,6 +132,10 @@ def of_tokens(module: nn.Module, length: int, vocabulary: int) -> Model:
     return model._replace(apply=OfTokens(model.apply, vocabulary))
 
 
+# What a flax module may be told in training, by name; the opposite tells inference.
+_IN_TRAINING = {"train": True, "deterministic": False}
+
+
 def from_flax(
     module: nn.Module, input_shape: Sequence[int], input_dtype: Any = jnp.float32
 ) -> Model:
@@ -116,6 +145,10 @@ def from_flax(
     `nn.BatchNorm` `use_running_average=not train`, and the mask, Bool[B], as it broadcasts to what
     is normed: `mask[:, None]` for features. Its params are `{"params": ..., "batch_stats": ...}`,
     `apply` is in inference mode, and `fs.with_statistics` trains it.
+
+    Of a module that is called as `module(x, train=False)`, or with flax's `deterministic=True`,
+    `apply` is in inference mode, too, and the losses of `fs.models` call it with `train=True` and a
+    key for its dropout (`rngs={"dropout": key}`) in local steps, which have a key.
 
     Raises:
       ValueError: for an input_shape, without the batch, that is no sequence of sizes; from `init`,
@@ -132,8 +165,12 @@ def from_flax(
         if "batch_stats" in jax.eval_shape(module.init, jax.random.key(0), x):
             return _with_statistics(module, input_shape, input_dtype)
 
+    takes = inspect.signature(type(module).__call__).parameters
+    modes: dict[str, Any] = {k: value for k, value in _IN_TRAINING.items() if k in takes}
+    inference: dict[str, Any] = {name: not value for name, value in modes.items()}
+
     def init(key: Array) -> Params:
-        variables = module.init(key, jnp.zeros((1, *input_shape), input_dtype))
+        variables = module.init(key, jnp.zeros((1, *input_shape), input_dtype), **inference)
         if other_collections := sorted(set(variables) - {"params"}):
             raise ValueError(
                 f"module must have no variables beside its params; got "
@@ -144,9 +181,12 @@ def from_flax(
         return variables["params"]
 
     def apply(params: Params, x: Array) -> Array:
-        return jnp.asarray(module.apply({"params": params}, x))
+        return jnp.asarray(module.apply({"params": params}, x, **inference))
 
-    return Model(init, apply)
+    def with_key(params: Params, x: Array, key: Array) -> Array:
+        return jnp.asarray(module.apply({"params": params}, x, **modes, rngs={"dropout": key}))
+
+    return Model(init, WithDropout(apply, with_key) if modes else apply)
 
 
 def _with_statistics(module: nn.Module, input_shape: Sequence[int], input_dtype: Any) -> Model:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.types import Array, LossFn, Params, PyTree
 from fedjax_sim.models.adapters import Merged
-from fedjax_sim.models.model import OfTokens, WithStatistics
+from fedjax_sim.models.model import OfTokens, WithDropout, WithStatistics
 
 
 def mixed_precision(loss_fn: LossFn, dtype: Any = jnp.bfloat16) -> "MixedPrecision":
@@ -104,6 +104,8 @@ def _cast_function(function: Any, dtype: Any) -> Any:
     trained part alone, beside which the frozen parameters would make all of it float32."""
     if isinstance(function, OfTokens):  # whose vocabulary the losses look for
         return replace(function, apply=_cast_function(function.apply, dtype))
+    if isinstance(function, WithDropout):  # which the losses train by its own function
+        return function.wrapped(lambda each: _cast_function(each, dtype))
     if isinstance(function, Merged):
         return replace(function, function=_cast_function(function.function, dtype))
     return _Cast(function, dtype)

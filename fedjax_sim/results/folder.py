@@ -208,6 +208,21 @@ class RunFolder(NamedTuple):
             self._clear()
 
     @contextmanager
+    def kept_if_begun(self, kind: Kind) -> Iterator[None]:
+        """Within it work begins: if it is refused before a part is saved, its files are removed.
+
+        A folder that held something before, or that several processes share, is left as it is.
+        """
+        was_empty = not self.held()
+        try:
+            yield
+        except ValueError:
+            is_shared = self.claims.is_dir()
+            if was_empty and not is_shared and not self.has_parts(kind):
+                self.clear()
+            raise
+
+    @contextmanager
     def _without_writer_of_states(self) -> Iterator[None]:
         """Within it no run writes the clients' states; removes them and their lock at its end."""
         rows = self.client_states

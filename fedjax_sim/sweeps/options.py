@@ -1,6 +1,6 @@
 """The options of a sweep, and the plan that is made of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,17 +26,17 @@ from fedjax_sim.sweeps.store import Store
 class Options(NamedTuple):
     """The keyword arguments of `sweep`, but those that show progress."""
 
-    out: str | Path | None
-    resume: bool
-    static: Sequence[str]
-    side_by_side: int | None
-    memory_limit: float | None
-    common_random_numbers: bool
-    mesh: Mesh | None
-    checkpoint_every: int | None
-    keep_models: str | None
-    metric: str | None
-    configuration: dict[str, Any]
+    out: str | Path | None = None
+    resume: bool = False
+    static: Sequence[str] = ()
+    side_by_side: int | None = None
+    memory_limit: float | None = None
+    common_random_numbers: bool = True
+    mesh: Mesh | None = None
+    checkpoint_every: int | None = None
+    keep_models: str | None = None
+    metric: str | None = None
+    configuration: Mapping[str, Any] | None = None
     shard: Shard | None = None
 
 
@@ -78,6 +78,7 @@ def make_plan(
     Raises:
       ValueError: as `sweep`.
     """
+    configuration = dict(options.configuration or {})
     opaque = takes_key(experiment)
     check_names(experiment, grid, options.static, opaque)
     check_labels(grid, opaque)
@@ -125,7 +126,7 @@ def make_plan(
             "common_random_numbers": options.common_random_numbers,
             "devices": mesh.size,
             "groups": [_facts(experiment, grid, group, keys[0], opaque) for group in groups],
-            "configuration": options.configuration,
+            "configuration": configuration,
             "keep_models": options.keep_models,
             "metric": options.metric,
             "versions": versions(),
@@ -147,7 +148,7 @@ def make_plan(
         groups=groups,
         store=store,
         checkpoint_every=options.checkpoint_every,
-        configuration=options.configuration,
+        configuration=configuration,
         shard=options.shard,
     )
 

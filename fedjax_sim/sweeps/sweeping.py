@@ -133,7 +133,7 @@ def sweep(
         checkpoint_every=checkpoint_every,
         keep_models=keep_models,
         metric=metric,
-        configuration=dict(configuration or {}),
+        configuration=configuration,
         shard=shard_of(shard),
     )
     if on_progress is not None:
@@ -150,6 +150,17 @@ def sweep(
         results = _swept(make_plan(experiment, grid, seeds, typed_keys, options), show_and_tell)
         show(len(results.runs), "")
         return results
+
+
+def check(
+    experiment: Callable[..., Any], grid: Grid, keys: Array | Sequence[int], **options: Any
+) -> None:
+    """Refuses what `sweep` refuses before it opens a folder; computes nothing.
+
+    Args:
+      options: those of `sweep` but `out`, as `Options` has them.
+    """
+    make_plan(experiment, grid, *keys_of(keys), Options(**options))
 
 
 def _swept(plan: Plan, on_progress: Callable[[Swept], None] | None) -> Results:

@@ -103,15 +103,47 @@ def test_models_are_kept_when_asked(tmp_path, capsys):
     assert "keep_models must be final or best; got True" in said
 
 
-def test_a_sweep_that_its_rounds_refuse_removes_nothing(tmp_path, capsys):
+def files_of(path):
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+
+
+def test_a_sweep_that_is_refused_removes_nothing(tmp_path, capsys):
     options = ("--rounds", "1", "--grid", "client_lr=0.05,0.1")
     assert sweep(*options, out=tmp_path) == 0
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    refusing = ("--sampler", "power_of_choice", "--candidates", "1000")
-    said = refused(capsys, *options, *refusing, "--overwrite", out=tmp_path)
-    assert "--candidates must be at most K" in said
-    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    assert after == before
+    before = files_of(tmp_path)
+    refusing = ("--sampler", "power_of_choice", "--candidates", "1000")  # by its rounds
+    assert "--candidates must be at most K" in refused(
+        capsys, *options, *refusing, "--overwrite", out=tmp_path
+    )
+    twice = ("--zip", "client_lr=0.1,0.1", "epochs=1,1", "--overwrite")  # by its table
+    assert "must have each configuration once" in refused(capsys, *twice, out=tmp_path)
+    few = ("--random", "3", "client_lr=choice(0.1,1)", "--overwrite")
+    assert "num must be at most 2, the combinations" in refused(capsys, *few, out=tmp_path)
+    alone = ("--random", "3", "--overwrite")
+    assert "random must have an axis behind its number" in refused(capsys, *alone, out=tmp_path)
+    assert files_of(tmp_path) == before
+
+
+POWER_OF_CHOICE = ("--sampler", "power_of_choice", "--candidates", "1000")
+
+
+@pytest.mark.parametrize(
+    ("command", "refusing", "message"),
+    [
+        ("run", POWER_OF_CHOICE, "--candidates must be at most K"),
+        ("sweep", POWER_OF_CHOICE, "--candidates must be at most K"),
+        ("compare", ("--algorithm", "mifa"), "--modes must be a mean over the clients that report"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder_in_the_way(tmp_path, capsys, command, refusing, message):
+    """What only a round refuses, once the folder is there."""
+    options = ("-K", "10", "-C", "0.3", "--rounds", "1", "--out", str(tmp_path))
+    options += ("--seeds", "1") if command == "compare" else ()
+    with pytest.raises(SystemExit):
+        main([command, *options, *refusing])
+    assert message in capsys.readouterr().err
+    assert files_of(tmp_path) == {}
+    assert main([command, *options]) == 0
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from fedjax_sim.algorithms.descent import Stepped, averaged_descent, descend, model_difference
 from fedjax_sim.algorithms.facts import Facts
-from fedjax_sim.algorithms.logits import classifier_of
+from fedjax_sim.algorithms.logits import classifier_of, training_logits
 from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.algorithms.probes import Probed, probing
 from fedjax_sim.core.local_training import check_local
@@ -66,6 +66,7 @@ def fedlc(
     """
     AT_LEAST_0.check("tau", tau)
     classifier = classifier_of(loss_fn, "calibrated")
+    logits_of = training_logits(classifier)
     base = averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer)
 
     def probe(message: Any, client_state: Any, batch: Any, mask: Array) -> Array:
@@ -79,7 +80,7 @@ def fedlc(
         margin = jnp.asarray(tau, counts.dtype) * jnp.maximum(counts, _ABSENT) ** -0.25
 
         def loss(params: Any, batch: Any, key: Array | None) -> tuple[Array, dict[str, Array]]:
-            logits = classifier.logits(params, batch)
+            logits = logits_of(params, batch, key)
             shape = (1,) * (logits.ndim - 1) + margin.shape
             losses, _ = classifier.of_logits(
                 logits - margin.reshape(shape).astype(logits.dtype), batch

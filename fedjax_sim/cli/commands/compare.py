@@ -112,11 +112,11 @@ def call(options: argparse.Namespace) -> int:
 
     out = RunFolder(options.out)
     out.check(SWEEP, options.resume, options.overwrite)
-    names = (*_fields(options.vocabulary), *_of_codecs(options.vocabulary))
-    resolved = _setting(read("compare", options, names, _COMPARED), options.vocabulary)
+    own_names = (*_fields(options.vocabulary), *_of_codecs(options.vocabulary))
+    resolved = _setting(read("compare", options, own_names, _COMPARED), options.vocabulary)
     shared = resolved.base
     if options.resume:
-        files.check_same(options.out, _values(resolved, names))
+        files.check_same(options.out, _values(resolved, own_names))
     mesh = machine.use_cores(shared.cores)
     experiment = build.experiment(shared)
     # The server is probed for the identity alone.
@@ -132,7 +132,6 @@ def call(options: argparse.Namespace) -> int:
     if options.overwrite and out.held():  # A round may refuse what results are removed for.
         build.check_rounds(map(resolved.of, resolved.grid))
     out.prepare(options.overwrite)
-    files.write(options.out, _values(resolved, names))
 
     console = show.console()
     sizes = experiment.data.num_examples
@@ -148,7 +147,8 @@ def call(options: argparse.Namespace) -> int:
     )
     lines = len(resolved.fractions) * len(resolved.modes) * len(resolved.compress)
     total = lines * resolved.seeds
-    with folder.saying_what_is_saved(options.out):
+    with folder.saying_what_is_saved(options.out), out.kept_if_begun(SWEEP):
+        files.write(options.out, _values(resolved, own_names))
         with show.sweep_progress(total) as tell:
             all_results = comparison.compare(
                 resolved, mesh=mesh, out=options.out, resume=options.resume, on_progress=tell

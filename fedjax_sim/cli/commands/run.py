@@ -189,8 +189,8 @@ def _train(
     from fedjax_sim.cli import show
 
     resolved, configuration = plan.setting, plan.configuration
-    with ExitStack() as stack:
-        stack.enter_context(folder.saying_what_is_saved(out.path))
+    saying = folder.saying_what_is_saved(out.path)
+    with saying, out.kept_if_begun(RUN), ExitStack() as stack:
         with processes.together():
             if processes.is_writer:
                 stack.enter_context(files.written(out.path, configuration))

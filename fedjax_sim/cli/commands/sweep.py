@@ -1,8 +1,7 @@
 """`fedjax-sim sweep`: configurations times seeds."""
 
 import argparse
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,24 +9,17 @@ from fedjax_sim.cli import files, folder, grids, machine
 from fedjax_sim.cli.arguments import add_config, add_out, whole
 from fedjax_sim.cli.options import add_setting, read, setting_options
 from fedjax_sim.cli.signals import INTERRUPTED, runs_with_rounds
-from fedjax_sim.cli.values import setting
-from fedjax_sim.core.checks import check_count, check_known
-from fedjax_sim.grid import Grid, Numbered
+from fedjax_sim.cli.sweep_plan import Plan, plan_of
+from fedjax_sim.core.checks import check_known
 from fedjax_sim.results import Results, ranked
 from fedjax_sim.results.columns import lowest_is_best, on_test
 from fedjax_sim.results.folder import CONFIGURATION, MODELS, SWEEP, RunFolder
 from fedjax_sim.results.targets import rounds_to_target
 from fedjax_sim.results.trained import KEPT
 from fedjax_sim.settings import build
-from fedjax_sim.settings.configurations import in_common, resolved_each, resolved_one
-from fedjax_sim.settings.modes import experiment_of, with_numbered_modes
 from fedjax_sim.settings.options import VOCABULARY, Vocabulary
-from fedjax_sim.settings.private import NOISE
-from fedjax_sim.settings.resolved import ResolvedSetting
-from fedjax_sim.settings.setting import Setting
-from fedjax_sim.sweeps import sweep
+from fedjax_sim.sweeps import sweep, sweeping
 from fedjax_sim.sweeps.shards import shard_of
-from fedjax_sim.training.experiment import Experiment
 
 DESCRIPTION = (
     "Trains every configuration of a grid with several seeds, many in one compiled call; prints "
@@ -35,47 +27,6 @@ DESCRIPTION = (
     "rounds.csv, table.csv and summary.json."
 )
 HAS_SETTING = True
-
-
-class Plan(NamedTuple):
-    """A sweep as it was asked for: everything is checked, nothing is computed."""
-
-    base: Setting  # the values that all configurations have in common
-    tables: dict[str, Any]
-    grid: Grid
-    settings: tuple[ResolvedSetting, ...]  # one for each configuration
-    seeds: int
-    metric: str
-    keep_models: str | None
-    vocabulary: Vocabulary
-
-    def values(self) -> dict[str, Any]:
-        """The contents of configuration.toml."""
-        kept_models = {} if self.keep_models is None else {"keep_models": self.keep_models}
-        of_the_sweep = {"seeds": self.seeds, "metric": self.metric, **kept_models}
-        return {**self.base.values(), **of_the_sweep, **self.tables}
-
-    @property
-    def static(self) -> list[str]:
-        """Names of the axes whose values are constants of a compiled program."""
-        options = self.vocabulary.options
-        values = self.grid.configurations[0]
-        return [
-            name
-            for name in self.grid.names
-            if not options[name].traced and not isinstance(values[name], Numbered)
-        ]
-
-    @property
-    def of_each_program(self) -> Collection[ResolvedSetting]:
-        """The setting of one configuration of each compiled program."""
-        programs = (tuple(values[name] for name in self.static) for values in self.grid)
-        return dict(zip(programs, self.settings, strict=True)).values()
-
-    @property
-    def keys(self) -> range:
-        """The seeds."""
-        return range(self.base.seed, self.base.seed + self.seeds)
 
 
 def add_options(parser: argparse.ArgumentParser, vocabulary: Vocabulary = VOCABULARY) -> None:
@@ -159,7 +110,7 @@ def call(options: argparse.Namespace) -> int:
     if isinstance(values.get("grid"), dict) and "grid" in by_options:
         by_options["grid"] = values["grid"] | by_options["grid"]
     options.elsewhere |= grids.names(values | by_options)
-    plan = _plan(values | by_options, options.vocabulary)
+    plan = plan_of(values | by_options, options.vocabulary)
     for name in setting_options(options):
         if name in plan.grid.names:
             raise ValueError(f"{name} is an axis and an option, too; give one of them")
@@ -170,30 +121,29 @@ def call(options: argparse.Namespace) -> int:
         build.problem(configuration)  # refuses a split that cannot be made, before anything runs
     metrics = build.metrics(build.experiment(plan.settings[0]))
     check_known(plan.metric, metrics, "metric")
-    if options.overwrite and out.held():  # A round may refuse what results are removed for.
+    if options.overwrite and out.held():  # What refuses the new sweep must leave the old one.
+        sweeping.check(plan.experiment, plan.grid, plan.keys, mesh=mesh, **plan.options)
         build.check_rounds(plan.of_each_program)
     out.prepare(options.overwrite)
-    files.write(options.out, plan.values())
 
     console = show.console()
     for line in _before(plan):
         console.print(line, soft_wrap=True)
     total = len(plan.grid) * plan.seeds
-    with folder.saying_what_is_saved(options.out):
+    with folder.saying_what_is_saved(options.out), out.kept_if_begun(SWEEP):
+        files.write(options.out, plan.values())
         with show.sweep_progress(total) as tell:
             all_results = sweep(
-                lambda **hyper: _experiment(plan, hyper),
+                plan.experiment,
                 plan.grid,
                 plan.keys,
+                mesh=mesh,
                 out=options.out,
                 resume=options.resume,
-                mesh=mesh,
                 on_progress=tell,
-                static=plan.static,
-                keep_models=plan.keep_models,
-                metric=plan.metric if plan.keep_models == "best" else None,
                 configuration={"command": "sweep", **plan.base.values()},
                 shard=shard,
+                **plan.options,
             )
         results, complete = runs_with_rounds(all_results, total)
         # A shard that is interrupted leaves the tables to those that go on, and to `report`.
@@ -215,46 +165,6 @@ def call(options: argparse.Namespace) -> int:
     written = (*names, *([] if plan.keep_models is None else [MODELS]), CONFIGURATION)
     console.print(f"Wrote {', '.join(written)} to {options.out}", soft_wrap=True)
     return 0 if complete else INTERRUPTED
-
-
-def _experiment(plan: Plan, hyper: Mapping[str, Any]) -> Experiment:
-    shared = plan.base.values()
-    return experiment_of(plan.grid, hyper, lambda own: resolved_one(shared, own, plan.vocabulary))
-
-
-def _plan(values: Mapping[str, Any], vocabulary: Vocabulary = VOCABULARY) -> Plan:
-    """Makes the plan of a sweep from values by name, checking every one."""
-    seeds, metric = values.get("seeds", 1), values.get("metric")
-    check_count("seeds", seeds)
-    shared = {name: value for name, value in values.items() if name in vocabulary.options}
-    base = setting(shared, vocabulary)
-    tables = {name: values[name] for name in grids.TABLES if name in values}
-    tables = grids.checked(tables, vocabulary)
-    grid = grids.build(tables, vocabulary)
-    settings = resolved_each(base.values(), grid, vocabulary)
-    # An epsilon stays in the place of the noise that it asks for, of which a grid may have several.
-    asked_by_epsilon = () if base.epsilon is None else (NOISE,)
-    common = in_common(settings, without=(*grid.names, *asked_by_epsilon))
-    if base.seed + seeds > 2**32:
-        raise ValueError(
-            f"seeds must be at most {2**32 - base.seed}, counted up from seed {base.seed} to below "
-            f"2^32; got {seeds}"
-        )
-    if metric is not None and not isinstance(metric, str):
-        raise ValueError(f"metric must be text; got {metric!r}")
-    keep_models = values.get("keep_models")
-    if keep_models not in (None, *KEPT):
-        raise ValueError(f"keep_models must be {' or '.join(KEPT)}; got {keep_models!r}")
-    return Plan(
-        base.but(**common),
-        tables,
-        with_numbered_modes(grid, settings),
-        settings,
-        seeds,
-        metric or settings[0].score,
-        keep_models,
-        vocabulary,
-    )
 
 
 def _before(plan: Plan) -> list[str]:
