@@ -28,19 +28,23 @@ def cores(n: int | None = None) -> Mesh:
 
     Args:
       n: at most the cores this process may run on; None for all of them, or for those
-        that JAX has if it already runs.
+        that JAX was told to have.
 
     Raises:
       ValueError: if n < 1 or there are fewer cores, or JAX already runs with fewer CPU
-        devices.
+        devices, of None with one and nobody told it so.
     """
     num_devices = make_cores_devices(n)
     with _threads(2 * num_devices):
         devices = jax.local_devices(backend="cpu")[:num_devices]
-    if n is not None and len(devices) < num_devices:
+    # JAX adds its options to its configuration when it is imported, where no type sees them.
+    was_told = jax.config.jax_num_cpu_devices > 0  # type: ignore[attr-defined]
+    is_one_untold = len(devices) == 1 and not was_told
+    if len(devices) < num_devices and (n is not None or is_one_untold):
+        cores_text = f"all {num_devices}" if n is None else f"n = {n}"
         raise ValueError(
-            f"n = {n} cores must be asked for before JAX is first used, or by the environment: "
-            f"JAX_NUM_CPU_DEVICES={n}; JAX already runs with {len(devices)}"
+            f"{cores_text} cores must be asked for before JAX is first used, or by the "
+            f"environment: JAX_NUM_CPU_DEVICES={num_devices}; JAX already runs with {len(devices)}"
         )
     return Mesh(np.array(devices), (AXIS,))
 

@@ -1,9 +1,12 @@
 """The cores of a CPU as devices, in processes of their own: JAX starts with them."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from fedjax_sim.execution.machine import num_cores
 
 LOOP = """
 import os
@@ -36,3 +39,16 @@ def test_rounds_in_a_loop_need_not_be_awaited():
     command = [sys.executable, "-c", LOOP]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(num_cores() < 2, reason="of one core nothing is lost")
+def test_cores_asked_for_too_late_are_refused():
+    """And not silently one, over which nothing is dealt."""
+    script = "import jax; jax.devices(); import fedjax_sim as fs; fs.execution.cores()"
+    unsaid = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=unsaid, capture_output=True, text=True, timeout=300
+    )
+    assert f"all {num_cores()} cores must be asked for before JAX is first used" in run.stderr
+    assert "JAX already runs with 1" in run.stderr

@@ -328,3 +328,11 @@ def test_the_list_names_every_cell(capsys):
         assert f"  {each.cell.name}: FedAvg, FedProx" in text
     for claim in CLAIMS:
         assert f"  {claim.cell.name}, about" in text
+
+
+def test_the_list_is_of_what_is_named(capsys):
+    named = ["fedprox", "claims-label-skew", "table1-2nn-iid-C0-E1-B10"]
+    assert cli.main(["reproduce", *named, "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first_words = [line.split()[0].strip(",:") for line in lines]
+    assert first_words == ["table1-2nn", named[2], named[0], "claims", named[1]]

@@ -1,7 +1,7 @@
 """`fedjax-sim reproduce`: the papers' tables, cell by cell."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,7 @@ HAS_SETTING = False
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which cells, how many seeds, where to."""
     add = parser.add_argument
-    add("--list", action="store_true", help="list all tables and their cells, and run none")
+    add("--list", action="store_true", help="list tables (all, or these) and cells, and run none")
     add("tables", nargs="*", metavar="TABLE", help="a table, or a single cell of one")
     add(
         "--seeds",
@@ -80,7 +80,7 @@ def call(options: argparse.Namespace) -> int:
         options.tables = options.tables or [*TABLES, *without_rates]
     selection = selected(options.tables)
     if options.list or not options.tables:
-        return _list(TABLES)
+        return _list(options.tables)
     cells = _races(selection, share)
     mesh = machine.use_cores(options.cores)
     store = Store(options.out)
@@ -273,27 +273,37 @@ def _conclude(
     console.print(f"Wrote {', '.join(map(str, names))}", soft_wrap=True)
 
 
-def _list(tables: dict[str, Any]) -> int:
+def _list(chosen: Sequence[str]) -> int:
+    """Prints all tables with their cells, or those that are chosen by name."""
     from fedjax_sim.cli import show
-    from fedjax_sim.reproduce import claims, fedprox, shakespeare
+    from fedjax_sim.reproduce import TABLES, claims, fedprox, shakespeare
     from fedjax_sim.reproduce.selection import ACCURACIES
 
-    console = show.console()
-    for table in tables.values():
-        console.print(f"{table.name}: {table.heading}", soft_wrap=True)
-        for cell in table.cells:
-            published = f", {cell.published:g} rounds published" if cell.published else ""
-            console.print(f"  {cell.name}{published}", soft_wrap=True)
-    for curves in (fedprox, shakespeare):
-        console.print(f"{curves.NAME}: {curves.HEADING}", soft_wrap=True)
+    # name -> heading, and pairs of a cell's name and what is said of it; two claims may share one
+    listed: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    for table in TABLES.values():
+        cells = [
+            (cell.name, f", {cell.published:g} rounds published" if cell.published else "")
+            for cell in table.cells
+        ]
+        listed[table.name] = (table.heading, cells)
+    listed |= {curves.NAME: (curves.HEADING, []) for curves in (fedprox, shakespeare)}
     for accuracy_table in ACCURACIES.values():
-        console.print(f"{accuracy_table.name}: {accuracy_table.heading}", soft_wrap=True)
+        cells = []
         for each in accuracy_table.cells:
             records = f", published by {' and '.join(each.published)}" if each.published else ""
-            methods = ", ".join(each.settings)
-            console.print(f"  {each.cell.name}: {methods}{records}", soft_wrap=True)
-    console.print(f"{claims.NAME}: {claims.HEADING}", soft_wrap=True)
-    for claim in claims.CLAIMS:
-        time = f"about {span_of(claim.seconds)}"
-        console.print(f"  {claim.cell.name}, {time}: {claim.statement}", soft_wrap=True)
+            cells.append((each.cell.name, f": {', '.join(each.settings)}{records}"))
+        listed[accuracy_table.name] = (accuracy_table.heading, cells)
+    of_claims = [
+        (claim.cell.name, f", about {span_of(claim.seconds)}: {claim.statement}")
+        for claim in claims.CLAIMS
+    ]
+    listed[claims.NAME] = (claims.HEADING, of_claims)
+
+    console = show.console()
+    for name, (heading, cells) in listed.items():
+        is_whole = not chosen or name in chosen
+        rows = [f"  {cell}{text}" for cell, text in cells if is_whole or cell in chosen]
+        for line in (f"{name}: {heading}", *rows) if is_whole or rows else ():
+            console.print(line, soft_wrap=True)
     return 0
