@@ -36,9 +36,13 @@ def check_same_spec(name: str, argument: str, before: Any, after: Any) -> None:
     ]
     structures: list[Any] = [jax.tree.structure(tree) for tree in (before, after)]
     if structures[0] != structures[1] or specs[0] != specs[1]:
+        texts = [
+            f"{', '.join(spec)} in {structure}" if spec else "nothing"
+            for spec, structure in zip(specs, structures, strict=True)
+        ]
         raise ValueError(
             f"{name} must keep the structure, shapes and dtypes of {argument}; it makes "
-            f"{', '.join(specs[1])} in {structures[1]} of {', '.join(specs[0])} in {structures[0]}"
+            f"{texts[1]} of {texts[0]}"
         )
 
 

@@ -104,6 +104,11 @@ class Option:
         """The parameter of the factory."""
         return self.parameter or self.name
 
+    @property
+    def allowed(self) -> str:
+        """Which values it takes, in words; empty for any."""
+        return " or ".join(self.choices) or ("" if self.range is None else self.range.says)
+
     def check(self, value: Any) -> None:
         """Refuses a value out of range; a traced one is taken as it is.
 

@@ -278,7 +278,15 @@ class Engine(NamedTuple):
         output = self.exchange.client.finish(
             carry, self.message, client_state, client.num_examples, steps, key
         )
+        if not isinstance(output, ClientOutput):
+            raise ValueError(
+                "client.finish must return an fs.ClientOutput, as fs.ClientOutput(update); got "
+                f"{type(output).__name__}"
+            )
         check_same_spec(
-            "ClientOutput.client_state", "the state given", client_state, output.client_state
+            "ClientOutput.client_state",
+            "the state given, which is init_client's at first",
+            client_state,
+            output.client_state,
         )
         return output

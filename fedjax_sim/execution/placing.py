@@ -122,10 +122,12 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     places them on its own devices; that they are the same is compared by a checksum.
 
     Raises:
-      ValueError: of a mesh of several processes, if this one has no device of it, if an array is
-        dealt over the processes, so that none holds all of it, or if the arrays differ between
-        the processes, which all of them then raise.
+      ValueError: for what is not a mesh; of a mesh of several processes, if this one has no device
+        of it, if an array is dealt over the processes, so that none holds all of it, or if the
+        arrays differ between the processes, which all of them then raise.
     """
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"replicate takes (tree, mesh), a jax.sharding.Mesh; got {mesh!r:.80}")
     if len(own_devices(mesh)) < mesh.size:
         _check_alike(tree, of_processes(mesh))
     return spread(tree, mesh)

@@ -169,7 +169,9 @@ def from_flax(
     modes: dict[str, Any] = {k: value for k, value in _IN_TRAINING.items() if k in takes}
     inference: dict[str, Any] = {name: not value for name, value in modes.items()}
 
-    def init(key: Array) -> Params:
+    def init(key: Any) -> Params:
+        if isinstance(key, int):
+            raise ValueError(f"key must be a key, as jax.random.key({key}) makes; got {key}")
         variables = module.init(key, jnp.zeros((1, *input_shape), input_dtype), **inference)
         if other_collections := sorted(set(variables) - {"params"}):
             raise ValueError(

@@ -21,7 +21,12 @@ _BLOCK = 256  # examples of a client whose losses are computed at once
 @declare(
     "of some candidates, drawn by their weight, the m on whose examples the model's loss is "
     "largest (Cho et al. 2020)",
-    Option("candidates", "that measure; none: 2 m", kind=int, range=AT_LEAST_1),
+    Option(
+        "candidates",
+        "clients that measure their loss, 2 m unless given",
+        kind=int,
+        range=AT_LEAST_1,
+    ),
 )
 def power_of_choice(
     m: int, candidates: int | None = None, loss_fn: LossFn | None = None

@@ -146,8 +146,10 @@ def _merged(room: str, name: str, pairs: list[tuple[Declaration, Option]]) -> Op
             )
     helps: dict[str, list[str]] = {}
     for declaration, option in pairs:
-        default = "" if option.default is None else f" (default: {option.default})"
-        helps.setdefault(option.help + default, []).append(declaration.name)
+        default = "" if option.default is None else f"default: {option.default}"
+        facts = "; ".join(filter(None, (option.allowed, default)))
+        text = f"{option.help} ({facts})" if facts else option.help
+        helps.setdefault(text, []).append(declaration.name)
     words = [f"of --{room} {listed(tuple(names))}: {help}" for help, names in helps.items()]
     return replace(first, help="; ".join(words), traced=all(option.traced for _, option in pairs))
 

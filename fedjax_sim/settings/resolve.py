@@ -222,7 +222,10 @@ def _own_options(values: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
                 option.check(value)
                 options[option.name] = value
             elif choice.parameters[option.argument].default is Parameter.empty:
-                raise ValueError(f"{option.name} must be given to {choice.name}: {option.help}")
+                allowed = f" ({option.allowed})" if option.allowed else ""
+                raise ValueError(
+                    f"{option.name} must be given to {choice.name}: {option.help}{allowed}"
+                )
         if choice.check is not None:
             choice.check(options)
     return options

@@ -27,6 +27,21 @@ from fedjax_sim.transforms.asynchronous.refusals import checked_around
 _IMAGINED = (2, 50, 1000)  # clients of whom a rule is asked before there is a cohort
 
 
+# What the functions of an algorithm and of its clients are given, as their types say.
+_OF_AN_ALGORITHM = {
+    "init": ("params",),
+    "params": ("server",),
+    "init_client": ("params",),
+    "broadcast": ("server", "round"),
+    "server_update": ("server", "update", "total", "context"),
+}
+_OF_A_CLIENT = {
+    "init": ("message", "client_state", "probed", "key"),
+    "step": ("carry", "message", "client_state", "batch", "mask", "key"),
+    "finish": ("carry", "message", "client_state", "num_examples", "num_steps", "key"),
+}
+
+
 def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
     """The algorithm with Python integers; refuses a value that is no algorithm.
 
@@ -38,6 +53,11 @@ def check_algorithm(algorithm: Any) -> FederatedAlgorithm:
         raise ValueError(
             f"acts_when_empty must be True or False; got {algorithm.acts_when_empty!r}"
         )
+    for name, arguments in _OF_AN_ALGORITHM.items():
+        check_takes(name, getattr(algorithm, name), *arguments)
+    for exchange in algorithm.exchanges:
+        for name, arguments in _OF_A_CLIENT.items():
+            check_takes(f"client.{name}", getattr(exchange.client, name), *arguments)
     for name, takes in (("wire", ("update", "total")), ("message_wire", ("message",))):
         wire = getattr(algorithm, name)
         if wire is not None:

@@ -10,7 +10,7 @@ from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.loss import check_metric, per_example
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import of_stretches
-from fedjax_sim.core.types import Array, LossFn, Params, accumulator
+from fedjax_sim.core.types import Array, FederatedState, LossFn, Params, accumulator
 from fedjax_sim.data import FederatedData, Source
 from fedjax_sim.execution.mapped import map_over_devices
 from fedjax_sim.execution.placing import check_mesh_or_none
@@ -73,6 +73,8 @@ def evaluate(
     batch_size = check_count("batch_size", batch_size)
     check_takes("metric_fn", metric_fn, "params", "batch", "key")
     check_mesh_or_none(mesh)
+    if isinstance(params, FederatedState):
+        raise ValueError("params must be a model's params, as state.params; got the state itself")
     check_flat(data, "data")
     for examples in looked_at(data):
         check_metric(metric_fn, params, examples, key, "data")

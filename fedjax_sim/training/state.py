@@ -1,5 +1,6 @@
 """The state before the first round, and whether a state is of an algorithm and its data."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -40,6 +41,11 @@ def init(
         examples = [check_data(data).examples]
     for exchange in algorithm.exchanges:
         check_steps(exchange.local, data)
+    if inspect.isroutine(params):
+        raise ValueError(
+            "params must be a model's params, as model.init(key) returns; got the function "
+            f"{params.__qualname__}"
+        )
     # Copies, so that donating the state leaves the caller's arrays alone, and without the
     # weak type of a Python number, which would cost a second trace.
     params = jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), params)

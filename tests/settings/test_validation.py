@@ -232,10 +232,11 @@ def test_a_comparison_shows_both():
 
 
 def test_a_sweep_prints_the_test_score_of_the_one_chosen():
+    from fedjax_sim.cli import sweep_plan
     from fedjax_sim.cli.commands import sweep
 
     grid = {"client_lr": [0.1, 0.2]}
-    plan = sweep._plan({"validation": 0.2, "seeds": 2, "grid": grid})
+    plan = sweep_plan.plan_of({"validation": 0.2, "seeds": 2, "grid": grid})
     results = Results(
         tuple(
             run._replace(configuration={"client_lr": run.configuration["lr"]})
@@ -248,12 +249,12 @@ def test_a_sweep_prints_the_test_score_of_the_one_chosen():
     assert cells["validation_accuracy"] == ["0.8050", "0.6050"]
     assert cells["test_accuracy"] == ["0.7050 ± 0.0635", ""]
     assert lines[-1] == "test_accuracy: of the best, which validation_accuracy chose."
-    by_test = sweep._plan({"seeds": 2, "grid": grid})
+    by_test = sweep_plan.plan_of({"seeds": 2, "grid": grid})
     table, *lines = sweep._after(by_test, results)
     assert [column.header for column in table.columns].count("test_accuracy") == 1
     assert [*table.columns[1].cells] == ["0.2", "0.1"]
     with pytest.raises(ValueError, match="validation cannot be an axis"):
-        sweep._plan({"grid": {"validation": [0.1, 0.2]}})
+        sweep_plan.plan_of({"grid": {"validation": [0.1, 0.2]}})
 
 
 def test_an_interval_in_words():

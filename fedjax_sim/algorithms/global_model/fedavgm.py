@@ -20,7 +20,7 @@ from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 
 @declare(
     "FedAvg with momentum at the server (Hsu et al. 2019)",
-    Option("momentum", "of the server", default=0.9, range=BELOW_1, traced=True),
+    Option("momentum", "the server's momentum", default=0.9, range=BELOW_1, traced=True),
     facts=Facts("v <- momentum v + u, w <- w + server_lr v", "`momentum` = 0: FedAvg"),
 )
 def fedavgm(

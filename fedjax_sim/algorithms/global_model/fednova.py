@@ -44,7 +44,7 @@ class NormalisedUpdate(NamedTuple):
 
 @declare(
     "FedAvg of updates normalised by the clients' own steps (Wang et al. 2020)",
-    Option("momentum", "of the clients' steps", default=0.0, range=BELOW_1, traced=True),
+    Option("momentum", "momentum of the clients' steps", default=0.0, range=BELOW_1, traced=True),
     Option("mu", "weight of the proximal term", default=0.0, range=AT_LEAST_0, traced=True),
     without=("schedule",),
     facts=Facts(

@@ -22,7 +22,7 @@ from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
 
 @declare(
     "FedAvg whose clients descend to flat minima (Qu et al. 2022)",
-    Option("rho", "how far a step looks up", default=0.05, range=AT_LEAST_0, traced=True),
+    Option("rho", "how far up the slope a step looks", default=0.05, range=AT_LEAST_0, traced=True),
     facts=Facts("clients step along the gradient at w + rho g(w) / |g(w)|", "`rho` = 0: FedAvg"),
 )
 def fedsam(

@@ -50,7 +50,7 @@ class ClusterUpdate(NamedTuple):
 
 @declare(
     "several models, of which each client trains the one that fits it best (Ghosh et al. 2020)",
-    Option("num_models", "how many", default=2, kind=int, range=AT_LEAST_1, metavar="C"),
+    Option("num_models", "models in all", default=2, kind=int, range=AT_LEAST_1, metavar="C"),
     facts=Facts(
         "c_k = argmin_c F_k(w_c), w_c <- w_c + mean d_k of those that chose c",
         "`num_models` = 1: FedAvg",

@@ -42,7 +42,7 @@ class MimeServer(NamedTuple):
 @declare(
     "local steps with the server's momentum, corrected by the cohort's gradient "
     "(Karimireddy et al. 2021)",
-    Option("momentum", "of the server", default=0.9, range=BELOW_1, traced=True),
+    Option("momentum", "the server's momentum", default=0.9, range=BELOW_1, traced=True),
     without=("schedule",),
     facts=Facts(
         "y <- y - client_lr ((1 - momentum) (g(y) - g(w) + c) + momentum m), c = mean grad F_k(w)",

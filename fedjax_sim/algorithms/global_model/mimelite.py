@@ -31,7 +31,7 @@ class MimeLiteServer(NamedTuple):
 
 @declare(
     "local steps with the server's momentum (Karimireddy et al. 2021)",
-    Option("momentum", "of the server", default=0.9, range=BELOW_1, traced=True),
+    Option("momentum", "the server's momentum", default=0.9, range=BELOW_1, traced=True),
     without=("schedule",),
     facts=Facts(
         "y <- y - client_lr ((1 - momentum) g(y) + momentum m), m of mean grad F_k(w)",

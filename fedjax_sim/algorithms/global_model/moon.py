@@ -26,7 +26,13 @@ Features = Callable[[Any, Any], Array]  # (params, batch) -> Float[B, d]
 @declare(
     "FedAvg whose clients are drawn to what the global model sees (Li et al. 2021)",
     Option("mu", "weight of the contrastive term", default=1.0, range=AT_LEAST_0, traced=True),
-    Option("temperature", "of that term", default=0.5, range=POSITIVE, traced=True),
+    Option(
+        "temperature",
+        "temperature of the contrastive term",
+        default=0.5,
+        range=POSITIVE,
+        traced=True,
+    ),
     facts=Facts(
         "descent on F_k + mu mean log(1 + exp((cos(z, z_before) - cos(z, z_w)) / temperature))",
         "`mu` = 0: FedAvg",

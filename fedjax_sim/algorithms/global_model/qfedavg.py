@@ -41,7 +41,13 @@ class FairUpdate(NamedTuple):
 
 @declare(
     "FedAvg in which clients with a larger loss weigh more (Li et al. 2020)",
-    Option("q", "how much more they weigh", default=1.0, range=AT_LEAST_0, traced=True),
+    Option(
+        "q",
+        "how much more clients of high loss weigh, 0 for alike",
+        default=1.0,
+        range=AT_LEAST_0,
+        traced=True,
+    ),
     without=("schedule",),
     facts=Facts(
         "w <- w - sum p_k F_k^q g_k / sum p_k (q F_k^(q-1) |g_k|^2 + F_k^q / client_lr), g_k "

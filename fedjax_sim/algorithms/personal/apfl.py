@@ -37,7 +37,9 @@ class MixedDescent(NamedTuple):
 
 @declare(
     "each client uses a mixture of the global model and one of its own (Deng et al. 2020)",
-    Option("mixture", "share of its own", 0.5, range=FROM_0_TO_1, traced=True, parameter="alpha"),
+    Option(
+        "mixture", "share of the own model", 0.5, range=FROM_0_TO_1, traced=True, parameter="alpha"
+    ),
     Option("adaptive", "whether each client learns its share", default=False, kind=bool),
     without=("schedule",),
     facts=Facts(

@@ -41,7 +41,7 @@ class TwoDescents(NamedTuple):
 
 @declare(
     "FedAvg, and a model of each client's own that is drawn to the global one (Li et al. 2021)",
-    Option("lam", "how strongly it is drawn", default=0.1, range=AT_LEAST_0, traced=True),
+    Option("lam", "pull of the global model", default=0.1, range=AT_LEAST_0, traced=True),
     facts=Facts(
         "v_k descends on F_k(v) + (lam / 2) |v - w|^2, w as FedAvg",
         "`lam` = 0: each client alone",

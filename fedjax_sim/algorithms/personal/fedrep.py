@@ -38,7 +38,7 @@ class TwoPhases(NamedTuple):
 @declare(
     "a shared representation, for which each client first fits its own head (Collins et al. 2021)",
     PERSONAL_HEAD,
-    Option("head_epochs", "of the E, for the head", default=1, kind=int, range=AT_LEAST_1),
+    Option("head_epochs", "epochs that train the head", default=1, kind=int, range=AT_LEAST_1),
     facts=Facts(
         "v_k descends first, with u held; then u_k, with v_k held; u <- u + mean (u_k - u)",
         "all heads alike and held: FedBABU",

@@ -32,8 +32,8 @@ HESSIANS = ("exact", "first_order")
 
 @declare(
     "a model from which one step on a client's examples leads far (Fallah et al. 2020)",
-    Option("meta_lr", "rate of that step", 0.01, range=AT_LEAST_0, traced=True, parameter="alpha"),
-    Option("hessian", "of that step", default="exact", kind=str, choices=HESSIANS),
+    Option("meta_lr", "rate of adapting", 0.01, range=AT_LEAST_0, traced=True, parameter="alpha"),
+    Option("hessian", "derivative of adapting", default="exact", kind=str, choices=HESSIANS),
     without=("schedule",),
     symbols={"client_lr": "beta"},
     facts=Facts(

@@ -30,7 +30,7 @@ class Envelope(NamedTuple):
 
 @declare(
     "clients descend on the Moreau envelopes of their losses (Dinh et al. 2020)",
-    Option("lam", "how strongly it is drawn", default=15.0, range=POSITIVE, traced=True),
+    Option("lam", "pull of the global model", default=15.0, range=POSITIVE, traced=True),
     Option("inner_lr", "rate of the personal steps", default=0.01, range=POSITIVE, traced=True),
     Option("inner_steps", "personal steps a block", default=5, kind=int, range=AT_LEAST_1),
     without=("schedule",),

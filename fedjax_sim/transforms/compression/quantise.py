@@ -30,8 +30,8 @@ class Levels(NamedTuple):
 
 @declare(
     "levels between a leaf's lowest and highest entry, rounded at random (Suresh et al. 2017)",
-    Option("bits", "of each entry", default=8, kind=int, range=_BITS, metavar="B"),
-    Option("rotated", "after a random rotation", default=False, kind=bool),
+    Option("bits", "bits of each entry", default=8, kind=int, range=_BITS, metavar="B"),
+    Option("rotated", "quantise after a random rotation", default=False, kind=bool),
 )
 def quantise(bits: int, rotated: bool = False) -> Codec:
     """A codec that rounds each entry at random to one of 2^b levels, so that its mean is the entry.

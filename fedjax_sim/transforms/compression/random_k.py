@@ -27,8 +27,8 @@ class Drawn(NamedTuple):
 
 @declare(
     "entries drawn at random, of which the values travel and a seed (Konecny et al. 2016)",
-    Option("share", "of the entries of each array", range=UP_TO_1),
-    Option("unbiased", "multiplied by d / k, and not for error feedback", default=True, kind=bool),
+    Option("share", "share of the entries of each array that is sent", range=UP_TO_1),
+    Option("unbiased", "multiply by d / k, but not for error feedback", default=True, kind=bool),
 )
 def random_k(share: float, unbiased: bool = True) -> Codec:
     """A codec that sends k entries of each leaf, drawn evenly without replacement.

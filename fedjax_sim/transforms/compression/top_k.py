@@ -40,7 +40,7 @@ class Entries:
 
 @declare(
     "the entries of largest magnitude (Stich et al. 2018)",
-    Option("share", "of the entries of each array", range=UP_TO_1),
+    Option("share", "share of the entries of each array that is sent", range=UP_TO_1),
 )
 def top_k(share: float) -> Codec:
     """A codec that sends the k entries of largest magnitude of each leaf, and holds back the rest.
