@@ -19,8 +19,8 @@ def check_malicious(extras: Mapping[str, Any], clients: int) -> None:
         return
     if ("malicious" in extras) == ("malicious_ids" in extras):
         raise ValueError(
-            f"attack {extras['attack']} needs malicious, a share of the clients in (0, 1], or "
-            "malicious_ids, as 3,7; and not both"
+            "malicious must be given, a share of the clients in (0, 1], or malicious_ids, as 3,7, "
+            f"and not both, for attack {extras['attack']}"
         )
     if "malicious_ids" in extras:
         attacks.malicious_of(client_ids(extras["malicious_ids"]), clients)

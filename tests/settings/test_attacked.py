@@ -55,7 +55,7 @@ def test_what_is_done_before_a_rule():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"attack": "alie"}, "attack alie needs malicious, a share .*or malicious_ids"),
+        ({"attack": "alie"}, "malicious must be given, .*or malicious_ids.* for attack alie"),
         ({"malicious": 0.2}, "malicious belongs to attack .*; there is no attack"),
         ({"attack": "alie", "malicious": 0.0}, r"malicious must be finite and in \(0, 1\]"),
         ({"attack": "alie", "malicious": 0.2, "malicious_ids": "1"}, "and not both"),

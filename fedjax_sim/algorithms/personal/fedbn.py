@@ -10,9 +10,9 @@ from fedjax_sim.algorithms.descent import averaged_descent
 from fedjax_sim.algorithms.facts import Facts
 from fedjax_sim.algorithms.optimizers import MEAN, Optimizer
 from fedjax_sim.core.local_training import check_local
-from fedjax_sim.core.paths import Chosen
+from fedjax_sim.core.paths import Chosen, by_path
 from fedjax_sim.core.registry import Option, declare
-from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn
+from fedjax_sim.core.types import FederatedAlgorithm, LocalTraining, LossFn, Params, PyTree
 from fedjax_sim.transforms.sharing import partial
 
 
@@ -74,4 +74,16 @@ def fedbn(
     {'GroupNorm'}
     """
     base = averaged_descent(loss_fn, client_optimizer, check_local(local), server_optimizer)
-    return partial(base, personal)
+    algorithm = partial(base, personal)
+
+    def check(params: Params, batch: PyTree) -> None:
+        paths = [*by_path(params)]
+        if not any(map(is_of_a_norm, paths)):
+            raise ValueError(
+                "personal must name the normalisation's parameters, because no layer of this model "
+                f"is called norm or bn; got none, and there are {', '.join(paths)}"
+            )
+        if algorithm.check is not None:
+            algorithm.check(params, batch)
+
+    return algorithm._replace(check=check) if personal is is_of_a_norm else algorithm
