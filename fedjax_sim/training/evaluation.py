@@ -10,7 +10,7 @@ from fedjax_sim.core.checks import check_count, check_takes
 from fedjax_sim.core.loss import check_metric, per_example
 from fedjax_sim.core.reprs import fields_of
 from fedjax_sim.core.sums import of_stretches
-from fedjax_sim.core.types import Array, FederatedState, LossFn, Params, accumulator
+from fedjax_sim.core.types import Array, FederatedState, LossFn, Params, PyTree, accumulator
 from fedjax_sim.data import FederatedData, Source
 from fedjax_sim.execution.mapped import map_over_devices
 from fedjax_sim.execution.placing import check_mesh_or_none
@@ -78,18 +78,19 @@ def evaluate(
     check_flat(data, "data")
     for examples in looked_at(data):
         check_metric(metric_fn, params, examples, key, "data")
-    data, block_of = flat(data)
+    data, arrays, block_of = flat(data)
     total = data.total_num_examples
     size = min(batch_size, total)
     blocks = -(-total // size)
 
-    def block(number: Array) -> dict[str, Array]:
-        batch = block_of(number, size)
+    def block(number: Array, params: Params, arrays: PyTree, key: Array | None) -> dict[str, Array]:
+        batch = block_of(arrays, number, size)
         block_key = None if key is None else jax.random.fold_in(key, number)
         values = per_example(metric_fn, params, batch, block_key, "metric_fn")
         return {name: v.astype(accumulator(v.dtype)) for name, v in values.items()}
 
-    values = map_over_devices(block, jnp.arange(blocks, dtype=jnp.int32), mesh)
+    numbers = jnp.arange(blocks, dtype=jnp.int32)
+    values = map_over_devices(block, numbers, (params, arrays, key), mesh)
     values = {name: v.reshape(-1)[:total] for name, v in values.items()}
 
     def by_client(value: Array) -> Array:

@@ -27,11 +27,13 @@ class Flat(NamedTuple):
 
     Attributes:
       data: the federation; of a source with the shapes of its examples.
-      block: (number, B) -> rows [B, ...]; behind the last example it is repeated.
+      arrays: what a block is read of, leaves [N, ...]; () of a source.
+      block: (arrays, number, B) -> rows [B, ...]; behind the last example it is repeated.
     """
 
     data: FederatedData
-    block: Callable[[Array, int], PyTree]
+    arrays: PyTree
+    block: Callable[[PyTree, Array, int], PyTree]
 
 
 def looked_at(data: FederatedData | Source) -> list[PyTree]:
@@ -59,9 +61,11 @@ def flat(data: FederatedData | Source) -> Flat:
         return jnp.minimum(number * size + jnp.arange(size, dtype=jnp.int32), total - 1)
 
     if not isinstance(data, Source):
-        return Flat(
-            data, lambda number, size: jax.tree.map(lambda x: x[rows(number, size)], data.examples)
-        )
+
+        def held(examples: PyTree, number: Array, size: int) -> PyTree:
+            return jax.tree.map(lambda x: x[rows(number, size)], examples)
+
+        return Flat(data, data.examples, held)
     source, whole = data, data.without_examples
     sizes = np.asarray(source.num_examples, np.int64)
     ends = np.cumsum(sizes)
@@ -69,7 +73,7 @@ def flat(data: FederatedData | Source) -> Flat:
     # An operand that a checksum of the program sees, which does not see what is read.
     name = np.frombuffer(hashlib.sha256((source.identity or "").encode()).digest(), np.uint32)
 
-    def block(number: Array, size: int) -> PyTree:
+    def block(arrays: PyTree, number: Array, size: int) -> PyTree:
         def read(number: Any, name: Any) -> PyTree:
             first = int(number) * size
             last = min(first + size, total)
@@ -95,4 +99,4 @@ def flat(data: FederatedData | Source) -> Flat:
         return jax.pure_callback(read, shapes, number, name, vmap_method="sequential")
 
     offsets = jnp.asarray(ends - sizes, jnp.int32)
-    return Flat(replace(whole, offsets=offsets), block)
+    return Flat(replace(whole, offsets=offsets), (), block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -54,24 +55,32 @@ class Measures(NamedTuple):
         """Sums and counts of each client, [c], of its model, and of the one that is fine-tuned."""
         passes = self.algorithm.exchanges[-1]
         passes = passes._replace(local=LocalTraining(1, self.batch_size, shuffle=False))
-        engine = Engine(passes, test, jax.random.key(0), ())
 
-        def measured(client_id: Array, params: Params) -> Metrics:
-            def of_block(batch: PyTree, mask: Array) -> Metrics:
-                values = per_example(self.metric_fn, params, batch, None, "metric_fn")
-                return totals(values, mask)
+        unused_key = jax.random.key(0)
 
-            return engine.sum_over_blocks(of_block, engine.client(client_id), dynamic=True)
+        def of_block(params: Params, batch: PyTree, mask: Array) -> Metrics:
+            return totals(per_example(self.metric_fn, params, batch, None, "metric_fn"), mask)
 
-        def measure(client_id: Array) -> list[Metrics]:
+        def measure(
+            client_id: Array,
+            state: FederatedState,
+            data: FederatedData,
+            test: FederatedData,
+            key: Array,
+        ) -> list[Metrics]:
             models = [own_model(self.algorithm, state, data, client_id, self.unseen)]
             if self.fine_tune is not None:
-                own_key = stream(self.key, FINE_TUNING)
+                own_key = stream(key, FINE_TUNING)
                 models.append(fine_tuned(self.fine_tune, data, own_key, models[0], client_id))
-            return [measured(client_id, params) for params in models]
+            engine = Engine(passes, test, unused_key, ())
+            client = engine.client(client_id)
+            return [
+                engine.sum_over_blocks(partial(of_block, params), client, dynamic=True)
+                for params in models
+            ]
 
         lanes = None if self.lanes == 1 else self.lanes
-        return map_over_devices(measure, ids, self.mesh, batch_size=lanes)
+        return map_over_devices(measure, ids, (state, data, test, self.key), self.mesh, lanes)
 
 
 def check_measured(

@@ -47,11 +47,15 @@ def dealt(measure, mesh, argument):
     return jax.jit(measure(mesh))(argument)
 
 
+def square(number):
+    return {"square": number * number}
+
+
 @pytest.mark.parametrize("mesh", [MESH, WITH_A_MODEL_AXIS])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_numbers_are_mapped_once_each_and_in_their_order(count, mesh):
     squares = dealt(
-        lambda mesh: partial(map_over_devices, lambda i: {"square": i * i}, mesh=mesh),
+        lambda mesh: lambda n: map_over_devices(square, n, (), mesh),
         mesh,
         jnp.arange(3, 3 + count),
     )["square"]
@@ -70,6 +74,22 @@ def test_evaluate_over_devices_is_that_of_one(batch_size):
         return lambda params: fs.evaluate(noisy, params, TEST, **options)
 
     same(dealt(measure, MESH, PARAMS), dealt(measure, None, PARAMS))
+
+
+def test_what_lies_on_the_mesh_is_measured_there():
+    """As in a loop of one's own: the arrays of a mesh have a type that tells of it."""
+    algorithm = fs.ifca(LOSS, optax.sgd(0.1), fs.LocalTraining(1, 2), num_models=2)
+    state = fs.init(algorithm, jax.vmap(MODEL.init)(jax.random.split(jax.random.key(1))), DATA)
+    tuning = fs.FineTuning(optax.sgd(0.2), fs.LocalTraining(1, 2))
+
+    def measure(params, state, data, test, key, mesh=None):
+        of_model = fs.evaluate(LOSS, params, test, key=key, batch_size=4, mesh=mesh)
+        options = {"test": test, "fine_tune": tuning, "key": key, "mesh": mesh}
+        return of_model, fs.evaluate_clients(LOSS, algorithm, state, data, **options)
+
+    arguments = (PARAMS, state, DATA, TEST, jax.random.key(2))
+    placed = fs.execution.replicate(arguments, MESH)
+    same(jax.jit(partial(measure, mesh=MESH))(*placed), jax.jit(measure)(*arguments))
 
 
 def test_a_source_over_devices_is_that_in_memory():
