@@ -8,12 +8,11 @@ are written again, with the same values; each writer's docstring says how it han
 import csv as csv_files
 import io
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from fedjax_sim.core.files import replace_file
+from fedjax_sim.core.files import check_writable, replace_file
 
 _ROUND = "round"  # the first column
 
@@ -155,12 +154,8 @@ class TensorBoard:
                 "writers.tensorboard needs tensorboardX: pip install fedjax-sim[tensorboard]"
             ) from error
         self.folder = Path(folder)
-        try:  # here, and not with the first round, for which earlier results may be removed
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise ValueError(f"folder {folder} cannot be written: {error.strerror}") from error
+        # Here, and not with the first round, for which earlier results may be removed.
+        check_writable(self.folder, f"folder {folder}")
         self._make = SummaryWriter
         self._events: Any = None
         self._last = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedjax_sim.core.files import replace_file
 from fedjax_sim.host.manifest import MORE_ROUNDS, differences
-from fedjax_sim.results.folder import CONFIGURATION, RunFolder
+from fedjax_sim.results.folder import CONFIGURATION
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -61,8 +61,6 @@ def check_same(
 def written(folder: Path, values: Mapping[str, Any]) -> Iterator[None]:
     """Writes configuration.toml, and puts back what was there if the block raises ValueError.
 
-    Where there was none it is removed, unless the block began something that it is needed for.
-
     Raises:
       ValueError: the block's own.
     """
@@ -74,8 +72,6 @@ def written(folder: Path, values: Mapping[str, Any]) -> Iterator[None]:
     except ValueError:
         if previous is not None:
             replace_file(path, lambda file: file.write(previous))
-        elif RunFolder(folder).held() == [CONFIGURATION]:
-            path.unlink()
         raise
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import secrets
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,24 @@ def replace_file(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
     """
     with _written_beside(path, save) as beside:
         beside.replace(path)
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Makes a folder if it is not there, and tests that files can be written in it.
+
+    Args:
+      what: how the error begins.
+
+    Raises:
+      ValueError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise ValueError(f"{what} cannot be written: {why}") from error
 
 
 def make_file(path: Path, contents: bytes) -> bool:

@@ -66,10 +66,8 @@ class Merged:
 
 
 def _merged_apply(whole_apply: Any, merge: Callable[[Params], Params]) -> Any:
-    if isinstance(whole_apply, OfTokens):  # whose vocabulary the losses look for
-        return replace(whole_apply, apply=_merged_apply(whole_apply.apply, merge))
-    if isinstance(whole_apply, WithDropout):  # which the losses train by its own function
-        return whole_apply.wrapped(lambda function: Merged(function, merge))
+    if isinstance(whole_apply, (OfTokens, WithDropout)):  # which the losses look for
+        return whole_apply.wrapped(lambda function: _merged_apply(function, merge))
     return Merged(whole_apply, merge)
 
 

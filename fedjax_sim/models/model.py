@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +64,10 @@ class OfTokens:
 
     def __call__(self, params: Params, x: Array) -> Array:
         return self.apply(params, x)
+
+    def wrapped(self, wrap: Callable[[Any], Any]) -> "OfTokens":
+        """Of the function what `wrap` makes of it."""
+        return replace(self, apply=wrap(self.apply))
 
     def __repr__(self) -> str:
         return fields_of(self)

@@ -102,9 +102,7 @@ class _Cast:
 def _cast_function(function: Any, dtype: Any) -> Any:
     """A loss, or an `apply`, computed in `dtype`; of an adapter the whole model is, and not the
     trained part alone, beside which the frozen parameters would make all of it float32."""
-    if isinstance(function, OfTokens):  # whose vocabulary the losses look for
-        return replace(function, apply=_cast_function(function.apply, dtype))
-    if isinstance(function, WithDropout):  # which the losses train by its own function
+    if isinstance(function, (OfTokens, WithDropout)):  # which the losses look for
         return function.wrapped(lambda each: _cast_function(each, dtype))
     if isinstance(function, Merged):
         return replace(function, function=_cast_function(function.function, dtype))

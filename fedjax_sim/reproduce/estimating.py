@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from fedjax_sim.core.evaluate import subject_of
 from fedjax_sim.reproduce.accuracies import AccuracyCell
 from fedjax_sim.reproduce.cells import Cell
-from fedjax_sim.reproduce.racing import MOST_RATES
+from fedjax_sim.reproduce.racing import MOST_RATES, dealt_over
 from fedjax_sim.settings import build
 from fedjax_sim.settings.resolve import resolve
 from fedjax_sim.settings.resolved import ResolvedSetting
@@ -38,7 +38,8 @@ def estimate(cells: list[Cell], seeds: int, mesh: Mesh | None) -> dict[str, floa
             paces[kind] = _pace_of_client(setting)
         a_pass, an_evaluation = paces[kind]
         clients = setting.slots * (1 if setting.local is None else setting.local.epochs)
-        devices = 1 if mesh is None or setting.slots == 1 else mesh.size
+        dealt = dealt_over(setting, mesh)
+        devices = 1 if dealt is None else dealt.size
         share = 1 / min(devices, setting.slots)
         # If no run reaches the target, the grid may be extended until it has MOST_RATES.
         runs = (MOST_RATES if cell.tuned else 1) + seeds - 1

@@ -57,6 +57,11 @@ class Runner(NamedTuple):
     federation: int
 
 
+def dealt_over(setting: ResolvedSetting, mesh: Mesh | None) -> Mesh | None:
+    """The mesh, for a cohort of more than one client; a single one is not dealt."""
+    return mesh if setting.slots > 1 else None
+
+
 def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     """Compiles a cell's run, with its rate and key as arguments.
 
@@ -67,7 +72,7 @@ def compiled(cell: Cell, client_lr: float | None, mesh: Mesh | None) -> Runner:
     resolved = replace(cell.setting, rounds=cell.most).resolved()
     if client_lr is not None:
         resolved = resolve({**resolved.values(), "client_lr": client_lr})
-    mesh = mesh if resolved.slots > 1 else None
+    mesh = dealt_over(resolved, mesh)
 
     def experiment_at(rate: Any) -> Any:
         return build.experiment(resolve({**resolved.values(), cell.axis: rate}), mesh)

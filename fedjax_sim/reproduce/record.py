@@ -1,12 +1,11 @@
 """The record: each table's cells beside the published numbers, as a page and pictures."""
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim.core.files import replace_file
+from fedjax_sim.core.files import check_writable, replace_file
 from fedjax_sim.core.words import span_of
 from fedjax_sim.reproduce import figures, sections
 from fedjax_sim.reproduce.cells import COMPARED, TABLES, Cell, Table
@@ -72,12 +71,7 @@ def check(page: Path, option: str = "--record") -> None:
         )
     if page.suffix.lower() != ".md":
         raise ValueError(f"{option} must end in .md, for the page is Markdown; got {page}")
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=page.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"{option}: {page} cannot be written: {error.strerror}") from error
+    check_writable(page.parent, f"{option}: {page}")
 
 
 def lines(cells: Sequence[Cell], store: Store) -> list[str]:

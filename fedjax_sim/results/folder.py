@@ -3,13 +3,12 @@
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_sim.core.files import lock_of, locked
+from fedjax_sim.core.files import check_writable, lock_of, locked
 
 SUMMARY, TABLE, ROUNDS = "summary.json", "table.csv", "rounds.csv"  # written by `Results.save`
 HISTORY, PICTURE = "history.csv", "compare.png"  # a comparison has these, too
@@ -185,13 +184,7 @@ class RunFolder(NamedTuple):
         Raises:
           ValueError: if it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            why = "it is a file" if self.path.is_file() else error.strerror
-            raise ValueError(f"out {self.path} cannot be written: {why}") from error
+        check_writable(self.path, f"out {self.path}")
         if overwrite:
             self.clear()
 

@@ -55,8 +55,7 @@ class Measures(NamedTuple):
         """Sums and counts of each client, [c], of its model, and of the one that is fine-tuned."""
         passes = self.algorithm.exchanges[-1]
         passes = passes._replace(local=LocalTraining(1, self.batch_size, shuffle=False))
-
-        unused_key = jax.random.key(0)
+        unused_key = jax.random.key(0)  # nothing is drawn in a pass in storage order
 
         def of_block(params: Params, batch: PyTree, mask: Array) -> Metrics:
             return totals(per_example(self.metric_fn, params, batch, None, "metric_fn"), mask)

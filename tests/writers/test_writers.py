@@ -145,6 +145,13 @@ def test_tensorboard(data, tmp_path):
     assert "evaluated" not in found
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_a_round(tmp_path):
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written: it is a file"):
+        fs.writers.tensorboard(tmp_path / "file")
+
+
 def test_tensorboard_after_a_resume(tmp_path):
     pytest.importorskip("tensorboardX")
     first = fs.writers.tensorboard(tmp_path)

@@ -164,14 +164,14 @@ def _estimate(
             console.print(line, soft_wrap=True)
 
     if cells:
-        seconds_of = estimate(left.races, options.seeds, mesh) if left.races else {}
+        seconds_of = estimate(left.races, options.seeds, mesh)
         _save(seconds_of, store)
         say(_about_races(len(cells), seconds_of, each=options.estimate))
     for name in selection.curves:
         left_text = "no estimate, its progress says the time left."
         say([f"{name}: {left_text if name in left.curves else 'all there.'}"])
     if selection.swept:
-        measured = estimate_swept(left.accuracies, options.seeds, mesh) if left.accuracies else {}
+        measured = estimate_swept(left.accuracies, options.seeds, mesh)
         _save(measured, store)
         of_claims = {claim.cell.name: claim.seconds for claim in selection.claims}
         seconds_of = {cell.name: (of_claims | measured)[cell.name] for cell in left.swept}

@@ -189,10 +189,10 @@ def _train(
     from fedjax_sim.cli import show
 
     resolved, configuration = plan.setting, plan.configuration
-    saying = folder.saying_what_is_saved(out.path)
-    with saying, out.kept_if_begun(RUN), ExitStack() as stack:
+    with folder.saying_what_is_saved(out.path), ExitStack() as stack:
         with processes.together():
             if processes.is_writer:
+                stack.enter_context(out.kept_if_begun(RUN))
                 stack.enter_context(files.written(out.path, configuration))
         with show.run_progress(resolved.rounds, resolved.score, processes.is_writer) as tell:
             simulation = simulate(
